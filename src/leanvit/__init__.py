@@ -1,0 +1,44 @@
+"""leanvit makes vision transformers lean: it builds, trains, compresses, deploys and audits timm ViTs, with evidence.
+
+Public names load on first use, so that `import leanvit` (and the command line) stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name -> module that defines it
+    "open_model": "leanvit.anatomy",
+    "close_model": "leanvit.anatomy",
+    "compress": "leanvit.recipe",
+    "reapply": "leanvit.recipe",
+    "save": "leanvit.recipe",
+    "load": "leanvit.recipe",
+    "methods": "leanvit.recipe",
+    "EViT": "leanvit.compress.tokens.evit",
+    "ToMe": "leanvit.compress.tokens.tome",
+    "Int8": "leanvit.compress.quantize.int8",
+    "open_dataset": "leanvit.data",
+    "Preprocess": "leanvit.data",
+    "fit": "leanvit.training",
+    "FitConfig": "leanvit.training",
+    "count": "leanvit.measure",
+    "compare": "leanvit.measure",
+    "export": "leanvit.deploy",
+    "load_artefact": "leanvit.deploy",
+    "report": "leanvit.report",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanvit' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,44 @@
+"""Errors that a user can act on. Each message names the argument, what was given and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LeanvitError(Exception):
+    """Base of every error that leanvit raises on purpose; the CLI prints its text without a traceback."""
+
+
+class BadInput(LeanvitError, ValueError):
+    """An argument, option, key or file is not what is accepted."""
+
+
+class Refused(LeanvitError):
+    """The input is well formed, but this model, or this combination of methods, is not supported; the text says why."""
+
+
+class CheckpointError(LeanvitError):
+    """A saved run or artefact is truncated, tampered with, foreign, or from a newer format."""
+
+
+class MissingExtra(LeanvitError, ImportError):
+    """An optional dependency is not installed; the text holds the pip command."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Text that suggests the nearest known names, to append to an error message.
+
+    >>> nearest("evitt", ["evit", "tome", "int8"])
+    "did you mean 'evit'? Known: evit, int8, tome"
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    listed = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+    return f"{hint}Known: {listed}"
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
+    """The error for a name that is not in a set of names: `unknown method 'evitt': did you mean 'evit'? ...`."""
+    return BadInput(f"unknown {kind} {name!r}: {nearest(name, known)}")
