@@ -1,0 +1,85 @@
+"""Opening and closing models: one file per family, each with a whitelist of what it understands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanvit.anatomy.adapters import plain_vit
+from leanvit.anatomy.vit import OpenViT
+from leanvit.errors import Refused
+
+FAMILIES = (plain_vit,)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
+
+
+def open_model(model: nn.Module, *, check: bool = True) -> OpenViT:
+    """Open a timm model: the same children and parameters (by reference), run by leanvit's text.
+
+    Args:
+        model: a timm model of a supported family. It keeps working; parameters are shared with the opened one.
+        check: compare one forward pass of a random image bit for bit.
+
+    Raises:
+        Refused: a family, child or attribute that no adapter understands (named), or a forward that differs.
+    """
+    if isinstance(model, OpenViT):
+        return model
+    for family in FAMILIES:
+        if family.understands(model):
+            opened = family.open_family(model)
+            if check:
+                _compare(model, opened)
+            return opened
+    kinds = "; ".join(family.SUPPORTED for family in FAMILIES)
+    raise Refused(f"{_named(model)} is not of a family that leanvit can open. Supported: {kinds}")
+
+
+def close_model(opened: OpenViT) -> nn.Module:
+    """The timm model again, with the opened one's children (new classifiers and changed weights included).
+
+    Raises:
+        Refused: the model holds something that timm's class cannot run (steps, op sets, unequal q and v widths).
+    """
+    held = sorted({step.source or type(step).__name__ for block in opened.blocks for step in block.steps()})
+    if held:
+        raise Refused(f"cannot close: the blocks hold steps of {', '.join(held)}, which timm's class would not run")
+    if isinstance(opened.ops, nn.Module):
+        raise Refused(f"cannot close: the op set {type(opened.ops).__name__} is part of the model")
+    (source,) = opened._source
+    if source is None:
+        raise Refused("cannot close: this model was not opened from a timm model")
+    for family in FAMILIES:
+        if family.understands(source):
+            return family.close_family(opened, source)
+    raise Refused(f"cannot close {_named(source)}")
+
+
+@torch.no_grad()
+def _compare(model: nn.Module, opened: OpenViT) -> None:
+    """One image through both, in eval mode; refuses on the first different bit."""
+    like = next(model.parameters())
+    size = opened.patch_embed.img_size or (8 * opened.patch_embed.patch_size[0],) * 2
+    channels = opened.patch_embed.proj.in_channels
+    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    image = noise.to(device=like.device, dtype=like.dtype)
+    training = [(m, m.training) for m in (*model.modules(), *opened.modules())]
+    try:
+        model.eval()
+        opened.eval()
+        want, got = model(image), opened(image)
+    finally:
+        for module, mode in training:
+            module.training = mode
+    same: Any = want.shape == got.shape and torch.equal(torch.nan_to_num(want), torch.nan_to_num(got))
+    if not same:
+        raise Refused(
+            f"{_named(model)}: the opened model's output differs from the original's: something in it is not understood"
+        )
+
+
+def _named(model: nn.Module) -> str:
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    name = cfg.get("architecture") if isinstance(cfg, dict) else getattr(cfg, "architecture", None)
+    return f"{type(model).__name__} ({name})" if name else type(model).__name__

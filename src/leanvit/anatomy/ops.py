@@ -1,0 +1,105 @@
+"""The operations that a ViT is written in, and their default arithmetic: PyTorch.
+
+Embed, block and head (`anatomy/vit.py`) call nothing else, so quantizers, integer-only arithmetic, relevance
+propagation or compressed storage are subclasses of `Ops`, never a second forward. Values may be anything an op set
+understands (a tensor here; an integer tensor with its scale elsewhere): the text only hands them on.
+
+Every call names its site, a dotted name such as `blocks.3.attn.qkv`, under which an op set can keep what belongs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rearrange = Callable[[Tensor], Tensor]
+
+
+class Ops:
+    """The default op set: every operation as PyTorch does it.
+
+    An op set that must see the products of attention one by one sets `fused = False`. One whose linears are no
+    longer the model's own float weights sets `float_weights = False`.
+    """
+
+    fused: bool = True
+    float_weights: bool = True
+
+    def conv(self, site: str, module: nn.Module, x: Any) -> Any:
+        """Patch convolution: (B, C, H, W) -> (B, D, h, w)."""
+        return module(x)
+
+    def linear(self, site: str, module: nn.Module, x: Any) -> Any:
+        return module(x)
+
+    def norm(self, site: str, module: nn.Module, x: Any) -> Any:
+        return module(x)
+
+    def act(self, site: str, module: nn.Module, x: Any) -> Any:
+        return module(x)
+
+    def matmul(self, site: str, a: Any, b: Any) -> Any:
+        return a @ b
+
+    def softmax(self, site: str, scores: Any) -> Any:
+        return scores.softmax(dim=-1)
+
+    def attention(self, site: str, q: Any, k: Any, v: Any, *, scale: float, bias: Tensor | None, dropout: float) -> Any:
+        """Fused softmax(q kᵀ · scale + bias) v, (B, H, N, d). Only called when `fused`."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+
+    def scale(self, site: str, x: Any, factor: float) -> Any:
+        return x * factor
+
+    def mul(self, site: str, x: Any, y: Any) -> Any:
+        return x * y
+
+    def add(self, site: str, x: Any, y: Any) -> Any:
+        return x + y
+
+    def clone(self, site: str, x: Any) -> tuple[Any, Any]:
+        """The two uses of a residual stream: (into the branch, along the shortcut)."""
+        return x, x
+
+    def cat(self, site: str, xs: Sequence[Any]) -> Any:
+        """Concatenate along the tokens, (B, N_i, C)."""
+        return torch.cat(list(xs), dim=1)
+
+    def param(self, site: str, p: Tensor, x: Any) -> Any:
+        """A parameter (1, N, C) enters the arithmetic of `x`."""
+        return p
+
+    def expand(self, site: str, p: Tensor, x: Any) -> Any:
+        """A learned token (1, N, C) enters the arithmetic of `x`, once for each image of its batch."""
+        return p.expand(x.shape[0], -1, -1)
+
+    def rearrange(self, site: str, x: Any, fn: Rearrange) -> Any:
+        """`fn` moves elements (reshape, permute, index) and never computes with them."""
+        return fn(x)
+
+    def mean(self, site: str, x: Any, *, weights: Tensor | None = None) -> Any:
+        """Mean over the tokens, (B, N, C) -> (B, C); `weights` (B, N): weighted by the patches of each token."""
+        if weights is None:
+            return x.mean(dim=1)
+        return (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+
+    def amax(self, site: str, x: Any) -> Any:
+        """Maximum over the tokens, (B, N, C) -> (B, C)."""
+        return x.amax(dim=1)
+
+    def sigmoid(self, site: str, x: Any) -> Any:
+        return x.sigmoid()
+
+    def drop(self, module: nn.Module, x: Any) -> Any:
+        """Dropout, drop path and patch dropout."""
+        return module(x)
+
+    def shape(self, x: Any) -> tuple[int, ...]:
+        return tuple(x.shape)
+
+
+TORCH = Ops()

@@ -1,0 +1,62 @@
+"""What travels with the tokens through the blocks of a model, passed by value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from leanvit.anatomy.ops import Ops
+
+
+@dataclass(frozen=True)
+class State:
+    """Context that a run hands in and results that blocks hand out.
+
+    Frozen: a block returns a new state and never changes the one it was given, so a block can be run twice
+    (gradient checkpointing) and two runs of one model do not meet.
+    """
+
+    # context in
+    ops: Ops
+    grid: tuple[int, int]  # patches (rows, columns) of the image
+    num_prefix: int  # class, distillation and register tokens, at the front of the sequence
+    keep_rate: float | None = None  # run-time rate of token reduction; None: each block uses its own
+    task: int | None = None  # which task's route to take (routed experts)
+    trace: bool = False  # follow each patch: fill `owner`
+    tap: frozenset[str] = frozenset()  # names of intermediate results to keep in `taps`
+    extra: Mapping[str, Any] = field(default_factory=dict)  # context of one method, under the method's own key
+
+    # results out
+    size: Tensor | None = None  # (B, N) patches that each token stands for; None: one each
+    owner: Tensor | None = None  # (B, P) int64, the token that holds each patch; -1: dropped
+    cls_attn: Tensor | None = None  # (B, N - num_prefix) class attention, only inside a block that asks for it
+    keys: Tensor | None = None  # (B, H, N, d) keys, only inside a block that asks for them
+    tokens: tuple[int, ...] = ()  # sequence length in each block's MLP
+    losses: tuple[Tensor, ...] = ()  # auxiliary losses of this run
+    taps: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def with_(self, **changes: Any) -> State:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def tapped(self, name: str, value: Tensor) -> State:
+        """A copy that keeps `value` under `name` if the run asked for that name (or for `"*"`)."""
+        if name not in self.tap and "*" not in self.tap:
+            return self
+        return replace(self, taps={**self.taps, name: value})
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def owners(self, batch: int, device: torch.device) -> Tensor:
+        """`owner`, or the identity (each patch in its own token) before anything was reduced: (B, P) int64."""
+        if self.owner is not None:
+            return self.owner
+        own = torch.arange(self.num_prefix, self.num_prefix + self.num_patches, device=device)
+        return own.expand(batch, -1)

@@ -1,0 +1,115 @@
+"""Explicit widths: give an attention, an MLP or a whole model other widths. Structure only, weights start at zero.
+
+The heads, q/k and v widths and the MLP's hidden width belong to a block; the embedding width to the model. Values are
+moved in by whoever prunes (`fold`); on load they come from the state dict.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.anatomy.vit import Attention, Mlp, OpenViT, PackedGluMlp
+from leanvit.errors import BadInput
+
+
+def set_attention_widths(
+    attn: Attention, *, heads: int | None = None, qk_dim: int | None = None, v_dim: int | None = None
+) -> None:
+    """Change the number of heads and the widths per head. The attention scale stays as stored."""
+    heads, qk_dim, v_dim = heads or attn.heads, qk_dim or attn.qk_dim, v_dim or attn.v_dim
+    for name, value in (("heads", heads), ("qk_dim", qk_dim), ("v_dim", v_dim)):
+        if value < 1:
+            raise BadInput(f"{attn.name}: {name} is {value}; accepted: 1 or more")
+    attn.qkv = empty_linear(attn.qkv, outputs=heads * (2 * qk_dim + v_dim))
+    attn.proj = empty_linear(attn.proj, inputs=heads * v_dim)
+    if attn.gate is not None:
+        attn.gate = empty_linear(attn.gate, outputs=heads * v_dim)
+    attn.q_norm, attn.k_norm = resized_norm(attn.q_norm, qk_dim), resized_norm(attn.k_norm, qk_dim)
+    attn.norm = resized_norm(attn.norm, heads * v_dim)
+    attn.heads, attn.qk_dim, attn.v_dim = heads, qk_dim, v_dim
+
+
+def set_mlp_width(mlp: Mlp, hidden: int) -> None:
+    """Change the hidden width of an MLP (for a gated one: the width after the gate)."""
+    if hidden < 1:
+        raise BadInput(f"{mlp.name}: hidden width is {hidden}; accepted: 1 or more")
+    if isinstance(mlp, PackedGluMlp):
+        mlp.fc1 = empty_linear(mlp.fc1, outputs=2 * hidden)
+    else:
+        for key in ("fc1", "fc1_g", "fc1_x"):
+            if key in mlp._modules:
+                setattr(mlp, key, empty_linear(getattr(mlp, key), outputs=hidden))
+    mlp.fc2 = empty_linear(mlp.fc2, inputs=hidden)
+    mlp.norm = resized_norm(mlp.norm, hidden)
+
+
+def set_embed_width(model: OpenViT, width: int) -> None:
+    """Change the width of the residual stream of a whole model."""
+    if width < 1:
+        raise BadInput(f"embed width is {width}; accepted: 1 or more")
+    old = model.patch_embed.proj
+    new = nn.Conv2d(
+        old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
+    )
+    model.patch_embed.proj = _zeroed(new)
+    model.patch_embed.norm = resized_norm(model.patch_embed.norm, width)
+    for key in (*model.token_names, "pos_embed"):
+        table = getattr(model, key)
+        if table is not None:
+            setattr(model, key, nn.Parameter(table.new_zeros(*table.shape[:-1], width)))
+    for key in ("norm_pre", "norm", "fc_norm"):
+        setattr(model, key, resized_norm(getattr(model, key), width))
+    for key in ("head", "head_dist"):
+        if isinstance(model._modules.get(key), nn.Linear):
+            setattr(model, key, empty_linear(getattr(model, key), inputs=width))
+    for block in model.blocks:
+        _set_block_embed(block, width)
+    model.embed_dim = width
+    model.num_features = model.head_hidden_size = width
+
+
+def _set_block_embed(block: Any, width: int) -> None:
+    block.norm1, block.norm2 = resized_norm(block.norm1, width), resized_norm(block.norm2, width)
+    block.attn.qkv = empty_linear(block.attn.qkv, inputs=width)
+    block.attn.proj = empty_linear(block.attn.proj, outputs=width)
+    if block.attn.gate is not None:
+        block.attn.gate = empty_linear(block.attn.gate, inputs=width)
+    for key in ("fc1", "fc1_g", "fc1_x"):
+        if key in block.mlp._modules:
+            setattr(block.mlp, key, empty_linear(getattr(block.mlp, key), inputs=width))
+    block.mlp.fc2 = empty_linear(block.mlp.fc2, outputs=width)
+    for scale in (block.ls1, block.ls2):
+        if hasattr(scale, "gamma"):
+            scale.gamma = nn.Parameter(scale.gamma.new_zeros(width))
+
+
+def empty_linear(like: nn.Linear, *, inputs: int | None = None, outputs: int | None = None) -> nn.Linear:
+    """A linear of zeros, of other widths, with `like`'s bias flag, device, dtype and mode."""
+    new = nn.Linear(
+        inputs or like.in_features, outputs or like.out_features, bias=like.bias is not None, **_placed(like.weight)
+    )
+    return _zeroed(new).train(like.training)
+
+
+def resized_norm(norm: nn.Module, width: int) -> nn.Module:
+    """A norm of `norm`'s class and eps over another width; an identity stays one."""
+    if isinstance(norm, nn.Identity):
+        return norm
+    weight = getattr(norm, "weight", None)
+    placed = _placed(weight) if isinstance(weight, Tensor) else {}
+    new = type(norm)(width, eps=norm.eps, **placed)  # type: ignore[call-arg]
+    return new.train(norm.training)
+
+
+def _placed(weight: Tensor) -> dict[str, Any]:
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+@torch.no_grad()
+def _zeroed(module: Any) -> Any:
+    for p in module.parameters():
+        p.zero_()
+    return module

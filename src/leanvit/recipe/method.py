@@ -1,0 +1,184 @@
+"""What a method is: knobs in a frozen dataclass, a life of prepare / learn / shape / fold, and declarations.
+
+    @method("evit")
+    @dataclass(frozen=True)
+    class EViT:
+        keep_rate: float = 0.7
+        requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float"})
+        destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
+        def learn(self, model, data): ...   # -> structure: JSON, shapes and what a person edits
+        def shape(self, model, structure): ...
+
+Steps other than `shape` are optional; a method has the ones that its paper needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from leanvit.errors import BadInput, nearest
+from leanvit.recipe.papers import paper
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from leanvit.anatomy import OpenViT
+    from leanvit.data import Dataset, Preprocess
+
+Structure = dict[str, Any]
+
+
+class Method(Protocol):
+    """The declarations that every method carries (as class variables) and the one step that none can miss.
+
+    Optional steps: `prepare(model)`, `learn(model, data) -> Structure`, `fold(model, structure)`,
+    `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against achieved).
+    """
+
+    slug: ClassVar[str]
+    requires: ClassVar[frozenset[str]]  # traits that the model must have (anatomy: OpenViT.traits)
+    destroys: ClassVar[frozenset[str]]  # traits that it no longer has afterwards
+    slot: ClassVar[str]  # block slot that the method fills ("" for none): one method a slot and block
+    export: ClassVar[str]  # "whole", "segments" or "none"
+    needs_data: ClassVar[bool]
+    trainable_after: ClassVar[bool]  # whether a recovery by training may follow
+
+    def shape(self, model: OpenViT, structure: Structure) -> None: ...
+
+
+_DEFAULTS: dict[str, Any] = {
+    "requires": frozenset(),
+    "destroys": frozenset(),
+    "slot": "",
+    "export": "whole",
+    "needs_data": False,
+    "trainable_after": True,
+}
+_REGISTRY: dict[str, type] = {}
+
+
+def method(slug: str) -> Callable[[type], type]:
+    """Class decorator: register a method under the slug of its row in `papers.toml`."""
+
+    def register(cls: type) -> type:
+        if not callable(getattr(cls, "shape", None)):
+            raise TypeError(f"{cls.__name__} has no shape(model, structure)")
+        cls.slug = slug  # type: ignore[attr-defined]
+        for key, value in _DEFAULTS.items():
+            if not hasattr(cls, key):
+                setattr(cls, key, value)
+        _REGISTRY[slug] = cls
+        return cls
+
+    return register
+
+
+def method_class(slug: str) -> type:
+    """The class behind a slug, imported when first asked for. Raises `BadInput` with the nearest slugs."""
+    module = paper(slug).module
+    if slug not in _REGISTRY:
+        import_module(module)
+    return _REGISTRY[slug]
+
+
+def make_method(slug: str, knobs: Mapping[str, Any]) -> Any:
+    """A method from its slug and its knobs as JSON values. Raises `BadInput` naming an unknown knob or a bad value."""
+    cls = method_class(slug)
+    known = {f.name: f for f in fields(cls) if f.init}
+    for name in knobs:
+        if name not in known:
+            raise BadInput(f"method {slug!r} has no knob {name!r}: {nearest(name, known)}")
+    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in knobs]
+    if missing:
+        raise BadInput(f"method {slug!r} needs {', '.join(missing)}")
+    return cls(**{name: _frozen(value) for name, value in knobs.items()})
+
+
+def knobs_of(m: Any) -> dict[str, Any]:
+    """A method's knobs as JSON values."""
+    return {f.name: _thawed(getattr(m, f.name)) for f in fields(m) if f.init}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def parse_with(text: str) -> Any:
+    """A method from command-line text: `evit`, `evit:keep_rate=0.7,blocks=[3,6,9],fuse=false`.
+
+    Values are JSON; what is not JSON is taken as text. Raises `BadInput`.
+    """
+    slug, _, rest = text.partition(":")
+    knobs: dict[str, Any] = {}
+    for part in _split_outside_brackets(rest):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise BadInput(f"{text!r}: {part!r} is not knob=value")
+        knobs[name.strip()] = _json_or_text(value.strip())
+    return make_method(slug.strip(), knobs)
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth, current = [], 0, ""
+    for char in text:
+        depth += (char == "[") - (char == "]")
+        if char == "," and depth == 0:
+            parts.append(current)
+            current = ""
+        else:
+            current += char
+    return [p for p in [*parts, current] if p.strip()]
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one method decided: JSON only. `structure` builds shapes; values live in the state dict."""
+
+    slug: str
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    structure: Mapping[str, Any] = field(default_factory=dict)
+
+    def method(self) -> Any:
+        return make_method(self.slug, self.knobs)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a method may look at while it learns: the training split and how images are prepared."""
+
+    dataset: Dataset
+    preprocess: Preprocess
+    seed: int = 0
+    batch_size: int = 32
+
+    def images(self, count: int) -> Iterator[Tensor]:
+        """Batches of `count` training images in all, drawn by the seed, prepared as for evaluation."""
+        from leanvit.data import loader
+
+        left = count
+        batches = loader(
+            self.dataset, self.preprocess, batch_size=self.batch_size, seed=self.seed, train=True, augment=None
+        )
+        for batch in batches:
+            yield batch.images[:left]
+            left -= len(batch.images)
+            if left <= 0:
+                return
