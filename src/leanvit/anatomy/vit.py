@@ -41,6 +41,10 @@ class Attention(nn.Module):
     the width when the attention is pruned.
     """
 
+    qkv: Any
+    proj: Any
+    gate: Any
+
     def __init__(
         self,
         *,
@@ -286,6 +290,8 @@ class OpenViT(nn.Module):
     head: nn.Module
     head_dist: nn.Module
     embed_dim: int
+    num_features: int
+    head_hidden_size: int
     num_prefix_tokens: int
     num_classes: int
     no_embed_class: bool
