@@ -1,0 +1,52 @@
+"""Floor 1: what a method is, how methods are applied, saved, loaded and combined.
+
+Names load on first use: the table of papers is light, everything else brings PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from leanvit.recipe.papers import Paper, paper, papers
+
+_HOME = {
+    "make_method": "method",
+    "method_class": "method",
+    "knobs_of": "method",
+    "parse_with": "method",
+    "Data": "method",
+    "Plan": "method",
+    "Root": "history",
+    "History": "history",
+    "create": "history",
+    "root_of": "history",
+    "replay": "history",
+    "save": "store",
+    "load": "store",
+    "load_run": "store",
+    "Run": "store",
+    "write_atomic": "store",
+    "compress": "compressing",
+    "apply": "compressing",
+    "reapply": "compressing",
+    "Recovery": "compressing",
+    "Cell": "compat",
+    "compatibility": "compat",
+    "check_order": "compat",
+    "TRAITS": "compat",
+    "Recipe": "recipe_file",
+    "load_recipe": "recipe_file",
+}
+__all__ = ["Paper", "methods", "paper", "papers", *_HOME]
+
+
+def methods() -> list[Paper]:
+    """Every method that leanvit has, in the order of `papers.toml`."""
+    return list(papers().values())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanvit.recipe' has no attribute {name!r}")
+    return getattr(import_module(f"leanvit.recipe.{_HOME[name]}"), name)

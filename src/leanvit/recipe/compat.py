@@ -1,0 +1,74 @@
+"""What composes with what, computed from the methods' declarations. The table in the docs is this one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from leanvit.errors import Refused
+from leanvit.recipe.method import method_class
+from leanvit.recipe.papers import papers
+
+TRAITS = {  # what a model can offer, in words
+    "class_token": "a class token",
+    "full_grid": "the full grid of patches",
+    "float": "float weights and activations",
+    "static_tokens": "a token count that depends on the image size only",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Whether `second` may follow `first` on a model that offers everything."""
+
+    first: str
+    second: str
+    verdict: str  # "yes", "different blocks" or "no"
+    reason: str = ""
+
+
+def compatibility(slugs: Sequence[str] | None = None) -> list[Cell]:
+    """Every ordered pair of methods."""
+    slugs = list(papers()) if slugs is None else slugs
+    return [cell(a, b) for a in slugs for b in slugs]
+
+
+def cell(first: str, second: str) -> Cell:
+    """Whether `second` may follow `first`, from their declarations alone."""
+    a, b = method_class(first), method_class(second)
+    lost = sorted(b.requires & a.destroys)  # type: ignore[attr-defined]
+    if lost:
+        return Cell(first, second, "no", f"{second} needs {_words(lost)}, which {first} takes away")
+    if a.slot and a.slot == b.slot:  # type: ignore[attr-defined]
+        return Cell(first, second, "different blocks", f"both work in the slot {a.slot!r} of a block")  # type: ignore[attr-defined]
+    return Cell(first, second, "yes")
+
+
+def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
+    """Raise `Refused`, with the reason and an order that works if there is one, unless the methods may run in this order."""
+    problem = _problem(frozenset(traits), methods)
+    if not problem:
+        return
+    for other in permutations(methods) if len(methods) <= 6 else ():
+        if not _problem(frozenset(traits), other):
+            raise Refused(f"{problem}. This order works: {', '.join(m.slug for m in other)}")
+    raise Refused(problem)
+
+
+def _problem(traits: frozenset[str], methods: Sequence[Any]) -> str:
+    taken: dict[str, str] = {}  # trait -> the method that took it away
+    for m in methods:
+        missing = sorted(m.requires - traits)
+        if missing:
+            by = sorted({taken[t] for t in missing if t in taken})
+            why = f", which {' and '.join(by)} takes away" if by else ", which this model does not have"
+            return f"{m.slug} needs {_words(missing)}{why}"
+        taken |= dict.fromkeys(m.destroys, m.slug)
+        traits -= m.destroys
+    return ""
+
+
+def _words(traits: Iterable[str]) -> str:
+    return " and ".join(TRAITS.get(t, t) for t in traits)

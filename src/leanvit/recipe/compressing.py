@@ -1,0 +1,172 @@
+"""The verb `compress`: apply methods to a model in order, recover by training where asked, keep the history."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanvit.anatomy import OpenViT, open_model
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import history as histories
+from leanvit.recipe.compat import check_order
+from leanvit.recipe.history import History, Root, root_of
+from leanvit.recipe.method import Data, Plan, knobs_of
+
+OnStep = Callable[[str, OpenViT], None]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Training after compression: soft distillation from the root with its original weights.
+
+    By default once, after the last method that leaves weights to train; `each` does it after every such method.
+    """
+
+    epochs: int = 3
+    lr: float = 1e-4
+    batch_size: int = 64
+    alpha: float = 0.5  # weight of the distillation term, 0 to 1
+    temperature: float = 2.0
+    each: bool = False
+    out: Path | None = None  # where the resumable training state goes; None: nothing is written
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise BadInput(f"recovery epochs is {self.epochs}; accepted: 1 or more")
+        if not 0 <= self.alpha <= 1:
+            raise BadInput(f"recovery alpha is {self.alpha}; accepted: 0 to 1")
+
+
+def compress(
+    model: nn.Module,
+    methods: Sequence[Any],
+    data: Data | None = None,
+    *,
+    root: Root | None = None,
+    recovery: Recovery | None = None,
+    on_step: OnStep | None = None,
+) -> OpenViT:
+    """Apply methods to a copy of a model, in order. The model given is left as it was.
+
+    Args:
+        model: a timm model, or an opened one (a loaded run: its history goes on).
+        methods: methods such as `EViT(keep_rate=0.7)`; none: the model with its history, ready to save.
+        data: training data, for methods that calibrate and for recovery.
+        root: timm name and constructor arguments, where timm did not record them.
+        recovery: train after compression.
+        on_step: called with a label and the model: "dense", then each method, then "recovery".
+
+    Raises:
+        Refused: a method does not fit the model or what came before it (before any work starts).
+        BadInput: data or recovery is missing or does not fit.
+    """
+    dense = _with_history(model, root)
+    check_order(dense.traits(), methods)
+    _check_needs(methods, data, recovery)
+    lean = copy.deepcopy(dense)
+    report = on_step or (lambda label, model: None)
+    report("dense", lean)
+    due = _recovery_points(methods, recovery)
+    for i, m in enumerate(methods):
+        apply(lean, m, data)
+        report(m.slug, lean)
+        if i in due and recovery is not None and data is not None:
+            lean = _recover(lean, dense, methods[: i + 1], data, recovery)
+            report("recovery", lean)
+    return lean.eval()
+
+
+def apply(model: OpenViT, m: Any, data: Data | None = None) -> Plan:
+    """One method's whole life on a model, in place: prepare, learn, shape, fold. Returns its plan."""
+    training = model.training
+    if hasattr(m, "prepare"):
+        m.prepare(model)
+    structure = m.learn(model.eval(), data) if hasattr(m, "learn") else {}
+    plan = Plan(m.slug, knobs_of(m), structure)
+    histories.shape(model, plan)
+    if hasattr(m, "fold"):
+        with torch.no_grad():
+            m.fold(model, dict(structure))
+    model.train(training)
+    return plan
+
+
+def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenViT:
+    """Apply plans (edited ones too) to a dense root with its own weights: structure and fold, nothing is learned anew.
+
+    Raises:
+        Refused: the model is not a root, or a plan's values were learned from data and cannot be redone without it.
+    """
+    dense = _with_history(model, root)
+    if dense.history.plans:
+        raise Refused("plans are applied to the root, not to a model that methods were applied to already")
+    made = [plan.method() for plan in plans]
+    check_order(dense.traits(), made)
+    learned = [m.slug for m in made if m.needs_data]
+    if learned:
+        raise Refused(f"{', '.join(learned)} learns values from data: run compress with it again instead")
+    lean = copy.deepcopy(dense)
+    for plan, m in zip(plans, made, strict=True):
+        histories.shape(lean, plan)
+        if hasattr(m, "fold"):
+            with torch.no_grad():
+                m.fold(lean, dict(plan.structure))
+    return lean.eval()
+
+
+def _with_history(model: nn.Module, root: Root | None) -> OpenViT:
+    opened = open_model(model)
+    if opened.history is None:
+        proven = root_of(opened, name=root.name, kwargs=root.kwargs) if root else root_of(opened)
+        opened.history = History(proven)
+    return opened
+
+
+def _check_needs(methods: Sequence[Any], data: Data | None, recovery: Recovery | None) -> None:
+    hungry = [m.slug for m in methods if m.needs_data]
+    if hungry and data is None:
+        raise BadInput(f"{', '.join(hungry)} calibrates on images: give data")
+    if recovery is None:
+        return
+    if data is None:
+        raise BadInput("recovery trains: give data")
+    if not any(m.trainable_after for m in methods):
+        named = ", ".join(m.slug for m in methods) or "no method"
+        raise BadInput(f"recovery: {named} leaves nothing to train")
+
+
+def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[int]:
+    """After which methods recovery runs: the last one that training may follow (or every one)."""
+    trainable = []
+    for i, m in enumerate(methods):
+        if not m.trainable_after:
+            break  # what comes later stands on rounded weights
+        trainable.append(i)
+    if recovery is None or not trainable:
+        return set()
+    return set(trainable) if recovery.each else {trainable[-1]}
+
+
+def _recover(lean: OpenViT, dense: OpenViT, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenViT:
+    from leanvit.training import FitConfig, recover
+
+    config = FitConfig(epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)
+    callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
+    result = recover(
+        lean,
+        dense,
+        data.dataset,
+        preprocess=data.preprocess,
+        config=config,
+        alpha=recovery.alpha,
+        temperature=recovery.temperature,
+        callbacks=callbacks,
+        out=recovery.out,
+    )
+    return result.model

@@ -1,0 +1,184 @@
+"""Where a lean model comes from: its root (timm name and constructor arguments) and the ordered plans.
+
+The root must be given or proven: timm does not always remember `img_size`, `depth` and the like, and a run that could
+not be rebuilt would only be found out when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from leanvit.anatomy import OpenViT, open_model
+from leanvit.errors import BadInput, CheckpointError, Refused, unknown
+from leanvit.recipe.method import Plan
+
+# Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
+FORBIDDEN = frozenset(
+    {
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "checkpoint_path",
+        "cache_dir",
+        "features_only",
+        "out_indices",
+        "scriptable",
+        "exportable",
+        "no_jit",
+        "hf_hub_id",
+        "device",
+        "dtype",
+    }
+)
+LIMITS = {"depth": 512, "img_size": 16384, "patch_size": 1024, "embed_dim": 65536, "num_heads": 1024}
+LARGEST = 10_000_000
+
+
+@dataclass(frozen=True)
+class Root:
+    """A model that timm can build: `timm.create_model(name, **kwargs)`. All JSON."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.name.split(".")[0]):
+            raise unknown("timm model", self.name, timm.list_models())
+        for key, value in self.kwargs.items():
+            _check_argument(key, value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "kwargs": dict(self.kwargs)}
+
+
+@dataclass(frozen=True)
+class History:
+    """A root and the plans that were applied to it, in order."""
+
+    root: Root
+    plans: tuple[Plan, ...] = ()
+
+    def plus(self, plan: Plan) -> History:
+        return History(self.root, (*self.plans, plan))
+
+
+def _check_argument(key: str, value: Any) -> None:
+    if key in FORBIDDEN:
+        raise BadInput(f"constructor argument {key!r} is not part of a root: it loads or wraps, it does not build")
+    flat = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(v, bool | int | float | str | None) for v in flat):
+        raise BadInput(f"constructor argument {key} is {value!r}: a root holds numbers, text and lists of them only")
+    limit = LIMITS.get(key, LARGEST)
+    too_large = [v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v > limit]
+    if too_large:
+        raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
+
+
+def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenViT:
+    """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone."""
+    kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in root.kwargs.items()}
+    try:
+        with torch.device(device):
+            model = timm.create_model(root.name, pretrained=pretrained, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        given = ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
+        raise BadInput(f"timm cannot build {root.name} with {given}: {error}") from error
+    opened = open_model(model, check=device != "meta")
+    opened.history = History(root)
+    return opened
+
+
+def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Root:
+    """The root of a dense model, given or read from timm's own record, and proven by building it once more.
+
+    Args:
+        model: a timm model or an opened one to which no method was applied.
+        name: timm name; default: what timm recorded.
+        kwargs: constructor arguments; default: what timm recorded.
+
+    Raises:
+        Refused: the rebuilt model differs (the first differences are named): give the missing arguments.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    recorded = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
+    name = name or recorded
+    if not name:
+        raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
+    given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
+    given.setdefault("num_classes", model.num_classes)
+    root = Root(name, {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if k not in FORBIDDEN})
+    _prove(root, open_model(model, check=False))
+    return root
+
+
+def _prove(root: Root, model: OpenViT) -> None:
+    """Refuse unless building the root gives a model of the same make: names, shapes, layers and settings."""
+    built = create(root, device="meta")
+    differences = [f"{key}: {was} here, {now} when rebuilt" for key, was, now in _differences(model, built)]
+    if differences:
+        more = f" (and {len(differences) - 4} more)" if len(differences) > 4 else ""
+        raise Refused(
+            f"{root.name} with {json.dumps(dict(root.kwargs))} does not rebuild this model: "
+            f"{'; '.join(differences[:4])}{more}. Give root=Root(name, kwargs) with the arguments it was made with"
+        )
+
+
+def _differences(model: OpenViT, built: OpenViT) -> list[tuple[str, Any, Any]]:
+    ours, theirs = _make(model), _make(built)
+    keys = [*ours, *(k for k in theirs if k not in ours)]
+    return [(k, ours.get(k, "absent"), theirs.get(k, "absent")) for k in keys if ours.get(k) != theirs.get(k)]
+
+
+def _make(model: OpenViT) -> dict[str, Any]:
+    """Everything about a model that its root must reproduce, except values."""
+    make: dict[str, Any] = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    settings = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
+    make |= {key: getattr(model, key) for key in settings}
+    make["patch_embed.patch_size"] = tuple(model.patch_embed.patch_size)
+    make["patch_embed.img_size"] = model.patch_embed.img_size and tuple(model.patch_embed.img_size)
+    for name, module in model.named_modules():
+        if not list(module.children()) and not name.startswith("ops"):
+            make[f"{name} (layer)"] = repr(module)
+    for block in model.blocks:
+        attn = block.attn
+        make[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
+    return make
+
+
+def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenViT:
+    """Build a root and replay the shapes of plans on it. Values are those of a fresh model: load them next."""
+    model = create(root, device=device)
+    for plan in plans:
+        shape(model, plan)
+    return model
+
+
+def shape(model: OpenViT, plan: Plan) -> None:
+    """Replay one plan's structure on a model and write it into the history."""
+    try:
+        plan.method().shape(model, dict(plan.structure))
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"the structure of plan {plan.slug!r} does not fit: {type(error).__name__}: {error}"
+        ) from error
+    _check_slots(model)
+    model.history = model.history.plus(plan)
+
+
+def _check_slots(model: OpenViT) -> None:
+    """Two methods may not put reducing steps into one slot of one block: their scores would not mean what they say."""
+    for block in model.blocks:
+        for slot in ("before", "between", "after"):
+            sources = sorted({step.source for step in getattr(block, slot) if step.reduces})
+            if len(sources) > 1:
+                raise Refused(
+                    f"{' and '.join(sources)} both reduce tokens in {block.name} ({slot}): give them different blocks"
+                )
