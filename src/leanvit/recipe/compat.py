@@ -47,7 +47,7 @@ def cell(first: str, second: str) -> Cell:
 
 
 def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
-    """Raise `Refused`, with the reason and an order that works if there is one, unless the methods may run in this order."""
+    """Raise `Refused` (reason, and an order that works if there is one) unless the methods may run in this order."""
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return

@@ -74,6 +74,7 @@ class _RunFile(_Strict):
     preprocess: dict[str, Any] | None = None
     classes: list[str] = []
     info: dict[str, Any] = {}
+    seal: str  # sha256 of everything else in the file
 
 
 def save(
@@ -120,7 +121,7 @@ def save(
                 "made_with": {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__},
             },
         }
-        write_atomic(path / JSON_NAME, json.dumps(written, indent=1).encode())
+        write_atomic(path / JSON_NAME, json.dumps({**written, "seal": _seal(written)}, indent=1).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     for old in path.glob("weights-*.safetensors"):
@@ -138,6 +139,12 @@ def _proven_history(model: OpenViT) -> History:
     if problem:
         raise Refused(f"the model is not what its history builds ({problem}): it was changed after its methods ran")
     return model.history
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """sha256 over the canonical text of a run file, its own seal left out."""
+    rest = {k: v for k, v in content.items() if k != "seal"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _write_weights(model: OpenViT, path: Path) -> dict[str, str]:
@@ -224,9 +231,14 @@ def read_run_file(path: Path) -> _RunFile:
             f"{name} has format {found}; this leanvit {__version__} reads up to {FORMAT}: update leanvit"
         )
     try:
-        return _RunFile.model_validate(content)
+        file = _RunFile.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{name}: {strict_message(error, _RunFile)}") from error
+    if file.seal != _seal(content):
+        raise CheckpointError(
+            f"{name} was changed after it was saved. An edited plan belongs to the root: reapply(root, plans)"
+        )
+    return file
 
 
 def strict_message(error: ValidationError, model: type[BaseModel]) -> str:

@@ -1,0 +1,48 @@
+"""Fixtures of the whole suite: one seed, small models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random (norms, biases, tokens, layer scales too), so that a wrong detail shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(1 + 0.2 * noise if name.endswith(("norm1.weight", "norm2.weight", "norm.weight")) else 0.2 * noise)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny() -> Callable[..., nn.Module]:
+    """`tiny()`, `tiny("deit3_small_patch16_224", depth=2)`: a small timm model with random parameters."""
+
+    def make(name: str = "vit_tiny_patch16_224", **kwargs: object) -> nn.Module:
+        return randomised(timm.create_model(name, **{**TINY, **kwargs}))
+
+    return make
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of shared data beside the checkout (or `LEANVIT_SHARED`); the test is skipped where there is none."""
+    folder = Path(os.environ.get("LEANVIT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no shared data beside the checkout (set LEANVIT_SHARED)")
+    return folder

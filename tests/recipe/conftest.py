@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leanvit.recipe import compress
+from leanvit.recipe.method import Data
+
+
+class NoiseData(Data):
+    """Calibration images without a data set: noise at the model's size."""
+
+    def __init__(self, size: tuple[int, int, int] = (3, 32, 32)) -> None:
+        object.__setattr__(self, "size", size)
+
+    def images(self, count: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        for start in range(0, count, 16):
+            yield torch.randn(min(16, count - start), *self.size, generator=generator)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def noise() -> NoiseData:
+    return NoiseData()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def lean(tiny: Callable[..., nn.Module], noise: NoiseData) -> nn.Module:
+    """A small model with every method of this issue that composes: EViT, then int8."""
+    from leanvit.compress.quantize.int8 import Int8
+    from leanvit.compress.tokens.evit import EViT
+
+    return compress(tiny(), [EViT(keep_rate=0.5, blocks=(1, 2)), Int8()], noise)

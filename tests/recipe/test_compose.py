@@ -1,0 +1,109 @@
+"""Properties of compositions: save and load, off, reapply, order, recovery."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from leanvit.compress.quantize.int8 import Int8
+from leanvit.compress.tokens.evit import EViT
+from leanvit.compress.tokens.tome import ToMe
+from torch import Tensor
+
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
+from leanvit.recipe.compat import cell
+
+
+def _random_methods(rng: random.Random) -> list:
+    pool = [
+        EViT(keep_rate=rng.choice([0.3, 0.5, 0.9]), blocks=(1,), fuse=rng.random() < 0.5),
+        EViT(keep_rate=0.8, blocks=(3,)),
+        ToMe(r=[0, 0, rng.randint(1, 4), 0]),
+    ]
+    chosen = rng.sample(pool, rng.randint(0, 3))
+    return [*chosen, Int8()] if rng.random() < 0.6 else chosen
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_sequence_saves_and_loads_bit_identically(tiny, noise, images: Tensor, tmp_path: Path, seed: int) -> None:
+    methods = _random_methods(random.Random(seed))
+    lean = compress(tiny(), methods, noise)
+    save(lean, tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(again(images), lean(images))
+    assert [p.slug for p in again.history.plans] == [m.slug for m in methods]
+
+
+def test_no_method_is_the_original(tiny, images: Tensor) -> None:
+    model = tiny()
+    for methods in ([], [EViT(keep_rate=1.0)], [ToMe(r=0)], [EViT(keep_rate=1.0), ToMe(r=0)]):
+        assert torch.equal(compress(model, methods)(images), model(images))
+
+
+def test_an_edited_plan_goes_to_the_root(tiny, images: Tensor) -> None:
+    model = tiny()
+    lean = compress(model, [EViT(keep_rate=0.5, blocks=(1,))])
+    assert torch.equal(reapply(model, lean.history.plans)(images), lean(images))
+    edited = Plan("evit", {"keep_rate": 0.75, "blocks": [1]}, EViT(keep_rate=0.75, blocks=(1,)).learn(lean, None))
+    assert torch.equal(reapply(model, [edited])(images), compress(model, [edited.method()])(images))
+    with pytest.raises(Refused, match="root"):
+        reapply(lean, [edited])
+
+
+def test_learned_values_are_not_redone_from_a_plan(tiny, noise) -> None:
+    lean = compress(tiny(), [Int8()], noise)
+    with pytest.raises(Refused, match="int8 learns values from data"):
+        reapply(tiny(), lean.history.plans)
+
+
+def test_a_wrong_order_is_refused_with_one_that_works(tiny, noise) -> None:
+    with pytest.raises(Refused, match=r"evit needs float.*int8 takes away.*This order works: evit, int8"):
+        compress(tiny(), [Int8(), EViT()], noise)
+    with pytest.raises(Refused, match="class token"):
+        compress(tiny(class_token=False, global_pool="avg"), [EViT()])
+
+
+def test_two_reductions_in_one_block_are_refused(tiny) -> None:
+    with pytest.raises(Refused, match=r"evit and tome both reduce tokens in blocks\.1"):
+        compress(tiny(), [EViT(blocks=(1,)), ToMe(r=2)])
+
+
+def test_the_table_is_what_happens(tiny, noise) -> None:
+    """Each cell of the computed table against a real composition."""
+    make = {
+        "evit": lambda i: EViT(blocks=(1 + i,)),
+        "tome": lambda i: ToMe(r=[0, 2 - 2 * i, 2 * i, 0]),
+        "int8": lambda i: Int8(),
+    }
+    for c in compatibility():
+        methods = [make[c.first](0), make[c.second](1)]
+        if c.verdict == "no":
+            with pytest.raises(Refused):
+                compress(tiny(), methods, noise)
+        else:
+            compress(tiny(), methods, noise)
+    assert cell("evit", "int8").verdict == "yes" and cell("int8", "evit").verdict == "no"
+
+
+def test_data_that_is_needed_is_asked_for_first(tiny) -> None:
+    with pytest.raises(BadInput, match="int8 calibrates"):
+        compress(tiny(), [Int8()])
+    with pytest.raises(BadInput, match="recovery trains"):
+        compress(tiny(), [EViT()], recovery=Recovery())
+
+
+def test_recovery_needs_something_to_train(tiny, noise) -> None:
+    with pytest.raises(BadInput, match="leaves nothing to train"):
+        compress(tiny(), [Int8()], noise, recovery=Recovery())
+    for bad in ({"epochs": 0}, {"alpha": 2.0}):
+        with pytest.raises(BadInput, match=next(iter(bad))):
+            Recovery(**bad)
+
+
+def test_steps_are_reported_in_order(tiny, noise) -> None:
+    seen = []
+    compress(tiny(), [EViT(blocks=(1,)), Int8()], noise, on_step=lambda label, model: seen.append(label))
+    assert seen == ["dense", "evit", "int8"]
