@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from leanvit.measure import Comparison, Row
-from leanvit.report.rows import macs_of, model_of, runtime_of
+from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.token_maps import TokenMaps
 
 Figure = dict[str, Any]
@@ -17,63 +18,81 @@ _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
 def accuracy_against_latency(comparison: Comparison) -> Figure | None:
     """Top-1 with its interval against the median latency with its quartiles; None where nothing was timed."""
-    batch = comparison.latency_batch
-    rows = [row for row in comparison.rows if row.latency_ms is not None]
-    return _pareto(rows, _latency, f"latency [ms / batch of {batch}]", log=True)
+    points = []
+    for row in comparison.rows:
+        spread = row.latency_ms
+        if spread is not None:
+            points.append(_Point(row, spread.median, spread.q75 - spread.median, spread.median - spread.q25))
+    return _pareto(points, f"latency [ms / batch of {comparison.latency_batch}]")
 
 
 def accuracy_against_macs(comparison: Comparison) -> Figure | None:
     """Top-1 with its interval against MACs; one point a model."""
     rows = [row for row in comparison.rows if row.macs_per_image is not None]
-    return _pareto(rows, lambda row: ((macs_of(comparison, row) or 0) / 1e6, None), "MACs [M / image]", log=False)
+    return _pareto([_Point(row, (row.macs_per_image or 0) / 1e6) for row in rows], "MACs [M / image]")
 
 
-def _latency(row: Row) -> tuple[float, tuple[float, float] | None]:
-    spread = row.latency_ms
-    if spread is None:
-        raise ValueError(f"{row.name} was not timed")
-    return spread.median, (spread.q75 - spread.median, spread.median - spread.q25)
+@dataclass(frozen=True)
+class _Point:
+    row: Row
+    x: float
+    plus: float = 0.0
+    minus: float = 0.0
 
 
-def _pareto(
-    rows: Sequence[Row], x_of: Callable[[Row], tuple[float, tuple[float, float] | None]], axis: str, *, log: bool
-) -> Figure | None:
-    if not rows:
+def _pareto(points: Sequence[_Point], axis: str) -> Figure | None:
+    """A colour a model, a symbol a runtime, and the stair of the points that none beats in both."""
+    if not points:
         return None
-    runtimes = list(dict.fromkeys(runtime_of(row) for row in rows))
-    traces = [
-        _points([row for row in rows if runtime_of(row) == runtime], x_of, name=runtime, number=number)
-        for number, runtime in enumerate(runtimes)
-    ]
-    points = [(x_of(row)[0], row.top1_percent.value) for row in rows]
+    models = list(dict.fromkeys(model_of(p.row) for p in points))
+    runtimes = list(dict.fromkeys(runtime_of(p.row) for p in points))
+    traces = [_marker(p, models.index(model_of(p.row)), runtimes.index(runtime_of(p.row))) for p in points]
+    first: set[int] = set()
+    for trace in traces:  # the legend explains each colour once
+        trace["showlegend"] = trace["meta"]["series"] not in first
+        first.add(trace["meta"]["series"])
+    keys = [_runtime_key(name, number) for number, name in enumerate(runtimes)] if len(runtimes) > 1 else []
+    xs = [p.x for p in points]
+    spread_out = max(xs) > 6 * min(xs)
     layout = {
-        "xaxis": {"title": {"text": axis}, **({"type": "log", "dtick": "D2"} if log else {"rangemode": "tozero"})},
+        "xaxis": {"title": {"text": axis}, **({"type": "log", "dtick": "D1"} if spread_out else {"rangemode": "tozero"})},
         "yaxis": {"title": {"text": "top-1 [%]"}},
-        "showlegend": len(runtimes) > 1,
-        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+        "showlegend": True,
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
-    return {"data": [_frontier(points), *traces], "layout": layout}
+    return {"data": [_frontier([(p.x, p.row.top1_percent.value) for p in points]), *traces, *keys], "layout": layout}
 
 
-def _points(rows: Sequence[Row], x_of: Callable[[Row], Any], *, name: str, number: int) -> dict[str, Any]:
-    xs = [x_of(row) for row in rows]
-    intervals = [row.top1_percent for row in rows]
+def _marker(point: _Point, model: int, runtime: int) -> dict[str, Any]:
+    top1, name = point.row.top1_percent, _plain(model_of(point.row))
+    where = _plain(f"{runtime_of(point.row)} {point.row.precision or ''}".strip())
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": "markers+text",
-        "name": _plain(name),
-        "x": [x for x, _ in xs],
-        "y": [i.value for i in intervals],
-        "text": [_plain(model_of(row)) for row in rows],
-        "textposition": ["top center" if k % 2 == 0 else "bottom center" for k in range(len(rows))],
-        "error_y": _error([i.high - i.value for i in intervals], [i.value - i.low for i in intervals]),
-        "marker": {"size": 11, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
-        "meta": {"series": number},
-        "hovertemplate": "%{text}<br>%{x:.4g}, top-1 %{y:.2f} %<extra></extra>",
+        "mode": "markers",
+        "name": name,
+        "x": [point.x],
+        "y": [top1.value],
+        "error_y": _error([top1.high - top1.value], [top1.value - top1.low]),
+        "marker": {"size": 11, "symbol": _SYMBOLS[runtime % len(_SYMBOLS)]},
+        "meta": {"series": model},
+        "hovertemplate": f"{name}, {where}<br>%{{x:.4g}}; top-1 %{{y:.2f}} %<extra></extra>",
     }
-    if all(error is not None for _, error in xs):
-        trace["error_x"] = _error([e[0] for _, e in xs], [e[1] for _, e in xs])
+    if point.plus or point.minus:
+        trace["error_x"] = _error([point.plus], [point.minus])
     return trace
+
+
+def _runtime_key(name: str, number: int) -> dict[str, Any]:
+    """A legend entry for a symbol, without points."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": _plain(name),
+        "x": [None],
+        "y": [None],
+        "marker": {"size": 9, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
+        "meta": {"series": -1},
+    }
 
 
 def _error(plus: list[float], minus: list[float]) -> dict[str, Any]:
@@ -121,7 +140,7 @@ def token_counts(maps: Sequence[TokenMaps]) -> Figure | None:
         "xaxis": {"title": {"text": "block"}, "dtick": 1 if max(len(m.tokens) for m in maps) <= 14 else 2},
         "yaxis": {"title": {"text": "tokens in the MLP"}, "rangemode": "tozero"},
         "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.15, "x": 0},
+        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     return {"data": traces, "layout": layout}
 

@@ -99,8 +99,7 @@ def _section(material: Material, measurement: Measurement, plots: dict[str, Any]
         "measurement": measurement,
         "comparison": comparison,
         "size": "×".join(map(str, comparison.input_size)),
-        "headings": rows.headings(comparison),
-        "groups": rows.groups(comparison),
+        "table": rows.table(comparison),
         "drawn": drawn,
         "environment": [(k, _text(v)) for k, v in comparison.environment.items()],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanvit.measure import Comparison, Interval, Row
 from leanvit.measure.latency import Spread
@@ -39,28 +39,53 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Headings with their units, and the lines under them."""
+
+    headings: tuple[tuple[str, str], ...]
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True)
 class Headline:
     """What is said first: one model against dense in the same runtime."""
 
     name: str
+    reference: str
     runtime: str
     speedup: str
     change: str
+    interval: str
+    images: int
     batch: int
 
 
-def headings(comparison: Comparison) -> list[tuple[str, str]]:
+def table(comparison: Comparison) -> Table:
+    """The whole table; a column in which no model has a value is left out."""
+    made = groups(comparison)
+    cells = [line.cells for group in made for line in group.lines]
+    shown = [i for i in range(len(cells[0])) if any(line[i].text != NONE for line in cells)]
+    return Table(
+        tuple(heading for i, heading in enumerate(_headings(comparison)) if i in shown),
+        tuple(
+            replace(group, lines=tuple(replace(line, cells=tuple(line.cells[i] for i in shown)) for line in group.lines))
+            for group in made
+        ),
+    )
+
+
+def _headings(comparison: Comparison) -> list[tuple[str, str]]:
     """(heading, unit) of each column after the name."""
     return [
         ("precision", ""),
-        ("top-1", "%, 95 % interval"),
-        ("change", "points, 95 % interval"),
+        ("top-1", "%"),
+        ("change", "points"),
         ("agreement", "% same answer"),
         ("MACs", "M / image"),
         ("params", "M"),
         ("latency", f"ms / batch of {comparison.latency_batch}"),
         ("throughput", "images / s"),
-        ("speed-up", "× dense, same runtime"),
+        ("speed-up", "× dense"),
         ("peak memory", "MiB"),
         ("on disk", "MiB"),
     ]
@@ -110,9 +135,12 @@ def headline(comparison: Comparison) -> Headline | None:
     change = row.change_points
     return Headline(
         name=model_of(row),
+        reference=model_of(comparison.row(comparison.baseline)),
         runtime=runtime,
         speedup=f"{factor:.2f}×",
-        change=NONE if change is None else f"{_signed(change.value)} points ({_signed(change.low)} … {_signed(change.high)})",
+        change=NONE if change is None else f"{_signed(change.value)} points",
+        interval="" if change is None else f"{_signed(change.low)} … {_signed(change.high)}",
+        images=comparison.images,
         batch=comparison.latency_batch,
     )
 
@@ -173,11 +201,6 @@ def _twin(comparison: Comparison, row: Row) -> Row:
         return row
     same = [r for r in comparison.rows if model_of(r) == model_of(row) and r.macs_per_image is not None]
     return same[0] if same else row
-
-
-def macs_of(comparison: Comparison, row: Row) -> int | None:
-    """MACs an image, also for a row of another runtime."""
-    return _twin(comparison, row).macs_per_image
 
 
 def _number(value: float | None, unit: float) -> str:

@@ -1,4 +1,4 @@
-"""Token maps as drawings: the image, dark where patches were fused or dropped, outlined where they share a token."""
+"""Token maps as drawings: the image, veiled where patches were fused or dropped, outlined where they share a token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from leanvit.report.token_maps import Reduction, TokenMaps
 
 PATCH = 10  # units of the drawing a patch side
 SHOWN = 6  # drawings a row; more reducing blocks are thinned out evenly, the last kept
-FUSED_SHARE = 8  # a token that holds more than 1/8 of the patches is drawn as fused: dark
+FUSED_SHARE = 8  # a token that holds more than 1/8 of the patches is drawn as fused: veiled
 
 Owners = Sequence[int]
 Edge = tuple[int, int, int, int]  # x0, y0, x1, y1 in patches
@@ -31,7 +31,7 @@ class Drawing:
 
     block: int
     tokens: int  # patch tokens that are left
-    dark: str  # path data of fused and dropped patches
+    veil: str  # path data of fused and dropped patches
     outlines: tuple[Outline, ...]
     alone: int  # patches that are tokens of their own
 
@@ -80,14 +80,13 @@ def draw(owners: Owners, grid: tuple[int, int], *, block: int, tokens: int) -> D
     for patch, owner in enumerate(owners):
         groups[owner].append(patch)
     dropped = groups.pop(-1, [])
-    fused = [patch for group in groups.values() if len(group) * FUSED_SHARE > len(owners) for patch in group]
+    fused = [group for group in groups.values() if len(group) * FUSED_SHARE > len(owners)]
+    outlined = [g for g in groups.values() if len(g) > 1 and (g not in fused or len(fused) > 1)]
     outlines = tuple(
-        Outline(_path(_border(group, grid)), hue=round(group[0] * 137.508) % 360, size=len(group))
-        for group in groups.values()
-        if len(group) > 1
+        Outline(_path(_border(g, grid)), hue=round(g[0] * 137.508) % 360, size=len(g)) for g in outlined
     )
     alone = sum(len(group) == 1 for group in groups.values())
-    return Drawing(block, tokens, _squares([*dropped, *fused], grid), outlines, alone)
+    return Drawing(block, tokens, _squares([*dropped, *(p for g in fused for p in g)], grid), outlines, alone)
 
 
 def _border(patches: Sequence[int], grid: tuple[int, int]) -> list[Edge]:

@@ -107,7 +107,7 @@ def compress(
     )
     check_order(start.model.traits(), methods)
     if train is not None:
-        require_fit(start, train, adaptable=start.folder is None and not adapt)
+        require_fit(start, train, adapted=adapt)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say) if data and measured else None
     folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
 

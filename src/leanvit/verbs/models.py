@@ -86,12 +86,17 @@ def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None
     return dataset
 
 
-def require_fit(loaded: Loaded, dataset: Dataset, *, adaptable: bool = False) -> None:
-    """`check_fits`, whose error also names `--adapt` where that would help. Before any work."""
+def require_fit(loaded: Loaded, dataset: Dataset, *, adapted: bool = False) -> None:
+    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` where that would help.
+
+    Preprocessing may enlarge images or convert their channels for a run, which was made that way, and for a model
+    that was adapted on request.
+    """
+    named = loaded.folder is None and not adapted
     try:
-        check_fits(loaded.model, loaded.preprocess, dataset)
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=not named)
     except BadInput as error:
-        hint = "\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)" if adaptable else ""
+        hint = "\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)" if named else ""
         raise BadInput(f"{error}{hint}") from None
 
 

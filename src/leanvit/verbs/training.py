@@ -71,7 +71,7 @@ def train(
             name, model_args=model_args, pretrained=pretrained, weights=weights, adapt_to=dataset, say=say
         )
     _require_dense(start)
-    require_fit(start, dataset, adaptable=start.folder is None and not adapt)
+    require_fit(start, dataset, adapted=adapt)
     folder = Path(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
 
     clear_run(folder, overwrite=overwrite and not resume)
