@@ -17,7 +17,9 @@ def command(
     data: options.DataSpec,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."),
+        typer.Option(
+            "--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."
+        ),
     ] = None,
     runtime: Annotated[
         list[str] | None,

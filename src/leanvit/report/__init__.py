@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["report"]  # noqa: F822
+__all__ = ["report"]
 
 
 def __getattr__(name: str) -> Any:

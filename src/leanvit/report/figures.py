@@ -55,7 +55,10 @@ def _pareto(points: Sequence[_Point], axis: str) -> Figure | None:
     xs = [p.x for p in points]
     spread_out = max(xs) > 6 * min(xs)
     layout = {
-        "xaxis": {"title": {"text": axis}, **({"type": "log", "dtick": "D1"} if spread_out else {"rangemode": "tozero"})},
+        "xaxis": {
+            "title": {"text": axis},
+            **({"type": "log", "dtick": "D1"} if spread_out else {"rangemode": "tozero"}),
+        },
         "yaxis": {"title": {"text": "top-1 [%]"}},
         "showlegend": True,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

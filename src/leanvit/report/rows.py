@@ -68,7 +68,9 @@ def table(comparison: Comparison) -> Table:
     return Table(
         tuple(heading for i, heading in enumerate(_headings(comparison)) if i in shown),
         tuple(
-            replace(group, lines=tuple(replace(line, cells=tuple(line.cells[i] for i in shown)) for line in group.lines))
+            replace(
+                group, lines=tuple(replace(line, cells=tuple(line.cells[i] for i in shown)) for line in group.lines)
+            )
             for group in made
         ),
     )

@@ -22,7 +22,7 @@ _HOME = {
     "explain": "explain",
     "load_model": "models",
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenViT
-from leanvit.data import Dataset
 from leanvit.errors import BadInput
 from leanvit.measure import Comparison, compare
 from leanvit.recipe import Data, Recovery, check_order, knobs_of, save, write_atomic
 from leanvit.recipe import compress as compress_model
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, silent
+from leanvit.verbs.models import Say, load_model, open_split, require_fit, row_name, silent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -87,7 +86,7 @@ def compress(
         data: data spec. Methods that calibrate and the recovery learn from its `train` split; `val` is measured.
         recovery: train after compression.
         limit: images taken of each split.
-        measured: compare dense, each step and all; trace some images' tokens. Needs data.
+        measured: compare dense, each step and all on the `val` split; needs data.
         out: run folder; default: `runs/MODEL-METHODS`.
 
     Raises:
@@ -108,10 +107,10 @@ def compress(
     check_order(start.model.traits(), methods)
     if train is not None:
         require_fit(start, train, adapted=adapt)
-    validation = open_split(data, "val", seed=seed, limit=limit, say=say) if data and measured else None
+    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say).cached()
     folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
 
-    steps = _Steps(first=row_name(start.model), say=say, keep=validation is not None)
+    steps = _Steps(first=row_name(start.model), say=say, keep=measured and validation is not None)
     lean = compress_model(
         start.model,
         methods,
@@ -125,8 +124,14 @@ def compress(
     clear_run(folder, overwrite=overwrite)
     save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
     comparison = None
+    if validation is not None and measured:
+        comparison = compare(
+            steps.models, validation, preprocess=start.preprocess, latency_batch=latency_batch, progress=say
+        )
+        write_atomic(folder / "measure.json", comparison.to_json().encode())
     if validation is not None:
-        comparison = _measure(steps.models, start, validation.cached(), folder, latency_batch, say)
+        maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
+        write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
     return Compressed(folder, row_name(lean), asked, comparison)
 
@@ -150,19 +155,6 @@ class _Steps:
 
 def _achieved(method: Any, lean: OpenViT) -> dict[str, Any]:
     return dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
-
-
-def _measure(
-    models: Mapping[str, OpenViT], start: Loaded, validation: Dataset, folder: Path, latency_batch: int, say: Say
-) -> Comparison:
-    comparison = compare(
-        models, validation, preprocess=start.preprocess, latency_batch=latency_batch, progress=lambda line: say(line)
-    )
-    write_atomic(folder / "measure.json", comparison.to_json().encode())
-    lean = list(models.values())[-1]
-    maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
-    write_atomic(folder / TOKENS, maps.to_json().encode())
-    return comparison
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What one method needs, does to a model, exports to and composes with: from its row of papers.toml and its declarations."""
+"""What one method needs, does to a model and composes with: from its row of papers.toml and its declarations."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Explanation:
             table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
         yield table
         for name, value in self._facts().items():
-            yield Text.assemble((f"{name:14}", "bold"), value)
+            yield Text.assemble((f"{name:15}", "bold"), value)
         example = self.knobs[0] if self.knobs else None
         chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
         yield Text(f"\nleanvit compress MODEL --data DATA --with {row.slug}{chosen}")
@@ -83,7 +83,9 @@ def explain(slug: str) -> Explanation:
         needs_data=declared.needs_data,
         trainable_after=declared.trainable_after,
         export=_EXPORT[declared.export],
-        composes={other: _order(slug, other) for other in papers() if other != slug and papers()[other].kind == row.kind},
+        composes={
+            other: _order(slug, other) for other in papers() if other != slug and papers()[other].kind == row.kind
+        },
     )
 
 

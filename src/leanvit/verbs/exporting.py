@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import Refused, unknown
-from leanvit.recipe import method_class
+from leanvit.deploy import RUNTIMES
+from leanvit.deploy import export as export_model
+from leanvit.errors import unknown
 from leanvit.verbs.folders import Stopwatch, new_folder
-from leanvit.verbs.models import Loaded, Say, load_model, silent
-
-RUNTIMES = ("openvino", "onnx", "torch")
+from leanvit.verbs.models import Say, load_model, silent
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def export(
     """Export a run folder or timm name to a runtime.
 
     Args:
-        to: of `RUNTIMES`.
+        to: of `leanvit.deploy.RUNTIMES`.
         batch: fixed batch; None: any.
         out: folder of the artefact; default: `artefacts/RUNTIME` in the run folder.
 
@@ -63,22 +61,13 @@ def export(
     if to not in RUNTIMES:
         raise unknown("runtime", to, RUNTIMES)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
-    _require_exportable(one)
     if out is None and one.folder is not None:
         out = artefact_folder(one.folder, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite)
-    from leanvit.deploy import export as export_model
-
     say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
-    if folder.exists() and overwrite:
-        shutil.rmtree(folder)
-    export_model(one.model, folder, to=to, preprocess=one.preprocess, batch=batch)
+    artefact = export_model(
+        one.model, folder, to=to, preprocess=one.preprocess, batch=batch, labels=one.classes, overwrite=overwrite
+    )
     if one.folder is not None and folder.is_relative_to(one.folder):
         watch.record(one.folder, wrote=str(folder.relative_to(one.folder)))
-    return Exported(folder, one.name, to, batch, sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()))
-
-
-def _require_exportable(one: Loaded) -> None:
-    for plan in one.model.history.plans:
-        if method_class(plan.slug).export == "none":  # type: ignore[attr-defined]
-            raise Refused(f"{one.name}: {plan.slug} cannot be exported")
+    return Exported(folder, one.name, to, batch, artefact.size)

@@ -45,9 +45,11 @@ def clear_run(folder: Path, *, overwrite: bool) -> None:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def new_file(out: str | Path | None, default: Path, *, overwrite: bool = False) -> Path:
+def new_file(out: str | Path | None, default: Path | None, *, overwrite: bool = False) -> Path:
     """The path of a new file: `out`, or the first free of `default`, `default-2`, ... Raises `BadInput` likewise."""
     if out is None:
+        if default is None:
+            raise BadInput("--out is needed here: there is no run folder to write into")
         return default if overwrite else next(path for path in _numbered(default) if not path.exists())
     out = Path(out)
     if out.is_dir():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, unknown
 from leanvit.measure import Comparison, compare
 from leanvit.recipe import write_atomic
@@ -76,7 +77,7 @@ def measure(
         require_fit(one, validation)
     own = loaded[-1]
     default = own.folder / "measure.json" if own.folder else None
-    file = new_file(out, default, overwrite=overwrite) if default or out else None
+    file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
     with _runners(loaded, runtimes, latency_batch, say) as lines:
         comparison = compare(
@@ -127,24 +128,21 @@ def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], batch: int, say:
                 if runtime == "torch":
                     one.model.preprocess = one.preprocess  # type: ignore[assignment]
                     lines.runners[name] = one.model
-                    lines.files |= {name: f for f in _weights_of(one)}
+                    weights = _weights_of(one)
+                    lines.files |= {name: weights} if weights else {}
                     continue
                 path = _artefact(one, runtime, batch, stack, say)
-                from leanvit.deploy import load_artefact
-
                 key = f"{name} ({runtime})"
                 lines.runners[key] = load_artefact(path)
                 lines.files[key] = path
         yield lines
 
 
-def _weights_of(one: Loaded) -> list[Path]:
-    return list(one.folder.glob("*.safetensors"))[:1] if one.folder else []
+def _weights_of(one: Loaded) -> Path | None:
+    return next(one.folder.glob("weights-*.safetensors"), None) if one.folder else None
 
 
 def _artefact(one: Loaded, runtime: str, batch: int, stack: ExitStack, say: Say) -> Path:
-    from leanvit.deploy import export
-
     if one.folder is not None and (path := artefact_folder(one.folder, runtime)).exists():
         return path
     say(f"{one.name}: exporting to {runtime} for the measurement, batch {batch}")
@@ -154,7 +152,7 @@ def _artefact(one: Loaded, runtime: str, batch: int, stack: ExitStack, say: Say)
 
 
 def _row_names(loaded: Sequence[Loaded]) -> list[str]:
-    """The models' names; where two are alike, their folders tell them apart. Raises `BadInput` for a model given twice."""
+    """The models' names; folders tell two alike apart. Raises `BadInput` if a model is there twice."""
     names = [one.name for one in loaded]
     clear = [n if names.count(n) == 1 else f"{n} [{one.base}]" for n, one in zip(names, loaded, strict=True)]
     twice = next((n for n in clear if clear.count(n) > 1), None)

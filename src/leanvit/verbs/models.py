@@ -164,7 +164,9 @@ def _load_weights(model: OpenViT, path: Path) -> None:
         raise CheckpointError(f"--weights {path} is not a safetensors file: {error}") from error
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
-    wrong = [f"{key} is {found.get(key, 'missing')}, not {shape}" for key, shape in own.items() if found.get(key) != shape]
+    wrong = [
+        f"{key} is {found.get(key, 'missing')}, not {shape}" for key, shape in own.items() if found.get(key) != shape
+    ]
     wrong += [f"{key} is not part of the model" for key in found if key not in own]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""

@@ -112,7 +112,9 @@ class _EpochLines:
     def end_epoch(self, run: Run) -> None:
         row = run.history[-1]
         top1 = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
-        self._say(f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{top1}, {row['seconds']:.0f} s")
+        self._say(
+            f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{top1}, {row['seconds']:.0f} s"
+        )
 
 
 def _config(settings: Mapping[str, Any], seed: int) -> FitConfig:
