@@ -243,7 +243,8 @@ def read_run_file(path: Path) -> _RunFile:
 
 def strict_message(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a strict validation in words: which key, what was given, the nearest known key."""
-    first = error.errors()[0]
+    problems = error.errors()  # a misspelt key also leaves the right one missing: name the misspelt one
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}: {nearest(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
