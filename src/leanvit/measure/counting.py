@@ -95,6 +95,7 @@ def count(
     executed operator could not be counted; `Cost.uncounted` names each.
     """
     _check(model, input_size, batch)
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules' own paths
     recorder = _Recorder({id(module): name for name, module in model.named_modules()})
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -128,7 +129,7 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._is_composite(func):  # they arrive whole in inference mode
+        if _may_be_composite(func, args):  # composite operators arrive whole in inference mode
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
@@ -136,10 +137,6 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         self._record(func, args, kwargs, out)
         return out
-
-    @staticmethod
-    def _is_composite(func: Any) -> bool:
-        return isinstance(func, torch._ops.OpOverload) and qualified_name(func) not in FORMULAS
 
     def _record(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         name, module = qualified_name(func), self._inside[-1] if self._inside else ""
@@ -183,6 +180,11 @@ class _Recorder(TorchDispatchMode):
             by_module={path: round(n / batch) for path, n in self._by_module.items()},
             uncounted=tuple(Uncounted(*what, calls=calls) for what, calls in self._unknown.items()),
         )
+
+
+def _may_be_composite(func: Any, args: tuple[Any, ...]) -> bool:
+    known = not isinstance(func, torch._ops.OpOverload) or qualified_name(func) in FORMULAS
+    return not known and not any(t.is_nested for t in tensors_in(args))  # nested tensors have kernels of their own
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -129,7 +129,7 @@ _NO_MACS = """
     _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _weight_norm_interface cudnn_batch_norm
     miopen_batch_norm native_batch_norm native_group_norm native_layer_norm rms_norm
 
-    _log_softmax _masked_softmax _safe_softmax _softmax glu hardswish log_sigmoid_forward
+    _log_softmax _masked_softmax _prelu_kernel _safe_softmax _softmax glu hardswish log_sigmoid_forward
 
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d avg_pool2d avg_pool3d max_pool2d_with_indices
     max_pool3d_with_indices _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d

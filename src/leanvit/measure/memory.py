@@ -18,12 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from leanvit.errors import BadInput
 
-MEANING = "peak bytes held through torch's {device} allocator above what was held when the call began; weights excluded"
+MEANING = "peak of the bytes that the call itself allocated through torch's {device} allocator; weights excluded"
 
 
 @dataclass(frozen=True)
 class Memory:
-    """`peak_bytes` above the start of the call; `what` says in words exactly what that is."""
+    """`peak_bytes`, and `what` that is in words."""
 
     peak_bytes: int
     device: str
@@ -33,7 +33,8 @@ class Memory:
 def peak_memory(fn: Callable[[], Any], *, device: str | torch.device = "cpu") -> Memory:
     """Run `fn` once and measure the peak of the memory that it allocates on `device` (`cpu` or `cuda[:n]`).
 
-    Run it once before: first calls allocate caches and workspaces that stay. Raises BadInput for another device.
+    Run it once before: first calls allocate caches and workspaces that stay. On CUDA, older memory that the call gives
+    back makes room and lowers the peak; the CPU's allocator does not report it. Raises BadInput for another device.
     """
     device = torch.device(device)
     meters = {"cpu": _peak_cpu, "cuda": _peak_cuda}
