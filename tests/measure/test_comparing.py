@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -154,3 +157,30 @@ def test_bad_arguments_are_named_before_the_data_is_read(arguments: dict, messag
 def test_models_on_different_devices_are_refused(batches) -> None:
     with pytest.raises(BadInput, match="on one device"):
         compare({"a": lean(), "b": lean().to("meta")}, batches, **QUICK)
+
+
+def test_a_data_set_is_read_through_each_models_own_preprocessing() -> None:
+    data = pytest.importorskip("leanvit.data", reason="the data room is not there yet")
+    digits = data.open_dataset("digits", "val", limit=20)
+    kwargs = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1}
+    create = partial(timm.create_model, "vit_tiny_patch16_224", num_classes=len(digits.classes), **kwargs)
+    same, darker = create(), create()
+    darker.load_state_dict(same.state_dict())
+    darker.pretrained_cfg = darker.default_cfg = darker.pretrained_cfg | {"mean": (0.1,) * 3}
+    found = compare({"same": same, "darker": darker}, digits, batch=8, **QUICK)
+    assert found.images == 20 and found.input_size == (1, 8, 8)
+    assert [row.macs_per_image for row in found.rows] == [count(same, (1, 8, 8)).macs] * 2
+
+    own = {name: data.loader(digits, data.Preprocess.of(m), batch_size=8) for name, m in (("s", same), ("d", darker))}
+    predictions = predict(same, own["s"]), predict(darker, own["d"])
+    assert not torch.allclose(predictions[0].logits, predictions[1].logits)
+    assert found.row("darker").agreement_percent == agreement(*predictions).percent()
+
+    shared = compare({"same": same, "darker": darker}, digits, preprocess=data.Preprocess.of(same), **QUICK)
+    assert shared.row("darker").agreement_percent.value == 100.0
+    with pytest.raises(BadInput, match="runner 'r' has no attribute preprocess"):
+        compare({"r": lambda x: x}, digits, **QUICK)
+    with pytest.raises(BadInput, match="does not fit data"):
+        compare({"same": timm.create_model("vit_tiny_patch16_224", num_classes=7, **kwargs)}, digits, **QUICK)
+    with pytest.raises(BadInput, match="one input size"):
+        compare({"same": same, "larger": create(img_size=16)}, digits, **QUICK)

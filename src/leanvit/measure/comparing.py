@@ -182,11 +182,13 @@ def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: in
         if preprocess is not None:
             raise BadInput("preprocess is for a data set; a loader has preprocessed its images already")
         return [(list(models), data)]
-    from leanvit.data import loader
+    from leanvit.data import check_fits, loader
 
     groups: list[tuple[Any, list[str]]] = []
     for name, model in models.items():
         own = preprocess or _own_preprocess(name, model)
+        if isinstance(model, nn.Module):
+            check_fits(model, own, data, convert=True)
         group = next((names for known, names in groups if known == own), None)
         group.append(name) if group is not None else groups.append((own, [name]))
     sizes = {tuple(own.input_size) for own, _ in groups}
