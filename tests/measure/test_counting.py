@@ -236,6 +236,7 @@ def test_work_that_has_no_formula_is_named(function, op: str) -> None:
     assert any(part in name for name in names for part in op.split("|")), names
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_quantized_linears_of_torch_count() -> None:
     """Packed weights are no tensors: the operator has one float tensor argument and still multiplies matrices."""
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU())

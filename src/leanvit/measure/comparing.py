@@ -78,7 +78,7 @@ def compare(
     timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}
     times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
     tell("MACs and memory")
-    costs = {name: _torch_costs(m, x, fits=name in timed) for name, m in models.items()}
+    notes = {name: _notes(m, models[baseline], latency_batch) for name, m in models.items()}
     rows = (
         Row(
             name=name,
@@ -86,8 +86,7 @@ def compare(
             precision=precision_of(model),
             disk_bytes=sizes.get(name),
             top1_percent=accuracy(predictions[name]).percent(),
-            notes=_notes(model, models[baseline], latency_batch) + costs[name].pop("notes"),
-            **costs[name],
+            **_torch_costs(model, x, fits=name in timed, notes=notes[name]),
             **_against(predictions[name], None if name == baseline else predictions[baseline]),
             **_speed(times.get(name), None if name == baseline else times.get(baseline)),
         )
@@ -125,23 +124,18 @@ def _speed(own: Latency | None, reference: Latency | None) -> dict[str, Any]:
     }
 
 
-def _torch_costs(model: Runner, x: Tensor, *, fits: bool) -> dict[str, Any]:
+def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]) -> dict[str, Any]:
     """What can be seen of a module that torch runs; all None for another runner."""
-    if not isinstance(model, nn.Module) or not run_in_torch(model):
-        return {
-            "params": None,
-            "macs_per_image": None,
-            "weights_bytes": None,
-            "peak_memory_bytes": None,
-            "notes": (),
-        }
-    macs, notes = _macs(model, x) if fits else (None, ())
+    if not run_in_torch(model):
+        unseen = ("params", "macs_per_image", "weights_bytes", "peak_memory_bytes")
+        return {"notes": notes, **dict.fromkeys(unseen)}
+    macs, gaps = _macs(model, x) if fits else (None, ())
     return {
         "params": sum(p.numel() for p in model.parameters()),
         "macs_per_image": macs,
         "weights_bytes": _weights_bytes(model),
         "peak_memory_bytes": _peak_bytes(model, x) if fits else None,
-        "notes": notes,
+        "notes": notes + gaps,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ class Predictions:
             shapes = f"logits {tuple(self.logits.shape)}, targets {tuple(self.targets.shape)}"
             raise BadInput(f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}")
         if len(set(self.keys)) != n:
-            twice = next(key for i, key in enumerate(self.keys) if key in self.keys[:i])
+            twice = next(key for key, times in Counter(self.keys).items() if times > 1)
             raise BadInput(f"key {twice!r} comes twice: each image counts once")
         classes = self.logits.shape[1]
         wrong = ((self.targets < 0) | (self.targets >= classes)).nonzero().flatten()
@@ -78,7 +79,7 @@ class Predictions:
         if missing is not None:
             raise BadInput(f"predictions cannot be paired: key {missing!r} is missing on one side")
         if len(keys) != len(self.keys):
-            extra = next(key for key in self.keys if key not in set(keys))
+            extra = min(set(self.keys) - set(keys), key=rows.__getitem__)
             raise BadInput(f"predictions cannot be paired: key {extra!r} is missing on one side")
         order = torch.tensor([rows[key] for key in keys])
         return Predictions(self.logits[order], self.targets[order], keys)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def precision_of(runner: Any) -> str | None:
     return "+".join(sorted(kinds)) or None
 
 
-def run_in_torch(runner: Any) -> bool:
+def run_in_torch(runner: Any) -> TypeGuard[nn.Module]:
     """Whether a runner is a module whose work torch itself does, so that its operators and tensors can be seen."""
     return isinstance(runner, nn.Module) and (runtime_of(runner) or "").startswith("torch")
 
