@@ -188,7 +188,10 @@ def _may_be_composite(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def _eager() -> AbstractContextManager[Any]:
-    """Run compiled functions as they were written: a compiled kernel shows no operators."""
+    """Run compiled functions as they were written: a compiled kernel shows no operators.
+
+    torch 2.15 does so by itself under a dispatch mode; this does not rely on it.
+    """
     compiling = "torch._dynamo" in sys.modules  # importing it takes seconds; if nothing has, nothing is compiled
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
