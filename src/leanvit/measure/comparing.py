@@ -168,18 +168,15 @@ def _notes(model: Runner, first: Runner, latency_batch: int) -> tuple[str, ...]:
     if fixed_batch_of(model) not in (None, latency_batch):
         notes.append(f"no latency: takes batch {fixed_batch_of(model)} only, timed at batch {latency_batch}")
     if runtime_of(model) != runtime_of(first):
-        notes.append(
-            f"the speed-up holds the change of runtime, {runtime_of(first) or 'unknown'} to {runtime_of(model) or 'unknown'}"
-        )
+        before, after = (runtime_of(m) or "an unknown runtime" for m in (first, model))
+        notes.append(f"the speed-up holds the change of runtime, {before} to {after}")
     return tuple(notes)
 
 
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def _sources(
-    models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int
-) -> list[tuple[list[str], Any]]:
+def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int) -> list[tuple[list[str], Any]]:
     """Loaders with the names of the models that read them: one loader for each way of preprocessing."""
     if not (hasattr(data, "classes") and hasattr(data, "__getitem__")):
         if preprocess is not None:
@@ -273,7 +270,5 @@ def _disk_bytes(models: Mapping[str, Runner], files: Mapping[str, str | os.PathL
         root = Path(path)
         if not root.exists():
             raise BadInput(f"files[{name!r}] does not exist: {root}")
-        sizes[name] = sum(
-            p.stat().st_size for p in ([root] if root.is_file() else root.rglob("*")) if p.is_file()
-        )
+        sizes[name] = sum(p.stat().st_size for p in ([root] if root.is_file() else root.rglob("*")) if p.is_file())
     return sizes

@@ -58,9 +58,7 @@ class Comparison:
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         if len(set(names)) != len(names) or self.baseline not in names:
-            raise BadInput(
-                f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {names}"
-            )
+            raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {names}")
 
     def row(self, name: str) -> Row:
         """The row of a name. Raises BadInput, with the nearest names, for one that is not there."""
@@ -83,7 +81,7 @@ class Comparison:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
-        """Read `to_json`'s text strictly: an unknown, missing or mistyped key, or a newer format, raises CheckpointError."""
+        """Read `to_json`'s text. An unknown, missing or mistyped key, or another format, raises CheckpointError."""
         from pydantic import TypeAdapter, ValidationError
 
         _check_format(text)

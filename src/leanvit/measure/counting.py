@@ -88,7 +88,8 @@ def count(
         make_input: batch -> the tensor (or tuple of positional arguments) to use instead of random numbers.
 
     Convention: matrix products (fused attention's two included) and convolutions, nothing else. timm's published
-    `gmacs` also hold 5 operations per element of a LayerNorm and 2 of a BatchNorm: DeiT-S has 4.5989 G here, 4.61 there.
+    `gmacs` also hold 5 operations for each element of a LayerNorm and 2 of a BatchNorm (fvcore's way): DeiT-S has
+    4.5989 G here and 4.61 G there.
 
     Raises BadInput for a model that is no module or for sizes that are not positive integers. Warns, once, when an
     executed operator could not be counted; `Cost.uncounted` names each.
@@ -165,9 +166,7 @@ class _Recorder(TorchDispatchMode):
 
         handles = [
             register_module_forward_pre_hook(enter),
-            register_module_forward_hook(
-                leave, always_call=True
-            ),  # also when a model catches an error of a part
+            register_module_forward_hook(leave, always_call=True),  # also when a model catches an error of a part
         ]
         try:
             yield
@@ -188,9 +187,7 @@ class _Recorder(TorchDispatchMode):
 
 def _eager() -> AbstractContextManager[Any]:
     """Run compiled functions as they were written: a compiled kernel shows no operators."""
-    compiling = (
-        "torch._dynamo" in sys.modules
-    )  # importing it takes seconds; if nothing has, nothing is compiled
+    compiling = "torch._dynamo" in sys.modules  # importing it takes seconds; if nothing has, nothing is compiled
     return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
@@ -208,8 +205,6 @@ def _check(model: Any, input_size: Any, batch: Any) -> None:
         raise BadInput(f"model must be a torch.nn.Module to be counted, got {type(model).__name__}")
     sizes = tuple(input_size) if isinstance(input_size, Sequence) and not isinstance(input_size, str) else ()
     if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
-        raise BadInput(
-            f"input_size must be positive integers without the batch, such as (3, 224, 224): {input_size!r}"
-        )
+        raise BadInput(f"input_size must be positive integers without the batch, such as (3, 224, 224): {input_size!r}")
     if not isinstance(batch, int) or batch < 1:
         raise BadInput(f"batch must be a positive integer, got {batch!r}")

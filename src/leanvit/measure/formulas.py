@@ -335,9 +335,7 @@ NO_MACS = frozenset(
     ]
 )
 
-_ELEMENTWISE = frozenset(
-    tag for tag in (torch.Tag.pointwise, getattr(torch.Tag, "reduction", None)) if tag is not None
-)
+_ELEMENTWISE = frozenset(tag for tag in (torch.Tag.pointwise, getattr(torch.Tag, "reduction", None)) if tag is not None)
 
 
 def qualified_name(op: Any) -> str:

@@ -126,15 +126,11 @@ def ratio(a: Latency, b: Latency) -> Spread:
     `ratio(dense, lean)` is the speed-up of lean. Raises BadInput unless both come from one run of `paired_latency`.
     """
     if a.run != b.run or len(a.samples) != len(b.samples):
-        raise BadInput(
-            "ratio(a, b) needs two latencies of the same paired_latency run: others share no rounds"
-        )
+        raise BadInput("ratio(a, b) needs two latencies of the same paired_latency run: others share no rounds")
     return Spread.of([x / y for x, y in zip(a.samples, b.samples, strict=True)])
 
 
-def _settle(
-    fn: Callable[[Any], Any], x: Tensor, sample: Callable[..., float], warmup: int, min_seconds: float
-) -> int:
+def _settle(fn: Callable[[Any], Any], x: Tensor, sample: Callable[..., float], warmup: int, min_seconds: float) -> int:
     """Warm up, then find how many calls last `min_seconds`."""
     for _ in range(warmup):
         fn(x)
@@ -172,9 +168,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _check(
-    candidates: Mapping[str, Any], *, batch: int, rounds: int, warmup: int, min_seconds: float
-) -> None:
+def _check(candidates: Mapping[str, Any], *, batch: int, rounds: int, warmup: int, min_seconds: float) -> None:
     if not candidates:
         raise BadInput("candidates must name at least one callable, got none")
     for name, candidate in candidates.items():

@@ -26,9 +26,9 @@ CPU_FLAGS = (
 def environment() -> dict[str, Any]:
     """A JSON-ready description of this process's machine.
 
-    Keys: `cpu`, `cpu_flags` (those of CPU_FLAGS that the CPU has; None where the system does not tell), `cores_logical`,
-    `cores_usable` (this process may use), `memory_bytes`, `threads` (torch's), `platform`, `python`, `versions` (package
-    -> version, read without importing it; None when absent) and `cuda` (None, or name, capability, memory_bytes, version).
+    `cpu_flags` are those of CPU_FLAGS that the CPU has (None where the system does not tell), `cores_usable` those that
+    this process may use, `threads` torch's (None before torch is loaded). `versions` maps a package to its version, read
+    without importing it (None: not installed); `cuda` is None, or name, capability, memory_bytes and version.
     """
     cpu = _cpu_info()
     return {

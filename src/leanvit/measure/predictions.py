@@ -49,9 +49,7 @@ class Predictions:
             raise BadInput("predictions must hold at least one image")
         if self.logits.ndim != 2 or self.logits.shape[0] != n or self.targets.shape != (n,):
             shapes = f"logits {tuple(self.logits.shape)}, targets {tuple(self.targets.shape)}"
-            raise BadInput(
-                f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}"
-            )
+            raise BadInput(f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}")
         if len(set(self.keys)) != n:
             twice = next(key for i, key in enumerate(self.keys) if key in self.keys[:i])
             raise BadInput(f"key {twice!r} comes twice: each image counts once")
@@ -105,9 +103,7 @@ class Predictions:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     found = metadata.get("format", "none")
-                    raise CheckpointError(
-                        f"{path} holds no predictions: format {_FORMAT!r} expected, found {found!r}"
-                    )
+                    raise CheckpointError(f"{path} holds no predictions: format {_FORMAT!r} expected, found {found!r}")
                 logits, targets = file.get_tensor("logits"), file.get_tensor("targets")
             keys = json.loads(metadata["keys"])
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):

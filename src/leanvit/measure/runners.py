@@ -60,7 +60,7 @@ def runtime_of(runner: Any) -> str | None:
 
 
 def precision_of(runner: Any) -> str | None:
-    """`runner.precision`, else the dtypes of a module's floating parameters (`f32`, `bf16+f32`), else None: not known."""
+    """`runner.precision`, else the dtypes of a module's floating tensors (`f32`, `bf16+f32`), else None: not known."""
     stated = getattr(runner, "precision", None)
     if stated is not None:
         return stated
@@ -81,9 +81,7 @@ def logits_of(runner: Runner, images: Tensor, keys: Sequence[str]) -> Tensor:
     """
     fixed = fixed_batch_of(runner)
     pieces = [images] if fixed is None else [_filled(piece, fixed) for piece in images.split(fixed)]
-    logits = torch.cat([_one_call(runner, piece.to(device_of(runner)), keys) for piece in pieces])[
-        : len(images)
-    ]
+    logits = torch.cat([_one_call(runner, piece.to(device_of(runner)), keys) for piece in pieces])[: len(images)]
     if not bool(torch.isfinite(logits).all()):
         bad = [key for key, row in zip(keys, logits, strict=True) if not bool(torch.isfinite(row).all())]
         raise BadInput(f"logits are not finite for {len(bad)} of {len(keys)} images: {_shortened(bad)}")

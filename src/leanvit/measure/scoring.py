@@ -41,8 +41,8 @@ def accuracy_change(before: Predictions, after: Predictions, *, level: float = 0
     """Top-1 accuracy of `after` minus that of `before` on the same images, in percentage points (negative: a loss).
 
     Images are paired by key. The interval is Tango's score interval, which stays honest for small samples and when no
-    image changed (after 500 images without a change it still reaches ±0.76 points). Raises BadInput when the keys or the
-    targets differ, naming the first key.
+    image changed (after 500 images without a change it still reaches ±0.76 points). Raises BadInput when the keys or
+    the targets differ, naming the first key.
     """
     after = _paired(before, after)
     hits_before, hits_after = _hits(before), _hits(after)

@@ -17,9 +17,7 @@ _TEXT_COLUMNS = ("model", "runtime", "precision")
 
 def comparison_table(comparison: Comparison) -> Table:
     """One line a model, a unit in every heading; a column in which no row has a value is left out."""
-    cells = {
-        heading: [cell(row) for row in comparison.rows] for heading, cell in _columns(comparison).items()
-    }
+    cells = {heading: [cell(row) for row in comparison.rows] for heading, cell in _columns(comparison).items()}
     shown = {heading: texts for heading, texts in cells.items() if set(texts) != {NONE}}
     table = Table(caption=Text("\n".join(_caption(comparison))), caption_justify="left")
     for heading in shown:  # Text: brackets are units here, not markup
@@ -39,9 +37,9 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         "change [points]": lambda r: _interval(r.change_points, sign=True),
         "agreement [%]": lambda r: _interval(r.agreement_percent),
         "params [M]": lambda r: _number(r.params, 1e6),
-        "MACs [G/image]": lambda r: _number(r.macs_per_image, 1e9, digits=3),
+        "MACs [G/image]": lambda r: _number(r.macs_per_image, 1e9),
         f"latency [ms/batch of {batch}]": lambda r: _spread(r.latency_ms),
-        "throughput [images/s]": lambda r: _number(r.images_per_s, 1, digits=1),
+        "throughput [images/s]": lambda r: _number(r.images_per_s),
         f"speed-up [x {comparison.baseline}]": lambda r: _spread(r.speedup_vs_baseline),
         "peak memory [MiB]": lambda r: _number(r.peak_memory_bytes, 2**20),
         "weights [MiB]": lambda r: _number(r.weights_bytes, 2**20),
@@ -52,22 +50,27 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
 def _caption(comparison: Comparison) -> Iterator[str]:
     machine = comparison.environment
     size = "x".join(map(str, comparison.input_size))
-    yield f"{comparison.images} images of {size}; 95 % intervals; latency: median (quartiles) of {comparison.rounds} rounds"
+    yield f"{comparison.images} images of {size}, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
     yield f"{machine.get('cpu')}, {machine.get('threads')} threads of torch"
     for row in comparison.rows:
         yield from (f"{row.name}: {note}" for note in row.notes)
 
 
-def _number(value: float | None, unit: float, *, digits: int = 2) -> str:
-    return NONE if value is None else f"{value / unit:.{digits}f}"
+def _number(value: float | None, unit: float = 1) -> str:
+    if value is None:
+        return NONE
+    scaled = value / unit
+    return f"{scaled:.3g}" if abs(scaled) < 100 else f"{scaled:.0f}"
 
 
 def _interval(interval: Interval | None, *, sign: bool = False) -> str:
     if interval is None:
         return NONE
     shape = "+.2f" if sign else ".2f"
-    return f"{interval.value:{shape}} ({interval.low:{shape}} to {interval.high:{shape}})"
+    return f"{interval.value:{shape}}\n({interval.low:{shape}} … {interval.high:{shape}})"
 
 
 def _spread(spread: Spread | None) -> str:
-    return NONE if spread is None else f"{spread.median:.2f} ({spread.q25:.2f} to {spread.q75:.2f})"
+    if spread is None:
+        return NONE
+    return f"{_number(spread.median)}\n({_number(spread.q25)} … {_number(spread.q75)})"
