@@ -104,236 +104,45 @@ FORMULAS: dict[str, Formula] = {
     "aten._transformer_encoder_layer_fwd": _native_encoder_layer,
 }
 
-# Operators that move, compare, reduce, normalise or resample. Views and what torch itself tags as pointwise or
-# reduction need no entry.
-NO_MACS = frozenset(
-    [
-        "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool3d",
-        "_assert_async",
-        "_assert_scalar",
-        "_assert_tensor_metadata",
-        "_batch_norm_no_update",
-        "_batch_norm_with_update",
-        "_conj",
-        "_convert_weight_to_int4pack",
-        "_efficientzerotensor",
-        "_embedding_bag",
-        "_fake_quantize_learnable_per_channel_affine",
-        "_fake_quantize_learnable_per_tensor_affine",
-        "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
-        "_fused_moving_avg_obs_fq_helper",
-        "_fused_rms_norm",
-        "_index_put_impl_",
-        "_local_scalar_dense",
-        "_log_softmax",
-        "_masked_softmax",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_functional",
-        "_native_batch_norm_legit_no_training",
-        "_reshape_alias",
-        "_reshape_copy",
-        "_resize_output_",
-        "_safe_softmax",
-        "_softmax",
-        "_to_copy",
-        "_to_dense",
-        "_unique",
-        "_unique2",
-        "_unsafe_index",
-        "_unsafe_index_put",
-        "_unsafe_masked_index",
-        "_unsafe_view",
-        "_upsample_bicubic2d_aa",
-        "_upsample_bilinear2d_aa",
-        "_upsample_nearest_exact1d",
-        "_upsample_nearest_exact2d",
-        "_weight_norm_interface",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "affine_grid_generator",
-        "all",
-        "allclose",
-        "amax",
-        "amin",
-        "aminmax",
-        "any",
-        "arange",
-        "argmax",
-        "argmin",
-        "argsort",
-        "as_strided",
-        "as_strided_",
-        "avg_pool2d",
-        "avg_pool3d",
-        "bernoulli",
-        "bincount",
-        "bucketize",
-        "cat",
-        "clone",
-        "col2im",
-        "constant_pad_nd",
-        "copy",
-        "copy_",
-        "count_nonzero",
-        "cudnn_batch_norm",
-        "cummax",
-        "cummin",
-        "cumprod",
-        "cumsum",
-        "dequantize",
-        "diag_embed",
-        "embedding",
-        "empty_like",
-        "equal",
-        "fake_quantize_per_channel_affine_cachemask",
-        "fake_quantize_per_tensor_affine_cachemask",
-        "fill",
-        "fill_",
-        "flip",
-        "full_like",
-        "gather",
-        "glu",
-        "grid_sampler_2d",
-        "grid_sampler_3d",
-        "histc",
-        "im2col",
-        "index",
-        "index_add",
-        "index_add_",
-        "index_copy",
-        "index_copy_",
-        "index_fill",
-        "index_fill_",
-        "index_put",
-        "index_put_",
-        "index_reduce",
-        "index_reduce_",
-        "index_select",
-        "int_repr",
-        "is_nonzero",
-        "is_same_size",
-        "isin",
-        "item",
-        "kthvalue",
-        "linalg_vector_norm",
-        "log_sigmoid_forward",
-        "logcumsumexp",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "logsumexp",
-        "masked_fill",
-        "masked_fill_",
-        "masked_scatter",
-        "masked_scatter_",
-        "masked_select",
-        "max",
-        "max_pool2d_with_indices",
-        "max_pool3d_with_indices",
-        "mean",
-        "median",
-        "min",
-        "miopen_batch_norm",
-        "mkldnn_reorder_conv2d_weight",
-        "mode",
-        "multinomial",
-        "nanmedian",
-        "native_batch_norm",
-        "native_channel_shuffle",
-        "native_dropout",
-        "native_group_norm",
-        "native_layer_norm",
-        "new_empty",
-        "new_empty_strided",
-        "new_full",
-        "new_ones",
-        "new_zeros",
-        "nonzero",
-        "nonzero_static",
-        "norm",
-        "normal",
-        "normal_",
-        "numpy_T",
-        "one_hot",
-        "ones_like",
-        "permute_copy",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "prod",
-        "put",
-        "put_",
-        "q_per_channel_axis",
-        "q_per_channel_scales",
-        "q_per_channel_zero_points",
-        "q_scale",
-        "q_zero_point",
-        "quantize_per_channel",
-        "quantize_per_tensor",
-        "quantize_per_tensor_dynamic",
-        "rand_like",
-        "randint_like",
-        "randn_like",
-        "random_",
-        "randperm",
-        "record_stream",
-        "reflection_pad1d",
-        "reflection_pad2d",
-        "repeat",
-        "repeat_interleave",
-        "replication_pad1d",
-        "replication_pad2d",
-        "resize_",
-        "rms_norm",
-        "roll",
-        "rot90",
-        "rrelu_with_noise",
-        "scalar_tensor",
-        "scatter",
-        "scatter_",
-        "scatter_add",
-        "scatter_add_",
-        "scatter_reduce",
-        "scatter_reduce_",
-        "searchsorted",
-        "select_scatter",
-        "set_",
-        "slice_scatter",
-        "sort",
-        "split_with_sizes_copy",
-        "stack",
-        "std",
-        "std_mean",
-        "sum",
-        "sym_numel",
-        "sym_size",
-        "sym_stride",
-        "take",
-        "to_mkldnn",
-        "topk",
-        "trace",
-        "tril",
-        "tril_indices",
-        "triu",
-        "triu_indices",
-        "unfold_copy",
-        "uniform_",
-        "unique_consecutive",
-        "unique_dim",
-        "upsample_bicubic2d",
-        "upsample_bilinear2d",
-        "upsample_linear1d",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "upsample_trilinear3d",
-        "var",
-        "var_mean",
-        "view_copy",
-        "zero",
-        "zero_",
-        "zeros_like",
-    ]
-)
+# aten operators that move, compare, normalise, pool or resample; a trailing underscore (in place) is the same operator.
+# Views, operators that torch tags as pointwise or reduction, and those that take no tensor need no entry.
+_NO_MACS = """
+    _to_copy _to_dense _unsafe_view _reshape_alias _reshape_copy as_strided cat clone constant_pad_nd copy diag_embed
+    fill flip im2col col2im lift_fresh lift_fresh_copy native_channel_shuffle pixel_shuffle pixel_unshuffle
+    reflection_pad1d reflection_pad2d repeat repeat_interleave replication_pad1d replication_pad2d resize roll rot90
+    select_scatter set slice_scatter split_with_sizes_copy stack trace tril triu unfold_copy view_copy zero
+
+    _unsafe_index _unsafe_index_put _unsafe_masked_index _index_put_impl embedding _embedding_bag gather index
+    index_add index_copy index_fill index_put index_reduce index_select masked_fill masked_scatter masked_select
+    nonzero nonzero_static put scatter scatter_add scatter_reduce take
+
+    _local_scalar_dense _unique _unique2 argmax argmin bincount bucketize count_nonzero cummax cummin cumprod cumsum
+    equal histc is_same_size isin item kthvalue logcumsumexp max median min mode nanmedian searchsorted sort topk
+    unique_consecutive unique_dim
+
+    all amax amin aminmax any linalg_vector_norm logsumexp mean norm prod std std_mean sum var var_mean
+
+    empty_like full_like new_empty new_empty_strided new_full new_ones new_zeros ones_like rand_like randint_like
+    randn_like zeros_like bernoulli exponential multinomial native_dropout normal random rrelu_with_noise uniform
+
+    _batch_norm_no_update _batch_norm_with_update _fused_rms_norm _native_batch_norm_legit
+    _native_batch_norm_legit_functional _native_batch_norm_legit_no_training _weight_norm_interface cudnn_batch_norm
+    miopen_batch_norm native_batch_norm native_group_norm native_layer_norm rms_norm
+
+    _log_softmax _masked_softmax _safe_softmax _softmax glu hardswish log_sigmoid_forward
+
+    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d avg_pool2d avg_pool3d max_pool2d_with_indices
+    max_pool3d_with_indices _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d
+    _upsample_nearest_exact2d grid_sampler_2d grid_sampler_3d upsample_bicubic2d upsample_bilinear2d upsample_linear1d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_trilinear3d
+
+    _fake_quantize_learnable_per_channel_affine _fake_quantize_learnable_per_tensor_affine
+    _fake_quantize_per_tensor_affine_cachemask_tensor_qparams _fused_moving_avg_obs_fq_helper dequantize
+    fake_quantize_per_channel_affine_cachemask fake_quantize_per_tensor_affine_cachemask int_repr
+    q_per_channel_axis q_per_channel_scales q_per_channel_zero_points q_scale q_zero_point quantize_per_channel
+    quantize_per_tensor quantize_per_tensor_dynamic to_mkldnn mkldnn_reorder_conv2d_weight
+"""
+NO_MACS = frozenset(_NO_MACS.split())
 
 _ELEMENTWISE = frozenset(tag for tag in (torch.Tag.pointwise, getattr(torch.Tag, "reduction", None)) if tag is not None)
 
@@ -374,6 +183,6 @@ def _has_no_macs(name: str, op: Any, arguments: Any) -> bool:
     namespace, short = name.split(".", 1)
     if namespace == "prim" or op.is_view or _ELEMENTWISE & set(op.tags):
         return True
-    if namespace == "aten" and short in NO_MACS:
+    if namespace == "aten" and short.rstrip("_") in NO_MACS:
         return True
     return namespace == "aten" and next(tensors_in(arguments), None) is None  # creates a tensor
