@@ -36,11 +36,11 @@ def _merged(
     even, odd = int(class_token), int(distill_token)
     r = min(r, (x.shape[1] - even - odd) // 2)
     matching = match(metric, r, even=even, odd=odd, keep_order=class_token)
-    weights, after = shares(matching, size.squeeze(-1))
-    merged, places = merge(x, matching, weights), matching.places()
+    share, after = shares(matching, size.squeeze(-1))
+    merged, places = merge(x, matching, share), matching.places()
     back = places
     if distill_token:  # the official inverse forgets that its merge moved the distillation token to the front
-        back = _moved(places, even, matching.stay.shape[1] - 1)
+        back = _moved(places, even, merged.shape[1] - matching.receivers - 1)
     if distill_token and not class_token:  # and it puts the first unmerged token before that token
         order = torch.tensor([1, 0, *range(2, merged.shape[1])])
         merged, after, places = merged[:, order], after[:, order], order[places]

@@ -28,23 +28,18 @@ from leanvit.recipe.method import Structure, method
 class Matching:
     """Which tokens merge into which. Tokens at even places send, tokens at odd places receive.
 
-    The new sequence is [stay, receivers]: every prefix token and every sender without a merge, then the odd tokens from
-    `first_odd` on.
+    The new sequence is: the protected tokens, the senders without a merge, the receivers.
     """
 
-    stay: Tensor  # (B, S) int64 places of the tokens that stay as they are
-    source: Tensor  # (B, r) int64 places of the tokens that are merged away
-    target: Tensor  # (B, r) int64 receiver of each, counted from 0 among the receivers
-    first_odd: int  # place of the first receiver
-    receivers: int  # how many there are
+    order: Tensor  # (B, N - r) int64, the old place of each token of the new sequence
+    source: Tensor  # (B, r) int64, old places of the tokens that are merged away
+    target: Tensor  # (B, r) int64, place in the new sequence of the receiver of each
+    receivers: int  # how many there are, at the end of the new sequence
 
     def places(self) -> Tensor:
         """(B, N) int64: where each old token is in the new sequence."""
-        stay, device = self.stay.shape[1], self.stay.device
-        odd = torch.arange(self.receivers, device=device) * 2 + self.first_odd
-        order = torch.cat([self.stay, odd.expand(self.stay.shape[0], -1)], dim=1)
-        places = new_places(order, order.shape[1] + self.source.shape[1])
-        return places.scatter(1, self.source, self.target + stay)
+        places = new_places(self.order, self.order.shape[1] + self.source.shape[1])
+        return places.scatter(1, self.source, self.target)
 
 
 def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bool = True) -> Matching:
@@ -59,9 +54,9 @@ def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bo
     Returns:
         The r best edges. A receiver may get several.
     """
+    batch, tokens = metric.shape[:2]
     unit = metric / torch.linalg.vector_norm(metric, dim=-1, keepdim=True).clamp(min=1e-12)
-    senders, receivers = unit[:, 2 * even :: 2], unit[:, 2 * odd + 1 :: 2]
-    similarity = senders @ receivers.transpose(1, 2)  # (B, N/2, N/2)
+    similarity = unit[:, 2 * even :: 2] @ unit[:, 2 * odd + 1 :: 2].transpose(1, 2)  # (B, senders, receivers)
     best = similarity.amax(dim=-1)
     if keep_order:
         merged = best.topk(r, dim=1).indices  # (B, r)
@@ -71,45 +66,54 @@ def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bo
         merged, alone = ranked[:, :r], ranked[:, r:]
     # the receiver of the r merged ones only: an argmax over all rows would cost more than the maximum itself
     target = take_tokens(similarity, merged).argmax(dim=-1)
-    prefix = sorted([2 * i for i in range(even)] + [2 * i + 1 for i in range(odd)])
-    front = torch.tensor(prefix, dtype=torch.int64, device=metric.device).expand(metric.shape[0], -1)
-    return Matching(
-        stay=torch.cat([front, 2 * (alone + even)], dim=1),
-        source=2 * (merged + even),
-        target=target,
-        first_odd=2 * odd + 1,
-        receivers=receivers.shape[1],
-    )
+    fixed = torch.arange(tokens, device=metric.device).expand(batch, -1)
+    front = _interleaved(fixed, even, odd)
+    order = torch.cat([*front, 2 * (alone + even), fixed[:, 2 * odd + 1 :: 2]], dim=1)
+    receivers = similarity.shape[2]
+    return Matching(order, 2 * (merged + even), target + (tokens - r - receivers), receivers)
 
 
-@dataclass(frozen=True)
-class Shares:
-    """The weighted mean of each receiver: `own` of itself, `given` of the tokens merged into it. They add up to 1."""
-
-    own: Tensor  # (B, R)
-    given: Tensor  # (B, R, r)
-
-
-def shares(matching: Matching, size: Tensor) -> tuple[Shares, Tensor]:
-    """Weights of the merge and the sizes after it: size (B, N) -> (Shares, (B, N - r))."""
-    number = torch.arange(matching.receivers, device=size.device).unsqueeze(1)  # (R, 1)
-    sent = size.gather(1, matching.source).unsqueeze(1)  # (B, 1, r)
-    given = torch.where(matching.target.unsqueeze(1) == number, sent, 0.0)  # (B, R, r)
-    own = size[:, matching.first_odd :: 2]
-    total = own + given.sum(dim=-1)
-    after = torch.cat([size.gather(1, matching.stay), total], dim=1)
-    return Shares(own / total, given / total.unsqueeze(-1)), after
+def _interleaved(places: Tensor, even: int, odd: int) -> list[Tensor]:
+    """The protected places in their order, as slices of (B, N)."""
+    if abs(even - odd - 0.5) < 1:  # 0, 2, ... and 1, 3, ... with no gap: the prefix of a sequence
+        return [places[:, : even + odd]]
+    return [places[:, : 2 * even : 2], places[:, 1 : 2 * odd : 2]]
 
 
-def merge(x: Tensor, matching: Matching, weights: Shares) -> Tensor:
-    """(B, N, C) -> (B, N - r, C).
+def shares(matching: Matching, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the merge, and the sizes after it.
 
-    The merge is a product with a (R, r) matrix of weights, not a scatter: r is small, and it exports to any runtime.
+    size (B, N) -> share (B, r), what part of its new token each merged one makes up; size (B, N - r).
     """
-    own, given = weights.own.to(x.dtype), weights.given.to(x.dtype)
-    received = x[:, matching.first_odd :: 2] * own.unsqueeze(-1)
-    received = torch.baddbmm(received, given, take_tokens(x, matching.source))
-    return torch.cat([take_tokens(x, matching.stay), received], dim=1)
+    given = size.gather(1, matching.source)
+    after = size.gather(1, matching.order).scatter_add(1, matching.target, given)
+    return given / after.gather(1, matching.target), after
+
+
+def merge(x: Tensor, matching: Matching, share: Tensor) -> Tensor:
+    """The weighted means, (B, N, C) -> (B, N - r, C): receiver + sum of share · (merged - receiver).
+
+    Only the r rows that change are touched. An exported graph gets a product with the (receivers, r) matrix of shares
+    instead of the indexed sum, which runtimes do slowly or not at all; results agree to rounding.
+    """
+    out, moved = take_tokens(x, matching.order), take_tokens(x, matching.source)
+    share = share.to(x.dtype)
+    if torch.compiler.is_exporting():
+        return _merge_by_product(out, moved, matching, share)
+    first = torch.arange(out.shape[0], device=x.device).unsqueeze(1) * out.shape[1]
+    rows = (matching.target + first).flatten()
+    flat, moved = out.flatten(0, 1), moved.flatten(0, 1)
+    change = (moved - flat.index_select(0, rows)) * share.flatten().unsqueeze(-1)
+    flat.index_add_(0, rows, change)  # in place: `out` is a fresh copy
+    return out
+
+
+def _merge_by_product(out: Tensor, moved: Tensor, matching: Matching, share: Tensor) -> Tensor:
+    alone = out.shape[1] - matching.receivers
+    number = torch.arange(alone, out.shape[1], device=out.device).unsqueeze(1)  # (R, 1)
+    given = torch.where(matching.target.unsqueeze(1) == number, share.unsqueeze(1), 0.0)  # (B, R, r)
+    kept = 1 - given.sum(dim=-1, keepdim=True)
+    return torch.cat([out[:, :alone], out[:, alone:] * kept + given @ moved], dim=1)
 
 
 def schedule(r: int | tuple[int | float, ...], depth: int) -> list[int]:
@@ -164,8 +168,8 @@ class Merge(Step):
         even, odd = (state.num_prefix + 1) // 2, state.num_prefix // 2
         matching = match(_summed(keys), r, even=even, odd=odd, keep_order=state.num_prefix > 0)
         size = torch.ones(batch, tokens, device=keys.device) if state.size is None else state.size
-        weights, size = shares(matching, size)
-        x = state.ops.mix(f"{self.name}.merge", x, lambda t: merge(t, matching, weights))
+        share, size = shares(matching, size)
+        x = state.ops.mix(f"{self.name}.merge", x, lambda t: merge(t, matching, share))
         state = state.with_(size=size).tapped(f"{self.name}.merged", matching.source)
         if state.trace:
             owner = moved_owner(state.owners(batch, keys.device), matching.places())
