@@ -147,3 +147,8 @@ def test_quant_ops_touch_their_sites_only() -> None:
 def test_products_switch_the_fused_kernel_off() -> None:
     ops = QuantOps({"blocks.0.attn.matmul1": {"a": SignedActQuantizer(), "b": SignedActQuantizer()}})
     assert not ops.fused
+
+
+def test_shapes_are_known_without_values() -> None:
+    q = ActQuantizer(8).to("meta")
+    assert q(torch.empty(3, 5, device="meta")).shape == (3, 5)

@@ -171,3 +171,20 @@ def range_rule(name: str) -> RangeRule:
     if name not in RANGES:
         raise unknown("calibration", name, RANGES)
     return RANGES[name]
+
+
+# --- shapes of PyTorch's own kernel -------------------------------------------------
+
+_KERNEL = "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams"
+
+
+def _shapes(
+    x: Tensor, scale: Tensor, zero_point: Tensor, enabled: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+
+# PyTorch has no shape function for its fake quantization, which torch.export needs to keep the batch free.
+if not torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{_KERNEL}", "Meta"):
+    _LIBRARY = torch.library.Library("aten", "IMPL", "Meta")
+    _LIBRARY.impl(_KERNEL, _shapes)
