@@ -81,6 +81,10 @@ class Ops:
         """`fn` moves elements (reshape, permute, index) and never computes with them."""
         return fn(x)
 
+    def mix(self, site: str, x: Any, fn: Rearrange) -> Any:
+        """`fn` makes tokens that are weighted sums of tokens, (B, N, C) -> (B, M, C). It is linear in `x`."""
+        return fn(x)
+
     def mean(self, site: str, x: Any, *, weights: Tensor | None = None) -> Any:
         """Mean over the tokens, (B, N, C) -> (B, C); `weights` (B, N): weighted by the patches of each token."""
         if weights is None:

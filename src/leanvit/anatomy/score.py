@@ -9,6 +9,7 @@ A method supplies a term, `(phases, state) -> phases`; it never writes an attent
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -132,10 +133,17 @@ def score_rows(q_rows: Tensor, k: Tensor, *, scale: float, phases: Phases = NO_P
     Equal to those rows of the full map before any weight quantizer; costs R·N·d instead of N·N·d, so that the map
     itself can stay inside a fused kernel. Phases must broadcast over the query dimension or already be sliced to it.
     """
-    with torch.autocast(device_type=q_rows.device.type, enabled=False):
+    with _autocast_off(q_rows.device.type):
         torch_ops = Ops()
         s = scores(torch_ops, "rows", q_rows.float(), k.float(), scale, phases, scale_on_q=True)
         return normalise(torch_ops, "rows", s, phases)
+
+
+def _autocast_off(device: str) -> AbstractContextManager[object]:
+    """Nothing to do where autocast is off already, or does not exist (the meta device)."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device_type=device, enabled=False)
 
 
 def transpose_last(t: Tensor) -> Tensor:
