@@ -90,7 +90,7 @@ def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *,
     """The pipeline up to the structural mask: (B, H, N, d) x (B, H, M, d) -> (B, H, N, M)."""
     if scale_on_q:
         q = ops.scale(f"{site}.scale", q, scale)
-    s = ops.matmul(f"{site}.matmul1", q, ops.rearrange(f"{site}.k", k, transpose_last))
+    s = ops.matmul(f"{site}.matmul1", q, ops.rearrange(f"{site}.k_t", k, transpose_last))
     if not scale_on_q:
         s = ops.scale(f"{site}.scale", s, scale)
     if phases.multiply is not None:
