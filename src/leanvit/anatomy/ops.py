@@ -95,8 +95,8 @@ class Ops:
         return x.sigmoid()
 
     def drop(self, module: nn.Module, x: Any) -> Any:
-        """Dropout, drop path and patch dropout."""
-        return module(x)
+        """Dropout, drop path and patch dropout: nothing outside training, whatever the values are."""
+        return module(x) if module.training else x
 
     def shape(self, x: Any) -> tuple[int, ...]:
         return tuple(x.shape)
