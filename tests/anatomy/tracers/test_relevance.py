@@ -66,9 +66,8 @@ class Relevance(Ops):
 
 @cases("lrp_qvit", "vit_lrp")
 def test_relevance(case: Case):
-    model, ops, given = vit(case.meta["constructor"]), Relevance(), case.group("input/")
-    model.norm.eps = 1e-5
-    model.load_state_dict(case.group("weights/"))
+    model, ops = vit(case.meta["constructor"], case.group("weights/")), Relevance()
+    model.norm.eps, given = 1e-5, case.group("input/")
     logits = open_model(model)(given["x"].requires_grad_(), ops=ops)
     close(logits, case.group("output/")["logits"], 1e-5)
     logits.backward(F.one_hot(given["target"], logits.shape[1]).float())
