@@ -53,11 +53,19 @@ def _kind(path: Path) -> str | None:
 NAMES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_classes", "mlp_ratio", "qkv_bias")
 
 
-def vit(constructor: Mapping[str, Any], weights: Mapping[str, Tensor], *, eps: float = 1e-6, **more: Any) -> Any:
+def vit(
+    constructor: Mapping[str, Any],
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    cls: type = VisionTransformer,
+    eps: float = 1e-6,
+    **more: Any,
+) -> Any:
     """timm's model with the constructor arguments that it shares with a case and the weights of its own names."""
     arguments = {key: constructor[key] for key in NAMES if key in constructor}
-    model = VisionTransformer(**{"norm_layer": partial(nn.LayerNorm, eps=eps), **arguments, **more}).eval()
-    model.load_state_dict({key: t for key, t in weights.items() if key in model.state_dict()})
+    model = cls(**{"norm_layer": partial(nn.LayerNorm, eps=eps), **arguments, **more}).eval()
+    if weights is not None:
+        model.load_state_dict({key: t for key, t in weights.items() if key in model.state_dict()})
     return model
 
 
