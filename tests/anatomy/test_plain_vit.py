@@ -70,12 +70,13 @@ def test_a_model_opened_with_explicit_attention_stays_explicit(name):
     same(model(images(model)), opened(images(model)))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
-def test_bfloat16_stays_bfloat16(name):
-    model = build(name).bfloat16()
+def test_other_dtypes_stay_what_they_are(name, dtype):
+    model = build(name).to(dtype)
     opened = open_model(copy.deepcopy(model))
     same(model(images(model)), opened(images(model)))
-    assert opened(images(model)).dtype == torch.bfloat16
+    assert opened(images(model)).dtype == dtype
 
 
 @pytest.mark.parametrize("name", TRAINED)
