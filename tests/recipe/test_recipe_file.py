@@ -64,5 +64,5 @@ def test_with_text() -> None:
         parse_with("evit:keep_rate")
     with pytest.raises(BadInput, match="did you mean 'evit'"):
         parse_with("evti")
-    with pytest.raises(BadInput, match="no knob 'keeprate'.*keep_rate"):
+    with pytest.raises(BadInput, match=r"no knob 'keeprate'.*keep_rate"):
         parse_with("evit:keeprate=1")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanvit.anatomy import open_model
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.recipe import compress, load, load_run, save
-from leanvit.recipe.store import _seal
+from leanvit.recipe.store import seal_of
 
 
 def test_a_saved_run_gives_the_same_bits(lean: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def _edit(path: Path, seal: bool = True, **changes: object) -> None:
     content = json.loads((path / "leanvit.json").read_text())
     content.update(changes)
     if seal:
-        content["seal"] = _seal(content)
+        content["seal"] = seal_of(content)
     (path / "leanvit.json").write_text(json.dumps(content))
 
 
@@ -158,7 +158,7 @@ def _damage(path: Path, rng: random.Random) -> None:
         branch[rng.choice(["", key[1:], "__class__"]) if kind == "key" else key] = (
             value if kind == "key" else rng.choice(odd)
         )
-        tree["seal"] = _seal(tree) if rng.random() < 0.5 else tree.get("seal")
+        tree["seal"] = seal_of(tree) if rng.random() < 0.5 else tree.get("seal")
         text.write_text(json.dumps(tree))
     else:  # a weights file that is sound but not ours, with the hash set right
         tensors = load_file(weights)

@@ -50,7 +50,10 @@ class Ops:
 
     def attention(self, site: str, q: Any, k: Any, v: Any, *, scale: float, bias: Tensor | None, dropout: float) -> Any:
         """Fused softmax(q kᵀ · scale + bias) v, (B, H, N, d). Only called when `fused`."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+        usual = scale == q.shape[-1] ** -0.5  # the kernel's own 1/√d differs from it by a bit in float64
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=dropout, scale=None if usual else scale
+        )
 
     def scale(self, site: str, x: Any, factor: float) -> Any:
         return x * factor
@@ -81,6 +84,10 @@ class Ops:
         """`fn` moves elements (reshape, permute, index) and never computes with them."""
         return fn(x)
 
+    def mix(self, site: str, x: Any, fn: Rearrange) -> Any:
+        """`fn` makes tokens that are weighted sums of tokens, (B, N, C) -> (B, M, C). It is linear in `x`."""
+        return fn(x)
+
     def mean(self, site: str, x: Any, *, weights: Tensor | None = None) -> Any:
         """Mean over the tokens, (B, N, C) -> (B, C); `weights` (B, N): weighted by the patches of each token."""
         if weights is None:
@@ -95,8 +102,8 @@ class Ops:
         return x.sigmoid()
 
     def drop(self, module: nn.Module, x: Any) -> Any:
-        """Dropout, drop path and patch dropout."""
-        return module(x)
+        """Dropout, drop path and patch dropout: nothing outside training, whatever the values are."""
+        return module(x) if module.training else x
 
     def shape(self, x: Any) -> tuple[int, ...]:
         return tuple(x.shape)

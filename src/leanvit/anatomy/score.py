@@ -9,6 +9,7 @@ A method supplies a term, `(phases, state) -> phases`; it never writes an attent
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +48,23 @@ class Phases:
         """A copy in which only what every mask allows is allowed."""
         return replace(self, mask=allowed if self.mask is None else self.mask & allowed)
 
+    def rows(self, rows: slice) -> Phases:
+        """A copy for these query rows only; what broadcasts over the queries stays as it is."""
+
+        def cut(t: Tensor | None) -> Tensor | None:
+            return t if t is None or t.ndim < 2 or t.shape[-2] == 1 else t[..., rows, :]
+
+        mask = cut(self.mask)
+        return self.with_(multiply=cut(self.multiply), model_bias=cut(self.model_bias), bias=cut(self.bias), mask=mask)
+
+    def to(self, dtype: torch.dtype) -> Phases:
+        """A copy whose factors and biases have the dtype of the scores: a float32 bias would promote a half model."""
+
+        def cast(t: Tensor | None) -> Tensor | None:
+            return t if t is None else t.to(dtype)
+
+        return self.with_(multiply=cast(self.multiply), model_bias=cast(self.model_bias), bias=cast(self.bias))
+
     @property
     def additive(self) -> Tensor | None:
         """Both biases, the temperature and the mask as one additive tensor, for a fused kernel."""
@@ -73,7 +91,7 @@ def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *,
     """The pipeline up to the structural mask: (B, H, N, d) x (B, H, M, d) -> (B, H, N, M)."""
     if scale_on_q:
         q = ops.scale(f"{site}.scale", q, scale)
-    s = ops.matmul(f"{site}.matmul1", q, ops.rearrange(f"{site}.k", k, transpose_last))
+    s = ops.matmul(f"{site}.matmul1", q, ops.rearrange(f"{site}.k_t", k, transpose_last))
     if not scale_on_q:
         s = ops.scale(f"{site}.scale", s, scale)
     if phases.multiply is not None:
@@ -107,10 +125,12 @@ def attend(
     The fused kernel is taken when neither a phase nor the op set forbids it and when q and v are equally wide:
     with unequal widths PyTorch leaves its fast CPU kernel, and the explicit products are then about 3x faster.
     """
+    if phases is not NO_PHASES and isinstance(q, Tensor):
+        phases = phases.to(q.dtype)
     if fused and ops.fused and phases.fusable and q.shape[-1] == v.shape[-1]:
         bias = phases.additive
         if bias is not None:
-            bias = bias.to(q.dtype)
+            bias = bias.to(q.dtype)  # a mask alone has no dtype of its own
         p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         scale = scale / phases.temperature
         return ops.attention(site, q, k, v, scale=scale, bias=bias, dropout=p), None
@@ -130,12 +150,19 @@ def score_rows(q_rows: Tensor, k: Tensor, *, scale: float, phases: Phases = NO_P
     """Attention weights of some query rows only, (B, H, R, d) x (B, H, N, d) -> (B, H, R, N), in float32.
 
     Equal to those rows of the full map before any weight quantizer; costs R·N·d instead of N·N·d, so that the map
-    itself can stay inside a fused kernel. Phases must broadcast over the query dimension or already be sliced to it.
+    itself can stay inside a fused kernel. `phases` are those of these rows (`Phases.rows`).
     """
-    with torch.autocast(device_type=q_rows.device.type, enabled=False):
+    with _autocast_off(q_rows.device.type):
         torch_ops = Ops()
         s = scores(torch_ops, "rows", q_rows.float(), k.float(), scale, phases, scale_on_q=True)
         return normalise(torch_ops, "rows", s, phases)
+
+
+def _autocast_off(device: str) -> AbstractContextManager[object]:
+    """Nothing to do where autocast is off already, or does not exist (the meta device)."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device_type=device, enabled=False)
 
 
 def transpose_last(t: Tensor) -> Tensor:

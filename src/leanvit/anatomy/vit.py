@@ -104,7 +104,10 @@ class Attention(nn.Module):
             dropout=self.attn_drop if isinstance(self.attn_drop, nn.Dropout) else None,
         )
         if "cls_attn" in needs:
-            row = score_rows(q[:, :, :1], k, scale=self.scale, phases=phases) if weights is None else weights[:, :, :1]
+            first = slice(0, 1)
+            row = weights[:, :, first] if weights is not None else None
+            if row is None:
+                row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
             state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
         if "keys" in needs:
             state = state.with_(keys=k)
@@ -482,6 +485,7 @@ class OpenViT(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Features of some blocks, as timm defines them. Refused where tokens were removed: the grid is then lost."""
         if output_fmt not in ("NCHW", "NLC"):
@@ -499,6 +503,13 @@ class OpenViT(nn.Module):
         maps = [m[:, self.num_prefix_tokens :] for m in maps]
         if output_fmt == "NCHW":
             maps = [m.unflatten(1, state.grid).permute(0, 3, 1, 2).contiguous() for m in maps]
+        if output_dict:
+            named: dict[str, Any] = {"image_intermediates": maps}
+            if return_prefix_tokens and self.num_prefix_tokens:
+                named["image_intermediates_prefix"] = prefix
+            if not intermediates_only:
+                named["image_features"] = _norm(state.ops, "norm", self.norm, tokens)
+            return named
         found = list(zip(maps, prefix, strict=True)) if return_prefix_tokens and self.num_prefix_tokens else maps
         return found if intermediates_only else (_norm(state.ops, "norm", self.norm, tokens), found)
 

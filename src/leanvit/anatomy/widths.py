@@ -1,4 +1,5 @@
-"""Explicit widths: give an attention, an MLP or a whole model other widths. Structure only, weights start at zero.
+"""Explicit widths: give an attention, an MLP or a whole model other widths. Structure only: linears and tables
+start at zero, norms as new.
 
 The heads, q/k and v widths and the MLP's hidden width belong to a block; the embedding width to the model. Values are
 moved in by whoever prunes (`fold`); on load they come from the state dict.
@@ -19,7 +20,9 @@ def set_attention_widths(
     attn: Attention, *, heads: int | None = None, qk_dim: int | None = None, v_dim: int | None = None
 ) -> None:
     """Change the number of heads and the widths per head. The attention scale stays as stored."""
-    heads, qk_dim, v_dim = heads or attn.heads, qk_dim or attn.qk_dim, v_dim or attn.v_dim
+    heads = attn.heads if heads is None else heads
+    qk_dim = attn.qk_dim if qk_dim is None else qk_dim
+    v_dim = attn.v_dim if v_dim is None else v_dim
     for name, value in (("heads", heads), ("qk_dim", qk_dim), ("v_dim", v_dim)):
         if value < 1:
             raise BadInput(f"{attn.name}: {name} is {value}; accepted: 1 or more")

@@ -113,7 +113,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     if not name:
         raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
-    given.setdefault("num_classes", model.num_classes)
+    given["num_classes"] = model.num_classes  # a classifier may have been reset since
     root = Root(name, {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if k not in FORBIDDEN})
     _prove(root, open_model(model, check=False))
     return root

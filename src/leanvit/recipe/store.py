@@ -121,7 +121,7 @@ def save(
                 "made_with": {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__},
             },
         }
-        write_atomic(path / JSON_NAME, json.dumps({**written, "seal": _seal(written)}, indent=1).encode())
+        write_atomic(path / JSON_NAME, json.dumps({**written, "seal": seal_of(written)}, indent=1).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     for old in path.glob("weights-*.safetensors"):
@@ -141,7 +141,7 @@ def _proven_history(model: OpenViT) -> History:
     return model.history
 
 
-def _seal(content: dict[str, Any]) -> str:
+def seal_of(content: dict[str, Any]) -> str:
     """sha256 over the canonical text of a run file, its own seal left out."""
     rest = {k: v for k, v in content.items() if k != "seal"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -234,7 +234,7 @@ def read_run_file(path: Path) -> _RunFile:
         file = _RunFile.model_validate(content)
     except ValidationError as error:
         raise CheckpointError(f"{name}: {strict_message(error, _RunFile)}") from error
-    if file.seal != _seal(content):
+    if file.seal != seal_of(content):
         raise CheckpointError(
             f"{name} was changed after it was saved. An edited plan belongs to the root: reapply(root, plans)"
         )
@@ -243,7 +243,8 @@ def read_run_file(path: Path) -> _RunFile:
 
 def strict_message(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a strict validation in words: which key, what was given, the nearest known key."""
-    first = error.errors()[0]
+    problems = error.errors()  # a misspelt key also leaves the right one missing: name the misspelt one
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {where!r}: {nearest(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"

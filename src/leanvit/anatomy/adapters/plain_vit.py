@@ -56,6 +56,16 @@ _COPIED = (  # public attributes that timm's tools and users read
     "default_cfg",
     "_model_args",
 )
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATE = (  # what may have changed since the model was opened
+    "num_classes",
+    "global_pool",
+    "embed_dim",
+    "num_features",
+    "head_hidden_size",
+    "grad_checkpointing",
+    "distilled_training",
+)
 
 
 def understands(model: nn.Module) -> bool:
@@ -120,8 +130,8 @@ def _check_model(model: Any) -> None:
     for module_name, module in model.named_modules():
         if "forward" in vars(module):
             raise Refused(f"{module_name or 'the model'} has a forward of its own (patched): open it before patching")
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Refused(f"{module_name or 'the model'} carries forward hooks: remove them first")
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            raise Refused(f"{module_name or 'the model'} carries forward or backward hooks: remove them first")
     for i, block in enumerate(model.blocks):
         _check_block(f"blocks.{i}", block)
 
@@ -145,7 +155,10 @@ def _only(where: str, given: dict[str, Any], known: set[str]) -> None:
 
 
 def close_family(opened: OpenViT, source: Any) -> nn.Module:
-    """Hand the children back to the timm model that `opened` was made from."""
+    """Hand the children back to the timm model that `opened` was made from. Fewer blocks than it had are fine."""
+    if len(opened.blocks) > len(source.blocks):
+        raise Refused(f"cannot close: {len(opened.blocks)} blocks, the timm model holds {len(source.blocks)}")
+    source.blocks = source.blocks[: len(opened.blocks)]
     for block, timm_block in zip(opened.blocks, source.blocks, strict=True):
         attn = block.attn
         if attn.qk_dim != attn.v_dim:
@@ -158,6 +171,8 @@ def close_family(opened: OpenViT, source: Any) -> nn.Module:
             raise Refused(f"cannot close: {block.name}.mlp is a {type(block.mlp).__name__}")
         timm_block.attn.num_heads, timm_block.attn.head_dim = attn.heads, attn.qk_dim
         timm_block.attn.attn_dim, timm_block.attn.scale = attn.heads * attn.qk_dim, attn.scale
+        # timm's fused path takes the scale of the width at hand and would ignore a stored one
+        timm_block.attn.fused_attn = attn.fused and attn.scale == attn.qk_dim**-0.5
         _hand_back(timm_block.attn, attn)
         _hand_back(timm_block.mlp, block.mlp)
         for key in _BLOCK - {"attn", "mlp"}:
@@ -168,8 +183,9 @@ def close_family(opened: OpenViT, source: Any) -> nn.Module:
     for key in (*_TOKENS, "pos_embed"):
         if key in source._parameters:
             source._parameters[key] = opened._parameters[key]
-    for key in ("num_classes", "global_pool", "grad_checkpointing"):
-        setattr(source, key, getattr(opened, key))
+    for key in _STATE:
+        if hasattr(source, key):
+            setattr(source, key, getattr(opened, key))
     return source.train(opened.training)
 
 

@@ -1,0 +1,35 @@
+"""Data: datasets with stable keys, preprocessing through timm, keyed randomness, loaders, and fit of model to data.
+
+Public names load on first use, so that importing this package stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {  # public name -> module of this package that defines it
+    "Augment": "augment",
+    "Batch": "loading",
+    "Dataset": "dataset",
+    "Loader": "loading",
+    "Preprocess": "preprocess",
+    "Sample": "dataset",
+    "adapted_kwargs": "fitting",
+    "check_fits": "fitting",
+    "loader": "loading",
+    "open_dataset": "sources",
+}
+__all__ = [*_HOME, "keyed"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "keyed":
+        return import_module("leanvit.data.keyed")
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanvit.data' has no attribute {name!r}")
+    return getattr(import_module(f"leanvit.data.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

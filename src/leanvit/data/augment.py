@@ -1,0 +1,135 @@
+"""Training augmentation as plain data, with two presets; `Preprocess.train_transform` builds it through timm."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, posterize
+from timm.data.random_erasing import RandomErasing
+from torchvision import transforms
+
+from leanvit.errors import BadInput, unknown
+
+CROPS = ("auto", "pad", "resized", "none")
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is drawn anew for each image and epoch. Raises BadInput for a field outside its range.
+
+    `Augment.of("light")`: random crop and flip. `Augment.of("randaug")`: also RandAugment m9-mstd0.5-inc1 and random
+    erasing 0.25, the settings of DeiT (arXiv 2012.12877, table 9).
+    """
+
+    crop: str = "auto"  # "pad" then crop; random "resized" crop; "none"; "auto" pads inputs of at most 64 pixels
+    padding: float = 0.125  # for crop "pad": share of the side, 4 pixels at 32x32
+    scale: tuple[float, float] = (0.35, 1.0)  # for crop "resized": share of the area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # for crop "resized": aspect
+    hflip: float = 0.5  # probability
+    color_jitter: float = 0.0  # strength of brightness, contrast and saturation
+    auto_augment: str | None = None  # timm's policy text
+    erase: float = 0.0  # probability of erasing a rectangle with noise
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise unknown("Augment.crop", self.crop, CROPS)
+        for name in ("hflip", "erase", "padding"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise BadInput(f"Augment.{name}={value!r}: accepted: 0 to 1")
+        if self.color_jitter < 0:
+            raise BadInput(f"Augment.color_jitter={self.color_jitter!r}: accepted: 0 or more")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise BadInput(f"Augment.{name}={(low, high)!r}: accepted: (low, high) with 0 < low <= high")
+        if self.auto_augment is not None:
+            _check_policy(self.auto_augment)
+
+    @staticmethod
+    def of(augment: Augment | str | None) -> Augment | None:
+        """The preset of that name, or what was given; None is no augmentation. Raises BadInput for unknown names."""
+        if augment is None or isinstance(augment, Augment):
+            return augment
+        if augment not in PRESETS:
+            raise unknown("augment", str(augment), PRESETS)
+        return PRESETS[augment]
+
+    def timm(self) -> dict[str, Any]:
+        """The arguments of `timm.data.create_transform` that stand for this augmentation, crop kind excepted."""
+        return {
+            "scale": self.scale,
+            "ratio": self.ratio,
+            "hflip": self.hflip,
+            "color_jitter": self.color_jitter or None,
+            "auto_augment": self.auto_augment,
+        }
+
+    def erasing(self) -> tuple[RandomErasing, ...]:
+        """The step that erases a rectangle of a normalised (C, H, W) tensor with Gaussian noise, if there is one."""
+        return (RandomErasing(self.erase, mode="pixel", device="cpu"),) if self.erase else ()
+
+
+@dataclass(frozen=True)
+class ShiftFlip:
+    """Pad with black, crop at random to the old size, mirror with probability `hflip`; python's generator decides."""
+
+    padding: float  # share of the side
+    hflip: float
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        across, down = round(width * self.padding), round(height * self.padding)
+        if across or down:
+            left, top = random.randint(-across, across), random.randint(-down, down)
+            image = image.crop((left, top, left + width, top + height))  # PIL fills what lies outside with black
+        if self.hflip and random.random() < self.hflip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+def without_posterize_limit_(policy: transforms.Compose) -> transforms.Compose:
+    """Let timm's policies keep 0 bits, in place: a black image.
+
+    At full magnitude timm's increasing posterize keeps 0 bits; Pillow 13 refuses that, older ones give black.
+    """
+    for step in policy.transforms:
+        for op in _ops(step):
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+    return policy
+
+
+def _check_policy(policy: str) -> None:
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except (AssertionError, AttributeError, KeyError, ValueError, TypeError) as error:
+        raise BadInput(
+            f"Augment.auto_augment={policy!r}: accepted: a policy of timm, such as 'rand-m9-mstd0.5-inc1', "
+            "'augmix-m5', 'original', '3a'"
+        ) from error
+
+
+def _ops(step: Any) -> Iterator[AugmentOp]:
+    if isinstance(step, AugmentOp):
+        yield step
+    nested = step if isinstance(step, list | tuple) else [getattr(step, name, ()) for name in ("ops", "policy")]
+    for part in nested:
+        yield from _ops(part)
+
+
+def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return posterize(image, bits_to_keep)
+
+
+PRESETS = {
+    "light": Augment(),
+    "randaug": Augment(scale=(0.08, 1.0), auto_augment="rand-m9-mstd0.5-inc1", erase=0.25),
+}

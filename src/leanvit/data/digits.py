@@ -1,0 +1,61 @@
+"""The embedded data set: 1,797 handwritten digits, 8x8 grey.
+
+UCI Optical Recognition of Handwritten Digits (Alpaydin, Kaynak 1998; the test part), as it comes with scikit-learn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from leanvit.data import keyed
+from leanvit.data.dataset import Dataset, rank_within
+from leanvit.data.sources import Source
+
+VAL_SHARE = 0.2  # of every class; 359 images, so that an accuracy is known to about 2 points
+
+
+def digits_source() -> Source:
+    """Splits "train" (1,438) and "val" (359), stratified by class; the same images everywhere and for every seed."""
+    return Source("digits", {"train": lambda: _split("train"), "val": lambda: _split("val")})
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    values: np.ndarray  # (N, 8, 8) uint8
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        return Image.fromarray(self.values[row])
+
+
+def _split(split: str) -> Dataset:
+    values, targets = _load()
+    keys = tuple(f"digits/{row:04d}" for row in range(len(targets)))
+    rank = rank_within(targets, keyed.ranks(keyed.hashes(keys), "split"))
+    is_val = rank < np.round(VAL_SHARE * np.bincount(targets))[targets]
+    whole = Dataset(
+        name="digits",
+        spec="digits",
+        split=split,
+        classes=[str(digit) for digit in range(10)],
+        keys=keys,
+        targets=targets,
+        rows=np.arange(len(targets)),
+        images=_Pixels(values),
+        channels=1,
+        image_size=(8, 8),
+        mirror=False,
+    )
+    return whole.take(np.flatnonzero(is_val if split == "val" else ~is_val))
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    values = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # 17 grey levels, 0 to 16
+    return values, bunch.target.astype(np.int64)

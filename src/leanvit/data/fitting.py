@@ -1,0 +1,181 @@
+"""Whether a model fits the data, before the first step; and the constructor arguments that make it fit."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from torch import nn
+
+from leanvit.data.dataset import Dataset
+from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
+from leanvit.errors import BadInput, unknown
+
+MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: most of the tokens would be made up
+TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for token reduction to have a choice
+
+# timm modules whose models take both img_size and patch_size
+_PLAIN_FAMILIES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos"}
+
+
+def check_fits(model: nn.Module, preprocess: Preprocess, dataset: Dataset, *, convert: bool = False) -> None:
+    """Raise BadInput that lists every mismatch of resolution, channels and classes, with the argument that mends it.
+
+    Resolution: `preprocess` must give what the model takes, and the data's images may grow at most twofold per side.
+    Channels: those of `preprocess` and of the data must be the model's. Classes: as many outputs as the data has names.
+    With `convert`, what preprocessing can bridge is accepted: images enlarged, grey repeated or colour averaged away.
+    """
+    problems = [
+        *_input_problems(model, preprocess),
+        *([] if convert else _image_problems(preprocess, dataset)),
+        *_class_problems(model, dataset),
+    ]
+    if problems:
+        name = _model_name(model)
+        raise BadInput(f"model {name} does not fit data {dataset.spec!r}:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """Constructor arguments for `timm.create_model(name, **kwargs)` that fit the data; what the caller gave is kept.
+
+    Always `num_classes` and `in_chans`. Resolution only for plain ViTs without pretrained weights whose images would
+    have to grow more than twofold: then the images' own size is used, cut into about 64 tokens if they are small (at
+    most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
+    rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
+
+    Raises BadInput for a name that timm does not know.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown("model", name, timm.list_models())
+    fitted = {"num_classes": len(dataset.classes), "in_chans": dataset.channels, **kwargs}
+    if not kwargs.get("pretrained") and timm.models.model_entrypoint(name).__module__.split(".")[-1] in (
+        _PLAIN_FAMILIES
+    ):
+        fitted |= _resolution(name, kwargs, dataset)
+    return fitted
+
+
+def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+    """((H, W), patch) for small images of `size` (h, w): about 64 tokens.
+
+    The common divisor of both sides whose token count is nearest to 64 (at most twice or half of it); if there is
+    none, patches of an eighth of the mean side, and the image rounded up to a multiple of them.
+    """
+    height, width = size
+    divisors = [p for p in range(1, min(size) + 1) if height % p == 0 and width % p == 0]
+    patch = min(divisors, key=lambda p: _distance(height * width / p**2))
+    if _distance(height * width / patch**2) <= math.log(2):
+        return size, patch
+    patch = max(1, round(math.sqrt(height * width / TOKENS)))
+    return (_up(height, patch), _up(width, patch)), patch
+
+
+def _resolution(name: str, kwargs: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+    import timm
+
+    if {"img_size", "patch_size"} <= kwargs.keys():
+        return {}
+    given = kwargs.get("img_size")
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    default = config.input_size[1:] if config is not None else (224, 224)
+    size = _pair(given) if given is not None else dataset.image_size
+    if given is None and _enlargement(dataset.image_size, default) <= MAX_ENLARGEMENT:
+        return {}
+    if "patch_size" in kwargs or max(size) > SMALL_SIDE:
+        if given is not None:
+            return {}
+        patch = kwargs.get("patch_size") or _default_patch(name)
+        vertical, horizontal = _pair(patch)
+        return {"img_size": _compact((_up(size[0], vertical), _up(size[1], horizontal)))}
+    fitted, patch = small_grid(size)
+    return {"patch_size": patch} if given is not None else {"img_size": _compact(fitted), "patch_size": patch}
+
+
+def _input_problems(model: nn.Module, preprocess: Preprocess) -> list[str]:
+    channels, height, width = preprocess.input_size
+    problems = []
+    size = input_size_of(model)
+    if size is not None and size != (height, width) and not _any_size(model, (height, width)):
+        problems.append(
+            f"resolution: the model takes {size[0]}x{size[1]}, preprocess gives {height}x{width}: build the model "
+            f"with img_size={_compact((height, width))}, or use Preprocess.of(model)"
+        )
+    taken = channels_of(model)
+    if taken is not None and taken != channels:
+        problems.append(
+            f"channels: the model takes {taken}, preprocess gives {channels}: build the model with "
+            f"in_chans={channels}, or use Preprocess.of(model)"
+        )
+    return problems
+
+
+def _image_problems(preprocess: Preprocess, dataset: Dataset) -> list[str]:
+    channels, height, width = preprocess.input_size
+    problems = []
+    growth = _enlargement(dataset.image_size, (height, width))
+    if growth > MAX_ENLARGEMENT:
+        own_height, own_width = dataset.image_size
+        mend = f"img_size={_compact(dataset.image_size)}"
+        if max(dataset.image_size) <= SMALL_SIDE:
+            fitted, patch = small_grid(dataset.image_size)
+            mend = f"img_size={_compact(fitted)}, patch_size={patch}"
+        problems.append(
+            f"resolution: images of {own_height}x{own_width} would be enlarged {growth:.3g}x to {height}x{width}: "
+            f"build the model with {mend}"
+        )
+    if dataset.channels != channels:
+        problems.append(
+            f"channels: the images have {dataset.channels}, the model's input {channels}: build the model with "
+            f"in_chans={dataset.channels}"
+        )
+    return problems
+
+
+def _class_problems(model: nn.Module, dataset: Dataset) -> list[str]:
+    outputs, classes = getattr(model, "num_classes", None), len(dataset.classes)
+    if outputs is None or outputs == classes:
+        return []
+    return [f"classes: the model has {outputs}, the data {classes}: build the model with num_classes={classes}"]
+
+
+def _any_size(model: nn.Module, size: tuple[int, int]) -> bool:
+    """Whether the patch embedding takes images of another size than it was built for (timm's dynamic_img_size)."""
+    stem = getattr(model, "patch_embed", None)
+    if getattr(stem, "strict_img_size", True):
+        return False
+    vertical, horizontal = _pair(getattr(stem, "patch_size", 1))
+    fits = size[0] % vertical == 0 and size[1] % horizontal == 0
+    return fits or bool(getattr(stem, "dynamic_img_pad", False))
+
+
+def _model_name(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return (config.get("architecture") if isinstance(config, dict) else None) or type(model).__name__
+
+
+def _default_patch(name: str) -> int:
+    found = re.search(r"patch(\d+)", name)
+    return int(found.group(1)) if found else 16
+
+
+def _enlargement(size: tuple[int, int], target: tuple[int, ...]) -> float:
+    return max(target[0] / size[0], target[1] / size[1])
+
+
+def _distance(tokens: float) -> float:
+    return abs(math.log(tokens / TOKENS))
+
+
+def _up(side: int, patch: int) -> int:
+    return math.ceil(side / patch) * patch
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+def _compact(size: tuple[int, int]) -> int | tuple[int, int]:
+    return size[0] if size[0] == size[1] else size

@@ -1,0 +1,112 @@
+"""`hf:NAME[:CONFIG]`: a data set by its name on the HF hub, or a local folder, opened by the `datasets` library.
+
+Images stay in the memory-mapped cache of `datasets`; none of its decoding or shuffling is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from leanvit.data import arrow
+from leanvit.data.dataset import Dataset, probe
+from leanvit.data.decode import decode
+from leanvit.data.sources import Source, canonical_split
+from leanvit.errors import BadInput
+
+
+def hub_source(spec: str) -> Source:
+    """The splits of a `datasets` name or folder (also one written by `save_to_disk`).
+
+    Raises MissingExtra without `datasets`, BadInput when the name cannot be loaded or is not image classification.
+    """
+    library = arrow.require("datasets")
+    reference = spec.removeprefix("hf:")
+    if not reference:
+        raise BadInput(f"data {spec!r} names nothing; accepted: hf:NAME[:CONFIG], for example hf:cifar10")
+    loaded = _load(library, spec, reference)
+    tables = _by_split(spec, dict(loaded) if isinstance(loaded, dict) else {"all": loaded})
+    columns = {
+        split: arrow.find_columns(table.features.arrow_schema, where=f"data {spec!r}, {split}")
+        for split, table in tables.items()
+    }
+    labels = {split: _arrow_column(table, columns[split].label) for split, table in tables.items()}
+    classes = arrow.class_names(next(iter(columns.values())), list(labels.values()))
+    opened: dict[str, Callable[[], Dataset]] = {
+        split: partial(_open, spec, split, table, columns[split], labels[split], classes)
+        for split, table in tables.items()
+    }
+    return Source(spec, opened)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    table: Any  # datasets.Dataset of the image column alone, not decoded
+    column: str
+    keys: tuple[str, ...]
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        value = self.table[row][self.column]
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if encoded is None and isinstance(value, dict) and value.get("path"):
+            encoded = Path(value["path"])
+        if encoded is None:
+            raise BadInput(f"image {self.keys[row]!r} has neither bytes nor a path")
+        return decode(encoded, key=self.keys[row])
+
+
+def _load(library: Any, spec: str, reference: str) -> Any:
+    folder = Path(reference).expanduser()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return library.load_from_disk(str(folder))
+        if folder.is_dir():
+            return library.load_dataset(str(folder))
+        name, _, config = reference.partition(":")
+        return library.load_dataset(name, config or None)
+    except Exception as error:  # datasets, hub client and network raise many kinds; all mean that it cannot be had
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(f"data {spec!r} cannot be loaded by datasets: {reason[0]}") from error
+
+
+def _by_split(spec: str, loaded: dict[str, Any]) -> dict[str, Any]:
+    named = {canonical_split(name): table for name, table in loaded.items() if canonical_split(name)}
+    if named:
+        return {str(split): table for split, table in named.items()}
+    if len(loaded) == 1:
+        return {"all": next(iter(loaded.values()))}
+    raise BadInput(f"data {spec!r}: none of its splits is train, val or test: {', '.join(sorted(loaded))}")
+
+
+def _arrow_column(table: Any, column: str) -> Any:
+    return table.select_columns([column]).with_format("arrow")[:].column(column)
+
+
+def _open(spec: str, split: str, table: Any, columns: arrow.Columns, labels: Any, classes: list[str]) -> Dataset:
+    library = arrow.require("datasets")
+    images_only = table.select_columns([columns.image])
+    if isinstance(table.features[columns.image], library.Image):
+        images_only = images_only.cast_column(columns.image, library.Image(decode=False))
+    paths = arrow.image_paths(_arrow_column(images_only, columns.image))
+    keys, note = arrow.keys_of(paths, len(table), split=split)
+    images = _Rows(images_only, columns.image, keys)
+    channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
+    return Dataset(
+        name=Path(spec.removeprefix("hf:")).name,
+        spec=spec,
+        split=split,
+        classes=classes,
+        keys=keys,
+        targets=arrow.targets_of(labels, classes, keys, where=f"data {spec!r}, {split}"),
+        rows=np.arange(len(table)),
+        images=images,
+        channels=channels,
+        image_size=image_size,
+        note=note,
+    )

@@ -1,0 +1,156 @@
+"""Local parquet files in the layout of HF `datasets`, read with pyarrow: one file, or a folder of `<split>.parquet`.
+
+A split may be several shards (`train-00000-of-00004.parquet`). The encoded images of a row group stay in memory once
+it was touched; what does not fit in memory is opened as `hf:FOLDER`, which maps it from disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from leanvit.data import arrow
+from leanvit.data.dataset import Dataset, probe
+from leanvit.data.decode import decode
+from leanvit.data.sources import Source, canonical_split
+from leanvit.errors import BadInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def parquet_source(spec: str, path: Path) -> Source:
+    """The splits of a parquet file or folder. A single file is val or test if its name says so, else one unnamed split.
+
+    Raises MissingExtra without pyarrow, BadInput for files that are not parquet, lack an image or label column, or
+    hold a label outside the classes.
+    """
+    arrow.require("pyarrow")
+    files = _files_by_split(spec, path)
+    tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
+    classes = arrow.class_names(next(iter(tables.values())).columns, [table.labels for table in tables.values()])
+    name = path.resolve().parent.name if path.is_file() and canonical_split(path.stem) else path.resolve().stem
+    opened: dict[str, Callable[[], Dataset]] = {
+        split: partial(_open, spec, name, split, table, classes) for split, table in tables.items()
+    }
+    return Source(spec, opened)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What is read at once of the files of one split: all but the images."""
+
+    files: tuple[Path, ...]
+    columns: arrow.Columns
+    labels: pa.ChunkedArray
+    paths: list[str | None] | None
+    group_rows: tuple[tuple[Path, int, int], ...]  # (file, row group, rows in it)
+
+    @staticmethod
+    def of(spec: str, files: tuple[Path, ...]) -> _Table:
+        import pyarrow as pa
+
+        labels: list[pa.Array] = []
+        paths: list[str | None] | None = []
+        groups: list[tuple[Path, int, int]] = []
+        columns = None
+        for file in files:
+            where = f"data {spec!r}, {file.name}"
+            parquet = _opened(file, where=where)
+            columns = arrow.find_columns(parquet.schema_arrow, where=where)
+            leaves = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
+            has_path = f"{columns.image}.path" in leaves
+            wanted = [columns.label, f"{columns.image}.path"] if has_path else [columns.label]
+            table = _read(partial(parquet.read, columns=wanted), where=where)
+            labels += table.column(columns.label).chunks
+            found = arrow.image_paths(table.column(columns.image)) if has_path else None
+            paths = None if paths is None or found is None else paths + found
+            groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
+        assert columns is not None
+        return _Table(files, columns, pa.chunked_array(labels), paths, tuple(groups))
+
+
+@dataclass(frozen=True)
+class _RowGroups:
+    """Images by row; a row group is read when one of its rows is first asked for."""
+
+    column: str
+    groups: tuple[tuple[Path, int, int], ...]
+    keys: tuple[str, ...]
+    starts: np.ndarray  # (groups,) first row of each group
+    loaded: dict[int, Any] = field(default_factory=dict)
+
+    def __getitem__(self, row: int, /) -> Image.Image:
+        group = int(np.searchsorted(self.starts, row, side="right")) - 1
+        if group not in self.loaded:
+            file, number, _ = self.groups[group]
+            where = f"{file.name}, row group {number}"
+            parquet = _opened(file, where=where)
+            table = _read(partial(parquet.read_row_group, number, columns=[self.column]), where=where)
+            self.loaded[group] = table.column(self.column)
+        value = self.loaded[group][row - int(self.starts[group])].as_py()
+        encoded = value.get("bytes") if isinstance(value, dict) else value
+        if encoded is None:  # a path alone is not followed: the file may come from elsewhere
+            raise BadInput(f"image {self.keys[row]!r} has no bytes in {self.groups[group][0].name}")
+        return decode(encoded, key=self.keys[row])
+
+
+def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -> Dataset:
+    count = len(table.labels)
+    keys, note = arrow.keys_of(table.paths, count, split=split)
+    targets = arrow.targets_of(table.labels, classes, keys, where=f"data {spec!r}, {split}")
+    rows = np.array([rows for _, _, rows in table.group_rows], dtype=np.int64)
+    images = _RowGroups(table.columns.image, table.group_rows, keys, np.cumsum(rows) - rows)
+    channels, image_size = probe(images, count) if count else (3, (0, 0))
+    return Dataset(
+        name=name,
+        spec=spec,
+        split=split,
+        classes=classes,
+        keys=keys,
+        targets=targets,
+        rows=np.arange(count),
+        images=images,
+        channels=channels,
+        image_size=image_size,
+        note=note,
+    )
+
+
+def _files_by_split(spec: str, path: Path) -> dict[str, tuple[Path, ...]]:
+    if path.is_file():
+        split = canonical_split(path.stem)
+        return {split if split in ("val", "test") else "all": (path,)}
+    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+    found: dict[str, tuple[Path, ...]] = {}
+    for file in files:
+        split = canonical_split(file.stem)
+        if split is not None:
+            found[split] = (*found.get(split, ()), file)
+    if not found and len(files) == 1:
+        return {"all": (files[0],)}
+    if not found:
+        names = ", ".join(file.name for file in files[:10])
+        raise BadInput(f"data {spec!r}: none of its files names a split (train, val or test): {names}")
+    return found
+
+
+def _opened(file: Path, *, where: str) -> Any:
+    import pyarrow.parquet as pq
+
+    return _read(partial(pq.ParquetFile, file), where=where)
+
+
+def _read(read: Callable[[], Any], *, where: str) -> Any:
+    import pyarrow as pa
+
+    try:
+        return read()
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{where}: not a readable parquet file: {error}") from error

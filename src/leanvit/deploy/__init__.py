@@ -1,0 +1,30 @@
+"""Deployment: a model with its preprocessing as one folder, for OpenVINO, ONNX Runtime or torch.export.
+
+Public names load on first use, so that importing this package stays light.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {  # public name -> module of this package that defines it
+    "Artefact": "artefact",
+    "Options": "running",
+    "RUNTIMES": "artefact",
+    "Runner": "running",
+    "export": "exporting",
+    "load_artefact": "running",
+    "read_artefact": "artefact",
+}
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanvit.deploy' has no attribute {name!r}")
+    return getattr(import_module(f"leanvit.deploy.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

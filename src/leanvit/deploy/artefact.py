@@ -1,0 +1,214 @@
+"""The folder that a deployed model is: the files of its runtime and `artefact.json`, written whole or not at all.
+
+`artefact.json` holds what a user of the model must know: runtime, precision, batch, preprocessing with its fingerprint,
+class names, versions, and the sha256 of every file. The seal is the sha256 of all the rest of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from leanvit import __version__
+from leanvit.data import Preprocess
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.recipe.store import file_sha256, seal_of, strict_message
+
+FORMAT = 1
+JSON_NAME = "artefact.json"
+RUNTIMES = ("openvino", "onnx", "torch")
+_JSON_LIMIT = 16 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A deployed model on disk."""
+
+    path: Path
+    runtime: str  # one of RUNTIMES
+    precision: str  # of weights and products: "f32" or "int8"
+    batch: int | None  # images in one call; None: any number
+    preprocess: Preprocess
+    num_classes: int
+    labels: tuple[str, ...]  # class names in the order of the logits; empty: not known
+    root: str  # timm name of the model that it was made from; empty: not known
+    methods: tuple[str, ...]  # slugs of what was applied to it
+    check: dict[str, Any] = field(default_factory=dict)  # what was measured against PyTorch when it was written
+    made_with: dict[str, str] = field(default_factory=dict)  # package -> version
+    files: dict[str, str] = field(default_factory=dict)  # name -> sha256
+    seal: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the runtime's files."""
+        return sum((self.path / name).stat().st_size for name in self.files)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _File(_Strict):
+    kind: Literal["leanvit-artefact"]
+    format: int
+    runtime: Literal["openvino", "onnx", "torch"]
+    precision: str
+    batch: int | None
+    input: list[int]  # (C, H, W) float32, normalised
+    preprocess: dict[str, Any]
+    fingerprint: str
+    num_classes: int
+    labels: list[str]
+    root: str
+    methods: list[str]
+    check: dict[str, Any]
+    made_with: dict[str, str]
+    files: dict[str, str]
+    seal: str
+
+
+def write_artefact(artefact: Artefact, fill: Callable[[Path], dict[str, Any]], *, overwrite: bool = False) -> Artefact:
+    """Write the folder `artefact.path`: `fill(folder)` puts the runtime's files there and returns what it checked.
+
+    The work is done in a folder beside, which is renamed when it is complete: what was there stays if anything fails.
+
+    Raises:
+        BadInput: the path is taken (and `overwrite` is not set, or it is not an artefact), or cannot be written.
+    """
+    path = artefact.path
+    check_target(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    except OSError as error:
+        raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
+    try:
+        check = fill(temporary)
+        files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
+        content = _content(artefact, check, files)
+        (temporary / JSON_NAME).write_text(json.dumps({**content, "seal": seal_of(content)}, indent=1))
+        os.chmod(temporary, 0o755)
+        _swap(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_artefact(path)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raise `BadInput` unless an artefact may be written at this path."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / JSON_NAME).is_file():
+        raise BadInput(f"{path} exists and is not an artefact; accepted: a new path, or an artefact to overwrite")
+    if not overwrite:
+        raise BadInput(f"{path} holds an artefact already: give another path, or overwrite")
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in the place of another. A kill between the two renames leaves both, under other names."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-old-"))
+    path.rename(old / path.name)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+    return {
+        "kind": "leanvit-artefact",
+        "format": FORMAT,
+        "runtime": artefact.runtime,
+        "precision": artefact.precision,
+        "batch": artefact.batch,
+        "input": list(artefact.preprocess.input_size),
+        "preprocess": artefact.preprocess.to_json(),
+        "fingerprint": artefact.preprocess.fingerprint(),
+        "num_classes": artefact.num_classes,
+        "labels": list(artefact.labels),
+        "root": artefact.root,
+        "methods": list(artefact.methods),
+        "check": check,
+        "made_with": artefact.made_with,
+        "files": files,
+    }
+
+
+def read_artefact(path: str | Path) -> Artefact:
+    """Read and verify an artefact's folder; nothing is loaded into a runtime.
+
+    Raises:
+        BadInput: there is no artefact at this path.
+        CheckpointError: it is truncated, changed, foreign, or from a newer leanvit.
+    """
+    path = Path(path)
+    file = _parsed(path)
+    try:
+        preprocess = Preprocess.from_json(file.preprocess)
+    except BadInput as error:
+        raise CheckpointError(f"{path / JSON_NAME}: {error}") from error
+    if preprocess.fingerprint() != file.fingerprint or list(preprocess.input_size) != file.input:
+        raise CheckpointError(f"{path / JSON_NAME}: the preprocessing is not the one that the artefact was made with")
+    for name, digest in file.files.items():
+        _check_file(path, name, digest)
+    return Artefact(
+        path=path,
+        runtime=file.runtime,
+        precision=file.precision,
+        batch=file.batch,
+        preprocess=preprocess,
+        num_classes=file.num_classes,
+        labels=tuple(file.labels),
+        root=file.root,
+        methods=tuple(file.methods),
+        check=file.check,
+        made_with=file.made_with,
+        files=file.files,
+        seal=file.seal,
+    )
+
+
+def _parsed(path: Path) -> _File:
+    name = path / JSON_NAME
+    if not name.is_file():
+        raise BadInput(f"{path} holds no artefact: there is no {JSON_NAME} in it")
+    if name.stat().st_size > _JSON_LIMIT:
+        raise CheckpointError(f"{name} has {name.stat().st_size} bytes; accepted: up to {_JSON_LIMIT}")
+    try:
+        content = json.loads(name.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not valid JSON (truncated?): {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != "leanvit-artefact":
+        raise CheckpointError(f"{name} is not a leanvit artefact")
+    found = content.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise CheckpointError(
+            f"{name} has format {found}; this leanvit {__version__} reads up to {FORMAT}: update leanvit"
+        )
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{name}: {strict_message(error, _File)}") from error
+    if file.seal != seal_of(content):
+        raise CheckpointError(f"{name} was changed after it was written: export the model again")
+    return file
+
+
+def _check_file(path: Path, name: str, digest: str) -> None:
+    file = path / name
+    if Path(name).name != name:
+        raise CheckpointError(f"{path}: {name!r} is not a plain file name")
+    if not file.is_file():
+        raise CheckpointError(f"{path}: {name} is missing")
+    found = file_sha256(file)
+    if found != digest:
+        raise CheckpointError(f"{file} was truncated or changed: its sha256 is {found[:12]}…, not {digest[:12]}…")

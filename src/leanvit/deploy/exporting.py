@@ -1,0 +1,198 @@
+"""The verb `export`: a model becomes an artefact, and is compared with PyTorch before the artefact exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from leanvit import __version__
+from leanvit.data import Preprocess
+from leanvit.deploy.artefact import RUNTIMES, Artefact, check_target, write_artefact
+from leanvit.deploy.running import Options, open_runtime, runtime_module
+from leanvit.errors import BadInput, MissingExtra, Refused, unknown
+
+if TYPE_CHECKING:
+    from leanvit.anatomy import OpenViT
+
+TOLERANCE = 1e-4  # largest difference of a logit at f32, over the largest logit
+DRIFT = 0.1  # int8: norm of the difference over the norm of the logits; a broken graph is far beyond
+CHECKED_IMAGES = 4
+
+
+class _Logits(nn.Module):
+    """Images in, logits out: nothing else of a model's forward is exported."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+def export(
+    model: nn.Module,
+    out: str | Path,
+    *,
+    to: str = "openvino",
+    preprocess: Preprocess,
+    batch: int | None = None,
+    labels: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Artefact:
+    """Write a model as an artefact and check it against PyTorch at f32 on random images.
+
+    A float model must agree to 1e-4 of its largest logit and in every arg-max. An int8 model rounds: where the two
+    runtimes differ in a last bit, a value may fall on the next step, so it is held to a drift that only a broken graph
+    passes, and is judged by paired accuracy and agreement on real images (`leanvit.measure.compare`).
+
+    Args:
+        model: an opened model, or any module (B, C, H, W) -> (B, classes).
+        out: folder to make.
+        to: "openvino", "onnx" or "torch".
+        preprocess: travels with the artefact and gives the input size.
+        batch: images in one call; None: any number (the fixed one is faster).
+        labels: class names in the order of the logits.
+        overwrite: replace an artefact that is there.
+
+    Raises:
+        BadInput: an argument is not what is accepted (checked before any work).
+        MissingExtra: the runtime's packages are not installed.
+        Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
+    """
+    out = Path(out)
+    _check_arguments(model, to, preprocess, batch, labels)
+    check_target(out, overwrite=overwrite)
+    precision = _precision(model)
+    if precision == "int8" and to == "onnx":
+        raise Refused("int8 is not exported to ONNX Runtime: export it to openvino, or the float model to onnx")
+    with _evaluating(model), torch.no_grad():
+        program = trace(model, preprocess.input_size, batch)
+        images = _random_images(preprocess.input_size, batch)
+        want = torch.cat([_on_cpu(model, piece) for piece in images.split(batch or len(images))]).numpy()
+    _check_logits(want, labels)
+
+    def fill(folder: Path) -> dict[str, Any]:
+        runtime_module(to).write_files(program, folder)
+        call = open_runtime(to, folder, Options(precision="f32"))
+        got = np.concatenate([np.array(call(piece.numpy())) for piece in images.split(batch or len(images))])
+        return {**compare_logits(want, got, precision=precision), "images": len(images), "at": "f32"}
+
+    history = getattr(model, "history", None)
+    artefact = Artefact(
+        path=out,
+        runtime=to,
+        precision=precision,
+        batch=batch,
+        preprocess=preprocess,
+        num_classes=want.shape[1],
+        labels=tuple(labels),
+        root=history.root.name if history else "",
+        methods=tuple(plan.slug for plan in history.plans) if history else (),
+        made_with={name: version(name) for name in ("torch", "timm", *runtime_module(to).PACKAGES)}
+        | {"leanvit": __version__},
+    )
+    return write_artefact(artefact, fill, overwrite=overwrite)
+
+
+def trace(model: nn.Module | OpenViT, input_size: Sequence[int], batch: int | None) -> ExportedProgram:
+    """The model as one exported graph, images (batch, C, H, W) float32 -> logits. `batch` None: a free dimension."""
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    example = torch.zeros(batch or 2, *input_size, device=device)
+    dynamic = None if batch else {"images": {0: Dim("batch", min=1, max=65536)}}
+    try:
+        return torch.export.export(_Logits(model), (example,), dynamic_shapes=dynamic)
+    except Exception as error:  # torch.export raises many kinds; the first line says which operation it was
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kind = f"a batch of {batch}" if batch else "any batch"
+        raise Refused(f"torch.export cannot follow this model for {kind}: {reason}") from error
+
+
+def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict[str, Any]:
+    """Differences of two logits (B, classes): `max_error` over the largest logit, `drift` (norms), `same_answers`.
+
+    Raises `Refused` where they differ more than the precision allows.
+    """
+    if want.shape != got.shape:
+        raise Refused(f"the exported model gives {got.shape}, PyTorch gives {want.shape}")
+    difference = np.abs(want - got)
+    max_error = float(difference.max()) / max(float(np.abs(want).max()), 1e-12)
+    drift = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(want)), 1e-12)
+    same = int((want.argmax(1) == got.argmax(1)).sum())
+    broken = drift > DRIFT if precision == "int8" else max_error > TOLERANCE or same < len(want)
+    if broken or not np.isfinite(got).all():
+        accepted = f"drift {DRIFT}" if precision == "int8" else f"{TOLERANCE} and all answers"
+        raise Refused(
+            f"the exported {precision} model differs from PyTorch: {max_error:.2e} of the largest logit, drift "
+            f"{drift:.2e}, {same} of {len(want)} answers equal (accepted: {accepted})"
+        )
+    return {"max_error": max_error, "drift": drift, "same_answers": same}
+
+
+def _precision(model: nn.Module) -> str:
+    return "f32" if getattr(getattr(model, "ops", None), "float_weights", True) else "int8"
+
+
+def _check_arguments(
+    model: nn.Module, to: str, preprocess: Preprocess, batch: int | None, labels: Sequence[str]
+) -> None:
+    if to not in RUNTIMES:
+        raise unknown("runtime", to, RUNTIMES)
+    missing = [name for name in runtime_module(to).PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install 'leanvit[{to}]'")
+    if not isinstance(preprocess, Preprocess):
+        raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise BadInput(f"batch is {batch!r}; accepted: None (any number), or 1 and more")
+    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        raise BadInput(f"labels is {labels!r}; accepted: a list of class names")
+    history = getattr(model, "history", None)
+    segmented = [p.slug for p in history.plans if p.method().export != "whole"] if history else []
+    if segmented:
+        raise Refused(f"{', '.join(segmented)} does not export as one graph")
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
+    if dtypes:
+        raise BadInput(f"the model holds {', '.join(map(str, dtypes))}; accepted: float32, call model.float() first")
+
+
+def _check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
+    if logits.ndim != 2:
+        raise BadInput(f"the model gives {logits.shape}; accepted: logits (batch, classes)")
+    if not np.isfinite(logits).all():
+        raise BadInput("the model's logits are not finite on random images")
+    if labels and len(labels) != logits.shape[1]:
+        raise BadInput(f"labels has {len(labels)} names; the model has {logits.shape[1]} classes")
+
+
+def _random_images(input_size: Sequence[int], batch: int | None) -> Tensor:
+    count = -(-CHECKED_IMAGES // batch) * batch if batch else CHECKED_IMAGES - 1  # not the number it was traced with
+    return torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
+
+
+def _on_cpu(model: nn.Module, images: Tensor) -> Tensor:
+    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    return model(images.to(device)).float().cpu()
+
+
+class _evaluating:
+    """Eval mode inside; every submodule gets its own mode back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modes = [(module, module.training) for module in model.modules()]
+
+    def __enter__(self) -> None:
+        for module, _ in self.modes:
+            module.training = False
+
+    def __exit__(self, *exc: object) -> None:
+        for module, training in self.modes:
+            module.training = training

@@ -1,0 +1,64 @@
+"""The OpenVINO runtime: intermediate representation on disk, compiled for the CPU when it is loaded.
+
+The int8 weights are stored as int8. Activation quantizers become FakeQuantize nodes, which the CPU plugin turns into
+int8 kernels; on CPUs without VNNI or AMX the plugin itself keeps 8-bit products from overflowing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from torch.export import ExportedProgram
+
+from leanvit.deploy.openvino_graph import split_projections
+from leanvit.deploy.running import Call, Options
+from leanvit.errors import CheckpointError
+
+PACKAGES = ("openvino",)
+MODEL = "model.xml"
+
+
+def write_files(program: ExportedProgram, folder: Path) -> None:
+    """Convert an exported graph and save it, weights as they are (float32, int8)."""
+    ov.save_model(convert(program), folder / MODEL, compress_to_fp16=False)
+
+
+def convert(program: ExportedProgram) -> ov.Model:
+    """An exported graph as an OpenVINO model that the CPU plugin runs well."""
+    model = ov.convert_model(program)
+    split_projections(model)
+    model.inputs[0].tensor.set_names({"images"})
+    model.outputs[0].tensor.set_names({"logits"})
+    return model
+
+
+def open_files(folder: Path, options: Options) -> Call:
+    """Compile for the CPU. Raises `CheckpointError` if the files are not a model that OpenVINO reads."""
+    try:
+        compiled = compile_model(ov.Core().read_model(folder / MODEL), options)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(
+            f"{folder / MODEL} is not a model that OpenVINO {ov.__version__} reads: {reason}"
+        ) from error
+    request = compiled.create_infer_request()
+
+    def call(images: np.ndarray) -> np.ndarray:
+        return request.infer({0: images}, share_inputs=True)[0]
+
+    return call
+
+
+def compile_model(model: ov.Model, options: Options, **more: Any) -> ov.CompiledModel:
+    """Compile with each option that moves speed or precision given: untold, OpenVINO runs bf16 where it can."""
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": options.precision,
+        "PERFORMANCE_HINT": options.hint.upper(),
+        **more,
+    }
+    if options.threads is not None:
+        config["INFERENCE_NUM_THREADS"] = options.threads
+    return ov.Core().compile_model(model, "CPU", config)

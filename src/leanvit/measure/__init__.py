@@ -1,0 +1,46 @@
+"""One way to measure for all methods: parameters, MACs, latency, memory, accuracy, agreement, and a comparison of them.
+
+Names load on first use, so that a caller pays only for what it asks for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {  # public name -> module that defines it
+    "Cost": "counting",
+    "Uncounted": "counting",
+    "count": "counting",
+    "Latency": "latency",
+    "Spread": "latency",
+    "paired_latency": "latency",
+    "ratio": "latency",
+    "Memory": "memory",
+    "peak_memory": "memory",
+    "environment": "machine",
+    "Batch": "predictions",
+    "Predictions": "predictions",
+    "predict": "predictions",
+    "predict_all": "predictions",
+    "Interval": "intervals",
+    "Change": "scoring",
+    "accuracy": "scoring",
+    "accuracy_change": "scoring",
+    "accuracy_per_class": "scoring",
+    "agreement": "scoring",
+    "Comparison": "comparison",
+    "Row": "comparison",
+    "compare": "comparing",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanvit.measure' has no attribute {name!r}")
+    return getattr(import_module(f"leanvit.measure.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

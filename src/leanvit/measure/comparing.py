@@ -1,0 +1,270 @@
+"""Models side by side on the same images: what each gave and what it cost."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.errors import BadInput, unknown
+from leanvit.measure.comparison import Comparison, Row
+from leanvit.measure.counting import count
+from leanvit.measure.latency import Latency, Spread, paired_latency, ratio
+from leanvit.measure.machine import environment
+from leanvit.measure.memory import peak_memory
+from leanvit.measure.predictions import Batch, Predictions, predict_all
+from leanvit.measure.runners import (
+    Runner,
+    device_of,
+    evaluating,
+    fixed_batch_of,
+    precision_of,
+    run_in_torch,
+    runtime_of,
+)
+from leanvit.measure.scoring import accuracy, accuracy_change, agreement
+
+
+def compare(
+    models: Mapping[str, Runner],
+    data: Any,
+    *,
+    preprocess: Any = None,
+    batch: int = 64,
+    latency_batch: int | None = None,
+    rounds: int = 15,
+    min_seconds: float = 0.05,
+    baseline: str | None = None,
+    files: Mapping[str, str | os.PathLike[str]] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Measure every model on the same images, and its speed in rounds where the models take turns.
+
+    Args:
+        models: name -> module or other runner: images (B, C, H, W) float32 -> logits (B, classes).
+        data: a loader (iterable of batches with `images`, `targets`, `keys`), or a data set of `leanvit.data`.
+        preprocess: for a data set: how images become tensors; by default each runner's own (`runner.preprocess`, or
+            timm's data config of a module). A loader has its own already.
+        batch: images a batch, for a data set.
+        latency_batch: images a call when timing, counting and measuring memory, taken from the data. By default the
+            batch of a runner that has a fixed one, else 1. A runner that cannot take it gets no latency, and a note.
+        rounds, min_seconds: see `paired_latency`.
+        baseline: name that the others are compared with; the first by default.
+        files: name -> file or folder whose size is the row's `disk_bytes`.
+        progress: called with a line of text before each stage.
+
+    Raises BadInput before any work when names, baseline, batch sizes, files or devices do not fit.
+    """
+    models = dict(models)
+    _check_models(models)
+    baseline = _checked_baseline(models, baseline)
+    latency_batch = _checked_latency_batch(models, latency_batch)
+    device = _checked_device(models)
+    sizes = _disk_bytes(models, files or {})
+    for argument, value, least in (("rounds", rounds, 3), ("batch", batch, 1)):
+        if not isinstance(value, int) or value < least:
+            raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
+    tell = progress or (lambda line: None)
+
+    tell(f"accuracy of {', '.join(models)}")
+    predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
+    x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
+    tell(f"latency: {rounds} rounds at batch {latency_batch}")
+    timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}
+    times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
+    tell("MACs and memory")
+    notes = {name: _notes(m, models[baseline], latency_batch) for name, m in models.items()}
+    rows = (
+        Row(
+            name=name,
+            runtime=runtime_of(model),
+            precision=precision_of(model),
+            disk_bytes=sizes.get(name),
+            top1_percent=accuracy(predictions[name]).percent(),
+            **_torch_costs(model, x, fits=name in timed, notes=notes[name]),
+            **_against(predictions[name], None if name == baseline else predictions[baseline]),
+            **_speed(times.get(name), None if name == baseline else times.get(baseline)),
+        )
+        for name, model in models.items()
+    )
+    return Comparison(
+        baseline=baseline,
+        images=len(predictions[baseline]),
+        input_size=tuple(x.shape[1:]),
+        latency_batch=latency_batch,
+        rounds=rounds,
+        rows=tuple(rows),
+        environment=environment(),
+    )
+
+
+# --- the columns of a row -------------------------------------------------------------------------------------------
+
+
+def _against(own: Predictions, reference: Predictions | None) -> dict[str, Any]:
+    if reference is None:
+        return {"change_points": None, "agreement_percent": None}
+    same = agreement(reference, own).percent()
+    return {"change_points": accuracy_change(reference, own), "agreement_percent": same}
+
+
+def _speed(own: Latency | None, reference: Latency | None) -> dict[str, Any]:
+    if own is None:
+        return {"latency_ms": None, "images_per_s": None, "speedup_vs_baseline": None, "samples_s": ()}
+    return {
+        "latency_ms": Spread.of([1000 * s for s in own.samples]),
+        "images_per_s": own.images_per_s,
+        "speedup_vs_baseline": None if reference is None else ratio(reference, own),
+        "samples_s": own.samples,
+    }
+
+
+def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]) -> dict[str, Any]:
+    """What can be seen of a module that torch runs; all None for another runner."""
+    if not run_in_torch(model):
+        unseen = ("params", "macs_per_image", "weights_bytes", "peak_memory_bytes")
+        return {"notes": notes, **dict.fromkeys(unseen)}
+    macs, gaps = _macs(model, x) if fits else (None, ())
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "macs_per_image": macs,
+        "weights_bytes": _weights_bytes(model),
+        "peak_memory_bytes": _peak_bytes(model, x) if fits else None,
+        "notes": notes + gaps,
+    }
+
+
+def _macs(model: nn.Module, x: Tensor) -> tuple[int | None, tuple[str, ...]]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="MACs are a lower bound")  # said in the row's notes
+        cost = count(model, x.shape[1:], batch=len(x), make_input=lambda _: x)
+    if cost.uncounted:
+        return None, (f"MACs at least {cost.gmacs:.4g} G; not counted: {cost.gaps()}",)
+    return cost.macs, ()
+
+
+def _weights_bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _peak_bytes(model: nn.Module, x: Tensor) -> int:
+    with evaluating(model), torch.inference_mode():
+        return peak_memory(lambda: model(x), device=x.device).peak_bytes
+
+
+def _notes(model: Runner, first: Runner, latency_batch: int) -> tuple[str, ...]:
+    notes = []
+    if fixed_batch_of(model) not in (None, latency_batch):
+        notes.append(f"no latency: takes batch {fixed_batch_of(model)} only, timed at batch {latency_batch}")
+    if runtime_of(model) != runtime_of(first):
+        before, after = (runtime_of(m) or "an unknown runtime" for m in (first, model))
+        notes.append(f"the speed-up holds the change of runtime, {before} to {after}")
+    return tuple(notes)
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+
+def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int) -> list[tuple[list[str], Any]]:
+    """Loaders with the names of the models that read them: one loader for each way of preprocessing."""
+    if not (hasattr(data, "classes") and hasattr(data, "__getitem__")):
+        if preprocess is not None:
+            raise BadInput("preprocess is for a data set; a loader has preprocessed its images already")
+        return [(list(models), data)]
+    from leanvit.data import check_fits, loader
+
+    groups: list[tuple[Any, list[str]]] = []
+    for name, model in models.items():
+        own = preprocess or _own_preprocess(name, model)
+        if isinstance(model, nn.Module):
+            check_fits(model, own, data, convert=True)
+        group = next((names for known, names in groups if known == own), None)
+        group.append(name) if group is not None else groups.append((own, [name]))
+    sizes = {tuple(own.input_size) for own, _ in groups}
+    if len(sizes) > 1:
+        raise BadInput(f"models are compared at one input size, these want {sorted(sizes)}; give preprocess")
+    return [(names, loader(data, own, batch_size=batch)) for own, names in groups]
+
+
+def _own_preprocess(name: str, model: Runner) -> Any:
+    from leanvit.data import Preprocess
+
+    stated = getattr(model, "preprocess", None)
+    if stated is None and not isinstance(model, nn.Module):
+        raise BadInput(f"preprocess must be given: runner {name!r} has no attribute preprocess")
+    return stated if stated is not None else Preprocess.of(model)
+
+
+def _predict(
+    models: Mapping[str, Runner], sources: list[tuple[list[str], Iterable[Batch]]], baseline: str
+) -> tuple[dict[str, Predictions], Tensor]:
+    """Everyone's predictions, and the first batch of images as the baseline saw it."""
+    predictions: dict[str, Predictions] = {}
+    kept: dict[str, Tensor] = {}
+
+    def keeping(names: list[str], loader: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in loader:
+            kept.update({name: batch.images for name in names if name not in kept})
+            yield batch
+
+    for names, loader in sources:
+        predictions |= predict_all({name: models[name] for name in names}, keeping(names, loader))
+    return predictions, kept[baseline]
+
+
+def _cycled(images: Tensor, batch: int) -> Tensor:
+    return images[torch.arange(batch) % len(images)]
+
+
+# --- the arguments --------------------------------------------------------------------------------------------------
+
+
+def _check_models(models: Mapping[str, Runner]) -> None:
+    if not models:
+        raise BadInput("models must name at least one model, got none")
+    for name, model in models.items():
+        if not isinstance(name, str) or not callable(model):
+            raise BadInput(f"models must map names to callables, got {name!r}: {type(model).__name__}")
+
+
+def _checked_baseline(models: Mapping[str, Runner], baseline: str | None) -> str:
+    if baseline is not None and baseline not in models:
+        raise unknown("baseline", baseline, models)
+    return baseline or next(iter(models))
+
+
+def _checked_latency_batch(models: Mapping[str, Runner], batch: int | None) -> int:
+    fixed = {name: fixed_batch_of(m) for name, m in models.items() if fixed_batch_of(m) is not None}
+    if batch is None and len(set(fixed.values())) > 1:
+        raise BadInput(f"latency_batch must be given: the runners' fixed batches differ, {fixed}")
+    chosen = batch if batch is not None else next(iter(fixed.values()), 1)
+    if not isinstance(chosen, int) or chosen < 1:
+        raise BadInput(f"latency_batch must be a positive integer, got {batch!r}")
+    if len(fixed) == len(models) and chosen not in fixed.values():
+        raise BadInput(f"latency_batch {chosen} suits no runner: their fixed batches are {fixed}")
+    return chosen
+
+
+def _checked_device(models: Mapping[str, Runner]) -> torch.device:
+    devices = {name: str(device_of(model)) for name, model in models.items()}
+    if len(set(devices.values())) > 1:
+        raise BadInput(f"models are compared on one device, these are on {devices}")
+    return torch.device(next(iter(devices.values())))
+
+
+def _disk_bytes(models: Mapping[str, Runner], files: Mapping[str, str | os.PathLike[str]]) -> dict[str, int]:
+    """Size of each file, or of all files in each folder."""
+    sizes = {}
+    for name, path in files.items():
+        if name not in models:
+            raise unknown("model in files", name, models)
+        root = Path(path)
+        if not root.exists():
+            raise BadInput(f"files[{name!r}] does not exist: {root}")
+        sizes[name] = sum(p.stat().st_size for p in ([root] if root.is_file() else root.rglob("*")) if p.is_file())
+    return sizes

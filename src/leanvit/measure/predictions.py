@@ -1,0 +1,152 @@
+"""What a runner answered on a data set, kept by key, and how it is saved."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.measure.runners import Runner, evaluating, logits_of
+
+_FORMAT = "leanvit.predictions/1"
+
+
+class Batch(Protocol):
+    """What a loader yields: images (B, C, H, W) float32, targets (B,) int64, B keys."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def keys(self) -> list[str]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Logits (N, classes) float32, targets (N,) int64 and N distinct keys, in the same order.
+
+    Raises BadInput when the shapes do not fit, a key comes twice, or a target is no class of the logits.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    keys: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.keys)
+        if n == 0:
+            raise BadInput("predictions must hold at least one image")
+        if self.logits.ndim != 2 or self.logits.shape[0] != n or self.targets.shape != (n,):
+            shapes = f"logits {tuple(self.logits.shape)}, targets {tuple(self.targets.shape)}"
+            raise BadInput(f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}")
+        if len(set(self.keys)) != n:
+            twice = next(key for key, times in Counter(self.keys).items() if times > 1)
+            raise BadInput(f"key {twice!r} comes twice: each image counts once")
+        classes = self.logits.shape[1]
+        wrong = ((self.targets < 0) | (self.targets >= classes)).nonzero().flatten()
+        if len(wrong):
+            i = int(wrong[0])
+            raise BadInput(
+                f"target {int(self.targets[i])} of key {self.keys[i]!r} is no class of a runner with {classes} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def answers(self) -> Tensor:
+        """The class of the largest logit (N,) int64."""
+        return self.logits.argmax(dim=1)
+
+    def ordered_by(self, keys: tuple[str, ...]) -> Predictions:
+        """The same predictions in the order of `keys`. Raises BadInput naming the first key that only one side has."""
+        if keys == self.keys:
+            return self
+        rows = {key: i for i, key in enumerate(self.keys)}
+        missing = next((key for key in keys if key not in rows), None)
+        if missing is not None:
+            raise BadInput(f"predictions cannot be paired: key {missing!r} is missing on one side")
+        if len(keys) != len(self.keys):
+            extra = min(set(self.keys) - set(keys), key=rows.__getitem__)
+            raise BadInput(f"predictions cannot be paired: key {extra!r} is missing on one side")
+        order = torch.tensor([rows[key] for key in keys])
+        return Predictions(self.logits[order], self.targets[order], keys)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically."""
+        path = Path(path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            part = Path(folder) / "part"
+            save_file(
+                {"logits": self.logits.contiguous(), "targets": self.targets.contiguous()},
+                part,
+                metadata={"format": _FORMAT, "keys": json.dumps(self.keys)},
+            )
+            part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Predictions:
+        """Read what `save` wrote. Raises CheckpointError for a truncated, foreign or inconsistent file."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    found = metadata.get("format", "none")
+                    raise CheckpointError(f"{path} holds no predictions: format {_FORMAT!r} expected, found {found!r}")
+                logits, targets = file.get_tensor("logits"), file.get_tensor("targets")
+            keys = json.loads(metadata["keys"])
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise CheckpointError(f"{path} holds no list of keys")
+            if logits.dtype != torch.float32 or targets.dtype != torch.int64:
+                raise CheckpointError(f"{path}: logits must be float32 and targets int64")
+            return cls(logits, targets, tuple(keys))
+        except FileNotFoundError:
+            raise BadInput(f"no predictions at {path}") from None
+        except (SafetensorError, BadInput, KeyError, ValueError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as predictions: {error}") from error
+
+
+def predict(runner: Runner, loader: Iterable[Batch]) -> Predictions:
+    """Run every batch of a loader (eval mode, inference mode) and keep the logits.
+
+    Raises BadInput for an empty loader, for an output that is not (B, classes), and for logits that are not finite;
+    the text names keys of the batch.
+    """
+    return predict_all({"runner": runner}, loader)["runner"]
+
+
+def predict_all(runners: Mapping[str, Runner], loader: Iterable[Batch]) -> dict[str, Predictions]:
+    """`predict` for several runners in one pass over the data, so that each image is decoded once."""
+    logits: dict[str, list[Tensor]] = {name: [] for name in runners}
+    targets: list[Tensor] = []
+    keys: list[str] = []
+    with evaluating(*runners.values()), torch.inference_mode():
+        for batch in loader:
+            targets.append(batch.targets.cpu())
+            keys.extend(batch.keys)
+            for name, runner in runners.items():
+                logits[name].append(_named(name, runner, batch))
+    if not keys:
+        raise BadInput("loader gave no batch: there is nothing to predict")
+    # Clones made outside inference mode are ordinary tensors.
+    truth = torch.cat(targets).clone()
+    return {name: Predictions(torch.cat(parts).clone(), truth, tuple(keys)) for name, parts in logits.items()}
+
+
+def _named(name: str, runner: Runner, batch: Batch) -> Tensor:
+    try:
+        return logits_of(runner, batch.images, batch.keys)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None

@@ -1,0 +1,85 @@
+"""Accuracy with its uncertainty: one model alone, and two models on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, eq
+
+from leanvit.errors import BadInput
+from leanvit.measure.intervals import Interval, mcnemar_exact, tango, wilson
+from leanvit.measure.predictions import Predictions
+
+
+@dataclass(frozen=True)
+class Change(Interval):
+    """A paired difference of accuracy: `lost` and `gained` images, and McNemar's exact two-sided p."""
+
+    lost: int  # right before, wrong after
+    gained: int  # wrong before, right after
+    p_value: float
+
+
+def accuracy(predictions: Predictions, *, topk: int = 1, level: float = 0.95) -> Interval:
+    """The fraction of images whose target is among the `topk` largest logits, with Wilson's interval."""
+    classes = predictions.logits.shape[1]
+    if not isinstance(topk, int) or not 1 <= topk <= classes:
+        raise BadInput(f"topk must be an integer between 1 and the {classes} classes, got {topk!r}")
+    best = predictions.logits.topk(topk, dim=1).indices  # (N, topk)
+    hits = (best == predictions.targets[:, None]).any(dim=1)
+    return wilson(int(hits.sum()), len(hits), level=level)
+
+
+def accuracy_per_class(predictions: Predictions, *, level: float = 0.95) -> dict[int, Interval]:
+    """Top-1 accuracy of each class that occurs among the targets."""
+    hits = _hits(predictions)
+    of_class = {int(c): hits[predictions.targets == c] for c in predictions.targets.unique()}
+    return {c: wilson(int(h.sum()), len(h), level=level) for c, h in of_class.items()}
+
+
+def accuracy_change(before: Predictions, after: Predictions, *, level: float = 0.95) -> Change:
+    """Top-1 accuracy of `after` minus that of `before` on the same images, in percentage points (negative: a loss).
+
+    Images are paired by key. The interval is Tango's score interval, which stays honest for small samples and when no
+    image changed (after 500 images without a change it still reaches ±0.76 points). Raises BadInput when the keys or
+    the targets differ, naming the first key.
+    """
+    after = _paired(before, after)
+    hits_before, hits_after = _hits(before), _hits(after)
+    gained, lost = int((hits_after & ~hits_before).sum()), int((hits_before & ~hits_after).sum())
+    n = len(before)
+    low, high = tango(gained, lost, n, level=level)
+    return Change(
+        value=100 * (gained - lost) / n,
+        low=100 * low,
+        high=100 * high,
+        n=n,
+        unit="points",
+        lost=lost,
+        gained=gained,
+        p_value=mcnemar_exact(gained, lost),
+    )
+
+
+def agreement(a: Predictions, b: Predictions, *, level: float = 0.95) -> Interval:
+    """The fraction of images that both answer alike (same largest logit), right or wrong. Paired by key."""
+    b = _paired(a, b)
+    if a.logits.shape[1] != b.logits.shape[1]:
+        raise BadInput(f"agreement needs the same classes, got {a.logits.shape[1]} and {b.logits.shape[1]}")
+    return wilson(int((a.answers == b.answers).sum()), len(a), level=level)
+
+
+def _paired(a: Predictions, b: Predictions) -> Predictions:
+    b = b.ordered_by(a.keys)
+    different = (a.targets != b.targets).nonzero().flatten()
+    if len(different):
+        i = int(different[0])
+        raise BadInput(
+            f"predictions cannot be paired: key {a.keys[i]!r} has target {int(a.targets[i])} on one side and "
+            f"{int(b.targets[i])} on the other"
+        )
+    return b
+
+
+def _hits(predictions: Predictions) -> Tensor:
+    return eq(predictions.answers, predictions.targets)

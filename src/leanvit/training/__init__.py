@@ -1,0 +1,37 @@
+"""Training: one readable loop, objectives, callbacks, and state that a killed run resumes from exactly."""
+
+from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
+from leanvit.training.config import FitConfig
+from leanvit.training.engine import FitResult, NonFiniteLoss, fit, top1_accuracy
+from leanvit.training.objectives import (
+    CrossEntropy,
+    Distillation,
+    HardDistillation,
+    Loss,
+    Objective,
+    SoftDistillation,
+)
+from leanvit.training.recovery import RECOVERY, recover
+from leanvit.training.schedule import lr_at
+from leanvit.training.signals import Interrupted
+
+__all__ = [
+    "RECOVERY",
+    "CrossEntropy",
+    "Distillation",
+    "FitConfig",
+    "FitResult",
+    "HardDistillation",
+    "Interrupted",
+    "JsonlLog",
+    "Loss",
+    "NonFiniteLoss",
+    "Objective",
+    "ProgressBar",
+    "Run",
+    "SoftDistillation",
+    "fit",
+    "lr_at",
+    "recover",
+    "top1_accuracy",
+]

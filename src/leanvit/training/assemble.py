@@ -1,0 +1,166 @@
+"""Everything that `fit` builds and refuses before its first step, and what identifies a run when it is resumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from leanvit.data import Dataset, Preprocess, check_fits
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.training.callbacks import Run
+from leanvit.training.checkpoint import STATE, read_position
+from leanvit.training.config import FitConfig
+from leanvit.training.objectives import CrossEntropy, Objective
+
+FREE_ON_RESUME = ("workers", "save_every")  # these never change a result
+
+
+def assemble(
+    model: nn.Module,
+    dataset: Dataset,
+    preprocess: Preprocess,
+    config: FitConfig,
+    *,
+    objective: Objective | None,
+    validate: Dataset | None,
+) -> Run:
+    """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
+    check_fits(model, preprocess, dataset)
+    steps_per_epoch = _steps_per_epoch(dataset, config)
+    if validate is not None and list(validate.classes) != list(dataset.classes):
+        raise BadInput(
+            f"validate has other classes than the training data: {len(validate.classes)} "
+            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
+        )
+    if objective is not None and config.label_smoothing:
+        raise BadInput(
+            f"label_smoothing={config.label_smoothing} is of the default objective, but an objective is given: "
+            f"give it there, as in CrossEntropy(label_smoothing={config.label_smoothing}), and 0 in the config"
+        )
+    objective = objective or CrossEntropy(config.label_smoothing)
+    objective.to(next(model.parameters()).device)
+    objective.bind(model, preprocess)
+    mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(dataset.classes))
+    warm = config.ema_warmup
+    return Run(
+        model=model,
+        objective=objective,
+        optimizer=_optimizer(model, objective, config),
+        config=config,
+        preprocess=preprocess,
+        steps_per_epoch=steps_per_epoch,
+        averager=None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=warm),
+        mix=mixup if config.mixes else None,
+    )
+
+
+def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
+    """Make the run's folder. Raises BadInput where it cannot hold the run, or holds an unfinished one."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"out={str(out)!r} is a file: give a folder")
+    folder = (out / STATE).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:  # ours and safetensors', of a killed save
+            leftover.unlink()
+        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"out={str(out)!r} cannot be written: {error}") from error
+    free, needed = shutil.disk_usage(out).free, _bytes_needed(run)
+    if free < needed:
+        raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
+    if (out / STATE).exists() and not resume:
+        progress = read_position(out / STATE).progress
+        if progress.get("step") != progress.get("total_steps"):
+            raise BadInput(
+                f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
+                f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
+            )
+
+
+def modules_of(run: Run) -> dict[str, nn.Module]:
+    """The modules whose tensors make the state of a run, by their prefix in its file."""
+    modules = {"model": run.model, "objective": run.objective}
+    return modules if run.ema is None else {**modules, "ema": run.ema}
+
+
+def about_run(run: Run, dataset: Dataset) -> dict[str, Any]:
+    """What must be equal for a run to be resumed (JSON)."""
+    recipe = {name: value for name, value in run.config.to_json().items() if name not in FREE_ON_RESUME}
+    return {
+        **recipe,
+        "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
+        "preprocess": run.preprocess.fingerprint(),
+        "objective": repr(run.objective),
+    }
+
+
+def progress_of(run: Run) -> dict[str, Any]:
+    """Where the run stands (JSON)."""
+    return {
+        "step": run.step,
+        "total_steps": run.total_steps,
+        "epoch_sums": run.epoch_sums,
+        "history": run.history,
+        "best_top1": run.best_top1,
+        "seconds": run.seconds,
+    }
+
+
+def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
+    """Take up `progress_of` again. Raises CheckpointError where it contradicts itself."""
+    try:
+        step, history = int(progress["step"]), list(progress["history"])
+        run.epoch_sums = {str(name): float(total) for name, total in progress["epoch_sums"].items()}
+        run.best_top1, run.seconds = progress["best_top1"], float(progress["seconds"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the training state's progress is not understood: {error!r}") from error
+    into_epoch = step - len(history) * run.steps_per_epoch
+    if not 0 <= into_epoch <= run.steps_per_epoch or step > run.total_steps:
+        raise CheckpointError(f"the training state is at step {step}, but has {len(history)} finished epochs")
+    run.step, run.history = step, history
+    run.epoch = len(history)
+
+
+def _steps_per_epoch(dataset: Dataset, config: FitConfig) -> int:
+    images = config.batch_size * config.accumulate
+    steps = len(dataset) // config.batch_size // config.accumulate
+    if not steps:
+        raise BadInput(
+            f"batch_size={config.batch_size} with accumulate={config.accumulate} needs {images} images a step, "
+            f"but {dataset.name} has {len(dataset)}: give a smaller batch_size"
+        )
+    return steps
+
+
+def _optimizer(model: nn.Module, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
+    names_of_undecayed = getattr(model, "no_weight_decay", tuple)
+    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names_of_undecayed())
+    if not groups:
+        raise BadInput("model has no parameter that requires a gradient: nothing to train")
+    groups += objective.param_groups(config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def _bytes_needed(run: Run) -> int:
+    def size(module: nn.Module) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+    moments = 2 * sum(p.numel() * 4 for group in run.optimizer.param_groups for p in group["params"])
+    state = sum(size(module) for module in modules_of(run).values()) + moments
+    return 2 * state + 2 * size(run.model)  # the old file stays until the new one is whole
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

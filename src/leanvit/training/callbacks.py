@@ -1,0 +1,184 @@
+"""What happens around the steps of `fit`.
+
+A callback is any object with some of these methods, each called with the `Run`:
+
+    start(run)            once, after everything is built (and restored, when resuming)
+    before_forward(run)   before each forward (`accumulate` of them make a step), inside the step's keyed randomness
+    after_step(run)       after each optimiser step; run.step already counts it
+    end_epoch(run)        after validation; run.history[-1] is the epoch's row
+    finish(run)           once, after the last step
+    close(run)            always at the very end, error or not: for terminals and files
+
+A callback steers the model through `run.context`. What it decides must follow from `run.step` and keyed randomness
+alone: then a resumed run needs nothing from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+
+from leanvit.data import Preprocess
+from leanvit.errors import BadInput
+from leanvit.training.checkpoint import write_atomically
+from leanvit.training.config import FitConfig
+from leanvit.training.objectives import Objective
+
+HOOKS = ("start", "before_forward", "after_step", "end_epoch", "finish", "close")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run while it runs: what callbacks may read, and `context`, which they may write."""
+
+    model: nn.Module
+    objective: Objective
+    optimizer: Optimizer
+    config: FitConfig
+    preprocess: Preprocess
+    steps_per_epoch: int
+    averager: ModelEmaV3 | None = None
+    mix: Mixup | None = None
+    step: int = 0  # optimiser steps taken so far
+    epoch: int = 0  # the epoch under way, from 0
+    micro: int = 0  # which forward of the step, from 0 to accumulate - 1
+    context: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the next forward
+    lr: float = 0.0  # of the last step
+    losses: dict[str, float] = field(default_factory=dict)  # of the last step: "loss", its parts, "grad_norm"
+    epoch_sums: dict[str, float] = field(default_factory=dict)  # the same, summed over the epoch's steps so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
+    best_top1: float | None = None
+    seconds: float = 0.0  # spent so far, the earlier sittings of a resumed run included
+
+    @property
+    def ema(self) -> nn.Module | None:
+        """The averaged model, if the recipe asks for one."""
+        return None if self.averager is None else self.averager.module
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+
+def check_callbacks(callbacks: Sequence[object]) -> None:
+    """Refuse what would never be called: a class instead of an instance, or an object without any hook."""
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise BadInput(f"callbacks holds the class {callback.__name__}: give an instance of it")
+        if not any(callable(getattr(callback, hook, None)) for hook in HOOKS):
+            raise BadInput(
+                f"callbacks holds {callback!r}, which has none of the methods that are called: {', '.join(HOOKS)}"
+            )
+
+
+def notify(callbacks: Iterable[object], hook: str, run: Run) -> None:
+    """Call `hook` on every callback that has it, in their order."""
+    for callback in callbacks:
+        method = getattr(callback, hook, None)
+        if method is not None:
+            method(run)
+
+
+class JsonlLog:
+    """Writes one JSON object a line: the recipe, every `every`-th step, every epoch.
+
+    A resumed run continues its file: rows past the step that it resumes from are dropped first, so the file reads as
+    if the run had never stopped.
+    """
+
+    def __init__(self, path: str | Path, *, every: int = 10) -> None:
+        if every < 1:
+            raise BadInput(f"every={every!r} is not accepted: give a whole number >= 1")
+        self.path = Path(path)
+        self.every = every
+        self._file: TextIO | None = None
+
+    def start(self, run: Run) -> None:
+        """Open the file, keeping the rows of the steps that the run already holds."""
+        kept = self._rows_until(run) if run.step else []
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, lambda temporary: temporary.write_text(text))
+        self._file = self.path.open("a")
+        self._write({"event": "start", "step": run.step, "total_steps": run.total_steps, **run.config.to_json()})
+
+    def after_step(self, run: Run) -> None:
+        """Write the step's learning rate and losses."""
+        if run.step % self.every == 0:
+            self._write({"event": "step", "step": run.step, "epoch": run.epoch, "lr": run.lr, **run.losses})
+
+    def end_epoch(self, run: Run) -> None:
+        """Write the epoch's row."""
+        self._write({"event": "epoch", **run.history[-1]})
+
+    def close(self, run: Run) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    def _rows_until(self, run: Run) -> list[dict[str, Any]]:
+        rows = [_row(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        return [row for row in rows if row and not _is_later(row, run)]
+
+
+class ProgressBar:
+    """A live bar over all steps with the last loss, the last top-1 and the time left; silent off a terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+
+    def start(self, run: Run) -> None:
+        """Show the bar."""
+        self._progress.start()
+        self._task = self._progress.add_task("training", total=run.total_steps, completed=run.step)
+
+    def after_step(self, run: Run) -> None:
+        """Advance by one step."""
+        last = next((row["top1"] for row in reversed(run.history) if "top1" in row), None)
+        top1 = "" if last is None else f" · top-1 {100 * last:.1f} %"
+        text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{top1}"
+        self._progress.update(self._task, completed=run.step, description=text)
+
+    def close(self, run: Run) -> None:
+        """Give the terminal back."""
+        self._progress.stop()
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:  # a killed run can leave its last line half written
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _is_later(row: dict[str, Any], run: Run) -> bool:
+    if row.get("event") == "epoch":
+        return row.get("epoch", 0) >= len(run.history)
+    return row.get("step", 0) > run.step

@@ -1,0 +1,188 @@
+"""The state of a run in one file: a safetensors file with all tensors, the rest as JSON in its header.
+
+One file because one rename is atomic and two are not: whenever a run is killed, what lies on the disk is the last
+whole state. Nothing is unpickled. Random states are not in it: all randomness of a run is keyed by (seed, epoch, key)
+or by (seed, step).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from leanvit.errors import BadInput, CheckpointError, LeanvitError
+
+FORMAT = 1
+STATE = Path("training/state.safetensors")  # in the folder of the run
+BEST = Path("training/best.safetensors")
+_HEADER = "leanvit.training"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands, and what it is a run of.
+
+    `about` must be equal when the run is resumed; `progress` is what the loop restores. JSON data both.
+    """
+
+    about: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there in one step.
+
+    Raises LeanvitError with the system's reason (disk full, read-only); an older file at `path` stays whole.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; the file that was there is unchanged" if path.exists() else ""
+        raise LeanvitError(f"cannot write {path}: {error}{kept}") from error
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """Write the model's state dict under its own names."""
+    tensors = {name: _detached(tensor) for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def save_state(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, position: Position) -> None:
+    """Write modules (each under its prefix), optimiser and position as one file, atomically."""
+    tensors = {
+        f"{prefix}.{name}": _detached(tensor)
+        for prefix, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    names = parameter_names(modules, optimizer)
+    for index, slots in optimizer.state_dict()["state"].items():
+        for slot, value in slots.items():
+            tensors[f"optimizer.{names[index]}.{slot}"] = _detached(torch.as_tensor(value))
+    header = {"format": FORMAT, "about": position.about, "progress": position.progress}
+    metadata = {_HEADER: json.dumps(header, allow_nan=False)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+
+def load_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore modules and optimiser in place from `save_state`'s file; returns the progress.
+
+    Raises BadInput if there is no file or the run that it belongs to differs from `about` (naming each difference),
+    CheckpointError if the file is damaged, foreign, from a newer format, or does not fit the modules. Modules are
+    untouched unless everything fits.
+    """
+    if not path.is_file():
+        raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
+    tensors, position = _read(path)
+    _same_run(position.about, about, path)
+    states = {prefix: _under(f"{prefix}.", tensors) for prefix in modules}
+    for prefix, module in modules.items():
+        _fits(prefix, module, states[prefix], path)
+    optimizer_state = _optimizer_state(tensors, modules, optimizer, path)
+    for prefix, module in modules.items():
+        module.load_state_dict(states[prefix], strict=True)
+    optimizer.load_state_dict(optimizer_state)
+    return position.progress
+
+
+def read_position(path: Path) -> Position:
+    """Position of a saved state, without its tensors. Raises CheckpointError as `load_state` does."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _position(file.metadata(), path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable training state: {error}") from error
+
+
+def parameter_names(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> list[str]:
+    """Names of the optimiser's parameters, in its order: states are stored by name, not by position."""
+    names = {id(p): f"{prefix}.{name}" for prefix, module in modules.items() for name, p in module.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone().contiguous()  # a clone each: safetensors refuses shared storage
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Position]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            position = _position(file.metadata(), path)
+            return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged or no training state: {error}") from error
+
+
+def _position(metadata: Mapping[str, str] | None, path: Path) -> Position:
+    try:
+        header = json.loads((metadata or {})[_HEADER])
+        version, about, progress = header["format"], header["about"], header["progress"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is a safetensors file, but no training state of leanvit") from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has training state format {version!r}; this leanvit reads format {FORMAT}")
+    if not isinstance(about, dict) or not isinstance(progress, dict):
+        raise CheckpointError(f"{path} has a training state header that is not understood")
+    return Position(about, progress)
+
+
+def _same_run(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    differing = [
+        f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
+        for name in sorted({*saved, *given})
+        if saved.get(name) != given.get(name)
+    ]
+    if differing:
+        raise BadInput(f"resume=True, but {path} is of another run: {'; '.join(differing)}")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fits(prefix: str, module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = sorted(name for name in {*own, *saved} if own.get(name) != saved.get(name))
+    if wrong:
+        name = wrong[0]
+        raise CheckpointError(
+            f"{path} does not fit the {prefix}: {name} has shape {own.get(name, 'none')} here and "
+            f"{saved.get(name, 'none')} there ({len(wrong)} such tensors)"
+        )
+
+
+def _optimizer_state(
+    tensors: Mapping[str, Tensor], modules: Mapping[str, nn.Module], optimizer: Optimizer, path: Path
+) -> dict[str, Any]:
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = {name: number for number, name in enumerate(parameter_names(modules, optimizer))}
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in _under("optimizer.", tensors).items():
+        name, _, slot = full_name.rpartition(".")
+        if name not in numbers:
+            raise CheckpointError(f"{path} holds optimiser state of {name!r}, which is not trained here")
+        if tensor.ndim and tensor.shape != trained[numbers[name]].shape:
+            raise CheckpointError(f"{path} holds {full_name!r} of shape {tuple(tensor.shape)}, which does not fit")
+        state.setdefault(numbers[name], {})[slot] = tensor
+    # hyper-parameters come from the recipe, which `about` holds equal; only the slots are restored
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,0 +1,219 @@
+"""What a training step minimises.
+
+An objective is a module called as `objective(model, batch, step, context) -> Loss`. It runs the model itself, so that
+it may run it several times, run teachers, or read what the model leaves behind. Its own parameters are trained along,
+its state is part of a resumable run.
+
+    deit      Training data-efficient image transformers & distillation through attention, arXiv 2012.12877
+    hinton    Distilling the Knowledge in a Neural Network, arXiv 1503.02531
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leanvit.data import Batch, Preprocess
+from leanvit.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total`: scalar to differentiate. `parts`: detached scalars to log, by name."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(nn.Module):
+    """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
+
+    def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
+        """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the objective's own parameters; a group may carry `lr_scale` (factor on lr)."""
+        return param_groups_weight_decay(self, weight_decay)
+
+    def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
+        """Loss of one forward.
+
+        batch: images (B, C, H, W) float32 on the model's device; targets (B,) int64, or (B, classes) float32
+        probabilities when images were mixed. step: optimiser steps taken so far. context: keyword arguments for
+        the model's forward.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward(model, batch, step, context)")
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy on class indices or on soft targets, with label smoothing on either.
+
+    Smoothing y' = (1 - e) y + e / classes commutes with mixing, so mixed targets need no smoothing of their own.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        _within("label_smoothing", label_smoothing, 0.0, 1.0)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
+        # a network with two heads is trained here as it is used: on the mean of its heads
+        return Loss(self.of(mean_head(model(batch.images, **context)), batch.targets))
+
+    def of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Scalar loss of float logits (B, classes), computed in float32."""
+        return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+
+
+class Distillation(Objective):
+    """What soft and hard distillation share: a frozen teacher that sees the student's very images.
+
+    teacher: any classifier with as many outputs as the student. It is put in eval mode and runs without gradient;
+    it is no sub-module, so it is neither saved with the run nor trained.
+    teacher_preprocess: what the teacher was trained with. Its fingerprint must equal the student's: a teacher that
+    sees images normalised for another network answers wrongly without a sign.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        teacher_preprocess: Preprocess,
+        alpha: float,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _within("alpha", alpha, 0.0, 1.0)
+        self.alpha = alpha
+        self.base = CrossEntropy(label_smoothing)
+        self.teacher_preprocess = teacher_preprocess
+        self._teacher = (teacher.eval(),)  # the tuple hides it from nn.Module's registration
+
+    def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
+        """Refuse a teacher that would mislead; switch a distilled network's second head on for training."""
+        _same_preprocess(self.teacher_preprocess, preprocess)
+        _no_shared_weights(self._teacher[0], model)
+        student_classes, teacher_classes = (getattr(m, "num_classes", None) for m in (model, self._teacher[0]))
+        if student_classes and teacher_classes and student_classes != teacher_classes:
+            raise BadInput(f"teacher has {teacher_classes} outputs, the student {student_classes}: give equal ones")
+        switch = getattr(model, "set_distilled_training", None)
+        if callable(switch):
+            switch(True)
+
+    def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
+        class_logits, distilled_logits = two_heads(model(batch.images, **context))
+        base = self.base.of(class_logits, batch.targets)
+        distilled = self.term(distilled_logits.float(), self.ask_teacher(batch.images).float())
+        total = (1 - self.alpha) * base + self.alpha * distilled
+        return Loss(total, {"base": base.detach(), "distillation": distilled.detach()})
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The part weighted by alpha, from float32 logits (B, classes) of both."""
+        raise TypeError(f"{type(self).__name__} does not define term(student, teacher)")
+
+    @torch.no_grad()
+    def ask_teacher(self, images: Tensor) -> Tensor:
+        """Teacher logits (B, classes) for the student's normalised images (B, C, H, W)."""
+        teacher = self._teacher[0].to(images.device)
+        logits = teacher(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise BadInput(f"teacher {type(teacher).__name__} returned {_described(logits)}, not logits (B, classes)")
+        return logits
+
+
+class SoftDistillation(Distillation):
+    """The student matches the teacher's softened distribution (DeiT equation 2, after Hinton section 2).
+
+    L = (1 - alpha) CE(Z_s, y) + alpha T^2 KL(softmax(Z_t / T) || softmax(Z_s / T)), KL summed over classes and
+    averaged over images; T^2 keeps the gradient's size when T changes. DeiT uses T = 3, alpha = 0.1; its code divides
+    by classes too, which makes its term smaller by that factor. With two heads the second one takes the KL.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        teacher_preprocess: Preprocess,
+        alpha: float = 0.1,
+        temperature: float = 3.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(teacher, teacher_preprocess=teacher_preprocess, alpha=alpha, label_smoothing=label_smoothing)
+        if not temperature > 0:
+            raise BadInput(f"temperature={temperature!r} is not accepted: give a number > 0")
+        self.temperature = temperature
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """T^2 KL(teacher || student) at temperature T."""
+        log_student = F.log_softmax(student / self.temperature, dim=-1)
+        log_teacher = F.log_softmax(teacher / self.temperature, dim=-1)
+        return self.temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+class HardDistillation(Distillation):
+    """The student is told the teacher's decision (DeiT equation 3).
+
+    L = (1 - alpha) CE(Z_cls, y) + alpha CE(Z_dist, argmax Z_t), alpha = 1/2 in the paper. No label smoothing on the
+    second term. A network with one head takes both terms on it.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        teacher_preprocess: Preprocess,
+        alpha: float = 0.5,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(teacher, teacher_preprocess=teacher_preprocess, alpha=alpha, label_smoothing=label_smoothing)
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Cross-entropy against the teacher's class."""
+        return F.cross_entropy(student, teacher.argmax(dim=-1))
+
+
+def two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(class logits, distillation logits) of a training forward; a single head stands for both."""
+    return (output, output) if isinstance(output, Tensor) else (output[0], output[1])
+
+
+def mean_head(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Logits (B, classes) as a distilled network gives them at inference."""
+    return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise BadInput(f"{name}={value!r} is not accepted: give a number from {low:g} to {high:g}")
+
+
+def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:
+    if teacher.fingerprint() != student.fingerprint():
+        raise BadInput(
+            f"the teacher was trained with {teacher}, but the student's images are made with {student}: "
+            "give the teacher images as it knows them (train the student with the teacher's preprocessing)"
+        )
+
+
+def _no_shared_weights(teacher: nn.Module, student: nn.Module) -> None:
+    trained = {p.data_ptr() for p in student.parameters() if p.requires_grad and p.numel()}
+    shared = _first(name for name, p in teacher.named_parameters() if p.numel() and p.data_ptr() in trained)
+    if shared:
+        raise BadInput(
+            f"teacher and student share the parameter {shared!r}, so the teacher would change while it teaches: "
+            "give a copy of the teacher made before the student was changed"
+        )
+
+
+def _first(names: Iterable[str]) -> str | None:
+    return next(iter(names), None)
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,64 @@
+"""Recovery: a compressed model learns back what it lost, from the network that it was made of.
+
+The teacher is the root with its original weights: the closest network there is, and one that needs no labels beyond
+those of the data at hand. This is what token reduction, pruning and quantization papers call fine-tuning with
+distillation (NViT, arXiv 2110.04869; EViT, arXiv 2202.07800).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from leanvit.data import Dataset, Preprocess
+from leanvit.training.config import FitConfig
+from leanvit.training.engine import FitResult, M, fit
+from leanvit.training.objectives import SoftDistillation
+
+# A short run close to the weights that are there: low rate, little decay, no drop path (EViT and NViT fine-tune in
+# eval mode), gradients clipped as the first steps after surgery are the rough ones.
+RECOVERY = FitConfig(
+    epochs=5, batch_size=64, lr=1e-4, warmup_epochs=0.25, weight_decay=0.01, clip_grad=1.0, train_mode="eval"
+)
+
+
+def recover(
+    lean: M,
+    teacher: nn.Module,
+    dataset: Dataset,
+    *,
+    preprocess: Preprocess,
+    config: FitConfig = RECOVERY,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[object] = (),
+    validate: Dataset | None = None,
+) -> FitResult[M]:
+    """Train `lean` in place under soft distillation from `teacher`, its dense root; arguments as in `fit`.
+
+    alpha: weight of the teacher against the labels. temperature: of both distributions. `preprocess` is the root's,
+    which is the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model.
+    """
+    objective = SoftDistillation(
+        teacher,
+        teacher_preprocess=preprocess,
+        alpha=alpha,
+        temperature=temperature,
+        label_smoothing=config.label_smoothing,
+    )
+    return fit(
+        lean,
+        dataset,
+        preprocess=preprocess,
+        config=replace(config, label_smoothing=0.0),
+        objective=objective,
+        callbacks=callbacks,
+        out=out,
+        resume=resume,
+        validate=validate,
+    )

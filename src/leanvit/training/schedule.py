@@ -1,0 +1,23 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from leanvit.training.config import FitConfig
+
+
+def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
+    """Learning rate of optimiser step `step` (counted from 0).
+
+    Linear warm-up over the first W = warmup_epochs * steps_per_epoch steps, lr * (step + 1) / W, so that step W - 1
+    runs at the peak; then a half cosine from lr at step W towards min_lr at the end of the run (SGDR without
+    restarts, arXiv 1608.03983, equation 5), or lr for the rest.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+from pictures import write_folder
+
+from leanvit.data import open_dataset
+from leanvit.data.sources import canonical_split
+from leanvit.errors import BadInput
+
+
+def test_unknown_split_names_the_nearest():
+    with pytest.raises(BadInput, match="unknown split 'vall': did you mean 'val'"):
+        open_dataset("digits", "vall")
+
+
+def test_missing_path_names_what_is_accepted_and_the_nearest(folder):
+    with pytest.raises(BadInput, match=r"pet' does not exist \(did you mean 'pets'\?\); accepted: 'digits', a folder"):
+        open_dataset(folder.parent / "pet")
+    with pytest.raises(BadInput, match=r"'digit' does not exist .*'digits'"):
+        open_dataset("digit")
+
+
+def test_other_files_are_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(BadInput, match=r"is a \.csv file; accepted: 'digits'"):
+        open_dataset(tmp_path / "a.csv")
+
+
+def test_a_single_split_is_divided_by_the_hash_of_the_key(tmp_path):
+    root = write_folder(tmp_path / "pets", {"cat": 150, "dog": 150})
+    train, val, whole = (open_dataset(root, split) for split in ("train", "val", None))
+    assert not set(train.keys) & set(val.keys)
+    assert set(train.keys) | set(val.keys) == set(whole.keys) and len(whole) == 300
+    assert 15 <= len(val) <= 50
+    assert "10% of the keys with the lowest hash are val" in val.note and "hash" in train.note and not whole.note
+
+    (root / "cat" / "150.png").write_bytes((root / "cat" / "000.png").read_bytes())
+    assert set(open_dataset(root, "val").keys) - {"cat/150.png"} == set(val.keys)  # more images move none
+
+
+def test_tiny_sets_still_have_both_splits(tmp_path):
+    root = write_folder(tmp_path / "two", {"a": 1, "b": 1})
+    assert len(open_dataset(root, "train")) == len(open_dataset(root, "val")) == 1
+    with pytest.raises(BadInput, match="holds one image: too few to split"):
+        open_dataset(write_folder(tmp_path / "one", {"a": 1}), "val")
+
+
+def test_test_serves_as_val_and_says_so(tmp_path):
+    for split in ("train", "test"):
+        write_folder(tmp_path / "pets" / split, {"cat": 2, "dog": 3})
+    val = open_dataset(tmp_path / "pets", "val")
+    assert (len(val), val.split, val.note) == (5, "val", "val is the test split: there is no val split")
+    assert open_dataset(tmp_path / "pets").split == "train"
+
+
+def test_val_is_preferred_to_test(tmp_path):
+    for split, count in (("train", 2), ("validation", 3), ("test", 4)):
+        write_folder(tmp_path / "pets" / split, {"cat": count})
+    val = open_dataset(tmp_path / "pets", "val")
+    assert (len(val), val.note) == (3, "")
+
+
+def test_a_source_without_training_split_is_not_cut_up(tmp_path):
+    write_folder(tmp_path / "pets" / "val", {"cat": 4})
+    assert len(open_dataset(tmp_path / "pets", "val")) == len(open_dataset(tmp_path / "pets")) == 4
+    with pytest.raises(BadInput, match=r"split='train': .* has no training split, only val"):
+        open_dataset(tmp_path / "pets", "train")
+
+
+def test_split_names():
+    names = ["train", "Training", "valid", "dev", "test-00000-of-00003", "validation-1-of-2", "cat"]
+    assert [canonical_split(n) for n in names] == ["train", "train", "val", "val", "test", "val", None]

@@ -1,0 +1,85 @@
+"""Golden cases of ToMe: matching and merging with their inverse and source maps, schedules, a whole model."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from cases import Case, handler
+from timm_model import opened_vit
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from leanvit.anatomy.tokens import take_tokens
+from leanvit.compress.tokens.tome import ToMe, match, merge, schedule, shares
+
+
+@handler("tome", "core")
+def core(case: Case) -> None:
+    inputs, outputs, functions = case.part("input"), case.part("output"), case.spec["functions"]
+    for i, flags in enumerate(functions.get("cases", [])):
+        got = _merged(inputs[f"x_{i}"], inputs[f"metric_{i}"], inputs[f"size_{i}"], **flags)
+        for name, value in got.items():
+            case.check(f"{name}_{i} of {flags}", value, outputs[f"{name}_{i}"])
+    for i, row in enumerate(functions.get("schedules", [])):
+        r = row["r"] if isinstance(row["r"], int) else tuple(row["r"])
+        if row["kind"] == "tuple":
+            r = (r[0], float(r[1]))
+        case.check(f"schedule of {row}", torch.tensor(schedule(r, row["layers"])), outputs[f"schedule_{i}"])
+
+
+def _merged(
+    x: Tensor, metric: Tensor, size: Tensor, *, class_token: bool, distill_token: bool, r: int
+) -> dict[str, Tensor]:
+    """What the official merge returns, by name. Without a class token its unmerged tokens come by similarity."""
+    even, odd = int(class_token), int(distill_token)
+    r = min(r, (x.shape[1] - even - odd) // 2)
+    matching = match(metric, r, even=even, odd=odd, keep_order=class_token)
+    share, after = shares(matching, size.squeeze(-1))
+    merged, places = merge(x, matching, share), matching.places()
+    back = places
+    if distill_token:  # the official inverse forgets that its merge moved the distillation token to the front
+        back = _moved(places, even, merged.shape[1] - matching.receivers - 1)
+    if distill_token and not class_token:  # and it puts the first unmerged token before that token
+        order = torch.tensor([1, 0, *range(2, merged.shape[1])])
+        merged, after, places = merged[:, order], after[:, order], order[places]
+    source = one_hot(places, merged.shape[1]).transpose(1, 2).to(x.dtype)  # (B, N', N)
+    return {"merged": merged, "size": after.unsqueeze(-1), "source": source, "unmerged": take_tokens(merged, back)}
+
+
+def _moved(places: Tensor, old: int, new: int) -> Tensor:
+    """Places after the token at `old` is taken out and put in again at `new` > `old`."""
+    closed = torch.where((places > old) & (places <= new), places - 1, places)
+    return torch.where(places == old, new, closed)
+
+
+@handler("tome", "model")
+def model(case: Case) -> None:
+    spec, mid, outputs = case.spec, case.part("mid"), case.part("output")
+    vit = opened_vit(spec["constructor"], case.part("weights"))
+    tome = ToMe(r=_knob(spec["r"]), prop_attn=spec.get("prop_attn", True))
+    tome.shape(vit, tome.learn(vit))
+    vit.train(spec.get("mode") == "train")
+    inputs = case.part("input")
+    x = inputs["x"].clone().requires_grad_()
+    logits, state = vit.trace(x, trace=True, tap=frozenset("*"))
+    for name, want in mid.items():
+        found = re.fullmatch(r"block(\d+)_out", name)
+        assert found, f"{case.id}: unknown intermediate {name!r}"
+        case.check(name, state.taps[f"blocks.{found[1]}"], want)
+    case.check("logits", logits, outputs["logits"])
+    if "size" in outputs:
+        case.check("size", state.size.unsqueeze(-1), outputs["size"])
+    if "source" in outputs:
+        prefix = torch.arange(vit.num_prefix_tokens).expand(len(x), -1)
+        places = torch.cat([prefix, state.owner], dim=1)  # (B, N): prefix tokens never move
+        source = one_hot(places, state.size.shape[1]).transpose(1, 2)
+        case.check("source", source.to(torch.float32), outputs["source"])
+    if "grad_x" in outputs:
+        (logits * inputs["grad_weight"]).sum().backward()
+        case.check("grad_x", x.grad, outputs["grad_x"])
+
+
+def _knob(r: Any) -> Any:
+    return r if isinstance(r, int) else tuple(r)

@@ -1,0 +1,23 @@
+"""Every golden case of every method that leanvit has. One case: `pytest tests/parity -k evit/model_fuse`."""
+
+from __future__ import annotations
+
+import pytest
+from cases import Case, check, folder, found
+
+from leanvit.recipe.papers import papers
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    root = folder(metafunc.config.getoption("--cases"))
+    if root is None:
+        why = "no golden cases: give --cases DIR, set LEANVIT_PARITY, or put them into ../shared/parity"
+        metafunc.parametrize("case", [pytest.param(None, marks=pytest.mark.skip(reason=why), id="none")])
+        return
+    metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in found(root)])
+
+
+def test_parity(case: Case) -> None:
+    if case.slug not in papers():
+        pytest.skip(f"leanvit has no method {case.slug!r}")
+    check(case)
