@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from leanvit.measure import Comparison
 
+from leanvit.measure import Comparison
 from leanvit.recipe import load_run
 from leanvit.report.token_maps import TokenMaps
 from leanvit.verbs.folders import commands_of

@@ -37,7 +37,7 @@ def test_intervals_and_signs(comparison) -> None:
     table = rows.table(comparison)
     column = [heading for heading, _ in table.headings].index("change")
     cell = table.groups[0].lines[1].cells[column]
-    assert (cell.text, cell.small) == ("−1.00", "−4.00 … −2.00")
+    assert (cell.text, cell.small) == ("−1.00", "−4.00 … +1.00")
     assert cell.title == "3 images lost, 1 gained; McNemar p = 0.625"
 
 

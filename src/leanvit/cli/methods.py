@@ -37,9 +37,9 @@ def _all(rows: list[Paper]) -> None:
 
 def _one(slug: str, as_json: bool) -> None:
     row = paper(slug)  # a wrong name shows before anything heavy is imported
-    from leanvit.verbs.explain import explain
+    from leanvit import verbs
 
-    told = explain(row.slug)
+    told = verbs.explain(row.slug)
     if as_json:
         output.print_json(told.to_json())
     else:

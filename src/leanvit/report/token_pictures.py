@@ -80,7 +80,7 @@ def draw(owners: Owners, grid: tuple[int, int], *, block: int, tokens: int) -> D
     for patch, owner in enumerate(owners):
         groups[owner].append(patch)
     dropped = groups.pop(-1, [])
-    fused = [group for group in groups.values() if len(group) * FUSED_SHARE > len(owners)]
+    fused = [g for g in groups.values() if len(g) > 1 and len(g) * FUSED_SHARE > len(owners)]
     outlined = [g for g in groups.values() if len(g) > 1 and (g not in fused or len(fused) > 1)]
     outlines = tuple(Outline(_path(_border(g, grid)), hue=round(g[0] * 137.508) % 360, size=len(g)) for g in outlined)
     alone = sum(len(group) == 1 for group in groups.values())

@@ -19,7 +19,7 @@ _HOME = {
     "measure": "measuring",
     "export": "exporting",
     "demo": "demonstration",
-    "explain": "explain",
+    "explain": "explaining",
     "load_model": "models",
 }
 __all__ = list(_HOME)
