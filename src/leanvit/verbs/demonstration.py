@@ -34,6 +34,8 @@ TOME = "tome:r=8"
 INT8 = "int8"
 RECOVER = 1  # epochs
 BATCH = 32  # of latency and artefacts
+ROUNDS = 15  # of latency
+LIMIT: int | None = None  # images of each split
 DENSE = "dense"
 LEAN: dict[str, tuple[str, ...]] = {"evit": (EVIT,), "tome": (TOME,), "int8": (INT8,), "evit-int8": (EVIT, INT8)}
 RECOVERED = ("evit", "evit-int8")
@@ -112,6 +114,7 @@ def demo(
         settings=training,
         adapt=True,
         model_args=MODEL_ARGS,
+        limit=LIMIT,
         out=runs[DENSE],
         overwrite=overwrite,
         say=say,
@@ -125,6 +128,7 @@ def demo(
             DATA,
             recovery=Recovery(epochs=epochs_after) if epochs_after else None,
             measured=False,
+            limit=LIMIT,
             out=runs[name],
             overwrite=overwrite,
             say=say,
@@ -141,6 +145,8 @@ def demo(
         against=others,
         runtimes=("torch", "openvino"),
         latency_batch=BATCH,
+        rounds=ROUNDS,
+        limit=LIMIT,
         say=say,
         command=step(*_measure_words(last, others)),
     ).comparison
