@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanvit.anatomy import open_model
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.recipe import compress, load, load_run, save
-from leanvit.recipe.store import seal_of
+from leanvit.recipe.store import file_sha256, seal_of
 
 
 def test_a_saved_run_gives_the_same_bits(lean: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ class _Bomb:
         return (exec, ("raise SystemExit('code ran')",))
 
 
-def _damage(path: Path, rng: random.Random) -> None:
-    """One random injury to a run folder."""
+def _damage(path: Path, rng: random.Random) -> bool:
+    """One random injury to a run folder; True where the file was sealed anew (a sound file of another run, perhaps)."""
     text, weights = path / "leanvit.json", next(path.glob("weights-*"))
     file = rng.choice([text, weights])
     content = bytearray(file.read_bytes())
@@ -163,8 +163,14 @@ def _damage(path: Path, rng: random.Random) -> None:
     else:  # a weights file that is sound but not ours, with the hash set right
         tensors = load_file(weights)
         name = rng.choice(sorted(tensors))
-        tensors[rng.choice([name, "other"])] = rng.choice([torch.zeros(2), tensors[name].double(), tensors[name][:1]])
+        odd_tensors = [torch.zeros(2), tensors[name].double(), tensors[name].flatten()[:1], tensors[name].bool()]
+        tensors[rng.choice([name, "other"])] = rng.choice(odd_tensors)
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, weights)
+        tree = json.loads(text.read_text())
+        tree["weights"]["sha256"] = file_sha256(weights)
+        text.write_text(json.dumps({**tree, "seal": seal_of(tree)}))
+        return True
+    return False
 
 
 def test_a_hundred_damaged_runs_fail_clearly_or_load_the_same(lean: nn.Module, images, tmp_path, monkeypatch) -> None:

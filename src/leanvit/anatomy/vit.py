@@ -226,16 +226,17 @@ class Block(nn.Module):
         if state is None:
             raise BadInput(f"{self.name} was called without a state: use model.run(x, state) or model(images)")
         ops, at = state.ops, self.name
+        needs = self.needs
         x, state = _take(self.before, x, state)
 
         branch, shortcut = ops.clone(f"{at}.clone1", x)
         branch = _norm(ops, f"{at}.norm1", self.norm1, branch)
-        branch, state = self.attn(branch, state, self.needs)
+        branch, state = self.attn(branch, state, needs)
         branch = _layer_scale(ops, f"{at}.ls1", self.ls1, branch)
         x = ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch))
 
         x, state = _take(self.between, x, state)
-        if self.needs:
+        if needs:
             state = state.with_(cls_attn=None, keys=None)
 
         branch, shortcut = ops.clone(f"{at}.clone2", x)
