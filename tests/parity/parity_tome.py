@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 import torch
-from cases import Case, handler
-from timm_model import opened_vit
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from leanvit.anatomy.tokens import take_tokens
 from leanvit.compress.tokens.tome import ToMe, match, merge, schedule, shares
+from parity.cases import Case, handler
+from parity.timm_model import opened_vit
 
 
 @handler("tome", "core")

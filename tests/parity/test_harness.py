@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transcription as t
-from cases import Case, check, folder, found
 from safetensors.torch import load_file, save_file
+
+from parity import transcription as t
+from parity.cases import Case, check, folder, found
 
 SMALL = {
     "img_size": 24,

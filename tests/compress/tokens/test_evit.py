@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
+from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 from leanvit.anatomy import Ops, open_model
 from leanvit.anatomy.tokens import take_tokens, unmerge
 from leanvit.compress.tokens.evit import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
+from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 from leanvit.anatomy import Phases, State, open_model
 from leanvit.anatomy.ops import TORCH
 from leanvit.anatomy.tokens import take_tokens, unmerge
