@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from leanvit.compress.quantize.int8 import Int8
 from leanvit.compress.tokens.evit import EViT
 from leanvit.compress.tokens.tome import ToMe
-from torch import Tensor
-
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
 from leanvit.recipe.compat import cell

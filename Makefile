@@ -1,0 +1,40 @@
+# Every target sets itself up: needs Python 3.11 or newer, pip and make. `make demo` is the place to start.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c "import sys; print('ok' if sys.version_info >= (3, 11) else '')" 2>/dev/null),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+demo: $(VENV)/.user  ## train a small ViT, make it lean, measure it, write the report (minutes)
+	$(BIN)/leanvit demo $(ARGS)
+
+test: $(VENV)/.dev  ## the test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)
+	set -e; for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script; done
+
+clean:  ## forget the environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "leanvit needs Python 3.11 or newer: none of python3, python3.13, python3.12, python3.11 is"; exit 1; }
+	@# Debian ships Python without ensurepip: the pip outside then fills the environment.
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install pip; } || { rm -rf $(VENV); exit 1; }
+
+# A stamp for each set of extras: quick when nothing changed, made again when pyproject.toml did.
+EXTRAS_user := data
+EXTRAS_dev := data,onnx,dev
+EXTRAS_bench := data,bench
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS_$*)]"
+	@touch $@

@@ -1,0 +1,97 @@
+"""`leanvit compress`: methods applied to a model in order, recovered, measured and saved as a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanvit.cli import options, output
+from leanvit.cli.options import command_line, key_values
+from leanvit.errors import BadInput
+
+NAME = "compress"
+
+
+def command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="digits, an image folder, parquet, or hf:NAME.")
+    ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
+    ] = None,
+    recover: Annotated[
+        int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
+    ] = 0,
+    recover_lr: Annotated[float, typer.Option("--recover-lr", help="Learning rate of the recovery.")] = 1e-4,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe file (TOML) instead of --with.")
+    ] = None,
+    adapt: options.Adapt = False,
+    model_arg: options.ModelArgs = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    limit: options.Limit = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency in the table.")] = 8,
+    measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Apply methods to a model, in order, and save the lean model with its history."""
+    if recipe is None and model is None:
+        raise BadInput("give a MODEL (a timm name or a run folder), or --recipe FILE")
+    if recipe is None and not with_:
+        raise BadInput("give at least one --with METHOD (see: leanvit methods), or --recipe FILE")
+    if recipe is not None and with_:
+        raise BadInput("--recipe names the methods: leave --with out")
+    model_args = key_values(model_arg, "--model-arg")
+    from leanvit import verbs
+    from leanvit.recipe import Recovery, load_recipe, parse_with
+
+    recovery = Recovery(epochs=recover, lr=recover_lr) if recover else None
+    if recipe is not None:
+        asked = load_recipe(recipe)
+        methods = asked.methods
+        model, data = model or asked.model, data or asked.data
+        model_args = {**asked.model_args, **model_args}
+        recovery = recovery or asked.recovery
+        seed = asked.seed if seed is None else seed
+        out = out or (Path(asked.out) if asked.out else None)
+    else:
+        methods = tuple(parse_with(text) for text in with_ or ())
+    if model is None:
+        raise BadInput("give a MODEL")
+
+    with output.stdout_for_result():
+        result = verbs.compress(
+            model,
+            methods,
+            data,
+            recovery=recovery,
+            adapt=adapt,
+            model_args=model_args,
+            pretrained=pretrained,
+            weights=weights,
+            limit=limit,
+            seed=seed or 0,
+            latency_batch=batch,
+            measured=measured,
+            out=out,
+            overwrite=overwrite,
+            say=output.say,
+            command=command_line(),
+        )
+    if as_json:
+        output.print_json(result.to_json())
+        return
+    output.print_rich(result.asked_table())
+    if result.comparison is not None:
+        output.print_rich(result.comparison.table())
+    print(f"{result.folder}: {result.label}. Next: leanvit report {result.folder}")

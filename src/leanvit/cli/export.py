@@ -1,0 +1,48 @@
+"""`leanvit export`: a run as an artefact of a runtime, with its preprocessing inside."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanvit.cli import options, output
+from leanvit.cli.options import command_line, key_values
+
+NAME = "export"
+
+
+def command(
+    run: options.Model,
+    to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="openvino, onnx or torch.")] = "openvino",
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
+    ] = None,
+    model_arg: options.ModelArgs = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Export a model for deployment; by default into the run folder, under artefacts/."""
+    model_args = key_values(model_arg, "--model-arg")
+    from leanvit import verbs
+
+    with output.stdout_for_result():
+        result = verbs.export(
+            run,
+            to=to,
+            batch=batch,
+            model_args=model_args,
+            pretrained=pretrained,
+            weights=weights,
+            out=out,
+            overwrite=overwrite,
+            say=output.say,
+            command=command_line(),
+        )
+    if as_json:
+        output.print_json(result.to_json())
+        return
+    print(f"{result.folder}: {result.label} for {result.runtime}, {result.size_bytes / 2**20:.2f} MiB")

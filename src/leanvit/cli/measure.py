@@ -1,0 +1,64 @@
+"""`leanvit measure`: a run beside others, on the same images and in turns: accuracy, speed, size."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanvit.cli import options, output
+from leanvit.cli.options import command_line, key_values
+
+NAME = "measure"
+
+
+def command(
+    run: options.Model,
+    data: options.DataSpec,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."
+        ),
+    ] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option("--runtime", metavar="NAME", help="torch, openvino or onnx. Repeats: a row for each."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
+    model_arg: options.ModelArgs = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    limit: options.Limit = None,
+    out: options.Out = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Measure a model, alone or against others; a run folder keeps the result."""
+    model_args = key_values(model_arg, "--model-arg")
+    from leanvit import verbs
+
+    with output.stdout_for_result():
+        result = verbs.measure(
+            run,
+            data,
+            against=against or (),
+            runtimes=runtime or ("torch",),
+            latency_batch=batch,
+            rounds=rounds,
+            model_args=model_args,
+            pretrained=pretrained,
+            weights=weights,
+            limit=limit,
+            out=out,
+            overwrite=overwrite,
+            say=output.say,
+            command=command_line(),
+        )
+    if as_json:
+        output.print_json(result.to_json())
+        return
+    output.print_rich(result.comparison.table())
+    if result.file is not None:
+        print(result.file)

@@ -1,0 +1,46 @@
+"""`leanvit methods`: what there is, and what one method needs, does and was measured to give."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanvit.cli import options, output
+from leanvit.recipe.papers import Paper, paper, papers
+
+NAME = "methods"
+
+
+def command(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method: its knobs and needs.")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the methods, or explain one."""
+    if name is not None:
+        _one(name, as_json)
+    elif as_json:
+        output.print_json([row.to_json() for row in papers().values()])
+    else:
+        _all(list(papers().values()))
+
+
+def _all(rows: list[Paper]) -> None:
+    width = max(len(row.slug) for row in rows)
+    for kind in dict.fromkeys(row.kind for row in rows):
+        print(f"{kind}")
+        for row in (r for r in rows if r.kind == kind):
+            source = f"  [{row.arxiv}]" if row.arxiv else ""
+            print(f"  {row.slug:{width}}  {row.summary}{source}")
+    print("\nMore of one: leanvit methods NAME")
+
+
+def _one(slug: str, as_json: bool) -> None:
+    row = paper(slug)  # a wrong name shows before anything heavy is imported
+    from leanvit import verbs
+
+    told = verbs.explain(row.slug)
+    if as_json:
+        output.print_json(told.to_json())
+    else:
+        output.print_rich(*told.rich())

@@ -1,0 +1,62 @@
+"""`leanvit train`: a dense model from a timm name and a data set, saved as a run folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from leanvit.cli import options, output
+from leanvit.cli.options import command_line, key_values
+
+NAME = "train"
+
+
+def command(
+    name: options.Model,
+    data: options.DataSpec,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
+    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="K=V", help="Any other number of FitConfig, like ema_decay=0.999. Repeats."),
+    ] = None,
+    adapt: options.Adapt = False,
+    model_arg: options.ModelArgs = None,
+    pretrained: options.Pretrained = False,
+    weights: options.Weights = None,
+    limit: options.Limit = None,
+    seed: options.Seed = 0,
+    out: options.Out = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+) -> None:
+    """Train a model on a data set; the result is a run folder."""
+    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, **key_values(set_, "--set")}
+    model_args = key_values(model_arg, "--model-arg")
+    from leanvit import verbs
+
+    with output.stdout_for_result():
+        result = verbs.train(
+            name,
+            data,
+            settings=settings,
+            adapt=adapt,
+            model_args=model_args,
+            pretrained=pretrained,
+            weights=weights,
+            limit=limit,
+            seed=seed,
+            out=out,
+            resume=resume,
+            overwrite=overwrite,
+            say=output.say,
+            command=command_line(),
+        )
+    if as_json:
+        output.print_json(result.to_json())
+        return
+    shown = "" if result.top1_percent is None else f", top-1 {result.top1_percent:.2f} % on its validation split"
+    print(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")

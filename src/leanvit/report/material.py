@@ -1,0 +1,97 @@
+"""What a report is made of, read from run folders. Files from elsewhere are validated, never trusted."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.measure import Comparison
+from leanvit.recipe.store import read_run_file
+from leanvit.report.token_maps import TOKENS, TokenMaps
+from leanvit.verbs.folders import Command, commands_of
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One comparison and where it is from."""
+
+    file: str
+    comparison: Comparison
+    command: str
+
+
+@dataclass(frozen=True)
+class Material:
+    """One run folder."""
+
+    folder: Path
+    name: str  # "dense", "evit + int8"
+    model: str  # timm name
+    model_args: dict[str, Any]
+    classes: tuple[str, ...]
+    data: str
+    asked: tuple[dict[str, Any], ...]
+    commands: tuple[Command, ...]
+    measurements: tuple[Measurement, ...]
+    tokens: TokenMaps | None
+    made_with: dict[str, str] = field(default_factory=dict)
+
+
+def read_run(folder: Path) -> Material:
+    """Read what the verbs left in a run folder.
+
+    Raises `BadInput` if there is no run, `CheckpointError` for a file that is damaged or from a newer leanvit.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"there is no run folder at {folder}")
+    file = read_run_file(folder)
+    commands = commands_of(folder)
+    info = file.info
+    return Material(
+        folder=folder,
+        name=" + ".join(plan.slug for plan in file.plans) or "dense",
+        model=file.root.name,
+        model_args=dict(file.root.kwargs),
+        classes=tuple(file.classes),
+        data=str(info.get("data", "")),
+        asked=tuple(row for row in _list(info.get("asked")) if isinstance(row, dict)),
+        commands=commands,
+        measurements=tuple(_measurement(path, commands) for path in _measure_files(folder)),
+        tokens=_tokens(folder / TOKENS),
+        made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
+    )
+
+
+def _measure_files(folder: Path) -> list[Path]:
+    """`measure.json`, `measure-2.json`, ... in the order they were made."""
+    numbered = [(re.fullmatch(r"measure(?:-(\d+))?\.json", path.name), path) for path in folder.glob("measure*.json")]
+    return [path for _, path in sorted((int(m.group(1) or 1), path) for m, path in numbered if m)]
+
+
+def _measurement(path: Path, commands: tuple[Command, ...]) -> Measurement:
+    made = [c.command for c in commands if c.wrote == path.name]
+    try:
+        comparison = Comparison.from_json(path.read_bytes())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return Measurement(path.name, comparison, made[-1] if made else "")
+
+
+def _tokens(path: Path) -> TokenMaps | None:
+    if not path.is_file():
+        return None
+    try:
+        return TokenMaps.from_json(path.read_bytes())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

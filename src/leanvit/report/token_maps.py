@@ -1,0 +1,151 @@
+"""Which token holds each patch of some real images, after every block that reduced tokens. Kept as JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from leanvit.errors import BadInput, CheckpointError
+
+if TYPE_CHECKING:
+    from leanvit.anatomy import OpenViT
+    from leanvit.data import Dataset, Preprocess
+
+TOKENS = "tokens.json"
+FORMAT = 1
+IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as the model saw it, before normalisation."""
+
+    key: str
+    target: int
+    answer: int
+    png: str  # base64
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Where patches are after a block that reduced tokens: `owners[image][patch]` is a token's index, -1: dropped."""
+
+    block: int
+    source: str  # slug of the method
+    tokens: int  # sequence length after the block
+    owners: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """Token counts of a model, and where the patches of some images went."""
+
+    name: str
+    grid: tuple[int, int]  # patches (rows, columns)
+    num_prefix: int
+    tokens: tuple[int, ...]  # sequence length in each block's MLP
+    reductions: tuple[Reduction, ...]
+    pictures: tuple[Picture, ...]
+    format: int = FORMAT
+
+    # How pydantic reads the JSON, nested dataclasses included.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        patches = self.grid[0] * self.grid[1]
+        for reduction in self.reductions:
+            if len(reduction.owners) != len(self.pictures) or any(len(o) != patches for o in reduction.owners):
+                raise BadInput(
+                    f"token maps of block {reduction.block} need {len(self.pictures)} images of {patches} patches"
+                )
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives equal maps back."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> TokenMaps:
+        """Read `to_json`'s text strictly. Raises `CheckpointError`."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            maps = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise CheckpointError(f"not token maps: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        except BadInput as error:
+            raise CheckpointError(f"not token maps: {error}") from None
+        if maps.format != FORMAT:
+            raise CheckpointError(f"token maps of format {maps.format}; this leanvit reads format {FORMAT}")
+        return maps
+
+
+def trace_tokens(
+    model: OpenViT, dataset: Dataset, preprocess: Preprocess, *, name: str, count: int = IMAGES
+) -> TokenMaps:
+    """Run `count` images, even over the classes, block by block and note where every patch goes.
+
+    The model is run in eval mode, without gradients. A model that reduces nothing gets its token counts only.
+    """
+    import torch
+
+    from leanvit.data import loader
+
+    chosen = dataset.limited(count)
+    batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        x = batch.images.to(next(model.parameters()).device)
+        state = model.start(x, trace=True)
+        tokens, state = model.embed(x, state)
+        length, reductions = tokens.shape[1], []
+        for i, block in enumerate(model.blocks):
+            tokens, state = model.run(tokens, state, i, i + 1)
+            if tokens.shape[1] != length:
+                length = tokens.shape[1]
+                owners = state.owners(len(chosen), tokens.device)
+                reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
+        logits, state = model.classify(tokens, state)
+    model.train(training)
+    answers = logits.argmax(dim=-1).tolist()
+    return TokenMaps(
+        name=name,
+        grid=(state.grid[0], state.grid[1]),
+        num_prefix=state.num_prefix,
+        tokens=state.tokens,
+        reductions=tuple(reductions),
+        pictures=_pictures(chosen, preprocess, answers) if reductions else (),
+    )
+
+
+def _source(block: Any) -> str:
+    return " + ".join(dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source))
+
+
+def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(row) for row in rows)
+
+
+def _pictures(dataset: Dataset, preprocess: Preprocess, answers: Sequence[int]) -> tuple[Picture, ...]:
+    transform = preprocess.u8_transform()
+    return tuple(
+        Picture(sample.key, sample.target, answer, _png(transform(sample.image)))
+        for sample, answer in zip(dataset, answers, strict=True)
+    )
+
+
+def _png(pixels: Any) -> str:
+    """(H, W, C) uint8 -> base64 of a PNG."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(pixels)
+    image = Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

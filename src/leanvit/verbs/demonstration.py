@@ -1,0 +1,194 @@
+"""`demo`: the whole way on embedded data, through the same verbs that a user types. Minutes on two cores."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanvit.measure import Comparison
+from leanvit.measure.latency import Spread
+from leanvit.recipe import Recovery, parse_with
+from leanvit.report import report
+from leanvit.report.rows import model_of, runtime_of, speedup
+from leanvit.verbs.compressing import compress
+from leanvit.verbs.exporting import export
+from leanvit.verbs.folders import Stopwatch, new_folder
+from leanvit.verbs.measuring import measure
+from leanvit.verbs.models import Say, silent
+from leanvit.verbs.training import train
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+DATA = "digits"
+MODEL = "vit_tiny_patch16_224"
+# 8x8 digits at twice their size, cut into 64 patches: room for token reduction, wide enough for int8 to pay.
+MODEL_ARGS: dict[str, Any] = {"img_size": 16, "patch_size": 2, "depth": 6}
+TRAINING: dict[str, Any] = {"epochs": 10, "batch_size": 16, "lr": 5e-4, "warmup_epochs": 1}
+EVIT = "evit:keep_rate=0.5,blocks=[1,3]"
+TOME = "tome:r=8"
+INT8 = "int8"
+RECOVER = 1  # epochs
+BATCH = 32  # of latency and artefacts
+ROUNDS = 15  # of latency
+LIMIT: int | None = None  # images of each split
+DENSE = "dense"
+LEAN: dict[str, tuple[str, ...]] = {"evit": (EVIT,), "tome": (TOME,), "int8": (INT8,), "evit-int8": (EVIT, INT8)}
+RECOVERED = ("evit", "evit-int8")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the demo gave."""
+
+    folder: Path
+    page: Path
+    comparison: Comparison
+    seconds: float
+    commands: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "page": str(self.page),
+            "seconds": round(self.seconds, 1),
+            "model": f"{MODEL} {json.dumps(MODEL_ARGS)}",
+            "data": DATA,
+            "batch": BATCH,
+            "commands": list(self.commands),
+            "rows": [_summary(self.comparison, row) for row in self.comparison.rows],
+            "comparison": json.loads(self.comparison.to_json()),
+        }
+
+    def table(self) -> Table:
+        """A short rich table."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{self.comparison.images} validation images; latency in turns, batch {BATCH}")
+        for heading in ("model", "runtime", "top-1 [%]", "change [points]", "latency [ms]", "× dense, same runtime"):
+            table.add_column(heading, justify="left" if heading in ("model", "runtime") else "right")
+        for one in (_summary(self.comparison, row) for row in self.comparison.rows):
+            runtime = f"{one['runtime']} {one['precision']}"
+            figures = (one["top1_percent"], one["change_points"], one["latency_ms"], one["speedup_same_runtime"])
+            table.add_row(Text(one["method"]), Text(runtime), *("–" if f is None else f"{f:.2f}" for f in figures))
+        return table
+
+
+def demo(
+    out: str | Path | None = None,
+    *,
+    epochs: int | None = None,
+    overwrite: bool = False,
+    say: Say = silent,
+    command: str = "",
+) -> Demonstration:
+    """Train a small ViT on handwritten digits; compress it by EViT, ToMe, int8, and EViT with int8; export each to
+    OpenVINO; measure all in PyTorch and OpenVINO, in turns; write the report page.
+
+    Args:
+        out: folder of the runs and the page; default: `runs/demo`, or the next free number.
+        epochs: of training; fewer is faster and worse.
+        overwrite: replace an earlier demo in `out`.
+
+    Raises:
+        BadInput: `out` is taken.
+    """
+    watch = Stopwatch("demo", command)
+    folder = new_folder(out, "demo", overwrite=overwrite)
+    training = {**TRAINING, **({} if epochs is None else {"epochs": epochs})}
+    runs = {name: folder / name for name in (DENSE, *LEAN)}
+    typed: list[str] = []
+
+    def step(*words: str | Path) -> str:
+        typed.append(shlex.join(["leanvit", *map(str, words)]))
+        say(f"\n$ {typed[-1]}   [{watch.seconds:.0f} s]")
+        return typed[-1]
+
+    train(
+        MODEL,
+        DATA,
+        settings=training,
+        adapt=True,
+        model_args=MODEL_ARGS,
+        limit=LIMIT,
+        out=runs[DENSE],
+        overwrite=overwrite,
+        say=say,
+        command=step(*_train_words(training, runs[DENSE])),
+    )
+    for name, methods in LEAN.items():
+        epochs_after = RECOVER if name in RECOVERED else 0
+        compress(
+            runs[DENSE],
+            [parse_with(text) for text in methods],
+            DATA,
+            recovery=Recovery(epochs=epochs_after) if epochs_after else None,
+            measured=False,
+            limit=LIMIT,
+            out=runs[name],
+            overwrite=overwrite,
+            say=say,
+            command=step(*_compress_words(runs[DENSE], methods, epochs_after, runs[name])),
+        )
+    for run in runs.values():
+        words = ("export", run, "--to", "openvino", "--batch", str(BATCH))
+        export(run, to="openvino", batch=BATCH, say=say, command=step(*words))
+    last = runs["evit-int8"]
+    others = [run for run in runs.values() if run != last]
+    comparison = measure(
+        last,
+        DATA,
+        against=others,
+        runtimes=("torch", "openvino"),
+        latency_batch=BATCH,
+        rounds=ROUNDS,
+        limit=LIMIT,
+        say=say,
+        command=step(*_measure_words(last, others)),
+    ).comparison
+    page = folder / "report.html"
+    step("report", last, *others, "--out", page)
+    return Demonstration(
+        folder, report([last, *others], page, overwrite=overwrite), comparison, watch.seconds, tuple(typed)
+    )
+
+
+def _train_words(training: dict[str, Any], run: Path) -> list[str | Path]:
+    arguments = [word for key, value in MODEL_ARGS.items() for word in ("--model-arg", f"{key}={json.dumps(value)}")]
+    settings = [word for key, value in training.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return ["train", MODEL, "--data", DATA, "--adapt", *arguments, *settings, "--out", run]
+
+
+def _compress_words(dense: Path, methods: Sequence[str], recover: int, run: Path) -> list[str | Path]:
+    chosen = [word for method in methods for word in ("--with", method)]
+    recovery = ["--recover", str(recover)] if recover else []
+    return ["compress", dense, "--data", DATA, *chosen, *recovery, "--no-measure", "--out", run]
+
+
+def _measure_words(run: Path, others: Sequence[Path]) -> list[str | Path]:
+    against = [word for other in others for word in ("--against", other)]
+    runtimes = ["--runtime", "torch", "--runtime", "openvino"]
+    return ["measure", run, *against, "--data", DATA, *runtimes, "--batch", str(BATCH)]
+
+
+def _summary(comparison: Comparison, row: Any) -> dict[str, Any]:
+    """One row, short: what the table and the benchmark's readers look for."""
+    faster: Spread | None = speedup(comparison, row)
+    change = row.change_points
+    return {
+        "method": model_of(row),
+        "runtime": runtime_of(row),
+        "precision": row.precision,
+        "batch": comparison.latency_batch,
+        "top1_percent": row.top1_percent.value,
+        "top1_interval": [row.top1_percent.low, row.top1_percent.high],
+        "change_points": None if change is None else change.value,
+        "change_interval": None if change is None else [change.low, change.high],
+        "latency_ms": row.latency_ms.median if row.latency_ms else None,
+        "speedup_same_runtime": None if faster is None else faster.median,
+        "speedup_quartiles": None if faster is None else [faster.q25, faster.q75],
+    }

@@ -1,0 +1,113 @@
+"""What one method needs, does to a model and composes with: from its row of papers.toml and its declarations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, asdict, dataclass, fields
+from typing import Any
+
+from leanvit.recipe import TRAITS, Paper, method_class, paper, papers
+from leanvit.recipe.compat import cell
+
+_EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One knob of a method."""
+
+    name: str
+    kind: str
+    default: Any  # JSON value; "required" where there is none
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A method in words; the lists hold sentences ready to read."""
+
+    paper: Paper
+    knobs: tuple[Knob, ...]
+    requires: tuple[str, ...]
+    destroys: tuple[str, ...]
+    needs_data: bool
+    trainable_after: bool
+    export: str
+    composes: dict[str, str]  # other slug -> how
+
+    def to_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        return {**told.pop("paper"), **told}
+
+    def rich(self) -> Iterator[Any]:
+        """Parts to print with rich."""
+        from rich.table import Table
+        from rich.text import Text
+
+        row = self.paper
+        where = ", ".join(filter(None, (row.venue, row.arxiv and f"arXiv {row.arxiv}")))
+        yield Text(f"{row.slug}: {row.title}" + (f" ({where})" if where else ""), style="bold")
+        yield Text(f"{row.summary}\n")
+        table = Table("knob", "kind", "default", title="knobs", title_justify="left")
+        for knob in self.knobs:
+            table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
+        yield table
+        for name, value in self._facts().items():
+            yield Text.assemble((f"{name:15}", "bold"), value)
+        example = self.knobs[0] if self.knobs else None
+        chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
+        yield Text(f"\nleanvit compress MODEL --data DATA --with {row.slug}{chosen}")
+
+    def _facts(self) -> dict[str, str]:
+        facts = {
+            "needs": ", ".join([*self.requires, *(["images to learn from"] if self.needs_data else [])]) or "nothing",
+            "takes away": ", ".join(self.destroys) or "nothing",
+            "training after": "yes" if self.trainable_after else "no",
+            "export": self.export,
+            "published": self.paper.published,
+            "measured": ", ".join(filter(None, (self.paper.measured, self.paper.machine))),
+            "by": self.paper.command,
+        }
+        facts |= {f"with {slug}": how for slug, how in self.composes.items()}
+        return {name: value for name, value in facts.items() if value}
+
+
+def explain(slug: str) -> Explanation:
+    """Everything about one method. Raises `BadInput` with the nearest names."""
+    row, cls = paper(slug), method_class(slug)
+    declared: Any = cls
+    return Explanation(
+        paper=row,
+        knobs=tuple(_knob(field) for field in fields(declared) if field.init),
+        requires=tuple(TRAITS[t] for t in sorted(declared.requires)),
+        destroys=tuple(TRAITS[t] for t in sorted(declared.destroys)),
+        needs_data=declared.needs_data,
+        trainable_after=declared.trainable_after,
+        export=_EXPORT[declared.export],
+        composes={
+            other: _order(slug, other) for other in papers() if other != slug and papers()[other].kind == row.kind
+        },
+    )
+
+
+def _knob(field: Field[Any]) -> Knob:
+    if field.default is not MISSING:
+        default = field.default
+    elif field.default_factory is not MISSING:
+        default = field.default_factory()
+    else:
+        default = "required"
+    return Knob(field.name, str(field.type), list(default) if isinstance(default, tuple) else default)
+
+
+def _order(slug: str, other: str) -> str:
+    """How two methods combine, in words."""
+    before, after = cell(other, slug), cell(slug, other)
+    if before.verdict == after.verdict == "yes":
+        return "yes, in either order"
+    if before.verdict == after.verdict:
+        return f"{after.verdict}: {after.reason}"
+    if after.verdict == "yes":
+        return f"yes, {slug} first ({before.reason})"
+    if before.verdict == "yes":
+        return f"yes, {other} first ({after.reason})"
+    return f"{slug} first: {after.verdict} ({after.reason}); {other} first: {before.verdict} ({before.reason})"

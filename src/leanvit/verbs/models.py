@@ -1,0 +1,174 @@
+"""What `MODEL` means everywhere: a timm name (built here) or a run folder (loaded)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from leanvit.anatomy import OpenViT
+from leanvit.data import Dataset, Preprocess, adapted_kwargs, check_fits, open_dataset
+from leanvit.errors import BadInput, CheckpointError, unknown
+from leanvit.recipe import Root, create, load_run
+from leanvit.verbs.folders import Command, commands_of
+
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Say nothing: the default of every verb, for use as a library."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what belongs to it."""
+
+    model: OpenViT  # in eval mode
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+    name: str  # of a row: "dense", "evit + int8", or the timm name
+    folder: Path | None = None  # the run that it came from
+    commands: tuple[Command, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> str:
+        """What to call files after: the run folder's name, or the timm name."""
+        return self.folder.name if self.folder else self.name
+
+
+def load_model(
+    spec: str | Path,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    adapt_to: Dataset | None = None,
+    say: Say = silent,
+) -> Loaded:
+    """A timm name, built, or a run folder, loaded.
+
+    Args:
+        spec: timm name or path of a run folder.
+        model_args: constructor arguments of a timm name.
+        pretrained: timm's pretrained weights.
+        weights: safetensors file of a timm name's state dict.
+        adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
+
+    Raises:
+        BadInput: no such name or run (the nearest names are given), or arguments that only a timm name takes.
+        CheckpointError: a damaged run or weights file.
+    """
+    if _is_folder(spec):
+        given = {"model arguments": model_args, "pretrained": pretrained, "weights": weights}
+        extra = [what for what, value in given.items() if value]
+        if extra:
+            raise BadInput(f"{spec} is a run folder: {', '.join(extra)} can only be given with a timm name")
+        return _of_run(Path(spec))
+    return _of_timm(str(spec), dict(model_args or {}), pretrained, weights, adapt_to, say)
+
+
+def row_name(model: OpenViT) -> str:
+    """`dense`, or the methods in order: `evit + int8`."""
+    plans = model.history.plans if model.history else ()
+    return " + ".join(plan.slug for plan in plans) or "dense"
+
+
+def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> Dataset:
+    """`open_dataset`, with what the data set has to say said aloud."""
+    dataset = open_dataset(spec, split, seed=seed, limit=limit)
+    say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
+    return dataset
+
+
+def require_fit(loaded: Loaded, dataset: Dataset, *, adapted: bool = False) -> None:
+    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` where that would help.
+
+    Preprocessing may enlarge images or convert their channels for a run, which was made that way, and for a model
+    that was adapted on request.
+    """
+    named = loaded.folder is None and not adapted
+    try:
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=not named)
+    except BadInput as error:
+        hint = "\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)" if named else ""
+        raise BadInput(f"{error}{hint}") from None
+
+
+def _is_folder(spec: str | Path) -> bool:
+    if Path(spec).is_dir():
+        return True
+    if isinstance(spec, Path) or "/" in spec.removeprefix("hf-hub:") or spec.startswith("."):
+        raise BadInput(f"there is no run folder at {spec}")
+    return False
+
+
+def _of_run(path: Path) -> Loaded:
+    run = load_run(path)
+    return Loaded(
+        model=run.model,
+        preprocess=run.preprocess or Preprocess.of(run.model),
+        classes=tuple(run.classes),
+        name=row_name(run.model),
+        folder=path,
+        commands=commands_of(path),
+        info=run.info,
+    )
+
+
+def _of_timm(
+    name: str,
+    kwargs: dict[str, Any],
+    pretrained: bool,
+    weights: str | Path | None,
+    adapt_to: Dataset | None,
+    say: Say,
+) -> Loaded:
+    if not timm.is_model(name.split(".")[0]):
+        raise unknown("model", name, timm.list_models())
+    if pretrained and weights:
+        raise BadInput("give pretrained or weights, not both")
+    if adapt_to is not None:
+        kwargs = _adapted(name, kwargs, pretrained, adapt_to, say)
+    model = create(Root(name, _json(kwargs)), pretrained=pretrained)
+    if weights:
+        _load_weights(model, Path(weights))
+    classes = tuple(adapt_to.classes) if adapt_to is not None else ()
+    return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=classes, name=name)
+
+
+def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: Dataset, say: Say) -> dict[str, Any]:
+    fitted = adapted_kwargs(name, {**kwargs, **({"pretrained": True} if pretrained else {})}, dataset)
+    fitted.pop("pretrained", None)
+    changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)
+    say(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
+    return fitted
+
+
+def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}
+
+
+def _load_weights(model: OpenViT, path: Path) -> None:
+    """Load a safetensors state dict strictly. Raises `BadInput` or `CheckpointError`, naming what does not fit."""
+    if not path.is_file():
+        raise BadInput(f"--weights {path}: there is no such file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"--weights {path} is not a safetensors file: {error}") from error
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in tensors.items()}
+    wrong = [
+        f"{key} is {found.get(key, 'missing')}, not {shape}" for key, shape in own.items() if found.get(key) != shape
+    ]
+    wrong += [f"{key} is not part of the model" for key in found if key not in own]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise CheckpointError(f"--weights {path} does not fit: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(tensors, strict=True)

@@ -1,0 +1,133 @@
+"""`train`: a dense model, from a timm name (or on from a run), saved as a run folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from leanvit.errors import BadInput, Refused, nearest
+from leanvit.recipe import save
+from leanvit.training import FitConfig, ProgressBar, Run, fit
+from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, silent
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training run gave."""
+
+    folder: Path
+    label: str
+    epochs: int
+    seconds: float
+    top1_percent: float | None  # of the last epoch, on the validation split
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def train(
+    name: str | Path,
+    data: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    adapt: bool = False,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = silent,
+    command: str = "",
+) -> Trained:
+    """Train a dense model on a data set and save it as a run folder.
+
+    Args:
+        name: timm name, or a dense run to train on from.
+        data: data spec; trained on its `train` split, validated on `val`.
+        settings: fields of `FitConfig`.
+        adapt: fit classes, channels and resolution of a timm name to the data.
+        out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
+
+    Raises:
+        BadInput: settings, model or folder that are not accepted, or a model that does not fit the data.
+        Interrupted: stopped by Ctrl-C or SIGTERM, with its state saved.
+    """
+    watch = Stopwatch("train", command)
+    config = _config(settings or {}, seed)
+    if resume and out is None:
+        raise BadInput("--resume needs --out, the folder of the run to go on with")
+    start = load_model(name, model_args=model_args, pretrained=pretrained, weights=weights) if not adapt else None
+    dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
+    validation = open_split(data, "val", seed=seed, limit=limit, say=say)
+    if start is None:
+        start = load_model(
+            name, model_args=model_args, pretrained=pretrained, weights=weights, adapt_to=dataset, say=say
+        )
+    _require_dense(start)
+    require_fit(start, dataset, adapted=adapt)
+    folder = Path(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
+
+    clear_run(folder, overwrite=overwrite and not resume)
+
+    history = start.model.history
+    result = fit(
+        start.model,
+        dataset.cached(),
+        preprocess=start.preprocess,
+        config=config,
+        callbacks=[ProgressBar() if sys.stderr.isatty() else _EpochLines(say)],
+        out=folder,
+        resume=resume,
+        validate=validation.cached(),
+    )
+    final: Any = result.final
+    final.history = history
+    info = {"data": data, "training": config.to_json(), "top1": result.last_top1}
+    save(
+        final.eval(),
+        folder,
+        preprocess=start.preprocess,
+        classes=dataset.classes,
+        info=info,
+        overwrite=resume or overwrite,
+    )
+    watch.record(folder, before=start.commands)
+    top1 = None if result.last_top1 is None else 100 * result.last_top1
+    return Trained(folder, start.name, config.epochs, watch.seconds, top1)
+
+
+class _EpochLines:
+    """A line an epoch, where there is no terminal for a bar."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def end_epoch(self, run: Run) -> None:
+        row = run.history[-1]
+        top1 = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
+        self._say(
+            f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{top1}, {row['seconds']:.0f} s"
+        )
+
+
+def _config(settings: Mapping[str, Any], seed: int) -> FitConfig:
+    known = {field.name for field in fields(FitConfig)}
+    for key in settings:
+        if key not in known:
+            raise BadInput(f"training has no setting {key!r}: {nearest(key, known)}")
+    return FitConfig(**{"seed": seed, **settings})
+
+
+def _require_dense(start: Loaded) -> None:
+    if start.model.history.plans:
+        raise Refused(
+            f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
+            "a lean one"
+        )

@@ -1,0 +1,127 @@
+"""The verbs one after another, as a user types them."""
+
+import json
+
+import pytest
+
+from leanvit.measure import Comparison
+from leanvit.recipe import load_run
+from leanvit.report.token_maps import TokenMaps
+from leanvit.verbs.folders import commands_of
+
+VERBS = ["train", "compress", "export", "measure", "report"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_works_and_prints_only_json(chain, verb: str) -> None:
+    result = chain.results[verb]
+    assert result.exit_code == 0, result.output
+    assert isinstance(json.loads(result.stdout), dict)
+
+
+def test_train_says_what_was_adapted_and_saves_a_dense_run(chain) -> None:
+    assert (
+        "adapted vit_tiny_patch16_224 to digits: num_classes=10, in_chans=1, img_size=8"
+        in chain.results["train"].stderr
+    )
+    run = load_run(chain.folder / "dense")
+    assert run.model.history.plans == ()
+    assert run.classes == tuple("0123456789")
+    assert run.preprocess is not None and run.preprocess.input_size == (1, 8, 8)
+
+
+def test_compress_saves_the_plans_in_order_and_measures_every_step(chain) -> None:
+    slim = chain.folder / "slim"
+    assert [plan.slug for plan in load_run(slim).model.history.plans] == ["evit", "int8"]
+    comparison = Comparison.from_json((slim / "measure.json").read_bytes())
+    assert [row.name for row in comparison.rows] == ["dense", "+ evit", "+ recovery", "+ int8"]
+    macs = [row.macs_per_image for row in comparison.rows]
+    assert macs[1] < macs[0], "fewer tokens take fewer MACs"
+    told = json.loads(chain.results["compress"].stdout)
+    assert [row["method"] for row in told["asked"]] == ["evit", "int8"]
+    assert told["asked"][0]["asked"]["keep_rate"] == 0.6
+    assert told["asked"][1]["achieved"]["weight_bits"] == 8
+
+
+def test_compress_traces_tokens(chain) -> None:
+    maps = TokenMaps.from_json((chain.folder / "slim" / "tokens.json").read_bytes())
+    assert maps.grid == (8, 8) and maps.num_prefix == 1
+    assert maps.tokens == (65, 41, 41)  # 64 patches: ceil(0.6 x 64) stay, one holds the fused, one is the class token
+    (reduction,) = maps.reductions
+    assert (reduction.block, reduction.source, reduction.tokens) == (1, "evit", 41)
+    for owners in reduction.owners:
+        assert sorted(owners.count(token) for token in set(owners)) == [1] * 39 + [25]
+
+
+def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
+    told = json.loads(chain.results["measure"].stdout)
+    names = [row["name"] for row in told["comparison"]["rows"]]
+    assert names == ["dense", "evit + int8", "dense (openvino)", "evit + int8 (openvino)"]
+    assert told["file"].endswith("measure-2.json"), "the measurement that compress made is not replaced"
+    by_name = {row["name"]: row for row in told["comparison"]["rows"]}
+    assert by_name["evit + int8 (openvino)"]["precision"] == "int8"
+    assert by_name["dense"]["disk_bytes"] > 0
+
+
+def test_every_command_is_recorded_with_those_before_it(chain) -> None:
+    assert [c.verb for c in commands_of(chain.folder / "dense")] == ["train"]
+    assert [c.verb for c in commands_of(chain.folder / "slim")] == ["train", "compress", "export", "measure"]
+
+
+def test_nothing_is_replaced_unasked(chain, invoke) -> None:
+    before = (chain.folder / "slim" / "leanvit.json").read_bytes()
+    for again in (
+        ["compress", chain.folder / "dense", "--data", "digits", "--limit", "20", "--with", "evit"],
+        ["train", "vit_tiny_patch16_224", "--data", "digits", "--limit", "20", "--adapt"],
+    ):
+        result = invoke(*again, "--out", chain.folder / "slim")
+        assert result.exit_code == 2 and "--overwrite" in result.stderr, result.output
+    assert invoke("export", chain.folder / "slim").exit_code == 2
+    assert (chain.folder / "slim" / "leanvit.json").read_bytes() == before
+
+
+def test_a_second_report_gets_a_name_of_its_own(chain, invoke) -> None:
+    assert invoke("report", chain.folder / "slim").stdout.strip().endswith("report-2.html")
+
+
+def test_a_lean_run_is_not_trained_as_dense(chain, invoke) -> None:
+    result = invoke("train", chain.folder / "slim", "--data", "digits", "--limit", "20", "--out", chain.folder / "no")
+    assert result.exit_code == 2
+    assert "compress --recover" in result.stderr
+
+
+def test_model_arguments_do_not_go_with_a_run(chain, invoke) -> None:
+    result = invoke("export", chain.folder / "slim", "--model-arg", "depth=2")
+    assert result.exit_code == 2
+    assert "only be given with a timm name" in result.stderr
+
+
+def test_a_model_is_not_compared_with_itself(chain, invoke) -> None:
+    dense = chain.folder / "dense"
+    result = invoke("measure", dense, "--against", dense, "--data", "digits", "--limit", "20")
+    assert result.exit_code == 2
+    assert "given twice" in result.stderr
+
+
+def test_a_recipe_file_replaces_the_options(chain, invoke) -> None:
+    recipe = chain.folder / "slim.toml"
+    recipe.write_text(
+        f'model = "{chain.folder / "dense"}"\ndata = "digits"\nout = "{chain.folder / "from-recipe"}"\n'
+        '[[method]]\nslug = "tome"\nr = 4\n'
+    )
+    result = invoke("compress", "--recipe", recipe, "--limit", "20", "--no-measure", "--json")
+    assert result.exit_code == 0, result.output
+    (plan,) = load_run(chain.folder / "from-recipe").model.history.plans
+    assert (plan.slug, plan.knobs["r"]) == ("tome", 4)
+
+
+def test_a_recipe_file_and_with_are_not_mixed(chain, invoke) -> None:
+    result = invoke("compress", "--recipe", "x.toml", "--with", "evit")
+    assert result.exit_code == 2 and "leave --with out" in result.stderr
+
+
+def test_weights_of_a_timm_name_are_checked(chain, invoke) -> None:
+    weights = next((chain.folder / "dense").glob("*.safetensors"))
+    result = invoke("export", "vit_tiny_patch16_224", "--weights", weights, "--out", chain.folder / "w")
+    assert result.exit_code == 1
+    assert "does not fit" in result.stderr

@@ -1,0 +1,61 @@
+"""The table: runtimes apart, each with its own dense."""
+
+import pytest
+
+from leanvit.report import rows
+
+
+def test_each_runtime_is_compared_with_its_own_dense(comparison) -> None:
+    by_name = {row.name: row for row in comparison.rows}
+    assert rows.speedup(comparison, by_name["slim"]).median == pytest.approx(2)
+    assert rows.speedup(comparison, by_name["slim (openvino)"]).median == pytest.approx(4), "not 10, torch's dense"
+    assert rows.speedup(comparison, by_name["dense (openvino)"]) is None
+
+
+def test_the_change_of_runtime_is_its_own_row(comparison) -> None:
+    first, second = rows.groups(comparison)
+    assert (first.runtime, first.change) == ("torch", "")
+    assert "dense, torch f32 to openvino f32: 2.50×" in second.change
+    assert [line.name for line in second.lines] == ["dense", "slim"]
+    assert [line.is_reference for line in second.lines] == [True, False]
+
+
+def test_macs_of_another_runtime_are_those_of_the_same_model(comparison) -> None:
+    table = rows.table(comparison)
+    column = [heading for heading, _ in table.headings].index("MACs")
+    cells = [line.cells[column] for group in table.groups for line in group.lines]
+    assert [cell.text for cell in cells] == ["5", "3", "5", "3"]
+    assert "PyTorch" in cells[3].title and not cells[1].title
+
+
+def test_a_column_without_values_is_left_out(comparison) -> None:
+    headings = [heading for heading, _ in rows.table(comparison).headings]
+    assert "peak memory" not in headings and "on disk" in headings
+
+
+def test_intervals_and_signs(comparison) -> None:
+    table = rows.table(comparison)
+    column = [heading for heading, _ in table.headings].index("change")
+    cell = table.groups[0].lines[1].cells[column]
+    assert (cell.text, cell.small) == ("−1.00", "−4.00 … +1.00")
+    assert cell.title == "3 images lost, 1 gained; McNemar p = 0.625"
+
+
+def test_the_headline_is_of_the_runtime_where_dense_is_fastest(comparison) -> None:
+    said = rows.headline(comparison)
+    assert (said.name, said.runtime, said.speedup, said.change, said.batch) == (
+        "slim",
+        "openvino",
+        "4.00×",
+        "−2.00 points",
+        8,
+    )
+
+
+def test_nothing_timed_gives_no_headline(make_row, compare_rows) -> None:
+    assert rows.headline(compare_rows(make_row("dense", ms=None), make_row("slim", ms=None))) is None
+
+
+def test_notes_name_what_is_missing(comparison) -> None:
+    (note,) = rows.notes(comparison)
+    assert "dense (openvino), slim (openvino)" in note
