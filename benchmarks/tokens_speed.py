@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenViT, State, Step, open_model
-from leanvit.compress.tokens.evit import EViT
-from leanvit.compress.tokens.tome import ToMe
 from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe
 from sketch_vit import SketchViT
 
 MODEL, SIZE = "deit_small_patch16_224", (3, 224, 224)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from deploy_models import PREPROCESS, small, small_int8
 
-from leanvit.compress.quantize.int8 import Int8
 from leanvit.deploy import Artefact, Options, export, load_artefact
 from leanvit.deploy.exporting import trace
 from leanvit.deploy.openvino import MODEL, compile_model, convert
 from leanvit.deploy.openvino_graph import executed, product_precisions, split_projections
+from leanvit.quantize.int8 import Int8
 
 
 def images(count: int) -> torch.Tensor:

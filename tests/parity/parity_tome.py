@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from leanvit.anatomy.tokens import take_tokens
-from leanvit.compress.tokens.tome import ToMe, match, merge, schedule, shares
+from leanvit.tokens.tome import ToMe, match, merge, schedule, shares
 from parity.cases import Case, handler
 from parity.timm_model import opened_vit
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-
 from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
+
 from leanvit.anatomy import Ops, open_model
 from leanvit.anatomy.tokens import take_tokens, unmerge
-from leanvit.compress.tokens.evit import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
+from leanvit.tokens.evit import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 
 TWO = EViT(keep_rate=0.6, blocks=(1, 2))  # 16 patches: 10 + fused, then 7 + fused
 

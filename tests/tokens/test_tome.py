@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 from leanvit.anatomy import Phases, State, open_model
 from leanvit.anatomy.ops import TORCH
 from leanvit.anatomy.tokens import take_tokens, unmerge
-from leanvit.compress.tokens.evit import EViT
-from leanvit.compress.tokens.tome import ToMe, match, merge, proportional, schedule, shares
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe, match, merge, proportional, schedule, shares
 
 GAP = {"class_token": False, "global_pool": "avg"}
 MODELS = {**VARIANTS, "no_class_token": GAP}

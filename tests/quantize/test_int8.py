@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenViT, open_model
 from leanvit.anatomy.quant_ops import QuantOps
-from leanvit.compress.quantize.int8 import Int8, describe
 from leanvit.errors import BadInput, Refused
+from leanvit.quantize.int8 import Int8, describe
 from leanvit.recipe.method import knobs_of, make_method
 
 CLASSES = 6
