@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 from leanvit.anatomy import Ops, open_model
 from leanvit.anatomy.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
 from leanvit.tokens.evit import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
+from leanvit.tokens.tome import ToMe
+from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 TWO = EViT(keep_rate=0.6, blocks=(1, 2))  # 16 patches: 10 + fused, then 7 + fused
 
@@ -132,7 +133,13 @@ def test_owner_across_two_reductions(tiny) -> None:
     for b in range(3):
         place = {1 + patch: 1 + at for at, patch in enumerate(kept[b].tolist())}
         assert state.owner[b].tolist() == [place.get(t, 8) for t in first[b].tolist()]
-    sizes = torch.stack([torch.bincount(row, minlength=9)[1:] for row in state.owner])
+    assert state.size is None  # evit itself weighs no token by its patches
+
+
+def test_sizes_go_on_adding_up_where_another_method_counts_them(tiny) -> None:
+    model = reduced(reduced(tiny(), ToMe(r=[3, 0, 0, 0])), EViT(keep_rate=0.5, blocks=(2,)))
+    _, state = model.trace(images(), trace=True)
+    sizes = torch.stack([torch.bincount(row, minlength=state.size.shape[1])[1:] for row in state.owner])
     assert torch.equal(state.size[:, 1:], sizes.float())
 
 

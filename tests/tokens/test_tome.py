@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from compress.tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe, match, merge, proportional, schedule, shares
+from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 GAP = {"class_token": False, "global_pool": "avg"}
 MODELS = {**VARIANTS, "no_class_token": GAP}

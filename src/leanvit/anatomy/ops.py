@@ -28,6 +28,7 @@ class Ops:
 
     fused: bool = True
     float_weights: bool = True
+    precision: str | None = None  # None: that of the tensors
 
     def conv(self, site: str, module: nn.Module, x: Any) -> Any:
         """Patch convolution: (B, C, H, W) -> (B, D, h, w)."""
@@ -58,7 +59,12 @@ class Ops:
     def scale(self, site: str, x: Any, factor: float) -> Any:
         return x * factor
 
+    def mask(self, site: str, x: Any, allowed: Tensor) -> Any:
+        """Minus infinity where the bool tensor does not allow."""
+        return x.masked_fill(~allowed, float("-inf"))
+
     def mul(self, site: str, x: Any, y: Any) -> Any:
+        """Elementwise; `y` may be a parameter (layer scale), (C,)."""
         return x * y
 
     def add(self, site: str, x: Any, y: Any) -> Any:

@@ -103,7 +103,7 @@ def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *,
     if phases.temperature != 1.0:
         s = ops.scale(f"{site}.temperature", s, 1.0 / phases.temperature)
     if phases.mask is not None:
-        s = s.masked_fill(~phases.mask, float("-inf"))
+        s = ops.mask(f"{site}.mask", s, phases.mask)
     return s
 
 

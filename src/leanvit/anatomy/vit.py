@@ -584,6 +584,11 @@ class OpenViT(nn.Module):
         }
         return frozenset(name for name, true in has.items() if true)
 
+    @property
+    def precision(self) -> str | None:
+        """How the op set computes, where that is not what the tensors' dtypes say."""
+        return self.ops.precision
+
     def set_ops(self, ops: Ops) -> None:
         """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""
         del self.ops

@@ -141,8 +141,8 @@ class Reorganize(Step):
         """The state with sizes, owners and taps after the selection."""
         state = state.tapped(f"{self.name}.topk", kept)
         index = with_prefix(kept, state.num_prefix)
-        if state.size is not None or self.fuse:
-            state = state.with_(size=self._sizes(state, index, tokens))
+        if state.size is not None:  # some other method weighs tokens: sizes go on adding up to all patches
+            state = state.with_(size=self._sizes(state.size, index))
         if not state.trace:
             return state
         last = index.shape[1]
@@ -150,14 +150,10 @@ class Reorganize(Step):
         owner = moved_owner(state.owners(index.shape[0], index.device), places)
         return state.with_(owner=owner).tapped(f"{self.name}.owner", owner).tapped(f"{self.name}.fused", owner == last)
 
-    def _sizes(self, state: State, index: Tensor, tokens: int) -> Tensor:
+    def _sizes(self, size: Tensor, index: Tensor) -> Tensor:
         """(B, N') patches of each token; the fused one stands for all that it was fused from."""
-        if state.size is None:
-            kept = torch.ones(index.shape, device=index.device)
-            rest = torch.full((index.shape[0], 1), float(tokens - index.shape[1]), device=index.device)
-        else:
-            kept = state.size.gather(1, index)
-            rest = state.size.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
+        kept = size.gather(1, index)
+        rest = size.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
         return torch.cat([kept, rest], dim=1) if self.fuse else kept
 
 
