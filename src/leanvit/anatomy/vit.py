@@ -584,6 +584,13 @@ class OpenViT(nn.Module):
         }
         return frozenset(name for name, true in has.items() if true)
 
+    @torch.no_grad()
+    def patch_tokens(self) -> list[int]:
+        """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
+        like = next(self.parameters())
+        _, state = self.trace(torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype))
+        return [n - self.num_prefix_tokens for n in state.tokens]
+
     @property
     def precision(self) -> str | None:
         """How the op set computes, where that is not what the tensors' dtypes say."""

@@ -262,6 +262,10 @@ class EViT:
             step = Reorganize(block.name, **_without_block(row), fuse=self.fuse, select=self.select, seed=self.seed)
             block.between.append(step.train(model.training))
 
+    def achieved(self, model: OpenViT) -> dict[str, Any]:
+        """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
+
     def callbacks(self, model: OpenViT) -> list[KeepRateSchedule]:
         """The schedule of the keep rate for the training that follows; empty when the rate is fixed."""
         if not self.start_epoch and not self.shrink_epochs:

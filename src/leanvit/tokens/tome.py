@@ -228,6 +228,10 @@ class ToMe:
                 attn: Any = block.attn
                 attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
 
+    def achieved(self, model: OpenViT) -> dict[str, Any]:
+        """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
+
 
 def _check_r(r: Any) -> None:
     accepted = "accepted: a whole number, 0 or more; (r, inflection) with a float in [-1, 1]; or a list, one per block"
