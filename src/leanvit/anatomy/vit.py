@@ -105,9 +105,10 @@ class Attention(nn.Module):
         )
         if "cls_attn" in needs:
             first = slice(0, 1)
-            row = weights[:, :, first] if weights is not None else None
-            if row is None:
+            if weights is None or ops.rows_apart:
                 row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
+            else:
+                row = weights[:, :, first]
             state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
         if "keys" in needs:
             state = state.with_(keys=k)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leanvit.anatomy import OpenViT, State, Step
@@ -55,6 +56,8 @@ def reorganize(x: Tensor, kept: Tensor, *, prefix: int, scores: Tensor | None = 
     if scores is None:
         return out
     weights = scores.scatter(1, kept, 0.0).to(x.dtype).unsqueeze(1)  # (B, 1, n), zero where kept: no second gather
+    if torch.compiler.is_exporting():  # a runtime would copy x[:, prefix:]: the prefix gets weight zero instead
+        return torch.cat([out, F.pad(weights, (prefix, 0)) @ x], dim=1)
     return torch.cat([out, weights @ x[:, prefix:]], dim=1)
 
 
