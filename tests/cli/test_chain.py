@@ -60,6 +60,7 @@ def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
     assert told["file"].endswith("measure-2.json"), "the measurement that compress made is not replaced"
     by_name = {row["name"]: row for row in told["comparison"]["rows"]}
     assert by_name["evit + int8 (openvino)"]["precision"] == "int8"
+    assert by_name["evit + int8"]["precision"] == "int8 simulated"
     assert by_name["dense"]["disk_bytes"] > 0
 
 

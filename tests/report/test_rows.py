@@ -1,5 +1,7 @@
 """The table: runtimes apart, each with its own dense."""
 
+from dataclasses import replace
+
 import pytest
 
 from leanvit.report import rows
@@ -54,6 +56,12 @@ def test_the_headline_is_of_the_runtime_where_dense_is_fastest(comparison) -> No
 
 def test_nothing_timed_gives_no_headline(make_row, compare_rows) -> None:
     assert rows.headline(compare_rows(make_row("dense", ms=None), make_row("slim", ms=None))) is None
+
+
+def test_simulated_int8_is_said_to_be_simulated(make_row, compare_rows) -> None:
+    slim = replace(make_row("slim"), precision="int8 simulated")
+    (note,) = rows.notes(compare_rows(make_row("dense"), slim))
+    assert "int8 is simulated" in note and "slim" in note
 
 
 def test_notes_name_what_is_missing(comparison) -> None:

@@ -14,21 +14,21 @@ NAME = "demo"
 
 
 def command(
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the runs and the page go.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where the runs and the page go: runs/demo.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Training epochs; fewer is faster and worse.", show_default="as the demo needs")
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Fail, rather than replace an earlier demo in --out.")] = False,
+    overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report."""
     from leanvit import verbs
 
     with output.stdout_for_result():
-        result = verbs.demo(out, epochs=epochs, overwrite=not keep, say=output.say, command=command_line())
+        result = verbs.demo(out, epochs=epochs, overwrite=overwrite, say=output.say, command=command_line())
     if as_json:
         output.print_json(result.to_json())
     else:

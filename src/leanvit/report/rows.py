@@ -89,6 +89,7 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
         ("throughput", "images / s"),
         ("speed-up", "× dense"),
         ("peak memory", "MiB"),
+        ("weights", "MiB"),
         ("on disk", "MiB"),
     ]
 
@@ -193,6 +194,7 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         if faster is None
         else Cell(f"{faster.median:.2f}×", f"{faster.q25:.2f} … {faster.q75:.2f}"),
         Cell(_number(row.peak_memory_bytes, 2**20)),
+        Cell(_number(row.weights_bytes, 2**20)),
         Cell(_number(row.disk_bytes, 2**20)),
     )
 
@@ -240,6 +242,12 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _missing(rows: Sequence[Row]) -> list[str]:
     found = []
+    simulated = [row.name for row in rows if "simulated" in (row.precision or "")]
+    if simulated:
+        found.append(
+            f"in PyTorch int8 is simulated (integers held in floats): {', '.join(simulated)}. The accuracy is int8's; "
+            "speed and size are those of an artefact (leanvit export). Its weights are not parameters any more"
+        )
     elsewhere = [row.name for row in rows if row.macs_per_image is None and not row.notes]
     if elsewhere:
         found.append(f"parameters, MACs and peak memory are not visible in another runtime: {', '.join(elsewhere)}")

@@ -16,7 +16,7 @@ from leanvit.recipe import Data, Recovery, check_order, knobs_of, save, write_at
 from leanvit.recipe import compress as compress_model
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
-from leanvit.verbs.models import Say, load_model, open_split, require_fit, row_name, silent
+from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, silent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,9 +125,8 @@ def compress(
     save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
     comparison = None
     if validation is not None and measured:
-        comparison = compare(
-            steps.models, validation, preprocess=start.preprocess, latency_batch=latency_batch, progress=say
-        )
+        runners = {name: as_runner(step, start.preprocess) for name, step in steps.models.items()}
+        comparison = compare(runners, validation, latency_batch=latency_batch, progress=say)
         write_atomic(folder / "measure.json", comparison.to_json().encode())
     if validation is not None:
         maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))

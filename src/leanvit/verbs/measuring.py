@@ -17,7 +17,7 @@ from leanvit.recipe import write_atomic
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import Stopwatch, new_file
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, silent
+from leanvit.verbs.models import Loaded, Say, as_runner, load_model, open_split, require_fit, silent
 
 RUNTIMES = ("torch", "openvino", "onnx")
 
@@ -126,8 +126,7 @@ def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], batch: int, say:
         for runtime in runtimes:
             for name, one in zip(names, loaded, strict=True):
                 if runtime == "torch":
-                    one.model.preprocess = one.preprocess  # type: ignore[assignment]
-                    lines.runners[name] = one.model
+                    lines.runners[name] = as_runner(one.model, one.preprocess)
                     weights = _weights_of(one)
                     lines.files |= {name: weights} if weights else {}
                     continue

@@ -18,6 +18,7 @@ from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.folders import Command, commands_of
 
 Say = Callable[[str], None]
+SIMULATED = "int8 simulated"  # integers held in floats: the values are int8's, the speed is not
 
 
 def silent(line: str) -> None:
@@ -77,6 +78,15 @@ def row_name(model: OpenViT) -> str:
     """`dense`, or the methods in order: `evit + int8`."""
     plans = model.history.plans if model.history else ()
     return " + ".join(plan.slug for plan in plans) or "dense"
+
+
+def as_runner(model: OpenViT, preprocess: Preprocess) -> OpenViT:
+    """The model with what `measure` asks of a runner: its preprocessing, and a precision that says what torch does."""
+    runner: Any = model
+    runner.preprocess = preprocess
+    if not model.ops.float_weights:
+        runner.precision = SIMULATED
+    return model
 
 
 def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> Dataset:
