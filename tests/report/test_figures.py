@@ -30,6 +30,14 @@ def test_a_model_keeps_its_colour_and_a_runtime_its_symbol(comparison) -> None:
     assert series == [(0, "circle"), (1, "circle"), (0, "diamond"), (1, "diamond")]
 
 
+def test_values_far_apart_get_a_logarithmic_axis(make_row, compare_rows) -> None:
+    near = figures.accuracy_against_latency(compare_rows(make_row("dense"), make_row("x", ms=5.0)))
+    far = figures.accuracy_against_latency(compare_rows(make_row("dense"), make_row("x", ms=0.4)))
+    assert near["layout"]["xaxis"]["rangemode"] == "tozero"
+    assert far["layout"]["xaxis"]["type"] == "log"
+    assert {"0.2", "0.5", "1", "10"} <= set(far["layout"]["xaxis"]["ticktext"])
+
+
 def test_the_frontier_holds_only_models_that_none_beats(comparison) -> None:
     frontier = figures.accuracy_against_latency(comparison)["data"][0]
     assert list(zip(frontier["x"], frontier["y"], strict=True)) == [(1.0, 88.0), (4.0, 90.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,18 +53,22 @@ def _pareto(points: Sequence[_Point], axis: str) -> Figure | None:
         trace["showlegend"] = trace["meta"]["series"] not in first
         first.add(trace["meta"]["series"])
     keys = [_runtime_key(name, number) for number, name in enumerate(runtimes)] if len(runtimes) > 1 else []
-    xs = [p.x for p in points]
-    spread_out = max(xs) > 6 * min(xs)
     layout = {
-        "xaxis": {
-            "title": {"text": axis},
-            **({"type": "log", "dtick": "D1"} if spread_out else {"rangemode": "tozero"}),
-        },
+        "xaxis": {"title": {"text": axis}, **_scale([p.x for p in points])},
         "yaxis": {"title": {"text": "top-1 [%]"}},
         "showlegend": True,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     return {"data": [_frontier([(p.x, p.row.top1_percent.value) for p in points]), *traces, *keys], "layout": layout}
+
+
+def _scale(xs: Sequence[float]) -> dict[str, Any]:
+    """From zero, or logarithmic with ticks at 1, 2 and 5 where the values lie far apart."""
+    if max(xs) <= 6 * min(xs):
+        return {"rangemode": "tozero"}
+    decades = range(math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs))) + 1)
+    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def _marker(point: _Point, model: int, runtime: int) -> dict[str, Any]:

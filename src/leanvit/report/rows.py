@@ -103,6 +103,11 @@ def runtime_of(row: Row) -> str:
     return row.runtime or "unknown runtime"
 
 
+def is_simulated(row: Row) -> bool:
+    """Whether torch ran an int8 model with its integers held in floats."""
+    return "simulated" in (row.precision or "")
+
+
 def reference_of(comparison: Comparison, runtime: str) -> Row | None:
     """The baseline's row in a runtime."""
     wanted = model_of(comparison.row(comparison.baseline))
@@ -187,7 +192,7 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         ),
         _interval(row.agreement_percent),
         Cell(_number(twin.macs_per_image, 1e6), title=own if twin.macs_per_image else ""),
-        Cell(_number(twin.params, 1e6), title=own if twin.params else ""),
+        _params(twin, own),
         _spread(row.latency_ms),
         Cell(NONE if row.images_per_s is None else f"{row.images_per_s:,.0f}"),
         Cell("1" if row is reference_of(comparison, runtime_of(row)) else NONE)
@@ -205,6 +210,12 @@ def _twin(comparison: Comparison, row: Row) -> Row:
         return row
     same = [r for r in comparison.rows if model_of(r) == model_of(row) and r.macs_per_image is not None]
     return same[0] if same else row
+
+
+def _params(twin: Row, title: str) -> Cell:
+    if is_simulated(twin):
+        return Cell(title="quantized weights are not parameters; see the size on disk")
+    return Cell(_number(twin.params, 1e6), title=title)
 
 
 def _number(value: float | None, unit: float) -> str:
@@ -242,7 +253,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _missing(rows: Sequence[Row]) -> list[str]:
     found = []
-    simulated = [row.name for row in rows if "simulated" in (row.precision or "")]
+    simulated = [row.name for row in rows if is_simulated(row)]
     if simulated:
         found.append(
             f"in PyTorch int8 is simulated (integers held in floats): {', '.join(simulated)}. The accuracy is int8's; "

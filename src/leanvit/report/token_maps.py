@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TOKENS = "tokens.json"
 FORMAT = 1
-IMAGES = 8
+IMAGES = 6
 
 
 @dataclass(frozen=True)

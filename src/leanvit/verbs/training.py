@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.errors import BadInput, Refused, nearest
-from leanvit.recipe import save
+from leanvit.recipe import save, write_atomic
+from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, ProgressBar, Run, fit
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, silent
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, silent
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ def train(
         info=info,
         overwrite=resume or overwrite,
     )
+    maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
+    write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, before=start.commands)
     top1 = None if result.last_top1 is None else 100 * result.last_top1
     return Trained(folder, start.name, config.epochs, watch.seconds, top1)
