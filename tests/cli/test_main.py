@@ -92,7 +92,7 @@ def test_an_interrupt_ends_with_130(monkeypatch) -> None:
     def stop(*_, **__):
         raise KeyboardInterrupt("stopped after step 3")
 
-    monkeypatch.setattr("leanvit.report.report", stop, raising=False)
+    monkeypatch.setattr("leanvit.report.write_report", stop, raising=False)
     result = runner.invoke(app, ["report", "x"])
     assert result.exit_code == 130
     assert "stopped after step 3" in result.output

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import openvino as ov
 import pytest
 import torch
-from deploy_models import PREPROCESS, small, small_int8
+from torch import nn
 
-from leanvit.compress.quantize.int8 import Int8
+from deploy_models import PREPROCESS, small, small_int8
 from leanvit.deploy import Artefact, Options, export, load_artefact
 from leanvit.deploy.exporting import trace
 from leanvit.deploy.openvino import MODEL, compile_model, convert
-from leanvit.deploy.openvino_graph import executed, product_precisions, split_projections
+from leanvit.deploy.openvino_graph import (
+    executed,
+    join_transposes,
+    product_precisions,
+    read_before_transpose,
+    slice_before_heads,
+    split_projections,
+)
+from leanvit.quantize.int8 import Int8
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe
 
 
 def images(count: int) -> torch.Tensor:
@@ -124,3 +136,60 @@ def test_int8_takes_any_batch_too(tmp_path: Path) -> None:
     assert (runner(images(5)) - want).norm() / want.norm() < 0.02
     compiled = compile_model(ov.Core().read_model(artefact.path / MODEL), Options())
     assert set(product_precisions(compiled)) <= {"u8", "i8"}
+
+
+class Readers(nn.Module):
+    """What token methods do behind attention's transposition: take a row, sum over heads, go back to where it lay."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, N, 12)
+        heads = x.unflatten(2, (3, 4)).transpose(1, 2)  # (B, H, N, d)
+        row = heads[:, :, :1].flatten(1)  # (B, 12)
+        summed = heads.transpose(1, 2).sum(dim=2)[:, 1]  # (B, d)
+        back = heads.transpose(1, 2).flatten(2)[:, 2]  # (B, 12)
+        return torch.cat([row, summed, back, (heads @ heads.transpose(2, 3)).flatten(1)], dim=1)
+
+
+def test_readers_move_before_the_transposition_and_values_stay() -> None:
+    x = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(4))
+    model = ov.convert_model(torch.export.export(Readers(), (x,)))
+    model.reshape(list(x.shape))
+
+    def run() -> np.ndarray:
+        return ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({0: x.numpy()})[0]
+
+    want = Readers()(x).numpy()
+    assert abs(run() - want).max() < 1e-5
+    assert read_before_transpose(model) + join_transposes(model) >= 3
+    assert slice_before_heads(model) == 1
+    assert abs(run() - want).max() < 1e-5
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("method", [EViT(keep_rate=0.5, blocks=(0,)), ToMe(r=3)])
+def test_token_methods_export_whole(tmp_path: Path, method: EViT | ToMe, batch: int | None) -> None:
+    model = small(patch_size=4)
+    method.shape(model, method.learn(model))
+    artefact = export(model, tmp_path / "a", preprocess=PREPROCESS, batch=batch)
+    with torch.no_grad():
+        want = model(images(3))
+    torch.testing.assert_close(load_artefact(artefact.path)(images(3)), want, rtol=0, atol=1e-4 * want.abs().max())
+
+
+def test_class_attention_leaves_the_int8_kernel_whole() -> None:
+    """The row that EViT reads is scored apart: attention stays one kernel in the block that reads it."""
+    model = small(patch_size=4, embed_dim=128)
+    method = EViT(keep_rate=0.5, blocks=(0, 1))
+    method.shape(model, method.learn(model))
+    rounded = Int8(images=2)
+
+    class Noise:
+        def images(self, count: int) -> Iterator[torch.Tensor]:
+            yield images(count)
+
+    with torch.no_grad():
+        structure = rounded.learn(model, Noise())  # type: ignore[arg-type]
+        rounded.shape(model, structure)
+        rounded.fold(model, structure)
+        compiled = compile_model(convert(trace(model, (3, 32, 32), 2)), Options())
+    maps = [r for r in executed(compiled) if r["kind"] == "Subgraph" and r["covers"].lower().count("matmul") >= 2]
+    assert len([r for r in maps if "softmax" in r["covers"].lower()]) == 2

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from deploy_models import PREPROCESS, small, small_int8
 
+from deploy_models import PREPROCESS, small, small_int8
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.errors import BadInput, Refused
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe
 
 
 def images(count: int) -> torch.Tensor:
@@ -44,3 +46,15 @@ def test_foreign_torch_archives_are_not_opened(tmp_path: Path) -> None:
         load_artefact(artefact.path)
     with pytest.raises(BadInput, match="torch artefact runs at f32"):
         load_artefact(artefact, options=Options(threads=1))
+
+
+@pytest.mark.parametrize("method", [EViT(keep_rate=0.5, blocks=(0,)), ToMe(r=3)])
+def test_token_methods_reach_every_outlet(tmp_path: Path, method: EViT | ToMe) -> None:
+    pytest.importorskip("onnxruntime")
+    model = small(patch_size=4)
+    method.shape(model, method.learn(model))
+    for runtime in ("onnx", "torch"):
+        artefact = export(model, tmp_path / runtime, to=runtime, preprocess=PREPROCESS)
+        with torch.no_grad():
+            want = model(images(3))
+        torch.testing.assert_close(load_artefact(artefact)(images(3)), want, rtol=0, atol=1e-4 * want.abs().max())

@@ -103,7 +103,7 @@ def check(case: Case) -> None:
     module = Path(__file__).parent / f"parity_{case.slug}.py"
     if not module.is_file():
         raise AssertionError(f"{case.id}: leanvit has this method, but tests/parity/{module.name} is missing")
-    import_module(f"parity_{case.slug}")
+    import_module(f"parity.parity_{case.slug}")
     kinds = [case.spec["kind"]] if "kind" in case.spec else list(case.spec)
     for kind in kinds:
         if (case.slug, kind) in _HANDLERS:

@@ -7,13 +7,13 @@ from typing import Any
 
 import timm
 import torch
-from cases import Case, handler
-from timm_model import opened_vit
 
 from leanvit.anatomy import OpenViT, open_model
 from leanvit.anatomy.tokens import complement
-from leanvit.compress.tokens.evit import EViT, keep_rate_at
 from leanvit.measure import count
+from leanvit.tokens.evit import EViT, keep_rate_at
+from parity.cases import Case, handler
+from parity.timm_model import opened_vit
 
 OFFICIAL_ONLY = ("class", "keep_rate", "fuse_token")
 

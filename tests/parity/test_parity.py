@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from cases import Case, check, folder, found
 
 from leanvit.recipe.papers import papers
+from parity.cases import Case, check, folder, found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

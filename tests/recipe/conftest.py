@@ -35,7 +35,7 @@ def images() -> Tensor:
 @pytest.fixture
 def lean(tiny: Callable[..., nn.Module], noise: NoiseData) -> nn.Module:
     """A small model with every method of this issue that composes: EViT, then int8."""
-    from leanvit.compress.quantize.int8 import Int8
-    from leanvit.compress.tokens.evit import EViT
+    from leanvit.quantize.int8 import Int8
+    from leanvit.tokens.evit import EViT
 
     return compress(tiny(), [EViT(keep_rate=0.5, blocks=(1, 2)), Int8()], noise)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.compress.quantize.int8 import Int8
-from leanvit.compress.tokens.evit import EViT
-from leanvit.compress.tokens.tome import ToMe
 from leanvit.errors import BadInput, Refused
+from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
 from leanvit.recipe.compat import cell
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe
 
 
 def _random_methods(rng: random.Random) -> list:

@@ -60,7 +60,7 @@ def test_what_timm_cannot_build_is_said_in_its_words() -> None:
 
 
 def test_compress_leaves_the_given_model_alone(tiny) -> None:
-    from leanvit.compress.tokens.evit import EViT
+    from leanvit.tokens.evit import EViT
 
     model, image = tiny(), torch.randn(1, 3, 32, 32)
     before = model(image)

@@ -11,7 +11,7 @@ import pytest
 
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
-from leanvit.report import report
+from leanvit.report import write_report
 from leanvit.report.material import Material, Measurement
 from leanvit.report.page import render
 from leanvit.verbs.folders import Command
@@ -110,7 +110,7 @@ def run(tmp_path, comparison, maps) -> Path:
 
 
 def test_a_report_of_a_folder(run) -> None:
-    page = report([run])
+    page = write_report([run])
     assert page == run / "report.html"
     assert "4.00×" in page.read_text()
 
@@ -118,16 +118,16 @@ def test_a_report_of_a_folder(run) -> None:
 def test_measurements_come_in_the_order_they_were_made(run, comparison) -> None:
     for number in (10, 2):
         (run / f"measure-{number}.json").write_text(comparison.to_json())
-    shown = re.findall(r"run · (measure[-\d]*\.json)", own_text(report([run]).read_text()))
+    shown = re.findall(r"run · (measure[-\d]*\.json)", own_text(write_report([run]).read_text()))
     assert shown == ["measure.json", "measure-2.json", "measure-10.json"]
 
 
 def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
     out = tmp_path / "page.html"
-    report([run], out)
+    write_report([run], out)
     with pytest.raises(BadInput, match="exists"):
-        report([run], out)
-    assert report([run], out, overwrite=True) == out
+        write_report([run], out)
+    assert write_report([run], out, overwrite=True) == out
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
 def test_a_damaged_file_is_named(run, name, content, message) -> None:
     (run / name).write_text(content)
     with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
-        report([run])
+        write_report([run])
 
 
 def test_bad_input_is_named(run, tmp_path) -> None:
     with pytest.raises(BadInput, match="no run folder"):
-        report([tmp_path / "nothing"])
+        write_report([tmp_path / "nothing"])
     with pytest.raises(BadInput, match="given twice"):
-        report([run, run.parent / "." / "run"])
+        write_report([run, run.parent / "." / "run"])
     with pytest.raises(BadInput, match="at least one"):
-        report([])
+        write_report([])
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------

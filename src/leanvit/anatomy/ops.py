@@ -23,11 +23,15 @@ class Ops:
     """The default op set: every operation as PyTorch does it.
 
     An op set that must see the products of attention one by one sets `fused = False`. One whose linears are no
-    longer the model's own float weights sets `float_weights = False`.
+    longer the model's own float weights sets `float_weights = False`. With `rows_apart`, rows of the attention map that
+    a step asks for are scored from q and k, not read off the map: a map that only v meets stays inside the attention
+    kernel of an exported graph.
     """
 
     fused: bool = True
     float_weights: bool = True
+    precision: str | None = None  # None: that of the tensors
+    rows_apart: bool = False
 
     def conv(self, site: str, module: nn.Module, x: Any) -> Any:
         """Patch convolution: (B, C, H, W) -> (B, D, h, w)."""
@@ -58,7 +62,12 @@ class Ops:
     def scale(self, site: str, x: Any, factor: float) -> Any:
         return x * factor
 
+    def mask(self, site: str, x: Any, allowed: Tensor) -> Any:
+        """Minus infinity where the bool tensor does not allow."""
+        return x.masked_fill(~allowed, float("-inf"))
+
     def mul(self, site: str, x: Any, y: Any) -> Any:
+        """Elementwise; `y` may be a parameter (layer scale), (C,)."""
         return x * y
 
     def add(self, site: str, x: Any, y: Any) -> Any:

@@ -87,6 +87,8 @@ class QuantOps(Ops, nn.Module):
     """
 
     float_weights = False
+    precision = "int8 simulated in f32"  # rounded to the integers' grid, multiplied in float
+    rows_apart = True
 
     def __init__(self, quantizers: Mapping[str, Mapping[str, nn.Module]]) -> None:
         nn.Module.__init__(self)

@@ -103,7 +103,7 @@ def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *,
     if phases.temperature != 1.0:
         s = ops.scale(f"{site}.temperature", s, 1.0 / phases.temperature)
     if phases.mask is not None:
-        s = s.masked_fill(~phases.mask, float("-inf"))
+        s = ops.mask(f"{site}.mask", s, phases.mask)
     return s
 
 
@@ -153,9 +153,22 @@ def score_rows(q_rows: Tensor, k: Tensor, *, scale: float, phases: Phases = NO_P
     itself can stay inside a fused kernel. `phases` are those of these rows (`Phases.rows`).
     """
     with _autocast_off(q_rows.device.type):
-        torch_ops = Ops()
+        one = torch.compiler.is_exporting() and q_rows.shape[2] == 1
+        torch_ops = _OneRow() if one else Ops()
         s = scores(torch_ops, "rows", q_rows.float(), k.float(), scale, phases, scale_on_q=True)
         return normalise(torch_ops, "rows", s, phases)
+
+
+class _OneRow(Ops):
+    """One row of scores in an exported graph: multiplied and summed where the keys lie, (B, N, H, d).
+
+    A product would make the runtime copy the keys transposed, which costs it more than the row itself.
+    """
+
+    def matmul(self, site: str, a: Tensor, b: Tensor) -> Tensor:
+        heads = b.shape[1]
+        products = b.permute(0, 3, 1, 2).flatten(2) * a.transpose(1, 2).flatten(2)  # (B, N, H d) x (B, 1, H d)
+        return products.unflatten(2, (heads, -1)).sum(dim=-1).transpose(1, 2).unsqueeze(2)  # (B, H, 1, N)
 
 
 def _autocast_off(device: str) -> AbstractContextManager[object]:

@@ -32,8 +32,16 @@ def with_prefix(index: Tensor, prefix: int) -> Tensor:
 
 def complement(index: Tensor, size: int) -> Tensor:
     """What `index` leaves of range(size), ascending: (B, K) int64, distinct in each row -> (B, size - K) int64."""
+    left = size - index.shape[1]
+    if torch.compiler.is_exporting():  # runtimes know no stable sort, and are fastest at float keys: here all distinct
+        place = torch.arange(size, dtype=torch.float32, device=index.device).expand(index.shape[0], -1)
+        return (
+            place.scatter_add(1, index, torch.full_like(index, size, dtype=torch.float32))
+            .topk(left, dim=1, largest=False, sorted=True)
+            .indices
+        )
     taken = torch.zeros(index.shape[0], size, dtype=torch.int8, device=index.device).scatter(1, index, 1)
-    return taken.sort(dim=1, stable=True).indices[:, : size - index.shape[1]]
+    return taken.sort(dim=1, stable=True).indices[:, :left]
 
 
 def new_places(index: Tensor, size: int, *, rest: int = -1) -> Tensor:

@@ -105,9 +105,10 @@ class Attention(nn.Module):
         )
         if "cls_attn" in needs:
             first = slice(0, 1)
-            row = weights[:, :, first] if weights is not None else None
-            if row is None:
+            if weights is None or ops.rows_apart:
                 row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
+            else:
+                row = weights[:, :, first]
             state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
         if "keys" in needs:
             state = state.with_(keys=k)
@@ -583,6 +584,18 @@ class OpenViT(nn.Module):
             "static_tokens": True,
         }
         return frozenset(name for name, true in has.items() if true)
+
+    @torch.no_grad()
+    def patch_tokens(self) -> list[int]:
+        """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
+        like = next(self.parameters())
+        _, state = self.trace(torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype))
+        return [n - self.num_prefix_tokens for n in state.tokens]
+
+    @property
+    def precision(self) -> str | None:
+        """How the op set computes, where that is not what the tensors' dtypes say."""
+        return self.ops.precision
 
     def set_ops(self, ops: Ops) -> None:
         """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""

@@ -20,9 +20,9 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Write a page that shows what each step gave and cost."""
-    from leanvit.report import report
+    from leanvit.report import write_report
 
-    page = report(runs, out, overwrite=overwrite)
+    page = write_report(runs, out, overwrite=overwrite)
     if as_json:
         output.print_json({"page": str(page), "runs": [str(run) for run in runs]})
     else:

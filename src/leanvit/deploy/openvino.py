@@ -13,7 +13,7 @@ import numpy as np
 import openvino as ov
 from torch.export import ExportedProgram
 
-from leanvit.deploy.openvino_graph import split_projections
+from leanvit.deploy.openvino_graph import for_cpu
 from leanvit.deploy.running import Call, Options
 from leanvit.errors import CheckpointError
 
@@ -29,7 +29,9 @@ def write_files(program: ExportedProgram, folder: Path) -> None:
 def convert(program: ExportedProgram) -> ov.Model:
     """An exported graph as an OpenVINO model that the CPU plugin runs well."""
     model = ov.convert_model(program)
-    split_projections(model)
+    images = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
+    model.reshape([d if isinstance(d, int) else -1 for d in images.meta["val"].shape])  # -1: free
+    for_cpu(model)
     model.inputs[0].tensor.set_names({"images"})
     model.outputs[0].tensor.set_names({"logits"})
     return model

@@ -12,6 +12,13 @@ from openvino import opset13 as opset
 Slice = tuple[Any, int, int]  # node, start, stop
 
 
+def for_cpu(model: ov.Model) -> None:
+    """All rewritings, in the order in which one opens the way for the next."""
+    for rewrite in (read_before_transpose, join_transposes, slice_before_heads, split_projections):
+        rewrite(model)
+    model.validate_nodes_and_infer_types()
+
+
 def split_projections(model: ov.Model) -> int:
     """Give each slice of a fused projection a matrix product of its own; returns how many were split.
 
@@ -33,7 +40,75 @@ def split_projections(model: ov.Model) -> int:
             part.set_friendly_name(node.get_friendly_name())
             node.output(0).replace(part.output(0))
         count += 1
-    model.validate_nodes_and_infer_types()
+    return count
+
+
+def join_transposes(model: ov.Model) -> int:
+    """Make two transpositions in a row one, and none where they undo each other; returns how many went.
+
+    Token methods read q and k where the projection left them, behind the transposition that attention needs. Each
+    reader then gets its own path, and the plugin can take attention's transpositions into its attention kernel.
+    """
+    count = 0
+    for node in [op for op in model.get_ordered_ops() if op.get_type_name() == "Transpose"]:
+        before = node.input_value(0).get_node()
+        order, first = _constant(node.input_value(1)), None
+        if before.get_type_name() == "Transpose":
+            first = _constant(before.input_value(1))
+        if order is None or first is None:
+            continue
+        joined = first[order]
+        source = before.input_value(0)
+        if (joined == np.arange(len(joined))).all():
+            node.output(0).replace(source)
+        else:
+            node.output(0).replace(opset.transpose(source, opset.constant(joined)).output(0))
+        count += 1
+    return count
+
+
+def read_before_transpose(model: ov.Model) -> int:
+    """Slice and sum first, transpose what is left then; returns how many readers moved."""
+    count = 0
+    for node in [op for op in model.get_ordered_ops() if op.get_type_name() in ("Slice", "ReduceSum")]:
+        before = node.input_value(0).get_node()
+        axes = _constant(node.input_value(node.get_input_size() - 1))
+        order = _constant(before.input_value(1)) if before.get_type_name() == "Transpose" else None
+        if axes is None or order is None:
+            continue
+        moved, source = opset.constant(order[axes]), before.input_value(0)
+        if node.get_type_name() == "Slice":
+            part = opset.slice(source, *[node.input_value(i) for i in (1, 2, 3)], moved)
+            left = order
+        elif node.get_attributes()["keep_dims"]:
+            continue
+        else:
+            part = opset.reduce_sum(source, moved, False)
+            left = np.argsort(np.argsort(np.delete(order, axes)))
+        if (left != np.arange(len(left))).any():
+            part = opset.transpose(part, opset.constant(left))
+        node.output(0).replace(part.output(0))
+        count += 1
+    return count
+
+
+def slice_before_heads(model: ov.Model) -> int:
+    """Slice tokens before (B, N, C) is cut into heads (B, N, H, d); returns how many slices moved."""
+    count = 0
+    for node in [op for op in model.get_ordered_ops() if op.get_type_name() == "Slice"]:
+        before = node.input_value(0).get_node()
+        values = [_constant(node.input_value(i)) for i in range(1, 5)]
+        if before.get_type_name() != "Reshape" or any(v is None or v.size != 1 for v in values):
+            continue
+        target, axis = _constant(before.input_value(1)), int(values[3].item())  # type: ignore[union-attr]
+        flat, cut = before.get_input_partial_shape(0), before.get_output_partial_shape(0)
+        if target is None or axis != 1 or len(flat) != 3 or len(cut) != 4 or flat[1] != cut[1]:
+            continue
+        part = opset.slice(before.input_value(0), *[node.input_value(i) for i in range(1, 5)])
+        shape = target.copy()
+        shape[1] = node.get_output_partial_shape(0)[1].get_length()
+        node.output(0).replace(opset.reshape(part, opset.constant(shape), True).output(0))
+        count += 1
     return count
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leanvit.errors import BadInput, unknown
 from leanvit.measure.comparison import Comparison, Row
-from leanvit.measure.counting import count
+from leanvit.measure.counting import count, parameters
 from leanvit.measure.latency import Latency, Spread, paired_latency, ratio
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
@@ -131,7 +131,7 @@ def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]
         return {"notes": notes, **dict.fromkeys(unseen)}
     macs, gaps = _macs(model, x) if fits else (None, ())
     return {
-        "params": sum(p.numel() for p in model.parameters()),
+        "params": parameters(model),
         "macs_per_image": macs,
         "weights_bytes": _weights_bytes(model),
         "peak_memory_bytes": _peak_bytes(model, x) if fits else None,

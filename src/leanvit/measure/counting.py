@@ -47,7 +47,7 @@ class Cost:
     children included (`""` is the whole model). `macs` is a lower bound when `uncounted` is not empty.
     """
 
-    params: int  # elements of nn.Parameters, shared ones once
+    params: int  # elements of weights, shared ones once (`parameters`)
     macs: int
     by_op: dict[str, int]
     by_module: dict[str, int]
@@ -106,10 +106,16 @@ def count(
         stack.enter_context(recorder.following_modules())
         stack.enter_context(recorder)
         model(*inputs) if isinstance(inputs, tuple) else model(inputs)
-    cost = recorder.cost(params=sum(p.numel() for p in model.parameters()), batch=batch)
+    cost = recorder.cost(params=parameters(model), batch=batch)
     if cost.uncounted:
         warnings.warn(f"MACs are a lower bound; not counted: {cost.gaps()}", stacklevel=2)
     return cost
+
+
+def parameters(model: nn.Module) -> int:
+    """Elements of parameters, shared ones once, and of weights kept as int8 (buffers of two and more dimensions)."""
+    integers = (b for b in model.buffers() if b.dtype == torch.int8 and b.dim() > 1)
+    return sum(t.numel() for t in (*model.parameters(), *integers))
 
 
 class _Recorder(TorchDispatchMode):

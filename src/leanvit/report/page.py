@@ -22,7 +22,7 @@ from leanvit.report.token_pictures import PATCH, strips
 from leanvit.verbs.folders import Command, new_file
 
 
-def report(runs: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False) -> Path:
+def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, overwrite: bool = False) -> Path:
     """Write a page about run folders and return its path.
 
     Args:

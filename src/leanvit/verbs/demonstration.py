@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.measure import Comparison
 from leanvit.measure.latency import Spread
 from leanvit.recipe import Recovery, parse_with
-from leanvit.report import report
+from leanvit.report import write_report
 from leanvit.report.rows import model_of, runtime_of, speedup
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
@@ -171,7 +171,7 @@ def demo(
     page = folder / "report.html"
     step("report", last, *others, "--out", page)
     return Demonstration(
-        folder, report([last, *others], page, overwrite=overwrite), comparison, watch.seconds, tuple(typed)
+        folder, write_report([last, *others], page, overwrite=overwrite), comparison, watch.seconds, tuple(typed)
     )
 
 

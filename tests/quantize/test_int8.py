@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenViT, open_model
 from leanvit.anatomy.quant_ops import QuantOps
-from leanvit.compress.quantize.int8 import Int8, describe
 from leanvit.errors import BadInput, Refused
+from leanvit.quantize.int8 import Int8, describe
 from leanvit.recipe.method import knobs_of, make_method
 
 CLASSES = 6
@@ -223,3 +223,14 @@ def test_activations_that_are_not_finite() -> None:
         model.blocks[1].norm1.weight.fill_(float("inf"))
     with pytest.raises(Refused, match=r"blocks\.1\.attn"):
         Int8(images=16).learn(model, Patterns())  # type: ignore[arg-type]
+
+
+def test_measured_as_what_it_is() -> None:
+    """Weights that became integers still count, and a simulation does not call itself f32."""
+    from leanvit.measure import count
+    from leanvit.measure.runners import precision_of
+
+    dense, (model, _) = trained(), quantized()
+    assert count(model, (3, 32, 32)).params == count(dense, (3, 32, 32)).params
+    assert count(model, (3, 32, 32)).macs == count(dense, (3, 32, 32)).macs
+    assert precision_of(model) == "int8 simulated in f32" and precision_of(dense) == "f32"

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from leanvit.anatomy import OpenViT, open_model
-from leanvit.compress.quantize.int8 import Int8
 from leanvit.data import Preprocess
+from leanvit.quantize.int8 import Int8
 
 PREPROCESS = Preprocess(
     input_size=(3, 32, 32), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3), interpolation="bicubic", crop_pct=0.9

@@ -182,6 +182,8 @@ def _summed(keys: Tensor) -> Tensor:
 
     Head by head: a reduction over the strided view of q, k, v takes twice as long.
     """
+    if torch.compiler.is_exporting():
+        return keys.transpose(1, 2).sum(dim=2)  # where the keys lie in the graph
     first, *others = keys.unbind(1)
     for head in others:
         first = first + head
@@ -227,6 +229,10 @@ class ToMe:
             for block in model.blocks:
                 attn: Any = block.attn
                 attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
+
+    def achieved(self, model: OpenViT) -> dict[str, Any]:
+        """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
 
 
 def _check_r(r: Any) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leanvit.anatomy import OpenViT, State, Step
@@ -55,6 +56,8 @@ def reorganize(x: Tensor, kept: Tensor, *, prefix: int, scores: Tensor | None = 
     if scores is None:
         return out
     weights = scores.scatter(1, kept, 0.0).to(x.dtype).unsqueeze(1)  # (B, 1, n), zero where kept: no second gather
+    if torch.compiler.is_exporting():  # a runtime would copy x[:, prefix:]: the prefix gets weight zero instead
+        return torch.cat([out, F.pad(weights, (prefix, 0)) @ x], dim=1)
     return torch.cat([out, weights @ x[:, prefix:]], dim=1)
 
 
@@ -141,8 +144,8 @@ class Reorganize(Step):
         """The state with sizes, owners and taps after the selection."""
         state = state.tapped(f"{self.name}.topk", kept)
         index = with_prefix(kept, state.num_prefix)
-        if state.size is not None or self.fuse:
-            state = state.with_(size=self._sizes(state, index, tokens))
+        if state.size is not None:  # some other method weighs tokens: sizes go on adding up to all patches
+            state = state.with_(size=self._sizes(state.size, index))
         if not state.trace:
             return state
         last = index.shape[1]
@@ -150,14 +153,10 @@ class Reorganize(Step):
         owner = moved_owner(state.owners(index.shape[0], index.device), places)
         return state.with_(owner=owner).tapped(f"{self.name}.owner", owner).tapped(f"{self.name}.fused", owner == last)
 
-    def _sizes(self, state: State, index: Tensor, tokens: int) -> Tensor:
+    def _sizes(self, size: Tensor, index: Tensor) -> Tensor:
         """(B, N') patches of each token; the fused one stands for all that it was fused from."""
-        if state.size is None:
-            kept = torch.ones(index.shape, device=index.device)
-            rest = torch.full((index.shape[0], 1), float(tokens - index.shape[1]), device=index.device)
-        else:
-            kept = state.size.gather(1, index)
-            rest = state.size.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
+        kept = size.gather(1, index)
+        rest = size.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
         return torch.cat([kept, rest], dim=1) if self.fuse else kept
 
 
@@ -265,6 +264,10 @@ class EViT:
                 raise Refused(f"{block.name} already reduces tokens by evit: give it other blocks")
             step = Reorganize(block.name, **_without_block(row), fuse=self.fuse, select=self.select, seed=self.seed)
             block.between.append(step.train(model.training))
+
+    def achieved(self, model: OpenViT) -> dict[str, Any]:
+        """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
 
     def callbacks(self, model: OpenViT) -> list[KeepRateSchedule]:
         """The schedule of the keep rate for the training that follows; empty when the rate is fixed."""

@@ -1,0 +1,189 @@
+"""Speed of deployed models on this CPU: OpenVINO f32, bf16 and int8, NNCF's int8, ONNX Runtime f32.
+
+    python benchmarks/deploy_speed.py --model deit_small_patch16_224 --batch 8 --batch 1 --out FILE.json
+
+All candidates of a batch run in one process, in turns, on the same input and with the same number of threads. Weights
+and calibration images are random: speed does not depend on them, and nothing is said here about accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import timm
+import torch
+from torch import Tensor
+
+from leanvit.anatomy import OpenViT, open_model
+from leanvit.deploy.exporting import trace
+from leanvit.deploy.onnx import open_files as open_onnx
+from leanvit.deploy.onnx import write_files as write_onnx
+from leanvit.deploy.openvino import compile_model, convert
+from leanvit.deploy.openvino_graph import product_precisions
+from leanvit.deploy.running import Options
+from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.recipe.method import make_method
+
+METHODS: dict[str, dict[str, Any] | None] = {"dense": None, "evit": {"keep_rate": 0.7}, "tome": {"r": 13}}
+Key = tuple[str, str, str]  # method, runtime, precision
+
+
+class RandomImages:
+    """What a method that calibrates asks of data."""
+
+    def __init__(self, input_size: tuple[int, int, int]) -> None:
+        self.input_size = input_size
+
+    def images(self, count: int) -> Iterator[Tensor]:
+        yield torch.randn(min(count, 4), *self.input_size, generator=torch.Generator().manual_seed(1))
+
+
+def build(name: str, method: str, *, int8: bool) -> OpenViT:
+    torch.manual_seed(0)
+    model = open_model(timm.create_model(name).eval())
+    if METHODS[method] is not None:
+        apply(model, make_method(method, METHODS[method] or {}))
+    if int8:
+        apply(model, make_method("int8", {"images": 4}))
+    return model
+
+
+@torch.no_grad()
+def apply(model: OpenViT, method: Any) -> None:
+    structure = method.learn(model, RandomImages(model.input_size()))
+    method.shape(model, structure)
+    if hasattr(method, "fold"):
+        method.fold(model, structure)
+
+
+def as_runner(compiled: ov.CompiledModel) -> Callable[[Tensor], np.ndarray]:
+    request = compiled.create_infer_request()
+    return lambda x: request.infer({0: x.numpy()}, share_inputs=True)[0]
+
+
+def candidates(name: str, batch: int, threads: int, methods: list[str]) -> tuple[dict[Key, Any], dict[str, Any]]:
+    """Every runner of one batch, and what precision their products run in."""
+    runners: dict[Key, Any] = {}
+    kernels: dict[str, Any] = {}
+    size = open_model(timm.create_model(name)).input_size()
+    f32, bf16 = Options(threads=threads), Options(precision="bf16", threads=threads)
+
+    def add(key: Key, graph: ov.Model, options: Options) -> None:
+        compiled = compile_model(graph, options)
+        kernels["/".join(key)] = dict(product_precisions(compiled))
+        runners[key] = as_runner(compiled)
+
+    for method in methods:
+        program = trace(build(name, method, int8=False), size, batch)
+        graph = convert(program)
+        add((method, "openvino", "f32"), graph, f32)
+        add((method, "openvino", "bf16"), graph, bf16)
+        with TemporaryDirectory() as folder:
+            write_onnx(program, Path(folder))
+            runners[method, "onnxruntime", "f32"] = through_numpy(open_onnx(Path(folder), f32))
+        rounded = convert(trace(build(name, method, int8=True), size, batch))
+        add((method, "openvino", "int8"), rounded, f32)
+        add((method, "openvino", "int8+bf16"), rounded, bf16)
+        if method == "dense":
+            rival = nncf_int8(ov.convert_model(program), (batch, *size))
+            add((method, "openvino", "int8 (nncf)"), rival, f32)
+            add((method, "openvino", "int8+bf16 (nncf)"), rival, bf16)
+    return runners, kernels
+
+
+def through_numpy(call: Callable[[np.ndarray], np.ndarray]) -> Callable[[Tensor], np.ndarray]:
+    return lambda x: call(x.numpy())
+
+
+def nncf_int8(graph: ov.Model, shape: tuple[int, ...]) -> ov.Model:
+    """The rival: NNCF's static quantization, preset for transformers."""
+    import nncf
+
+    images = [np.random.default_rng(i).standard_normal(shape, dtype=np.float32) for i in range(2)]
+    return nncf.quantize(graph, nncf.Dataset(images), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(images))
+
+
+def measure(name: str, batch: int, *, threads: int, rounds: int, methods: list[str]) -> dict[str, Any]:
+    """`rows` of one batch, `int8_vs_nncf` (how many times as fast ours is, by hint) and `kernels`."""
+    runners, kernels = candidates(name, batch, threads, methods)
+    size = open_model(timm.create_model(name)).input_size()
+    macs = {method: count(build(name, method, int8=False), size).macs for method in methods}
+    shaped = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+    taken = paired_latency({"/".join(k): r for k, r in runners.items()}, lambda _: shaped, batch=batch, rounds=rounds)
+    rows = []
+    for method, runtime, precision in runners:
+        own = taken[f"{method}/{runtime}/{precision}"]
+        speedup = ratio(taken[f"dense/{runtime}/{precision}"], own)
+        macs_ratio = macs[method] / macs["dense"]
+        rows.append(
+            {
+                "method": method,
+                "runtime": runtime,
+                "precision": precision,
+                "batch": batch,
+                "threads": threads,
+                "images_per_s": own.images_per_s,
+                "median_ms": own.median_s * 1e3,
+                "quartiles_ms": [own.q25_s * 1e3, own.q75_s * 1e3],
+                "ratio_vs_dense_same_runtime": speedup.median,
+                "macs_ratio": macs_ratio,
+                "efficiency": None if method == "dense" else (1 - 1 / speedup.median) / (1 - macs_ratio),
+            }
+        )
+    rivals = {
+        precision: vars(ratio(taken[f"dense/openvino/{precision} (nncf)"], taken[f"dense/openvino/{precision}"]))
+        for precision in ("int8", "int8+bf16")
+    }
+    return {"rows": rows, "int8_vs_nncf": {str(batch): rivals}, "kernels": {str(batch): kernels}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_small_patch16_224")
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--methods", default="dense,evit,tome")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    parts = [
+        measure(
+            arguments.model,
+            batch,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            methods=arguments.methods.split(","),
+        )
+        for batch in arguments.batch or [8, 1]
+    ]
+    result = {
+        "command": shlex.join(["python", "benchmarks/deploy_speed.py", *sys.argv[1:]]),
+        "model": arguments.model,
+        "environment": environment(),
+        "rows": [row for part in parts for row in part["rows"]],
+        "int8_vs_nncf": {k: v for part in parts for k, v in part["int8_vs_nncf"].items()},
+        "kernels": {k: v for part in parts for k, v in part["kernels"].items()},
+    }
+    for row in result["rows"]:
+        efficiency = "" if row["efficiency"] is None else f"  efficiency {row['efficiency']:.3f}"
+        print(
+            f"batch {row['batch']}  {row['method']:6} {row['runtime']:12} {row['precision']:17}"
+            f"{row['images_per_s']:9.1f} img/s  x{row['ratio_vs_dense_same_runtime']:.3f}{efficiency}"
+        )
+    print(json.dumps(result["int8_vs_nncf"], indent=1))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Speed of token reduction on DeiT-S/224 shapes on a CPU, against its own MACs.
+
+    python benchmarks/tokens_speed.py [--batch 8 --batch 1] [--rounds 15] [--threads N] [--runtime "pytorch eager"]
+
+Efficiency is time saved / MACs saved, both against the dense model in the same runtime. Controls: the same network
+written plainly (`sketch_vit.py`), and a free cut: tokens sliced off to the same lengths, so that its efficiency is what
+the runtime gives for fewer tokens, and the distance to it is what choosing and merging cost. Weights and images are
+random: speed does not depend on them, and nothing is said here about accuracy.
+
+More runtimes are more entries of `RUNTIMES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from leanvit.anatomy import OpenViT, State, Step, open_model
+from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.tome import ToMe
+from sketch_vit import SketchViT
+
+MODEL, SIZE = "deit_small_patch16_224", (3, 224, 224)
+OUT = Path(__file__).parent / "results" / "tokens_deit_small.json"
+Models = dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row to be: a method in a runtime at a precision, and what runs it on a batch."""
+
+    method: str
+    runtime: str
+    precision: str
+    run: Callable[[Tensor], Any]
+
+
+class Cut(Step):
+    """Slices the sequence: fewer tokens for nothing."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        return x[:, : self.tokens], state
+
+
+def models() -> tuple[Models, Models]:
+    """leanvit's models and the sketches, by method; all share one set of weights."""
+    torch.manual_seed(0)
+    source = timm.create_model(MODEL).eval()
+    own: Models = {"dense": open_model(source), "evit": _with(source, EViT()), "tome": _with(source, ToMe())}
+    for method in ("evit", "tome"):
+        own[f"{method} lengths, cut"] = _cut(source, own[method])
+    return own, {name or "dense": SketchViT(source, name) for name in ("", "evit", "tome")}
+
+
+def _with(source: nn.Module, method: Any) -> OpenViT:
+    model = open_model(source)
+    method.shape(model, method.learn(model))
+    return model
+
+
+def _cut(source: nn.Module, reduced: Any) -> OpenViT:
+    with torch.no_grad():
+        lengths = reduced.trace(torch.zeros(1, *SIZE))[1].tokens
+    model = open_model(source)
+    before = lengths[0] + 1
+    for block, tokens in zip(model.blocks, lengths, strict=True):
+        if tokens < before:
+            block.between.append(Cut(tokens))
+        before = tokens
+    return model
+
+
+def eager(own: Models, sketches: Models) -> Iterator[Candidate]:
+    for method, model in own.items():
+        yield Candidate(method, "pytorch eager", "f32", model)
+
+
+def eager_sketch(own: Models, sketches: Models) -> Iterator[Candidate]:
+    for method, model in sketches.items():
+        yield Candidate(method, "pytorch eager, sketch", "f32", model)
+
+
+def compiled(own: Models, sketches: Models) -> Iterator[Candidate]:
+    for method in ("dense", "evit", "tome"):
+        torch._dynamo.reset()
+        yield Candidate(method, "torch.compile", "f32", torch.compile(copy.deepcopy(own[method]), dynamic=False))
+
+
+RUNTIMES: dict[str, Callable[[Models, Models], Iterator[Candidate]]] = {
+    "pytorch eager": eager,
+    "pytorch eager, sketch": eager_sketch,
+    "torch.compile": compiled,
+}
+
+
+def rows(
+    candidates: list[Candidate], macs: dict[str, int], *, batch: int, rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Rows of the candidates of one runtime, timed in turns on one input."""
+    images = torch.randn(batch, *SIZE, generator=torch.Generator().manual_seed(0))
+    named = {f"{c.method}/{c.precision}": c for c in candidates}
+    taken = paired_latency(
+        {name: c.run for name, c in named.items()}, lambda _: images, batch=batch, rounds=rounds, min_seconds=seconds
+    )
+    found = []
+    for name, c in named.items():
+        speedup = ratio(taken[f"dense/{c.precision}"], taken[name]).median
+        macs_ratio = macs[c.method] / macs["dense"]
+        found.append(
+            {
+                "method": c.method,
+                "runtime": c.runtime,
+                "precision": c.precision,
+                "batch": batch,
+                "images_per_s": round(taken[name].images_per_s, 2),
+                "ratio_vs_dense_same_runtime": round(speedup, 4),
+                "macs_ratio": round(macs_ratio, 4),
+                "efficiency": None if macs_ratio == 1 else round((1 - 1 / speedup) / (1 - macs_ratio), 3),
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="least length of a sample")
+    parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
+    parser.add_argument("--runtime", action="append", choices=list(RUNTIMES), help="may be repeated; default: all")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    own, sketches = models()
+    macs = {method: count(model, SIZE).macs for method, model in own.items()}
+    done: list[dict[str, Any]] = []
+    for batch in arguments.batch or [8, 1]:
+        for runtime in arguments.runtime or list(RUNTIMES):
+            part = list(RUNTIMES[runtime](own, sketches))
+            done += rows(part, macs, batch=batch, rounds=arguments.rounds, seconds=arguments.seconds)
+    result = {
+        "command": shlex.join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]),
+        "model": MODEL,
+        "environment": environment(),
+        "rows": done,
+    }
+    for row in done:
+        efficiency = "" if row["efficiency"] is None else f"  efficiency {row['efficiency']:.3f}"
+        print(
+            f"batch {row['batch']}  {row['runtime']:22} {row['method']:18} {row['precision']:6}"
+            f"{row['images_per_s']:8.1f} img/s  x{row['ratio_vs_dense_same_runtime']:.3f}{efficiency}"
+        )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
