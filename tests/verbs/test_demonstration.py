@@ -19,7 +19,9 @@ def demo(tmp_path_factory):
     """The demo as it is, but for size: a small model, one short epoch, few images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demonstration, "MODEL_ARGS", SMALL)
-        patch.setattr(demonstration, "TRAINING", {**demonstration.TRAINING, "batch_size": 128, "warmup_epochs": 0, "epochs": 1})
+        patch.setattr(
+            demonstration, "TRAINING", {**demonstration.TRAINING, "batch_size": 128, "warmup_epochs": 0, "epochs": 1}
+        )
         patch.setattr(demonstration, "BATCH", 4)
         patch.setattr(demonstration, "ROUNDS", 3)
         patch.setattr(demonstration, "LIMIT", 128)

@@ -102,6 +102,7 @@ def compress(
         pretrained=pretrained,
         weights=weights,
         adapt_to=train if adapt else None,
+        seed=seed,
         say=say,
     )
     check_order(start.model.traits(), methods)

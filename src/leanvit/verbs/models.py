@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanvit.anatomy import OpenViT
-from leanvit.data import Dataset, Preprocess, adapted_kwargs, check_fits, open_dataset
+from leanvit.data import Dataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
 from leanvit.errors import BadInput, CheckpointError, unknown
 from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.folders import Command, commands_of
@@ -50,6 +50,7 @@ def load_model(
     pretrained: bool = False,
     weights: str | Path | None = None,
     adapt_to: Dataset | None = None,
+    seed: int = 0,
     say: Say = silent,
 ) -> Loaded:
     """A timm name, built, or a run folder, loaded.
@@ -59,6 +60,7 @@ def load_model(
         model_args: constructor arguments of a timm name.
         pretrained: timm's pretrained weights.
         weights: safetensors file of a timm name's state dict.
+        seed: of a timm name's fresh weights.
         adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
 
     Raises:
@@ -71,7 +73,12 @@ def load_model(
         if extra:
             raise BadInput(f"{spec} is a run folder: {', '.join(extra)} can only be given with a timm name")
         return _of_run(Path(spec))
-    return _of_timm(str(spec), dict(model_args or {}), pretrained, weights, adapt_to, say)
+    kwargs = dict(model_args or {})
+    if adapt_to is not None:
+        kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
+    with keyed.global_rng(seed, "weights"):
+        loaded = _of_timm(str(spec), kwargs, pretrained, weights)
+    return loaded if adapt_to is None else replace(loaded, classes=tuple(adapt_to.classes))
 
 
 def row_name(model: OpenViT) -> str:
@@ -131,25 +138,15 @@ def _of_run(path: Path) -> Loaded:
     )
 
 
-def _of_timm(
-    name: str,
-    kwargs: dict[str, Any],
-    pretrained: bool,
-    weights: str | Path | None,
-    adapt_to: Dataset | None,
-    say: Say,
-) -> Loaded:
+def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None) -> Loaded:
     if not timm.is_model(name.split(".")[0]):
         raise unknown("model", name, timm.list_models())
     if pretrained and weights:
         raise BadInput("give pretrained or weights, not both")
-    if adapt_to is not None:
-        kwargs = _adapted(name, kwargs, pretrained, adapt_to, say)
     model = create(Root(name, _json(kwargs)), pretrained=pretrained)
     if weights:
         _load_weights(model, Path(weights))
-    classes = tuple(adapt_to.classes) if adapt_to is not None else ()
-    return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=classes, name=name)
+    return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
 def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: Dataset, say: Say) -> dict[str, Any]:

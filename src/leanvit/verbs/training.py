@@ -64,12 +64,20 @@ def train(
     config = _config(settings or {}, seed)
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
-    start = load_model(name, model_args=model_args, pretrained=pretrained, weights=weights) if not adapt else None
+    start = None
+    if not adapt:
+        start = load_model(name, model_args=model_args, pretrained=pretrained, weights=weights, seed=seed)
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     if start is None:
         start = load_model(
-            name, model_args=model_args, pretrained=pretrained, weights=weights, adapt_to=dataset, say=say
+            name,
+            model_args=model_args,
+            pretrained=pretrained,
+            weights=weights,
+            adapt_to=dataset,
+            seed=seed,
+            say=say,
         )
     _require_dense(start)
     require_fit(start, dataset, adapted=adapt)
