@@ -233,4 +233,4 @@ def test_measured_as_what_it_is() -> None:
     dense, (model, _) = trained(), quantized()
     assert count(model, (3, 32, 32)).params == count(dense, (3, 32, 32)).params
     assert count(model, (3, 32, 32)).macs == count(dense, (3, 32, 32)).macs
-    assert precision_of(model) == "int8 simulated in f32" and precision_of(dense) == "f32"
+    assert precision_of(model) == "int8 simulated" and precision_of(dense) == "f32"

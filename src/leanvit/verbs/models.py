@@ -18,7 +18,6 @@ from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.folders import Command, commands_of
 
 Say = Callable[[str], None]
-SIMULATED = "int8 simulated"  # integers held in floats: the values are int8's, the speed is not
 
 
 def silent(line: str) -> None:
@@ -88,11 +87,9 @@ def row_name(model: OpenViT) -> str:
 
 
 def as_runner(model: OpenViT, preprocess: Preprocess) -> OpenViT:
-    """The model with what `measure` asks of a runner: its preprocessing, and a precision that says what torch does."""
+    """The model with what `measure` asks of a runner: its preprocessing."""
     runner: Any = model
     runner.preprocess = preprocess
-    if not model.ops.float_weights:
-        runner.precision = SIMULATED
     return model
 
 
