@@ -1,6 +1,8 @@
 # Every target sets itself up: needs Python 3.11 or newer, pip and make. `make demo` is the place to start.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(if $(shell $(p) -c "import sys; print('ok' if sys.version_info >= (3, 11) else '')" 2>/dev/null),$(p))))
 VENV := .venv
+# Waiting threads sleep instead of spinning: far quicker on a machine that does something else besides.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
 .PHONY: demo test check bench clean help

@@ -6,6 +6,7 @@ Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad inpu
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -74,4 +75,7 @@ for verb in (demo, methods, train, compress, measure, export, report):
 
 def main() -> None:
     """Entry point of the program."""
+    # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
+    # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,9 @@ def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[i
 
 
 def _recover(lean: OpenViT, dense: OpenViT, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenViT:
-    from leanvit.training import FitConfig, recover
+    from leanvit.training import RECOVERY, recover
 
-    config = FitConfig(epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)
+    config = replace(RECOVERY, epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)
     callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
     result = recover(
         lean,
