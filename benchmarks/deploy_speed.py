@@ -32,8 +32,11 @@ from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.deploy.running import Options
 from leanvit.measure import count, environment, paired_latency, ratio
 from leanvit.recipe.method import make_method
+from tokens_speed import cut_like
 
 METHODS: dict[str, dict[str, Any] | None] = {"dense": None, "evit": {"keep_rate": 0.7}, "tome": {"r": 13}}
+CUT = " lengths, cut"  # control: tokens sliced off for nothing, to the lengths that a method leaves
+ALL = [*METHODS, f"evit{CUT}", f"tome{CUT}"]
 Key = tuple[str, str, str]  # method, runtime, precision
 
 
@@ -49,9 +52,13 @@ class RandomImages:
 
 def build(name: str, method: str, *, int8: bool) -> OpenViT:
     torch.manual_seed(0)
-    model = open_model(timm.create_model(name).eval())
-    if METHODS[method] is not None:
-        apply(model, make_method(method, METHODS[method] or {}))
+    source = timm.create_model(name).eval()
+    model = open_model(source)
+    slug = method.removesuffix(CUT)
+    if METHODS[slug] is not None:
+        apply(model, make_method(slug, METHODS[slug] or {}))
+    if method.endswith(CUT):
+        model = cut_like(source, model)
     if int8:
         apply(model, make_method("int8", {"images": 4}))
     return model
@@ -86,6 +93,9 @@ def candidates(name: str, batch: int, threads: int, methods: list[str]) -> tuple
         program = trace(build(name, method, int8=False), size, batch)
         graph = convert(program)
         add((method, "openvino", "f32"), graph, f32)
+        if method.endswith(CUT):
+            add((method, "openvino", "int8"), convert(trace(build(name, method, int8=True), size, batch)), f32)
+            continue
         add((method, "openvino", "bf16"), graph, bf16)
         with TemporaryDirectory() as folder:
             write_onnx(program, Path(folder))
@@ -136,7 +146,7 @@ def measure(name: str, batch: int, *, threads: int, rounds: int, methods: list[s
                 "quartiles_ms": [own.q25_s * 1e3, own.q75_s * 1e3],
                 "ratio_vs_dense_same_runtime": speedup.median,
                 "macs_ratio": macs_ratio,
-                "efficiency": None if method == "dense" else (1 - 1 / speedup.median) / (1 - macs_ratio),
+                "efficiency": None if macs_ratio == 1 else (1 - 1 / speedup.median) / (1 - macs_ratio),
             }
         )
     rivals = {
@@ -152,7 +162,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--methods", default="dense,evit,tome")
+    parser.add_argument("--method", action="append", help=f"may be repeated; default: {', '.join(ALL)}")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     parts = [
@@ -161,7 +171,7 @@ def main() -> None:
             batch,
             threads=arguments.threads,
             rounds=arguments.rounds,
-            methods=arguments.methods.split(","),
+            methods=arguments.method or ALL,
         )
         for batch in arguments.batch or [8, 1]
     ]

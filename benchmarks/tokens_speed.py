@@ -33,7 +33,6 @@ from leanvit.tokens.tome import ToMe
 from sketch_vit import SketchViT
 
 MODEL, SIZE = "deit_small_patch16_224", (3, 224, 224)
-OUT = Path(__file__).parent / "results" / "tokens_deit_small.json"
 Models = dict[str, nn.Module]
 
 
@@ -64,7 +63,7 @@ def models() -> tuple[Models, Models]:
     source = timm.create_model(MODEL).eval()
     own: Models = {"dense": open_model(source), "evit": _with(source, EViT()), "tome": _with(source, ToMe())}
     for method in ("evit", "tome"):
-        own[f"{method} lengths, cut"] = _cut(source, own[method])
+        own[f"{method} lengths, cut"] = cut_like(source, own[method])
     return own, {name or "dense": SketchViT(source, name) for name in ("", "evit", "tome")}
 
 
@@ -74,7 +73,8 @@ def _with(source: nn.Module, method: Any) -> OpenViT:
     return model
 
 
-def _cut(source: nn.Module, reduced: Any) -> OpenViT:
+def cut_like(source: nn.Module, reduced: Any) -> OpenViT:
+    """A control: `source` with its sequence sliced to the lengths that a reduced model has."""
     with torch.no_grad():
         lengths = reduced.trace(torch.zeros(1, *SIZE))[1].tokens
     model = open_model(source)
@@ -83,7 +83,7 @@ def _cut(source: nn.Module, reduced: Any) -> OpenViT:
         if tokens < before:
             block.between.append(Cut(tokens))
         before = tokens
-    return model
+    return model.eval()
 
 
 def eager(own: Models, sketches: Models) -> Iterator[Candidate]:
@@ -109,7 +109,7 @@ RUNTIMES: dict[str, Callable[[Models, Models], Iterator[Candidate]]] = {
 }
 
 
-def rows(
+def timed(
     candidates: list[Candidate], macs: dict[str, int], *, batch: int, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
     """Rows of the candidates of one runtime, timed in turns on one input."""
@@ -137,6 +137,18 @@ def rows(
     return found
 
 
+def measured(batches: list[int], runtimes: list[str], *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Rows of every batch and runtime."""
+    own, sketches = models()
+    macs = {method: count(model, SIZE).macs for method, model in own.items()}
+    return [
+        row
+        for batch in batches
+        for runtime in runtimes
+        for row in timed(list(RUNTIMES[runtime](own, sketches)), macs, batch=batch, rounds=rounds, seconds=seconds)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
@@ -144,17 +156,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="least length of a sample")
     parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
     parser.add_argument("--runtime", action="append", choices=list(RUNTIMES), help="may be repeated; default: all")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    own, sketches = models()
-    macs = {method: count(model, SIZE).macs for method, model in own.items()}
-    done: list[dict[str, Any]] = []
-    for batch in arguments.batch or [8, 1]:
-        for runtime in arguments.runtime or list(RUNTIMES):
-            part = list(RUNTIMES[runtime](own, sketches))
-            done += rows(part, macs, batch=batch, rounds=arguments.rounds, seconds=arguments.seconds)
+    done = measured(
+        arguments.batch or [8, 1],
+        arguments.runtime or list(RUNTIMES),
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+    )
     result = {
         "command": shlex.join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]),
         "model": MODEL,
@@ -167,8 +178,9 @@ def main() -> None:
             f"batch {row['batch']}  {row['runtime']:22} {row['method']:18} {row['precision']:6}"
             f"{row['images_per_s']:8.1f} img/s  x{row['ratio_vs_dense_same_runtime']:.3f}{efficiency}"
         )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
