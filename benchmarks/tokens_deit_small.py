@@ -1,4 +1,4 @@
-"""Token reduction on DeiT-S/224 shapes on a CPU, in every runtime: PyTorch, torch.compile, ONNX Runtime, OpenVINO, NNCF.
+"""Token reduction on DeiT-S/224 shapes on a CPU: PyTorch, torch.compile, ONNX Runtime, OpenVINO, NNCF.
 
     python benchmarks/tokens_deit_small.py          # about half an hour on one core
 
