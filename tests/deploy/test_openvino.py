@@ -14,7 +14,7 @@ from torch import nn
 from deploy_models import PREPROCESS, small, small_int8
 from leanvit.deploy import Artefact, Options, export, load_artefact
 from leanvit.deploy.exporting import trace
-from leanvit.deploy.openvino import MODEL, compile_model, convert
+from leanvit.deploy.openvino import MODEL, compile_model, convert, core
 from leanvit.deploy.openvino_graph import (
     executed,
     join_transposes,
@@ -64,7 +64,7 @@ def test_variants_pass_the_gate(tmp_path: Path, kwargs: dict[str, object]) -> No
 
 
 def test_every_product_of_the_int8_model_runs_int8(int8_artefact: Artefact) -> None:
-    model = ov.Core().read_model(int8_artefact.path / MODEL)
+    model = core().read_model(int8_artefact.path / MODEL)
     compiled = compile_model(model, Options())
     counts = product_precisions(compiled)
     # patch convolution, 2 blocks of q, k, v, proj, fc1, fc2, and the classifier
@@ -93,7 +93,7 @@ def test_products_of_attention_run_int8_in_one_kernel() -> None:
 
 
 def test_a_float_model_runs_f32_unless_told(float_artefact: Artefact) -> None:
-    compiled = compile_model(ov.Core().read_model(float_artefact.path / MODEL), Options())
+    compiled = compile_model(core().read_model(float_artefact.path / MODEL), Options())
     assert set(product_precisions(compiled)) == {"f32"}
 
 
@@ -134,7 +134,7 @@ def test_int8_takes_any_batch_too(tmp_path: Path) -> None:
     with torch.no_grad():
         want = small_int8()(images(5))
     assert (runner(images(5)) - want).norm() / want.norm() < 0.02
-    compiled = compile_model(ov.Core().read_model(artefact.path / MODEL), Options())
+    compiled = compile_model(core().read_model(artefact.path / MODEL), Options())
     assert set(product_precisions(compiled)) <= {"u8", "i8"}
 
 

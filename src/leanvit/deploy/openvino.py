@@ -6,6 +6,7 @@ int8 kernels; on CPUs without VNNI or AMX the plugin itself keeps 8-bit products
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ from leanvit.errors import CheckpointError
 
 PACKAGES = ("openvino",)
 MODEL = "model.xml"
+
+
+@cache
+def core() -> ov.Core:
+    """The one core of the process, kept to its end.
+
+    On CPUs with AMX the plugin gives the thread a signal stack that is large enough for the tiles, and takes it away
+    with the last core: a signal (a child process that ends) would then kill the process.
+    """
+    return ov.Core()
 
 
 def write_files(program: ExportedProgram, folder: Path) -> None:
@@ -40,7 +51,7 @@ def convert(program: ExportedProgram) -> ov.Model:
 def open_files(folder: Path, options: Options) -> Call:
     """Compile for the CPU. Raises `CheckpointError` if the files are not a model that OpenVINO reads."""
     try:
-        compiled = compile_model(ov.Core().read_model(folder / MODEL), options)
+        compiled = compile_model(core().read_model(folder / MODEL), options)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(
@@ -63,4 +74,4 @@ def compile_model(model: ov.Model, options: Options, **more: Any) -> ov.Compiled
     }
     if options.threads is not None:
         config["INFERENCE_NUM_THREADS"] = options.threads
-    return ov.Core().compile_model(model, "CPU", config)
+    return core().compile_model(model, "CPU", config)
