@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,16 +28,29 @@ RESULTS = Path(__file__).parent / "results" / "tokens_deit_small.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--torch-only", action="store_true", help="measure PyTorch anew, keep the other rows of --out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rows = tokens_speed.measured([8, 1], list(tokens_speed.RUNTIMES), rounds=arguments.rounds, seconds=0.2)
+    command = shlex.join(["python", "benchmarks/tokens_deit_small.py", *sys.argv[1:]])
+    if arguments.torch_only:
+        result = json.loads(arguments.out.read_text())
+        ours = {row["runtime"] for row in rows}
+        result["rows"] = [*rows, *(row for row in result["rows"] if row["runtime"] not in ours)]
+        result["command"] = f"{result['command']}; {command}"
+    else:
+        result = {"command": command, **everything_else(rows, arguments.rounds)}
+    write_and_show(result, arguments.out)
+
+
+def everything_else(rows: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """The whole result: rows of PyTorch given, the deployed ones measured."""
     parts = [
-        deploy_speed.measure(tokens_speed.MODEL, batch, threads=1, rounds=arguments.rounds, methods=deploy_speed.ALL)
+        deploy_speed.measure(tokens_speed.MODEL, batch, threads=1, rounds=rounds, methods=deploy_speed.ALL)
         for batch in (8, 1)
     ]
-    rows = tokens_speed.measured([8, 1], list(tokens_speed.RUNTIMES), rounds=arguments.rounds, seconds=0.2)
-    result = {
-        "command": shlex.join(["python", "benchmarks/tokens_deit_small.py", *sys.argv[1:]]),
+    return {
         "model": tokens_speed.MODEL,
         "threads": 1,
         "environment": environment(),
@@ -44,8 +58,11 @@ def main() -> None:
         "int8_vs_nncf": {batch: ratio for part in parts for batch, ratio in part["int8_vs_nncf"].items()},
         "kernels": {batch: kernels for part in parts for batch, kernels in part["kernels"].items()},
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.out, f"{json.dumps(result, indent=1)}\n".encode())
+
+
+def write_and_show(result: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, f"{json.dumps(result, indent=1)}\n".encode())
     for row in result["rows"]:
         efficiency = "" if row["efficiency"] is None else f"  efficiency {row['efficiency']:.3f}"
         print(
