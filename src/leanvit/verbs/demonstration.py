@@ -47,10 +47,10 @@ TRAINING: dict[str, Any] = {
     "label_smoothing": 0.1,
     "clip_grad": 1.0,
 }
-EVIT = "evit:keep_rate=0.5,blocks=[1,2,3]"
+EVIT = "evit:keep_rate=0.5,blocks=[1,3]"
 TOME = "tome:r=8"
 INT8 = "int8"
-RECOVER = 2  # epochs
+RECOVER = 3  # epochs
 BATCH = 32  # of latency and artefacts
 ROUNDS = 15  # of latency
 LIMIT: int | None = None  # images of each split
