@@ -17,8 +17,8 @@ test: $(VENV)/.dev  ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)

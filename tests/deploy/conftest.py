@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from deploy_models import LABELS, PREPROCESS, small, small_int8
 
+from deploy_models import LABELS, PREPROCESS, small, small_int8
 from leanvit.deploy import Artefact, export
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from deploy_models import LABELS, PREPROCESS, photos, small
 
+from deploy_models import LABELS, PREPROCESS, photos, small
 from leanvit.deploy import Artefact, export, load_artefact, read_artefact
 from leanvit.deploy.artefact import write_artefact
 from leanvit.errors import BadInput, CheckpointError

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from deploy_models import PREPROCESS, small, small_int8
 from torch import nn
 
+from deploy_models import PREPROCESS, small, small_int8
 from leanvit.deploy import Options, export
 from leanvit.deploy.exporting import compare_logits
 from leanvit.errors import BadInput, Refused
