@@ -31,15 +31,15 @@ MODEL = "vit_tiny_patch16_224"
 MODEL_ARGS: dict[str, Any] = {
     "img_size": 16,
     "patch_size": 2,
-    "depth": 6,
+    "depth": 4,
     "embed_dim": 128,
     "num_heads": 4,
     "qk_norm": True,
     "weight_init": "jax",
-    "patch_drop_rate": 0.25,
+    "patch_drop_rate": 0.4,
 }
 TRAINING: dict[str, Any] = {
-    "epochs": 12,
+    "epochs": 16,
     "batch_size": 16,
     "lr": 2e-3,
     "betas": [0.9, 0.95],
@@ -47,10 +47,10 @@ TRAINING: dict[str, Any] = {
     "label_smoothing": 0.1,
     "clip_grad": 1.0,
 }
-EVIT = "evit:keep_rate=0.5,blocks=[1,3]"
+EVIT = "evit:keep_rate=0.5,blocks=[0,1,2]"
 TOME = "tome:r=8"
 INT8 = "int8"
-RECOVER = 3  # epochs
+RECOVER = 2  # epochs
 BATCH = 32  # of latency and artefacts
 ROUNDS = 15  # of latency
 LIMIT: int | None = None  # images of each split
