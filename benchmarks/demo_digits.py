@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from leanvit.recipe import write_atomic
+from leanvit.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "demo_digits.json"
 

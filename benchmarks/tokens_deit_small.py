@@ -19,8 +19,8 @@ import torch
 
 import deploy_speed
 import tokens_speed
+from leanvit.files import write_atomic
 from leanvit.measure import environment
-from leanvit.recipe import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "tokens_deit_small.json"
 

@@ -14,7 +14,7 @@ from deploy_models import LABELS, PREPROCESS, photos, small
 from leanvit.deploy import Artefact, export, load_artefact, read_artefact
 from leanvit.deploy.artefact import write_artefact
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.recipe.store import seal_of
+from leanvit.files import seal_of
 
 
 def test_photos_to_logits_equal_the_evaluation_path(float_artefact: Artefact) -> None:
@@ -91,7 +91,7 @@ def test_json_that_is_none(copied: Path, content: bytes) -> None:
 
 def test_foreign_graph_with_right_sums(copied: Path) -> None:
     (copied / "model.xml").write_text("<net>not a graph</net>")
-    from leanvit.recipe.store import file_sha256
+    from leanvit.files import file_sha256
 
     edited(copied, lambda c: c["files"].update({"model.xml": file_sha256(copied / "model.xml")}), sealed=True)
     with pytest.raises(CheckpointError, match=r"model\.xml is not a model"):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import open_model
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
+from leanvit.files import file_sha256, seal_of
 from leanvit.recipe import compress, load, load_run, save
-from leanvit.recipe.store import file_sha256, seal_of
 
 
 def test_a_saved_run_gives_the_same_bits(lean: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_a_failed_write_leaves_the_old_run(tiny, images: Tensor, tmp_path: Path,
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("leanvit.recipe.store.save_file", full)
-    with pytest.raises(BadInput, match="No space left"):
+    monkeypatch.setattr("leanvit.files.os.fsync", full)
+    with pytest.raises(LeanvitError, match="No space left"):
         save(second, tmp_path, overwrite=True)
     assert torch.equal(load(tmp_path)(images), first(images))
     assert not list(tmp_path.glob(".*"))

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from tiny_training import make_model
 
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.files import write_atomic
 from leanvit.training import FitConfig, fit
 from leanvit.training import checkpoint as checkpoints
-from leanvit.training.checkpoint import STATE, write_atomically
+from leanvit.training.checkpoint import STATE
 
 CONFIG = FitConfig(epochs=2, batch_size=48, ema_decay=0.9)
 
@@ -94,7 +95,7 @@ def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(LeanvitError, match=r"No space left on device.*unchanged"):
-        write_atomically(path, full)
+        write_atomic(path, full)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 

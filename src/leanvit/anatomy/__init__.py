@@ -1,16 +1,19 @@
 """Floor 0: the vision transformer written once (operations, score pipeline, state, adapters)."""
 
 from leanvit.anatomy.adapters import close_model, open_model
+from leanvit.anatomy.blocks import Attention, Block, Mlp, Step
+from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.ops import TORCH, Ops
 from leanvit.anatomy.score import Phases, attend, score_rows
 from leanvit.anatomy.state import State
-from leanvit.anatomy.vit import Attention, Block, Mlp, OpenViT, Step
+from leanvit.anatomy.vit import OpenViT
 
 __all__ = [
     "TORCH",
     "Attention",
     "Block",
     "Mlp",
+    "OpenModel",
     "OpenViT",
     "Ops",
     "Phases",

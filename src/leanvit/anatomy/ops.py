@@ -1,10 +1,8 @@
 """The operations that a ViT is written in, and their default arithmetic: PyTorch.
 
-Embed, block and head (`anatomy/vit.py`) call nothing else, so quantizers, integer-only arithmetic, relevance
-propagation or compressed storage are subclasses of `Ops`, never a second forward. Values may be anything an op set
-understands (a tensor here; an integer tensor with its scale elsewhere): the text only hands them on.
-
-Every call names its site, a dotted name such as `blocks.3.attn.qkv`, under which an op set can keep what belongs there.
+Embed, block and head (`anatomy/blocks.py`, `anatomy/vit.py`) call nothing else, so quantizers, integer-only
+arithmetic, relevance propagation or compressed storage are subclasses of `Ops`, never a second forward. Values may be
+anything an op set understands (a tensor here; an integer tensor with its scale elsewhere): the text only hands them on.
 """
 
 from __future__ import annotations

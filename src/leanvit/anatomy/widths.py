@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanvit.anatomy.vit import Attention, Mlp, OpenViT, PackedGluMlp
+from leanvit.anatomy.blocks import Attention, Mlp, PackedGluMlp
+from leanvit.anatomy.vit import OpenViT
 from leanvit.errors import BadInput
 
 

@@ -6,7 +6,6 @@ class names, versions, and the sha256 of every file. The seal is the sha256 of a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,17 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from leanvit import __version__
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.recipe.store import file_sha256, seal_of, strict_message
+from leanvit.files import Sealed, check_sha256, file_sha256, plain_name, read_sealed, sealed_text
 
+KIND = "leanvit-artefact"
 FORMAT = 1
 JSON_NAME = "artefact.json"
 RUNTIMES = ("openvino", "onnx", "torch")
-_JSON_LIMIT = 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,7 @@ class Artefact:
         return sum((self.path / name).stat().st_size for name in self.files)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _File(_Strict):
-    kind: Literal["leanvit-artefact"]
-    format: int
+class _File(Sealed):
     runtime: Literal["openvino", "onnx", "torch"]
     precision: str
     batch: int | None
@@ -72,7 +62,6 @@ class _File(_Strict):
     check: dict[str, Any]
     made_with: dict[str, str]
     files: dict[str, str]
-    seal: str
 
 
 def write_artefact(artefact: Artefact, fill: Callable[[Path], dict[str, Any]], *, overwrite: bool = False) -> Artefact:
@@ -94,7 +83,7 @@ def write_artefact(artefact: Artefact, fill: Callable[[Path], dict[str, Any]], *
         check = fill(temporary)
         files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
         content = _content(artefact, check, files)
-        (temporary / JSON_NAME).write_text(json.dumps({**content, "seal": seal_of(content)}, indent=1))
+        (temporary / JSON_NAME).write_bytes(sealed_text(content))
         os.chmod(temporary, 0o755)
         _swap(temporary, path)
     finally:
@@ -125,7 +114,7 @@ def _swap(new: Path, path: Path) -> None:
 
 def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
     return {
-        "kind": "leanvit-artefact",
+        "kind": KIND,
         "format": FORMAT,
         "runtime": artefact.runtime,
         "precision": artefact.precision,
@@ -159,7 +148,7 @@ def read_artefact(path: str | Path) -> Artefact:
     if preprocess.fingerprint() != file.fingerprint or list(preprocess.input_size) != file.input:
         raise CheckpointError(f"{path / JSON_NAME}: the preprocessing is not the one that the artefact was made with")
     for name, digest in file.files.items():
-        _check_file(path, name, digest)
+        check_sha256(plain_name(path, name), digest)
     return Artefact(
         path=path,
         runtime=file.runtime,
@@ -181,34 +170,4 @@ def _parsed(path: Path) -> _File:
     name = path / JSON_NAME
     if not name.is_file():
         raise BadInput(f"{path} holds no artefact: there is no {JSON_NAME} in it")
-    if name.stat().st_size > _JSON_LIMIT:
-        raise CheckpointError(f"{name} has {name.stat().st_size} bytes; accepted: up to {_JSON_LIMIT}")
-    try:
-        content = json.loads(name.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name} is not valid JSON (truncated?): {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != "leanvit-artefact":
-        raise CheckpointError(f"{name} is not a leanvit artefact")
-    found = content.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(
-            f"{name} has format {found}; this leanvit {__version__} reads up to {FORMAT}: update leanvit"
-        )
-    try:
-        file = _File.model_validate(content)
-    except ValidationError as error:
-        raise CheckpointError(f"{name}: {strict_message(error, _File)}") from error
-    if file.seal != seal_of(content):
-        raise CheckpointError(f"{name} was changed after it was written: export the model again")
-    return file
-
-
-def _check_file(path: Path, name: str, digest: str) -> None:
-    file = path / name
-    if Path(name).name != name:
-        raise CheckpointError(f"{path}: {name!r} is not a plain file name")
-    if not file.is_file():
-        raise CheckpointError(f"{path}: {name} is missing")
-    found = file_sha256(file)
-    if found != digest:
-        raise CheckpointError(f"{file} was truncated or changed: its sha256 is {found[:12]}…, not {digest[:12]}…")
+    return read_sealed(name, _File, kind=KIND, newest=FORMAT, changed="Export the model again")

@@ -20,7 +20,7 @@ from leanvit.deploy.running import Options, open_runtime, runtime_module
 from leanvit.errors import BadInput, MissingExtra, Refused, unknown
 
 if TYPE_CHECKING:
-    from leanvit.anatomy import OpenViT
+    from leanvit.anatomy import OpenModel
 
 TOLERANCE = 1e-4  # largest difference of a logit at f32, over the largest logit
 DRIFT = 0.1  # int8: norm of the difference over the norm of the logits; a broken graph is far beyond
@@ -103,7 +103,7 @@ def export(
     return write_artefact(artefact, fill, overwrite=overwrite)
 
 
-def trace(model: nn.Module | OpenViT, input_size: Sequence[int], batch: int | None) -> ExportedProgram:
+def trace(model: nn.Module | OpenModel, input_size: Sequence[int], batch: int | None) -> ExportedProgram:
     """The model as one exported graph, images (batch, C, H, W) float32 -> logits. `batch` None: a free dimension."""
     device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
     example = torch.zeros(batch or 2, *input_size, device=device)

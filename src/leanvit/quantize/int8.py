@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from leanvit.anatomy import OpenViT
+from leanvit.anatomy import OpenModel
 from leanvit.anatomy.quant_ops import OPERANDS, ObserverOps, QuantOps
 from leanvit.anatomy.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
 from leanvit.errors import BadInput, Refused, nearest
@@ -64,7 +64,7 @@ class Int8:
             raise BadInput(f"skip is {self.skip!r}; accepted: patterns of site names, such as 'head' or 'blocks.0.*'")
         object.__setattr__(self, "skip", skip)
 
-    def learn(self, model: OpenViT, data: Data) -> Structure:
+    def learn(self, model: OpenModel, data: Data) -> Structure:
         """Calibrate. Returns {"sites": [{"site", "kind", "operands": {name: "u8" or "i8"}}, ...]}.
 
         u8 is affine unsigned, i8 symmetric signed. An operand of a product is u8 only if it was never negative (the
@@ -90,7 +90,7 @@ class Int8:
             ]
         }
 
-    def shape(self, model: OpenViT, structure: Structure) -> None:
+    def shape(self, model: OpenModel, structure: Structure) -> None:
         """Install empty quantizers and take the float weights of quantized modules away."""
         modules = model.sites()
         quantizers: dict[str, dict[str, nn.Module]] = {}
@@ -109,7 +109,7 @@ class Int8:
         ops = QuantOps(quantizers).to(device)
         model.set_ops(ops.train(model.training))
 
-    def fold(self, model: OpenViT, structure: Structure) -> None:
+    def fold(self, model: OpenModel, structure: Structure) -> None:
         """Fill the quantizers from `model.calibration`. Raises `Refused` if `learn` has not run on this model."""
         calibration = vars(model).pop("calibration", None)
         if calibration is None:
@@ -120,7 +120,7 @@ class Int8:
         for site, weight in calibration.weights.items():
             ops.at(site)["weight"].set_weight(weight)
 
-    def achieved(self, model: OpenViT) -> dict[str, Any]:
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"quantized": sites rounded, "float": sites of weights left float, "weight_bits": mean over all weights}."""
         rows = describe(model)
         counts = {kind: sum(r["bits"] == kind for r in rows if r["operand"] == "weight") for kind in (BITS, 32)}
@@ -131,7 +131,7 @@ class Int8:
 
 
 @torch.no_grad()
-def observe(model: OpenViT, data: Data, images: int, *, products: bool) -> ObserverOps:
+def observe(model: OpenModel, data: Data, images: int, *, products: bool) -> ObserverOps:
     """Run training images through the model in eval mode, observing every site."""
     observer = ObserverOps(products=products)
     device, training = next(model.parameters()).device, model.training
@@ -146,7 +146,7 @@ def observe(model: OpenViT, data: Data, images: int, *, products: bool) -> Obser
     return observer
 
 
-def describe(model: OpenViT) -> list[dict[str, Any]]:
+def describe(model: OpenModel) -> list[dict[str, Any]]:
     """What is rounded how: one row for each operand of each site.
 
     Keys: `site`, `kind` (conv, linear, matmul), `operand`, `bits` (32 where float), `scheme`, `granularity`, `elements`

@@ -26,7 +26,6 @@ _HOME = {
     "load": "store",
     "load_run": "store",
     "Run": "store",
-    "write_atomic": "store",
     "compress": "compressing",
     "apply": "compressing",
     "reapply": "compressing",

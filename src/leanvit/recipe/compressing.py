@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy import OpenViT, open_model
+from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
 
-OnStep = Callable[[str, OpenViT], None]
+OnStep = Callable[[str, OpenModel], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def compress(
     root: Root | None = None,
     recovery: Recovery | None = None,
     on_step: OnStep | None = None,
-) -> OpenViT:
+) -> OpenModel:
     """Apply methods to a copy of a model, in order. The model given is left as it was.
 
     Args:
@@ -82,7 +82,7 @@ def compress(
     return lean.eval()
 
 
-def apply(model: OpenViT, m: Any, data: Data | None = None) -> Plan:
+def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
     """One method's whole life on a model, in place: prepare, learn, shape, fold. Returns its plan."""
     training = model.training
     if hasattr(m, "prepare"):
@@ -97,7 +97,7 @@ def apply(model: OpenViT, m: Any, data: Data | None = None) -> Plan:
     return plan
 
 
-def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenViT:
+def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenModel:
     """Apply plans (edited ones too) to a dense root with its own weights: structure and fold, nothing is learned anew.
 
     Raises:
@@ -120,7 +120,7 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     return lean.eval()
 
 
-def _with_history(model: nn.Module, root: Root | None) -> OpenViT:
+def _with_history(model: nn.Module, root: Root | None) -> OpenModel:
     opened = open_model(model)
     if opened.history is None:
         proven = root_of(opened, name=root.name, kwargs=root.kwargs) if root else root_of(opened)
@@ -153,7 +153,7 @@ def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[i
     return set(trainable) if recovery.each else {trainable[-1]}
 
 
-def _recover(lean: OpenViT, dense: OpenViT, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenViT:
+def _recover(lean: OpenModel, dense: OpenModel, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
     from leanvit.training import RECOVERY, recover
 
     config = replace(RECOVERY, epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import nn
 
-from leanvit.anatomy import OpenViT, open_model
+from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
 from leanvit.recipe.method import Plan
 
@@ -82,7 +82,7 @@ def _check_argument(key: str, value: Any) -> None:
         raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
 
 
-def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenViT:
+def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
     """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone."""
     kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in root.kwargs.items()}
     try:
@@ -119,7 +119,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     return root
 
 
-def _prove(root: Root, model: OpenViT) -> None:
+def _prove(root: Root, model: OpenModel) -> None:
     """Refuse unless building the root gives a model of the same make: names, shapes, layers and settings."""
     built = create(root, device="meta")
     differences = [f"{key}: {was} here, {now} when rebuilt" for key, was, now in _differences(model, built)]
@@ -131,29 +131,13 @@ def _prove(root: Root, model: OpenViT) -> None:
         )
 
 
-def _differences(model: OpenViT, built: OpenViT) -> list[tuple[str, Any, Any]]:
-    ours, theirs = _make(model), _make(built)
+def _differences(model: OpenModel, built: OpenModel) -> list[tuple[str, Any, Any]]:
+    ours, theirs = model.make(), built.make()
     keys = [*ours, *(k for k in theirs if k not in ours)]
     return [(k, ours.get(k, "absent"), theirs.get(k, "absent")) for k in keys if ours.get(k) != theirs.get(k)]
 
 
-def _make(model: OpenViT) -> dict[str, Any]:
-    """Everything about a model that its root must reproduce, except values."""
-    make: dict[str, Any] = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    settings = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
-    make |= {key: getattr(model, key) for key in settings}
-    make["patch_embed.patch_size"] = tuple(model.patch_embed.patch_size)
-    make["patch_embed.img_size"] = model.patch_embed.img_size and tuple(model.patch_embed.img_size)
-    for name, module in model.named_modules():
-        if not list(module.children()) and not name.startswith("ops"):
-            make[f"{name} (layer)"] = repr(module)
-    for block in model.blocks:
-        attn = block.attn
-        make[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
-    return make
-
-
-def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenViT:
+def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenModel:
     """Build a root and replay the shapes of plans on it. Values are those of a fresh model: load them next."""
     model = create(root, device=device)
     for plan in plans:
@@ -161,7 +145,7 @@ def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenV
     return model
 
 
-def shape(model: OpenViT, plan: Plan) -> None:
+def shape(model: OpenModel, plan: Plan) -> None:
     """Replay one plan's structure on a model and write it into the history."""
     try:
         plan.method().shape(model, dict(plan.structure))
@@ -173,7 +157,7 @@ def shape(model: OpenViT, plan: Plan) -> None:
     model.history = model.history.plus(plan)
 
 
-def _check_slots(model: OpenViT) -> None:
+def _check_slots(model: OpenModel) -> None:
     """Two methods may not put reducing steps into one slot of one block: their scores would not mean what they say."""
     for block in model.blocks:
         for slot in ("before", "between", "after"):

@@ -26,7 +26,7 @@ from leanvit.recipe.papers import paper
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from leanvit.anatomy import OpenViT
+    from leanvit.anatomy import OpenModel
     from leanvit.data import Dataset, Preprocess
 
 Structure = dict[str, Any]
@@ -40,14 +40,14 @@ class Method(Protocol):
     """
 
     slug: ClassVar[str]
-    requires: ClassVar[frozenset[str]]  # traits that the model must have (anatomy: OpenViT.traits)
+    requires: ClassVar[frozenset[str]]  # traits that the model must have (anatomy: OpenModel.traits)
     destroys: ClassVar[frozenset[str]]  # traits that it no longer has afterwards
     slot: ClassVar[str]  # block slot that the method fills ("" for none): one method a slot and block
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
 
-    def shape(self, model: OpenViT, structure: Structure) -> None: ...
+    def shape(self, model: OpenModel, structure: Structure) -> None: ...
 
 
 _DEFAULTS: dict[str, Any] = {

@@ -25,9 +25,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanvit.errors import BadInput
+from leanvit.files import strict_message
 from leanvit.recipe.compressing import Recovery
 from leanvit.recipe.method import make_method
-from leanvit.recipe.store import strict_message
 
 
 class _Strict(BaseModel):

@@ -6,79 +6,71 @@ The JSON names its weights file by content, is written last and atomically: a fo
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 
 from leanvit import __version__
-from leanvit.anatomy import OpenViT
-from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, nearest
+from leanvit.anatomy import OpenModel
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
+from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import History, Root, replay
 from leanvit.recipe.method import Plan
 
 if TYPE_CHECKING:
     from leanvit.data import Preprocess
 
+KIND = "leanvit-run"
 FORMAT = 1
 JSON_NAME = "leanvit.json"
-_JSON_LIMIT = 16 * 2**20  # bytes; the largest plan we know is under one
 
 
 @dataclass(frozen=True)
 class Run:
     """A loaded run folder."""
 
-    model: OpenViT
+    model: OpenModel
     path: Path
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)  # versions it was made with, and the like
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _RootFile(_Strict):
+class _RootFile(Strict):
     name: str
     kwargs: dict[str, Any]
 
 
-class _PlanFile(_Strict):
+class _PlanFile(Strict):
     slug: str
     knobs: dict[str, Any]
     structure: dict[str, Any]
 
 
-class _WeightsFile(_Strict):
+class _WeightsFile(Strict):
     file: str
     sha256: str
 
 
-class _RunFile(_Strict):
-    kind: Literal["leanvit-run"]
-    format: int
+class _RunFile(Sealed):
     root: _RootFile
     plans: list[_PlanFile]
     weights: _WeightsFile
     preprocess: dict[str, Any] | None = None
-    classes: list[str] = []
-    info: dict[str, Any] = {}
-    seal: str  # sha256 of everything else in the file
+    classes: list[str] = Field(default_factory=list)
+    info: dict[str, Any] = Field(default_factory=dict)
 
 
 def save(
-    model: OpenViT,
+    model: OpenModel,
     path: str | Path,
     *,
     preprocess: Preprocess | None = None,
@@ -97,7 +89,8 @@ def save(
 
     Raises:
         Refused: the history does not rebuild the model (checked before anything is written).
-        BadInput: there is a run already, or the path is not a folder that can be written.
+        BadInput: there is a run already, or the path is not a folder that can be made.
+        LeanvitError: a file cannot be written (disk full, read-only); a run that was there is unchanged.
     """
     path = Path(path)
     if (path / JSON_NAME).exists() and not overwrite:
@@ -107,30 +100,28 @@ def save(
     history = _proven_history(model)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        weights = _write_weights(model, path)
-        written = {
-            "kind": "leanvit-run",
-            "format": FORMAT,
-            "root": history.root.to_json(),
-            "plans": [plan.to_json() for plan in history.plans],
-            "weights": weights,
-            "preprocess": None if preprocess is None else preprocess.to_json(),
-            "classes": list(classes),
-            "info": {
-                **(info or {}),
-                "made_with": {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__},
-            },
-        }
-        write_atomic(path / JSON_NAME, json.dumps({**written, "seal": seal_of(written)}, indent=1).encode())
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
+    weights = _write_weights(model, path)
+    made_with = {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__}
+    written = {
+        "kind": KIND,
+        "format": FORMAT,
+        "root": history.root.to_json(),
+        "plans": [plan.to_json() for plan in history.plans],
+        "weights": weights,
+        "preprocess": None if preprocess is None else preprocess.to_json(),
+        "classes": list(classes),
+        "info": {**(info or {}), "made_with": made_with},
+    }
+    write_atomic(path / JSON_NAME, sealed_text(written))
     for old in path.glob("weights-*.safetensors"):
         if old.name != weights["file"]:
             old.unlink(missing_ok=True)
     return path
 
 
-def _proven_history(model: OpenViT) -> History:
+def _proven_history(model: OpenModel) -> History:
     """The history, if replaying it gives a state dict of the same names, shapes and kinds."""
     if model.history is None:
         raise Refused("the model has no history: pass it through compress(model, []) or root_of first")
@@ -141,48 +132,16 @@ def _proven_history(model: OpenViT) -> History:
     return model.history
 
 
-def seal_of(content: dict[str, Any]) -> str:
-    """sha256 over the canonical text of a run file, its own seal left out."""
-    rest = {k: v for k, v in content.items() if k != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _write_weights(model: OpenViT, path: Path) -> dict[str, str]:
+def _write_weights(model: OpenModel, path: Path) -> dict[str, str]:
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    handle, name = tempfile.mkstemp(dir=path, prefix=".weights-", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        save_file(tensors, temporary)
-        digest = file_sha256(temporary)
-        target = path / f"weights-{digest[:12]}.safetensors"
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return {"file": target.name, "sha256": digest}
+    content = to_safetensors(tensors)
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"weights-{digest[:12]}.safetensors"  # by content: the JSON, written last, says which one counts
+    write_atomic(path / name, content)
+    return {"file": name, "sha256": digest}
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new one and nothing between."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load(path: str | Path) -> OpenViT:
+def load(path: str | Path) -> OpenModel:
     """The model of a run folder, in eval mode. Raises `CheckpointError` or `BadInput`."""
     return load_run(path).model
 
@@ -217,65 +176,13 @@ def read_run_file(path: Path) -> _RunFile:
     name = path / JSON_NAME
     if not name.is_file():
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it")
-    if name.stat().st_size > _JSON_LIMIT:
-        raise CheckpointError(f"{name} has {name.stat().st_size} bytes; accepted: up to {_JSON_LIMIT}")
-    try:
-        content = json.loads(name.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name} is not valid JSON (truncated?): {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != "leanvit-run":
-        raise CheckpointError(f"{name} is not a leanvit run (kind: {_short(content)})")
-    found = content.get("format")
-    if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(
-            f"{name} has format {found}; this leanvit {__version__} reads up to {FORMAT}: update leanvit"
-        )
-    try:
-        file = _RunFile.model_validate(content)
-    except ValidationError as error:
-        raise CheckpointError(f"{name}: {strict_message(error, _RunFile)}") from error
-    if file.seal != seal_of(content):
-        raise CheckpointError(
-            f"{name} was changed after it was saved. An edited plan belongs to the root: reapply(root, plans)"
-        )
-    return file
-
-
-def strict_message(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a strict validation in words: which key, what was given, the nearest known key."""
-    problems = error.errors()  # a misspelt key also leaves the right one missing: name the misspelt one
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {where!r}: {nearest(str(first['loc'][-1]), _keys_at(model, first['loc'][:-1]))}"
-    return f"{where}: {first['msg']} (given: {_short(first.get('input'))})"
-
-
-def _keys_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
-    for part in loc:
-        if isinstance(part, str) and part in model.model_fields:
-            kinds = [model.model_fields[part].annotation, *getattr(model.model_fields[part].annotation, "__args__", ())]
-            inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-            model = inner[0] if inner else model
-    return [f.alias or name for name, f in model.model_fields.items()]
-
-
-def _short(value: Any) -> str:
-    text = repr(value.get("kind") if isinstance(value, dict) else value)
-    return text if len(text) < 60 else f"{text[:57]}..."
+    advice = "An edited plan belongs to the root: reapply(root, plans)"
+    return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
 
 
 def _checked_weights(path: Path, file: _RunFile) -> Path:
-    if Path(file.weights.file).name != file.weights.file:
-        raise CheckpointError(f"{path}: weights file {file.weights.file!r} is not a plain file name")
-    weights = path / file.weights.file
-    if not weights.is_file():
-        raise CheckpointError(f"{path}: the weights file {weights.name} is missing")
-    found = file_sha256(weights)
-    if found != file.weights.sha256:
-        raise CheckpointError(
-            f"{weights} was truncated or changed: its sha256 is {found[:12]}…, saved was {file.weights.sha256[:12]}…"
-        )
+    weights = plain_name(path, file.weights.file)
+    check_sha256(weights, file.weights.sha256)
     return weights
 
 
@@ -298,7 +205,7 @@ def _first_mismatch(want: dict[str, torch.Tensor], have: dict[str, torch.Tensor]
     return ""
 
 
-def _refuse_unfilled(path: Path, model: OpenViT) -> None:
+def _refuse_unfilled(path: Path, model: OpenModel) -> None:
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
         raise CheckpointError(f"{path}: {len(left)} tensors are in no file, first {left[0]!r}")

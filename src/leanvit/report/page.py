@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from leanvit import __version__
 from leanvit.errors import BadInput
-from leanvit.recipe import write_atomic
+from leanvit.files import write_atomic
 from leanvit.report import figures, rows
 from leanvit.report.material import Material, Measurement, read_run
 from leanvit.report.token_maps import TokenMaps

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from leanvit.errors import BadInput, CheckpointError
 
 if TYPE_CHECKING:
-    from leanvit.anatomy import OpenViT
+    from leanvit.anatomy import OpenModel
     from leanvit.data import Dataset, Preprocess
 
 TOKENS = "tokens.json"
@@ -85,7 +85,7 @@ class TokenMaps:
 
 
 def trace_tokens(
-    model: OpenViT, dataset: Dataset, preprocess: Preprocess, *, name: str, count: int = IMAGES
+    model: OpenModel, dataset: Dataset, preprocess: Preprocess, *, name: str, count: int = IMAGES
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanvit.anatomy import OpenViT, State, Step
+from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_prefix
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe.method import Structure, method
@@ -234,7 +234,7 @@ class EViT:
                     f"blocks is {self.blocks!r}, but {name} lists every block of the model: give one of the two"
                 )
 
-    def learn(self, model: OpenViT, data: object = None) -> Structure:
+    def learn(self, model: OpenModel, data: object = None) -> Structure:
         """Where and how much: {"blocks": [{"block": int, "keep_rate": float, "tokens": int | None}, ...]}.
 
         Raises:
@@ -251,7 +251,7 @@ class EViT:
         ]
         return {"blocks": rows}
 
-    def shape(self, model: OpenViT, structure: Structure) -> None:
+    def shape(self, model: OpenModel, structure: Structure) -> None:
         """Put the steps in; a block whose rate is 1 and that has no count gets none."""
         if model.cls_token is None:
             raise Refused("evit scores patches by the attention of a class token, which this model does not have")
@@ -265,11 +265,11 @@ class EViT:
             step = Reorganize(block.name, **_without_block(row), fuse=self.fuse, select=self.select, seed=self.seed)
             block.between.append(step.train(model.training))
 
-    def achieved(self, model: OpenViT) -> dict[str, Any]:
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
-    def callbacks(self, model: OpenViT) -> list[KeepRateSchedule]:
+    def callbacks(self, model: OpenModel) -> list[KeepRateSchedule]:
         """The schedule of the keep rate for the training that follows; empty when the rate is fixed."""
         if not self.start_epoch and not self.shrink_epochs:
             return []
@@ -298,7 +298,7 @@ def _per_block(name: str, value: Any, chosen: Sequence[int], depth: int, *, othe
     return [value if i in chosen else other for i in range(depth)]
 
 
-def _checked_row(row: Mapping[str, Any], model: OpenViT) -> dict[str, Any]:
+def _checked_row(row: Mapping[str, Any], model: OpenModel) -> dict[str, Any]:
     """A row of the (perhaps hand-edited) structure, or `BadInput`."""
     index, rate, count = row["block"], row["keep_rate"], row.get("tokens")
     if not _whole(index, least=0) or index >= len(model.blocks):

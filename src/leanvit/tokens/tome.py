@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from leanvit.anatomy import OpenViT, Phases, State, Step
+from leanvit.anatomy import OpenModel, Phases, State, Step
 from leanvit.anatomy.tokens import complement, moved_owner, new_places, take_tokens
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import Structure, method
@@ -209,14 +209,14 @@ class ToMe:
         if not isinstance(self.prop_attn, bool):
             raise BadInput(f"prop_attn is {self.prop_attn!r}; accepted: true or false")
 
-    def learn(self, model: OpenViT, data: object = None) -> Structure:
+    def learn(self, model: OpenModel, data: object = None) -> Structure:
         """Merges where there are any: {"blocks": [{"block": int, "r": int}, ...]}."""
         depth = len(model.blocks)
         if isinstance(self.r, tuple) and not _inflected(self.r) and len(self.r) > depth:
             raise BadInput(f"r lists {len(self.r)} blocks; accepted: up to {depth}, the model's depth")
         return {"blocks": [{"block": i, "r": r} for i, r in enumerate(schedule(self.r, depth)) if r]}
 
-    def shape(self, model: OpenViT, structure: Structure) -> None:
+    def shape(self, model: OpenModel, structure: Structure) -> None:
         """Put the steps in, and the score term into every attention that may meet merged tokens."""
         rows = [_checked_row(row, model) for row in structure["blocks"]]
         for index, r in rows:
@@ -230,7 +230,7 @@ class ToMe:
                 attn: Any = block.attn
                 attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
 
-    def achieved(self, model: OpenViT) -> dict[str, Any]:
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
@@ -246,7 +246,7 @@ def _check_r(r: Any) -> None:
         raise BadInput(f"r is {r!r}; {accepted}")
 
 
-def _checked_row(row: Mapping[str, Any], model: OpenViT) -> tuple[int, int]:
+def _checked_row(row: Mapping[str, Any], model: OpenModel) -> tuple[int, int]:
     """(block, r) of a row of the (perhaps hand-edited) structure, or `BadInput`."""
     index, r = row["block"], row["r"]
     if not _whole(index) or index >= len(model.blocks):

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput
-from leanvit.training.checkpoint import write_atomically
+from leanvit.files import write_atomic
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
 
@@ -109,7 +109,7 @@ class JsonlLog:
         kept = self._rows_until(run) if run.step else []
         text = "".join(json.dumps(row) + "\n" for row in kept)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text))
+        write_atomic(self.path, lambda temporary: temporary.write_text(text))
         self._file = self.path.open("a")
         self._write({"event": "start", "step": run.step, "total_steps": run.total_steps, **run.config.to_json()})
 

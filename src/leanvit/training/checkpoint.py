@@ -8,8 +8,7 @@ or by (seed, step).
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.files import write_atomic
 
 FORMAT = 1
 STATE = Path("training/state.safetensors")  # in the folder of the run
@@ -39,30 +39,10 @@ class Position:
     progress: dict[str, Any]
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there in one step.
-
-    Raises LeanvitError with the system's reason (disk full, read-only); an older file at `path` stays whole.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes its files readable by their owner alone
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        kept = "; the file that was there is unchanged" if path.exists() else ""
-        raise LeanvitError(f"cannot write {path}: {error}{kept}") from error
-
-
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write the model's state dict under its own names."""
     tensors = {name: _detached(tensor) for name, tensor in model.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    write_atomic(path, lambda temporary: save_file(tensors, temporary))
 
 
 def save_state(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, position: Position) -> None:
@@ -78,7 +58,7 @@ def save_state(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimize
             tensors[f"optimizer.{names[index]}.{slot}"] = _detached(torch.as_tensor(value))
     header = {"format": FORMAT, "about": position.about, "progress": position.progress}
     metadata = {_HEADER: json.dumps(header, allow_nan=False)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_state(

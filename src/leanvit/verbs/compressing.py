@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanvit.anatomy import OpenViT
+from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput
+from leanvit.files import write_atomic
 from leanvit.measure import Comparison, compare
-from leanvit.recipe import Data, Recovery, check_order, knobs_of, save, write_atomic
+from leanvit.recipe import Data, Recovery, check_order, knobs_of, save
 from leanvit.recipe import compress as compress_model
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
@@ -140,10 +141,10 @@ class _Steps:
     """Keeps a copy of the model after each step, under the name of its row."""
 
     def __init__(self, *, first: str, say: Say, keep: bool) -> None:
-        self.models: dict[str, OpenViT] = {}
+        self.models: dict[str, OpenModel] = {}
         self._first, self._say, self._keep = first, say, keep
 
-    def take(self, label: str, model: OpenViT) -> None:
+    def take(self, label: str, model: OpenModel) -> None:
         name = self._first if not self.models else self._free(f"+ {label}")
         self._say(f"compress: {name}")
         self.models[name] = copy.deepcopy(model).eval() if self._keep else model
@@ -153,7 +154,7 @@ class _Steps:
         return f"{name} ({taken + 1})" if taken else name
 
 
-def _achieved(method: Any, lean: OpenViT) -> dict[str, Any]:
+def _achieved(method: Any, lean: OpenModel) -> dict[str, Any]:
     return dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, unknown
+from leanvit.files import write_atomic
 from leanvit.measure import Comparison, compare
-from leanvit.recipe import write_atomic
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import Stopwatch, new_file

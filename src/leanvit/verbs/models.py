@@ -11,7 +11,7 @@ import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from leanvit.anatomy import OpenViT
+from leanvit.anatomy import OpenModel
 from leanvit.data import Dataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
 from leanvit.errors import BadInput, CheckpointError, unknown
 from leanvit.recipe import Root, create, load_run
@@ -28,7 +28,7 @@ def silent(line: str) -> None:
 class Loaded:
     """A model with what belongs to it."""
 
-    model: OpenViT  # in eval mode
+    model: OpenModel  # in eval mode
     preprocess: Preprocess
     classes: tuple[str, ...]
     name: str  # of a row: "dense", "evit + int8", or the timm name
@@ -80,13 +80,13 @@ def load_model(
     return loaded if adapt_to is None else replace(loaded, classes=tuple(adapt_to.classes))
 
 
-def row_name(model: OpenViT) -> str:
+def row_name(model: OpenModel) -> str:
     """`dense`, or the methods in order: `evit + int8`."""
     plans = model.history.plans if model.history else ()
     return " + ".join(plan.slug for plan in plans) or "dense"
 
 
-def as_runner(model: OpenViT, preprocess: Preprocess) -> OpenViT:
+def as_runner(model: OpenModel, preprocess: Preprocess) -> OpenModel:
     """The model with what `measure` asks of a runner: its preprocessing."""
     runner: Any = model
     runner.preprocess = preprocess
@@ -158,7 +158,7 @@ def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}
 
 
-def _load_weights(model: OpenViT, path: Path) -> None:
+def _load_weights(model: OpenModel, path: Path) -> None:
     """Load a safetensors state dict strictly. Raises `BadInput` or `CheckpointError`, naming what does not fit."""
     if not path.is_file():
         raise BadInput(f"--weights {path}: there is no such file")

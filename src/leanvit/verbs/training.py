@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.errors import BadInput, Refused, nearest
-from leanvit.recipe import save, write_atomic
+from leanvit.files import write_atomic
+from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, ProgressBar, Run, fit
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder

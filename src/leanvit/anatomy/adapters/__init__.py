@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from leanvit.anatomy.adapters import plain_vit
-from leanvit.anatomy.vit import OpenViT
+from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
 FAMILIES = (plain_vit,)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
 
 
-def open_model(model: nn.Module, *, check: bool = True) -> OpenViT:
+def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
     """Open a timm model: the same children and parameters (by reference), run by leanvit's text.
 
     Args:
@@ -24,7 +24,7 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenViT:
     Raises:
         Refused: a family, child or attribute that no adapter understands (named), or a forward that differs.
     """
-    if isinstance(model, OpenViT):
+    if isinstance(model, OpenModel):
         return model
     for family in FAMILIES:
         if family.understands(model):
@@ -36,13 +36,13 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenViT:
     raise Refused(f"{_named(model)} is not of a family that leanvit can open. Supported: {kinds}")
 
 
-def close_model(opened: OpenViT) -> nn.Module:
+def close_model(opened: OpenModel) -> nn.Module:
     """The timm model again, with the opened one's children (new classifiers and changed weights included).
 
     Raises:
         Refused: the model holds something that timm's class cannot run (steps, op sets, unequal q and v widths).
     """
-    held = sorted({step.source or type(step).__name__ for block in opened.blocks for step in block.steps()})
+    held = sorted({step.source or type(step).__name__ for step in opened.steps()})
     if held:
         raise Refused(f"cannot close: the blocks hold steps of {', '.join(held)}, which timm's class would not run")
     if isinstance(opened.ops, nn.Module):
@@ -57,12 +57,10 @@ def close_model(opened: OpenViT) -> nn.Module:
 
 
 @torch.no_grad()
-def _compare(model: nn.Module, opened: OpenViT) -> None:
+def _compare(model: nn.Module, opened: OpenModel) -> None:
     """One image through both, in eval mode; refuses on the first different bit."""
     like = next(model.parameters())
-    size = opened.patch_embed.img_size or (8 * opened.patch_embed.patch_size[0],) * 2
-    channels = opened.patch_embed.proj.in_channels
-    noise = torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, *opened.probe_size(), generator=torch.Generator().manual_seed(0))
     image = noise.to(device=like.device, dtype=like.dtype)
     training = [(m, m.training) for m in (*model.modules(), *opened.modules())]
     try:

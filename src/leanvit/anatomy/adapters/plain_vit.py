@@ -16,7 +16,8 @@ from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from leanvit.anatomy.vit import Attention, Block, Mlp, OpenViT, PackedGluMlp, SplitGluMlp
+from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, SplitGluMlp
+from leanvit.anatomy.vit import OpenViT
 from leanvit.errors import Refused
 
 SUPPORTED = (

@@ -1,0 +1,268 @@
+"""The parts of a transformer block, written once against the operations of `anatomy/ops.py`: attention, MLP, block.
+
+Parts are given, not built: an adapter hands over the children of a timm model under their own names, so state-dict
+keys stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from leanvit.anatomy.ops import Ops
+from leanvit.anatomy.score import NO_PHASES, Term, attend, score_rows
+from leanvit.anatomy.state import State
+from leanvit.errors import BadInput
+
+
+class Step(nn.Module):
+    """Something a method puts into a slot of a block: `(x (B, N, C), state) -> (x, state)`.
+
+    `needs` names what the attention of the block must leave in the state for it (`"cls_attn"`, `"keys"`);
+    `reduces` says that fewer tokens come out than go in; `source` is the slug of the method that put it there.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    reduces: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose number of heads and whose q/k and v widths are its own.
+
+    `qkv` gives [q (heads x qk_dim), k (heads x qk_dim), v (heads x v_dim)]. `scale` is stored: it does not follow
+    the width when the attention is pruned.
+    """
+
+    qkv: Any
+    proj: Any
+    gate: Any
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        qkv: nn.Module,
+        proj: nn.Module,
+        heads: int,
+        qk_dim: int,
+        v_dim: int,
+        scale: float,
+        fused: bool = True,
+        scale_on_q: bool = True,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        gate: nn.Module | None = None,
+        attn_drop: nn.Module | None = None,
+        proj_drop: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.heads, self.qk_dim, self.v_dim, self.scale = heads, qk_dim, v_dim, scale
+        self.fused, self.scale_on_q = fused, scale_on_q
+        self.terms: tuple[Term, ...] = ()
+        self.qkv = qkv
+        self.q_norm = q_norm or nn.Identity()
+        self.k_norm = k_norm or nn.Identity()
+        self.attn_drop = attn_drop or nn.Identity()
+        self.norm = norm or nn.Identity()
+        self.gate = gate
+        self.proj = proj
+        self.proj_drop = proj_drop or nn.Identity()
+
+    def forward(self, x: Any, state: State, needs: frozenset[str] = frozenset()) -> tuple[Any, State]:
+        """(B, N, C) -> (B, N, C); leaves what `needs` asks for in the state."""
+        ops, at = state.ops, self.name
+        gate = None
+        if self.gate is not None:
+            gate = ops.sigmoid(f"{at}.gate_act", ops.linear(f"{at}.gate", self.gate, x))
+        qkv = ops.linear(f"{at}.qkv", self.qkv, x)
+        q, k, v = self.split_heads(ops, qkv)
+        q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
+
+        phases = NO_PHASES
+        for term in self.terms:
+            phases = term(phases, state)
+        out, weights = attend(
+            ops,
+            at,
+            q,
+            k,
+            v,
+            scale=self.scale,
+            phases=phases,
+            fused=self.fused,
+            scale_on_q=self.scale_on_q,
+            dropout=self.attn_drop if isinstance(self.attn_drop, nn.Dropout) else None,
+        )
+        if "cls_attn" in needs:
+            first = slice(0, 1)
+            if weights is None or ops.rows_apart:
+                row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
+            else:
+                row = weights[:, :, first]
+            state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
+        if "keys" in needs:
+            state = state.with_(keys=k)
+
+        x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
+        x = apply_norm(ops, f"{at}.norm", self.norm, x)
+        if gate is not None:
+            x = ops.mul(f"{at}.gated", x, gate)
+        x = ops.linear(f"{at}.proj", self.proj, x)
+        return ops.drop(self.proj_drop, x), state
+
+    def split_heads(self, ops: Ops, qkv: Any) -> tuple[Any, Any, Any]:
+        """(B, N, heads (2 qk_dim + v_dim)) -> q, k (B, heads, N, qk_dim) and v (B, heads, N, v_dim)."""
+        qk = self.heads * self.qk_dim
+        cuts = ((0, qk, self.qk_dim), (qk, 2 * qk, self.qk_dim), (2 * qk, None, self.v_dim))
+        q, k, v = (
+            ops.rearrange(f"{self.name}.{letter}", qkv, _head_cut(start, stop, self.heads, width))
+            for letter, (start, stop, width) in zip("qkv", cuts, strict=True)
+        )
+        return q, k, v
+
+
+def _head_cut(start: int, stop: int | None, heads: int, width: int) -> Callable[[Tensor], Tensor]:
+    def cut(t: Tensor) -> Tensor:
+        return t[..., start:stop].unflatten(-1, (heads, width)).transpose(1, 2)
+
+    return cut
+
+
+def merge_heads(t: Tensor) -> Tensor:
+    return t.transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    """Two linears with an activation between: `(x (B, N, C), state) -> (x, state)`."""
+
+    fc1: Any
+    fc1_g: Any
+    fc1_x: Any
+    act: nn.Module
+    drop1: nn.Module
+    norm: nn.Module
+    fc2: Any
+    drop2: nn.Module
+
+    def __init__(self, *, name: str, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.name = name
+        for key, part in parts.items():  # fc1, act, drop1, norm, fc2, drop2
+            self.add_module(key, part)
+
+    def forward(self, x: Any, state: State) -> tuple[Any, State]:
+        x = self.hidden(x, state)
+        ops, at = state.ops, self.name
+        x = ops.drop(self.drop1, x)
+        x = apply_norm(ops, f"{at}.norm", self.norm, x)
+        x = ops.linear(f"{at}.fc2", self.fc2, x)
+        return ops.drop(self.drop2, x), state
+
+    def hidden(self, x: Any, state: State) -> Any:
+        ops, at = state.ops, self.name
+        return ops.act(f"{at}.act", self.act, ops.linear(f"{at}.fc1", self.fc1, x))
+
+
+class PackedGluMlp(Mlp):
+    """Gated MLP whose first linear gives value and gate in one tensor (timm's `GluMlp`, `SwiGLUPacked`)."""
+
+    def __init__(self, *, name: str, parts: dict[str, nn.Module], gate_last: bool) -> None:
+        super().__init__(name=name, parts=parts)
+        self.gate_last = gate_last
+
+    def hidden(self, x: Any, state: State) -> Any:
+        ops, at = state.ops, self.name
+        both = ops.linear(f"{at}.fc1", self.fc1, x)
+        first = ops.rearrange(f"{at}.first", both, lambda t: t.chunk(2, dim=-1)[0])
+        second = ops.rearrange(f"{at}.second", both, lambda t: t.chunk(2, dim=-1)[1])
+        if self.gate_last:
+            return ops.mul(f"{at}.gated", first, ops.act(f"{at}.act", self.act, second))
+        return ops.mul(f"{at}.gated", ops.act(f"{at}.act", self.act, first), second)
+
+
+class SplitGluMlp(Mlp):
+    """Gated MLP with two first linears, `fc1_g` and `fc1_x` (timm's `SwiGLU`)."""
+
+    def hidden(self, x: Any, state: State) -> Any:
+        ops, at = state.ops, self.name
+        gate = ops.act(f"{at}.act", self.act, ops.linear(f"{at}.fc1_g", self.fc1_g, x))
+        return ops.mul(f"{at}.gated", gate, ops.linear(f"{at}.fc1_x", self.fc1_x, x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        norm1: nn.Module,
+        attn: Attention,
+        norm2: nn.Module,
+        mlp: nn.Module,
+        ls1: nn.Module | None = None,
+        ls2: nn.Module | None = None,
+        drop_path1: nn.Module | None = None,
+        drop_path2: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.norm1, self.attn = norm1, attn
+        self.ls1, self.drop_path1 = ls1 or nn.Identity(), drop_path1 or nn.Identity()
+        self.norm2, self.mlp = norm2, mlp
+        self.ls2, self.drop_path2 = ls2 or nn.Identity(), drop_path2 or nn.Identity()
+        self.before, self.between, self.after = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+
+    def forward(self, x: Any, state: State | None = None) -> tuple[Any, State]:
+        if state is None:
+            raise BadInput(f"{self.name} was called without a state: use model.run(x, state) or model(images)")
+        ops, at = state.ops, self.name
+        needs = self.needs
+        x, state = _take(self.before, x, state)
+
+        branch, shortcut = ops.clone(f"{at}.clone1", x)
+        branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
+        branch, state = self.attn(branch, state, needs)
+        branch = _layer_scale(ops, f"{at}.ls1", self.ls1, branch)
+        x = ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch))
+
+        x, state = _take(self.between, x, state)
+        if needs:
+            state = state.with_(cls_attn=None, keys=None)
+
+        branch, shortcut = ops.clone(f"{at}.clone2", x)
+        branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
+        state = state.with_(tokens=(*state.tokens, ops.shape(branch)[1]))
+        branch, state = self.mlp(branch, state)
+        branch = _layer_scale(ops, f"{at}.ls2", self.ls2, branch)
+        x = ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch))
+
+        x, state = _take(self.after, x, state)
+        return x, state.tapped(at, x)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset().union(*(step.needs for step in self.steps()))
+
+    def steps(self) -> Iterable[Step]:
+        for slot in (self.before, self.between, self.after):
+            yield from cast("Iterable[Step]", slot)
+
+
+def _take(slot: nn.ModuleList, x: Any, state: State) -> tuple[Any, State]:
+    for step in slot:
+        x, state = step(x, state)
+    return x, state
+
+
+def apply_norm(ops: Ops, site: str, module: nn.Module, x: Any) -> Any:
+    return x if isinstance(module, nn.Identity) else ops.norm(site, module, x)
+
+
+def _layer_scale(ops: Ops, site: str, module: nn.Module, x: Any) -> Any:
+    return x if isinstance(module, nn.Identity) else ops.mul(site, x, module.gamma)

@@ -1,0 +1,138 @@
+"""What every opened model offers, whatever its family: running, seams, op sets, and what methods and the recipe ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from leanvit.anatomy.blocks import Step
+from leanvit.anatomy.ops import TORCH, Ops
+from leanvit.anatomy.state import State
+
+
+class OpenModel(nn.Module, ABC):
+    """A model whose inside can be reached. Made by `leanvit.anatomy.open_model`.
+
+    Children and parameters carry the names that they have in timm. A family gives the seams `start`, `embed`, `run` and
+    `classify`, its `blocks`, and what timm's class offers besides. `history` is set by the recipe once methods were
+    applied.
+    """
+
+    family: ClassVar[str]
+    ops: Any  # an `Ops`; one that is an nn.Module is a child
+    blocks: Any  # a sequence of `Block`, in the order in which they run; empty where a family has none
+    num_classes: int
+    num_prefix_tokens: int
+    grad_checkpointing: bool
+    SETTINGS: ClassVar[tuple[str, ...]] = ()  # public attributes that the root must reproduce
+
+    def __init__(self, *, attributes: dict[str, Any], source: nn.Module | None) -> None:
+        """`attributes`: timm's public ones. `source`: the timm model, for `close_model`."""
+        super().__init__()
+        for key, value in attributes.items():
+            setattr(self, key, value)
+        self.ops = TORCH
+        self.history: Any = None
+        self._source = (source,)  # in a tuple, so that the closed model is not a child of the opened one
+
+    # --- running -----------------------------------------------------------------
+
+    def forward(self, images: Any, **context: Any) -> Any:
+        """(B, C, H, W) -> logits (B, classes). `context` are the context fields of `State` (keep_rate, task, ...)."""
+        return self.trace(images, **context)[0]
+
+    def trace(self, images: Any, **context: Any) -> tuple[Any, State]:
+        """Logits and the final state of one run."""
+        state = self.start(images, **context)
+        x, state = self.embed(images, state)
+        x, state = self.run(x, state)
+        return self.classify(x, state)
+
+    @abstractmethod
+    def start(self, images: Any, **context: Any) -> State:
+        """The state at the door. Raises `BadInput` if the image does not fit the model."""
+
+    @abstractmethod
+    def embed(self, images: Any, state: State) -> tuple[Any, State]:
+        """Images to tokens."""
+
+    @abstractmethod
+    def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
+        """Blocks `start` to `stop` (exclusive, default: all), like a slice."""
+
+    @abstractmethod
+    def classify(self, x: Any, state: State) -> tuple[Any, State]:
+        """Tokens after the last block to logits. The seam after the last block."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    # --- what methods and the recipe ask -----------------------------------------
+
+    def steps(self) -> Iterable[Step]:
+        """Every step that methods put into the blocks."""
+        for block in self.blocks:
+            yield from block.steps()
+
+    @property
+    def reduces_tokens(self) -> bool:
+        return any(step.reduces for step in self.steps())
+
+    def traits(self) -> frozenset[str]:
+        """What this model offers to the next method (see `recipe/compat.py`)."""
+        has = {
+            "class_token": getattr(self, "cls_token", None) is not None,
+            "full_grid": not self.reduces_tokens,
+            "float": self.ops.float_weights,
+            "static_tokens": True,
+        }
+        return frozenset(name for name, true in has.items() if true)
+
+    @torch.no_grad()
+    def patch_tokens(self) -> list[int]:
+        """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
+        like = next(self.parameters())
+        _, state = self.trace(torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype))
+        return [n - self.num_prefix_tokens for n in state.tokens]
+
+    @property
+    def precision(self) -> str | None:
+        """How the op set computes, where that is not what the tensors' dtypes say."""
+        return self.ops.precision
+
+    def set_ops(self, ops: Ops) -> None:
+        """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""
+        del self.ops
+        self.ops = ops
+
+    def sites(self) -> dict[str, nn.Module]:
+        """Every convolution and linear that the text runs, by site."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("ops.")
+        }
+
+    @abstractmethod
+    def input_size(self) -> tuple[int, int, int]:
+        """(C, H, W) that the model was built for. Raises `BadInput` if it has no size of its own."""
+
+    def probe_size(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image that the model takes: its own size, or a small one where it has none."""
+        return self.input_size()
+
+    def make(self) -> dict[str, Any]:
+        """Everything about the model that its root must reproduce, except values."""
+        made: dict[str, Any] = {k: tuple(v.shape) for k, v in self.state_dict().items()}
+        made |= {key: getattr(self, key) for key in self.SETTINGS}
+        for name, module in self.named_modules():
+            if not list(module.children()) and not name.startswith("ops"):
+                made[f"{name} (layer)"] = repr(module)
+        for block in self.blocks:
+            attn = block.attn
+            made[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
+        return made
