@@ -14,9 +14,15 @@ END = "<!-- end of methods -->"
 
 def table() -> str:
     """The methods as a markdown table."""
-    lines = ["| method | what it does | paper | published |", "|---|---|---|---|"]
-    lines += [f"| `{p.slug}` | {_cell(p.summary)} | {_source(p)} | {_cell(p.published)} |" for p in papers().values()]
+    lines = ["| method | what it does | paper | published | measured here |", "|---|---|---|---|---|"]
+    lines += [_row(p) for p in papers().values()]
     return "\n".join(lines)
+
+
+def _row(paper: Paper) -> str:
+    ours = _cell(paper.measured) + (f" ({_cell(paper.machine)}; `{_cell(paper.command)}`)" if paper.measured else "")
+    cells = (f"`{paper.slug}`", _cell(paper.summary), _source(paper), _cell(paper.published), ours)
+    return f"| {' | '.join(cells)} |"
 
 
 def renewed(text: str) -> str:
