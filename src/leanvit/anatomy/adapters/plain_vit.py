@@ -1,7 +1,7 @@
 """Adapter for timm's plain vision transformers.
 
 `vit_*`, `deit_*` (distilled too), `deit3_*`, registers, CLIP and DINOv2 towers, mean-pooled heads, layer scale,
-q/k norm, sub-norms, gated attention, SwiGLU. Read from timm 1.0.20 to 1.0.31.
+q/k norm, sub-norms, gated attention, SwiGLU. Read from timm 1.0.31.
 """
 
 from __future__ import annotations
