@@ -63,11 +63,12 @@ class OpenRelViT(OpenViT):
 
     def _shared_bias(self) -> Tensor | None:
         if self._modules.get("shared_rel_pos") is not None:
-            return self.shared_rel_pos.get_bias()
+            shared: Tensor = self.shared_rel_pos.get_bias()  # (1, H, N, N)
+            return shared
         if self._modules.get("rel_pos_bias") is None:
             return None
-        bias = self.rel_pos_bias()  # (H, N, N)
-        return bias if bias.ndim == 4 else bias.unsqueeze(0)
+        bias: Tensor = self.rel_pos_bias()  # (H, N, N): left so, a fourth dimension would choose another fused kernel
+        return bias
 
     def _dropped(self, x: Any, state: State, *, placed: bool) -> tuple[Any, State]:
         return super()._dropped(x, state, placed=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention, Block, Heads, Mlp, apply_norm, head_cut, layer_scale, merge_heads
+from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.state import State
 
 
@@ -134,15 +135,27 @@ class JointBlock(Block):
         return x, state
 
     def _attention(self, both: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
-        ops, at, heads = state.ops, self.name, self.attn
-        width, start = heads.heads * heads.qk_dim, self.hidden
-        q, k, v = (
-            ops.rearrange(f"{at}.{letter}", both, head_cut(start + i * width, start + (i + 1) * width, heads.heads, d))
-            for i, (letter, d) in enumerate((("q", heads.qk_dim), ("k", heads.qk_dim), ("v", heads.v_dim)))
-        )
+        ops, at = state.ops, self.name
+        q, k, v = self._projected(both, ops)
         q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
-        out, state = heads.weigh(q, k, v, state, needs, self.attn_drop)
+        out, state = self._weighed((q, k, v), state, needs)
         return ops.rearrange(f"{at}.merge", out, merge_heads), state
+
+    def _projected(self, both: Any, ops: Ops) -> tuple[Any, Any, Any]:
+        heads, start = self.attn, self.hidden
+        width = heads.heads * heads.qk_dim
+        q, k, v = (
+            ops.rearrange(
+                f"{self.name}.{letter}",
+                both,
+                head_cut(start + i * width, start + (i + 1) * width, heads.heads, heads.qk_dim),
+            )
+            for i, letter in enumerate("qkv")
+        )
+        return q, k, v
+
+    def _weighed(self, qkv: tuple[Any, Any, Any], state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        return self.attn.weigh(*qkv, state, needs, self.attn_drop)
 
     def _hidden(self, both: Any, state: State) -> Any:
         ops, at, hidden = state.ops, self.name, self.hidden

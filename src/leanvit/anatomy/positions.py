@@ -42,11 +42,15 @@ def rows_at(table: Tensor, places: Tensor | None) -> Tensor:
 
 
 def bias_at(bias: Tensor, state: State) -> Tensor:
-    """Bias between the tokens at hand: (1, H, N0, N0), N0 the prefix and the whole grid -> (1 or B, H, N, N)."""
+    """Bias between the tokens at hand: (1, H, N0, N0), N0 the prefix and the whole grid -> (B, H, N, N).
+
+    Before anything was taken the bias comes back as it is; the leading 1 may be missing.
+    """
     if state.places is None:
         return bias
+    bias = bias if bias.ndim == 3 else bias[0]
     index = with_prefix(state.places, state.num_prefix)  # (B, N)
     batch, tokens = index.shape
-    rows = bias[0].index_select(1, index.flatten()).unflatten(1, (batch, tokens)).transpose(0, 1)  # (B, H, N, N0)
-    columns = index[:, None, None, :].expand(batch, bias.shape[1], tokens, tokens)
+    rows = bias.index_select(1, index.flatten()).unflatten(1, (batch, tokens)).transpose(0, 1)  # (B, H, N, N0)
+    columns = index[:, None, None, :].expand(batch, bias.shape[0], tokens, tokens)
     return torch.gather(rows, 3, columns)

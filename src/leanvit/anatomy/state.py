@@ -32,7 +32,7 @@ class State:
     extra: Mapping[str, Any] = field(default_factory=dict)  # context of one method, under the method's own key
     positional: bool = False  # blocks read where tokens are (rotary positions, relative bias): `places` must be kept
     rope: Tensor | None = None  # (..., P, 2 d) sines and cosines of each patch of the grid
-    position_bias: Tensor | None = None  # (1, H, prefix + P, prefix + P), shared by all blocks
+    position_bias: Tensor | None = None  # ([1,] H, prefix + P, prefix + P), shared by all blocks
 
     # results out
     size: Tensor | None = None  # (B, N) patches that each token stands for; None: one each

@@ -18,6 +18,7 @@ from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import nn
 
 from leanvit.anatomy.blocks import Attention, Block, Heads, Mlp, PackedGluMlp, PostNormBlock, SplitGluMlp
+from leanvit.anatomy.differential import LAMBDAS, DifferentialAttention, DifferentialHeads, DifferentialJointBlock
 from leanvit.anatomy.parallel import AttentionBranch, Branch, JointBlock, ManyBlock, MlpBranch
 from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.positions import Rotary
@@ -73,6 +74,15 @@ def _relative(attn: Any, parts: dict[str, Any]) -> Attention:
     return RelPosAttention(rel_pos=rel_pos, **parts)
 
 
+def _differential(attn: Any, parts: dict[str, Any]) -> Attention:
+    parts["v_dim"] = 2 * parts["qk_dim"]
+    return DifferentialAttention(lambdas=_lambdas(attn), lambda_init=attn.lambda_init, **parts)
+
+
+def _lambdas(part: nn.Module) -> dict[str, nn.Parameter]:
+    return {key: p for key, p in part.named_parameters(recurse=False) if key in LAMBDAS}
+
+
 _SELF = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop"})
 _SPLIT = frozenset({"q_proj", "k_proj", "v_proj"})
 _BIASES = frozenset({"q_bias", "v_bias"})
@@ -81,6 +91,7 @@ ATTENTIONS: dict[type, Kind] = {
     eva.EvaAttention: Kind(_eva, _SELF | _SPLIT, _BIASES),
     TimmAttentionRope: Kind(_eva, _SELF | _SPLIT),
     beit.Attention: Kind(_beit, _SELF, _BIASES | {"relative_position_bias_table"}),
+    vision_transformer.DiffAttention: Kind(_differential, _SELF | {"sub_norm"}, frozenset(LAMBDAS)),
     vision_transformer_relpos.RelPosAttention: Kind(_relative, _SELF | {"rel_pos"}),
 }
 
@@ -201,11 +212,34 @@ def _joint(name: str, block: Any, rotary: Rotary | None) -> Block:
     return JointBlock(name=name, heads=heads, hidden=block.in_split[0], parts=parts, mlp_bias=block.mlp_bias)
 
 
+def _differential_joint(name: str, block: Any, rotary: Rotary | None) -> Block:
+    heads = DifferentialHeads(
+        name=f"{name}.attn",
+        heads=block.num_heads,
+        qk_dim=block.head_dim,
+        v_dim=2 * block.head_dim,
+        scale=block.scale,
+        fused=block.fused_attn,
+    )
+    heads.lambda_init = block.lambda_init
+    return DifferentialJointBlock(
+        name=name,
+        heads=heads,
+        hidden=block.in_split[0],
+        parts=dict(block.named_children()),
+        mlp_bias=block.mlp_bias,
+        lambdas=_lambdas(block),
+    )
+
+
 BLOCKS: dict[type, Kind] = {
     vision_transformer.Block: Kind(_pre_norm, _PRE),
     vision_transformer.ResPostBlock: Kind(_post_norm, _POST),
     vision_transformer.ParallelThingsBlock: Kind(_many, frozenset({"attns", "ffns"})),
     vision_transformer.ParallelScalingBlock: Kind(_joint, _JOINT, frozenset({"mlp_bias"})),
+    vision_transformer.DiffParallelScalingBlock: Kind(
+        _differential_joint, _JOINT | {"sub_norm"}, frozenset({"mlp_bias", *LAMBDAS})
+    ),
     eva.EvaBlock: Kind(_pre_norm, _PRE, _GAMMAS),
     eva.EvaBlockPostNorm: Kind(_post_norm, _POST),
     beit.Block: Kind(_pre_norm, _PRE, _GAMMAS),
@@ -267,7 +301,7 @@ _OURS = (Block, Branch, Attention, Mlp, AttentionPool, nn.ModuleList)
 def check_closable(block: Block) -> None:
     """Raise `Refused` for what timm's block would not run."""
     for attn in block.attentions():
-        if attn.qk_dim != attn.v_dim:
+        if attn.qk_dim != attn.v_dim and not isinstance(attn, DifferentialHeads):
             raise Refused(
                 f"cannot close: {attn.name} has q/k width {attn.qk_dim} and v width {attn.v_dim}; timm knows one"
             )
@@ -296,7 +330,7 @@ def hand_back(part: nn.Module, timm_part: nn.Module) -> None:
 
 def _hand_numbers(heads: Heads, timm_part: Any) -> None:
     timm_part.num_heads, timm_part.scale = heads.heads, heads.scale
-    for key, value in (("head_dim", heads.qk_dim), ("attn_dim", heads.heads * heads.qk_dim)):
+    for key, value in (("head_dim", heads.qk_dim), ("attn_dim", heads.heads * heads.v_dim)):
         if hasattr(timm_part, key):
             setattr(timm_part, key, value)
     # timm's fused path takes the scale of the width at hand and would ignore a stored one
