@@ -15,6 +15,7 @@ class OpenEva(OpenViT):
 
     family = "eva"
     POOL_READS_PREFIX = True
+    JOINS_ALONE = False
     rope: Any
     patch_drop: Any
 
@@ -54,6 +55,7 @@ class OpenRelViT(OpenViT):
     """timm's `VisionTransformerRelPos` and `Beit`: biases of relative positions, of each attention or shared by all."""
 
     family = "vit_relpos"
+    JOINS_ALONE = False
     POOLS: ClassVar[tuple[str, ...]] = ("", "avg", "token")
     shared_rel_pos: Any  # of VisionTransformerRelPos
     rel_pos_bias: Any  # of Beit

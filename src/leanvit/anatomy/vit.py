@@ -26,6 +26,7 @@ class OpenViT(OpenModel):
     family = "vit"
     POOLS: ClassVar[tuple[str, ...]] = ("", "avg", "avgmax", "max", "token", "map")
     SETTINGS = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
+    JOINS_ALONE: ClassVar[bool] = True  # without positions, patches are copied even where no token joins: other strides
     POOL_READS_PREFIX: ClassVar[bool] = False  # whether attention pooling reads the prefix tokens too
     patch_embed: Any
     cls_token: nn.Parameter | None
@@ -99,7 +100,7 @@ class OpenViT(OpenModel):
         table = self._position_table(state)
         if table is not None and self.no_embed_class:
             x = ops.add("pos_add", x, ops.param("pos_embed", table, x))
-        if self.token_names:
+        if self.token_names or (table is None and self.JOINS_ALONE):
             x = ops.cat("tokens", [*(ops.expand(t, getattr(self, t), x) for t in self.token_names), x])
         if table is not None and not self.no_embed_class:
             x = ops.add("pos_add", x, ops.param("pos_embed", table, x))
