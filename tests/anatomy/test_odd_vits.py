@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from test_plain_vit import FEATURE_OPTIONS, gradients, pair, same
 
 from leanvit.anatomy import OpenModel, close_model, open_model
 from leanvit.anatomy.blocks import Heads
@@ -15,7 +16,6 @@ from leanvit.anatomy.widths import set_attention_widths, set_embed_width
 from leanvit.errors import BadInput, Refused
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
-from test_plain_vit import FEATURE_OPTIONS, gradients, pair, same
 from zoo import ODD, SMALL, ZOO, build, images, randomise
 
 NAMES = sorted(ODD)
@@ -234,7 +234,9 @@ def test_int8_reaches_the_pool_and_the_separate_projections():
     seen = ObserverOps()
     opened = open_model(build("vit_pe_core_tiny_patch16_384"))
     opened(images(opened), ops=seen)
-    assert {"attn_pool.q", "attn_pool.kv", "attn_pool.proj", "attn_pool.mlp.fc2", "attn_pool.matmul1"} <= set(seen.kinds)
+    assert {"attn_pool.q", "attn_pool.kv", "attn_pool.proj", "attn_pool.mlp.fc2", "attn_pool.matmul1"} <= set(
+        seen.kinds
+    )
     assert {site for site, kind in seen.kinds.items() if kind != "matmul"} == set(opened.sites())
     apart = open_model(build("eva02_base_patch14_224"))
     apart(images(apart), ops=(seen := ObserverOps()))

@@ -11,7 +11,7 @@ from leanvit.anatomy.vit import OpenViT
 
 
 class OpenEva(OpenViT):
-    """timm's `Eva`: EVA and EVA-02, ROPE-ViT, DINOv3, perception encoders. `rope` makes the table of rotary positions."""
+    """timm's `Eva`: EVA, EVA-02, ROPE-ViT, DINOv3, perception encoders. `rope` makes the table of positions."""
 
     family = "eva"
     POOL_READS_PREFIX = True

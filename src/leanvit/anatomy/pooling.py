@@ -34,9 +34,7 @@ class AttentionPool(Heads, nn.Module):
     ) -> None:
         """`parts`: timm's q, kv, q_norm, k_norm, proj, proj_drop and norm."""
         nn.Module.__init__(self)
-        Heads.__init__(
-            self, name="attn_pool", heads=heads, qk_dim=head_dim, v_dim=head_dim, scale=scale, fused=fused
-        )
+        Heads.__init__(self, name="attn_pool", heads=heads, qk_dim=head_dim, v_dim=head_dim, scale=scale, fused=fused)
         self.pool = pool
         self.register_parameter("latent", latent)
         for key, part in parts.items():

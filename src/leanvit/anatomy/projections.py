@@ -52,9 +52,7 @@ class BiasedAttention(Attention):
 class SplitAttention(Attention):
     """A linear each for q, k and v. Keys and values may have fewer heads than queries (grouped queries)."""
 
-    def __init__(
-        self, *, q_proj: nn.Module, k_proj: nn.Module, v_proj: nn.Module, kv_heads: int, **parts: Any
-    ) -> None:
+    def __init__(self, *, q_proj: nn.Module, k_proj: nn.Module, v_proj: nn.Module, kv_heads: int, **parts: Any) -> None:
         super().__init__(**parts)
         self.q_proj, self.k_proj, self.v_proj = q_proj, k_proj, v_proj
         self.kv_heads = kv_heads

@@ -23,7 +23,8 @@ _TABLES = tuple(  # of some timm versions
     for name in ("RotaryEmbeddingCat", "RotaryEmbeddingMixed", "RotaryEmbeddingDinoV3", "RotaryEmbeddingMRope")
     if hasattr(pos_embed_sincos, name)
 )
-_CHILDREN = "patch_embed pos_drop patch_drop rope norm_pre blocks norm attn_pool fc_norm head_drop head".split()
+_EXTRAS = ("pos_drop", "patch_drop", "rope", "norm_pre")
+_CHILDREN = {"patch_embed", *_EXTRAS, "blocks", "norm", "attn_pool", "fc_norm", "head_drop", "head"}
 
 close_family = plain_vit.close_family
 

@@ -159,9 +159,8 @@ def open_pool(pool: Any) -> AttentionPool | None:
 _PRE = frozenset({"norm1", "attn", "ls1", "drop_path1", "norm2", "mlp", "ls2", "drop_path2"})
 _POST = _PRE - {"ls1", "ls2"}
 _GAMMAS = frozenset({"gamma_1", "gamma_2"})
-_JOINT = frozenset(
-    "in_norm in_proj q_norm k_norm attn_drop mlp_drop mlp_act out_proj attn_out_proj mlp_out_proj ls drop_path".split()
-)
+_JOINT = frozenset({"in_norm", "in_proj", "q_norm", "k_norm", "attn_drop", "mlp_drop", "mlp_act", "ls", "drop_path"})
+_JOINT |= {"out_proj", "attn_out_proj", "mlp_out_proj"}
 _EXACT: dict[str, tuple[type, ...]] = {
     "ls": (LayerScale, nn.Identity),
     "ls1": (LayerScale, nn.Identity),

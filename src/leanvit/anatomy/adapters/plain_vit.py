@@ -1,8 +1,8 @@
 """Adapter for timm's plain vision transformers.
 
-`vit_*`, `deit_*` (distilled too), `deit3_*`, registers, CLIP, SigLIP and DINOv2 towers, mean-pooled and attention-pooled
-heads, layer scale, q/k norm, sub-norms, gated attention, SwiGLU, post-norm and parallel blocks. Read from timm 1.0.20
-to 1.0.31.
+`vit_*`, `deit_*` (distilled too), `deit3_*`, registers, CLIP, SigLIP and DINOv2 towers, mean-pooled and
+attention-pooled heads, layer scale, q/k norm, sub-norms, gated and differential attention, SwiGLU, post-norm and parallel
+blocks. Read from timm 1.0.20 to 1.0.31.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def open_family(model: Any) -> OpenViT:
 def _check(model: Any) -> None:
     check_model(model, children=_CHILDREN, tokens=_TOKENS)
     if type(model) is VisionTransformerDistilled and getattr(model, "reg_token", None) is not None:
-        raise Refused("a distilled model with reg_tokens: timm's class never puts its register tokens into the sequence")
+        raise Refused(
+            "a distilled model with reg_tokens: timm's class never puts the register tokens into the sequence"
+        )
     if type(model.patch_drop) not in (nn.Identity, PatchDropout):
         raise Refused(f"patch_drop is a {type(model.patch_drop).__name__}; supported: PatchDropout")
 

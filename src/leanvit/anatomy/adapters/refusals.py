@@ -10,6 +10,7 @@ from torch import nn
 _POOLS = "its stages pool keys and values or queries inside attention"
 _STAGES = "a pyramid of stages that mixes convolutions with attention"
 _LINEAR = "its attention is linear: there are no scores of pairs of tokens"
+_LEVIT = "batch norms in place of layer norms, and attention that shrinks the grid"
 _TWO = "it runs two streams of tokens side by side"
 
 REASONS: dict[str, str] = {
@@ -18,12 +19,12 @@ REASONS: dict[str, str] = {
     "Cait": "its heads talk across attention maps, and the class token enters in the last blocks only",
     "CoaT": "factorised attention with convolutional relative positions, in parallel streams of several scales",
     "ConVit": "its attention is a gated sum of content and position maps, learned for each head",
-    "CPUBone": _STAGES,
+    "CPUBone": "a pyramid of convolutions, with convolutions inside its attention",
     "CrossVit": f"{_TWO}, of small and of large patches, that exchange class tokens",
-    "CSATv2": "it works on discrete cosine coefficients, with attention in its last stages only",
+    "CSATv2": "a pyramid of convolutions over discrete cosine coefficients, with attention over space in between",
     "DaVit": "it alternates windows of tokens with attention over channels",
-    "DeepseekVitClassifier": "an encoder for language models: convolutional merging of patches after the blocks",
-    "DeepseekVitEncoder": "an encoder for language models: it has no classifier",
+    "DeepseekVitClassifier": "a wrapper around a language model's encoder, which takes any grid of patches",
+    "DeepseekVitEncoder": "a language model's encoder: a projector of 3 x 3 tokens in place of a classifier",
     "EdgeNeXt": "a pyramid of convolutions whose attention is over channels",
     "EfficientFormer": _STAGES,
     "EfficientFormerV2": _STAGES,
@@ -34,15 +35,15 @@ REASONS: dict[str, str] = {
     "EfficientVitMsra": "its heads run one after the other, each on its own slice of the channels",
     "FastVit": _STAGES,
     "FocalNet": "it modulates by gathered context and has no attention",
-    "Gemma4VitClassifier": "an encoder for language models: positions of two axes are clipped, and patches pooled by grid",
-    "Gemma4VitEncoder": "an encoder for language models: it has no classifier",
+    "Gemma4VitClassifier": "a wrapper around a language model's encoder: blocks of four norms, masked tokens",
+    "Gemma4VitEncoder": "a language model's encoder: blocks of four norms, tokens pooled by grid in place of a classifier",
     "GlobalContextVit": "its windows take queries from a global map of the image",
     "Hiera": f"{_POOLS}; its tokens are kept in mask units, not in rows",
     "HieraDet": f"{_POOLS} and its windows",
     "IFormer": _STAGES,
-    "Levit": "convolutions and batch norms in place of linears and layer norms, and attention that shrinks the grid",
-    "LevitDistilled": "convolutions and batch norms in place of linears and layer norms, attention that shrinks the grid",
-    "LowFormer": _STAGES,
+    "Levit": _LEVIT,
+    "LevitDistilled": _LEVIT,
+    "LowFormer": "a pyramid of convolutions, with convolutions inside its attention",
     "MaxxVit": "convolutional stages with attention in windows and in grids",
     "MetaFormer": "a pyramid whose mixers are pooling, convolutions or attention by stage",
     "MlpMixer": "it mixes tokens by MLPs and has no attention",
@@ -54,8 +55,8 @@ REASONS: dict[str, str] = {
     "NextViT": _STAGES,
     "PoolingVisionTransformer": "convolutions shrink the grid between its stages",
     "PyramidVisionTransformerV2": "keys and values are shrunk by convolutions inside attention",
-    "Qwen3VitClassifier": "an encoder for language models: its patches are merged in groups of four",
-    "Qwen3VitEncoder": "an encoder for language models: it has no classifier",
+    "Qwen3VitClassifier": "a wrapper around a language model's encoder, which takes any grid of patches",
+    "Qwen3VitEncoder": "a language model's encoder: a projector of 2 x 2 tokens in place of a classifier",
     "SHViT": "one head of attention on a slice of the channels, among convolutions",
     "SwiftFormer": f"a pyramid of convolutions; {_LINEAR}",
     "SwinTransformer": "windows and shifts of windows over a pyramid of grids",

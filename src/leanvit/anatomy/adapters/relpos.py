@@ -15,7 +15,8 @@ from leanvit.errors import Refused
 
 SUPPORTED = "vision transformers with relative position biases of timm (vit_relpos_*, vit_srelpos_*, beit_*, beitv2_*)"
 
-_CHILDREN = "patch_embed pos_drop shared_rel_pos rel_pos_bias blocks norm fc_norm head_drop head".split()
+_BIASES = ("shared_rel_pos", "rel_pos_bias")
+_CHILDREN = {"patch_embed", "pos_drop", *_BIASES, "blocks", "norm", "fc_norm", "head_drop", "head"}
 _SHARED = (RelPosBias, RelPosMlp, RelativePositionBias)
 
 close_family = plain_vit.close_family
@@ -33,7 +34,7 @@ def open_family(model: Any) -> OpenRelViT:
         "patch_drop": nn.Identity(),
         "norm_pre": nn.Identity(),
     }
-    for key in ("shared_rel_pos", "rel_pos_bias"):
+    for key in _BIASES:
         if not hasattr(model, key):
             continue
         shared = getattr(model, key)
