@@ -51,7 +51,7 @@ class DifferentialHeads(Heads):
             rows = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))[:, :, 0]
             row = rows[:, 0::2] - weight * rows[:, 1::2]  # (B, H, N)
             state = state.with_(cls_attn=row[:, :, state.num_prefix :].mean(dim=1))
-        out = ops.norm(f"{at}.sub_norm", owner._modules["sub_norm"], out)
+        out = ops.norm(f"{at}.sub_norm", owner.get_submodule("sub_norm"), out)
         return ops.scale(f"{at}.sub_scale", out, 1 - self.lambda_init), state
 
     def _fused(self, ops: Ops, qkv: tuple[Any, Any, Any], weight: Tensor, phases: Phases, dropout: nn.Module) -> Any:

@@ -104,6 +104,9 @@ class JointBlock(Block):
     attn_drop: nn.Module
     mlp_act: nn.Module
     mlp_drop: nn.Module
+    out_proj: Any  # None where each has its own
+    attn_out_proj: Any
+    mlp_out_proj: Any
     ls: nn.Module
     drop_path: nn.Module
     mlp_bias: Tensor | None
@@ -114,8 +117,9 @@ class JointBlock(Block):
         """`parts`: timm's children; `out_proj` for both, or `attn_out_proj` and `mlp_out_proj`."""
         nn.Module.__init__(self)
         self.name, self.attn, self.hidden = name, heads, hidden
+        self.out_proj = self.attn_out_proj = self.mlp_out_proj = None
         for key, part in parts.items():
-            self.add_module(key, part)
+            setattr(self, key, part)
         self.register_parameter("mlp_bias", mlp_bias)
         self.add_slots()
 
@@ -166,11 +170,11 @@ class JointBlock(Block):
 
     def _out(self, attended: Any, hidden: Any, state: State) -> Any:
         ops, at = state.ops, self.name
-        if "out_proj" in self._modules:
+        if self.out_proj is not None:
             joined = ops.cat(f"{at}.join", [attended, hidden], dim=-1)
-            return ops.linear(f"{at}.out_proj", self._modules["out_proj"], joined)
-        a = ops.linear(f"{at}.attn_out_proj", self._modules["attn_out_proj"], attended)
-        b = ops.linear(f"{at}.mlp_out_proj", self._modules["mlp_out_proj"], hidden)
+            return ops.linear(f"{at}.out_proj", self.out_proj, joined)
+        a = ops.linear(f"{at}.attn_out_proj", self.attn_out_proj, attended)
+        b = ops.linear(f"{at}.mlp_out_proj", self.mlp_out_proj, hidden)
         return ops.add(f"{at}.sum", a, b)
 
 

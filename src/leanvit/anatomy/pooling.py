@@ -44,7 +44,7 @@ class AttentionPool(Heads, nn.Module):
 
     def forward(self, x: Any, state: State, size: Tensor | None = None) -> Any:
         """`size` (B, N): patches that each token stands for; None: one each."""
-        ops, at, part = state.ops, self.name, self._modules
+        ops, at, part = state.ops, self.name, dict(self.named_children())
         q = ops.expand(f"{at}.latent", self.latent, x)
         if not isinstance(part["q"], nn.Identity):
             q = ops.linear(f"{at}.q", part["q"], q)
@@ -62,7 +62,7 @@ class AttentionPool(Heads, nn.Module):
         x = ops.drop(part["proj_drop"], x)
         if "mlp" in part:
             branch, shortcut = ops.clone(f"{at}.clone", x)
-            branch, _ = self.mlp(apply_norm(ops, f"{at}.norm", part["norm"], branch), state)
+            branch, _ = part["mlp"](apply_norm(ops, f"{at}.norm", part["norm"], branch), state)
             x = ops.add(f"{at}.add", shortcut, branch)
         if self.pool == "token":
             return ops.rearrange(f"{at}.first", x, lambda t: t[:, 0])

@@ -22,9 +22,7 @@ def set_attention_widths(
 ) -> None:
     """Change the number of heads and the widths per head. The attention scale stays as stored."""
     if type(attn) is not Attention or attn.rotary is not None:
-        raise Refused(
-            f"{attn.name}: widths can be changed of attentions with one q, k, v linear and no rotary positions"
-        )
+        raise Refused(f"{attn.name}: widths can be changed where one linear makes q, k and v, without rotary positions")
     heads = attn.heads if heads is None else heads
     qk_dim = attn.qk_dim if qk_dim is None else qk_dim
     v_dim = attn.v_dim if v_dim is None else v_dim
@@ -58,11 +56,8 @@ def set_embed_width(model: OpenViT, width: int) -> None:
     """Change the width of the residual stream of a whole model."""
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
-    if (
-        type(model) is not OpenViT
-        or model.attn_pool is not None
-        or any(type(block) is not Block for block in model.blocks)
-    ):
+    plain = type(model) is OpenViT and all(type(block) is Block for block in model.blocks)
+    if not plain or model.attn_pool is not None:
         raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
     old = model.patch_embed.proj
     new = nn.Conv2d(

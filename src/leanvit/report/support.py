@@ -113,8 +113,8 @@ def page(found: Sequence[Support]) -> str:
     lines = [
         "# Support",
         "",
-        "Made by `python -m leanvit.report.support`, which opens a small model of each family, applies each method to it",
-        'and runs the result; edit there. "yes" means that this worked; a number leads to the refusal below.',
+        "Made by `python -m leanvit.report.support`: a small model of each family is opened, each method applied,",
+        'and the result run. "yes" means that this worked; a number leads to the refusal below.',
         "",
         f"| family | for example | {' | '.join(f'`{slug}`' for slug in slugs)} |",
         f"|---|---|{'---|' * len(slugs)}",

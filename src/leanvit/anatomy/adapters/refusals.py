@@ -36,7 +36,7 @@ REASONS: dict[str, str] = {
     "FastVit": _STAGES,
     "FocalNet": "it modulates by gathered context and has no attention",
     "Gemma4VitClassifier": "a wrapper around a language model's encoder: blocks of four norms, masked tokens",
-    "Gemma4VitEncoder": "a language model's encoder: blocks of four norms, tokens pooled by grid in place of a classifier",
+    "Gemma4VitEncoder": "a language model's encoder: blocks of four norms, tokens pooled by grid, no classifier",
     "GlobalContextVit": "its windows take queries from a global map of the image",
     "Hiera": f"{_POOLS}; its tokens are kept in mask units, not in rows",
     "HieraDet": f"{_POOLS} and its windows",
