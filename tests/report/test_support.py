@@ -46,6 +46,16 @@ def test_every_cell_that_works_did_something_and_survives_a_save(tried, tmp_path
             assert torch.equal(load(path)(x), out), cell
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_rope_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"])
+def test_half_precision_survives_a_save_too(name, tmp_path):
+    example = next(e for e in EXAMPLES if e.name == name)
+    lean = attempt(example, "tome")[1].to(torch.bfloat16)
+    x = torch.randn(2, *lean.probe_size(), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    save(lean, tmp_path / "run")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "run")(x), lean(x))
+
+
 def test_the_table_says_what_works(tried):
     verdict = {(cell.name, cell.slug): cell for cell, _ in tried}
     assert len({cell.family for cell, _ in tried}) == len(EXAMPLES)

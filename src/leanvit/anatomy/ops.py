@@ -101,7 +101,8 @@ class Ops:
         """Mean over the tokens, (B, N, C) -> (B, C); `weights` (B, N): weighted by the patches of each token."""
         if weights is None:
             return x.mean(dim=1)
-        return (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        mean = (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        return mean.to(x.dtype)  # weights are float32, also of a model in half precision
 
     def amax(self, site: str, x: Any) -> Any:
         """Maximum over the tokens, (B, N, C) -> (B, C)."""

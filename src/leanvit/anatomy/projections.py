@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.models.beit import gen_relative_position_index
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention, head_cut
@@ -21,7 +22,7 @@ class BiasedAttention(Attention):
     """
 
     q_bias: Tensor | None
-    k_bias: Tensor
+    k_bias: Tensor | None
     v_bias: Tensor
 
     def __init__(
@@ -39,9 +40,15 @@ class BiasedAttention(Attention):
         self.register_parameter("v_bias", v_bias)
         self.separate = separate
 
+    def init_non_persistent_buffers(self) -> None:
+        """Fill what no state dict holds (timm's name for it); a load calls it."""
+        if self.k_bias is not None:
+            self.k_bias.zero_()
+
     def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
         if self.q_bias is None:
             return super().project(x, ops)
+        assert self.k_bias is not None
         bias, at = torch.cat([self.q_bias, self.k_bias, self.v_bias]), f"{self.name}.qkv"
         if not self.separate:
             return self.split_heads(ops, ops.linear(at, self.qkv, x, bias))
@@ -93,10 +100,20 @@ class BeitAttention(BiasedAttention):
     relative_position_bias_table: Tensor | None
     relative_position_index: Tensor
 
-    def __init__(self, *, table: nn.Parameter | None, index: Tensor | None, **parts: Any) -> None:
+    def __init__(
+        self, *, table: nn.Parameter | None, index: Tensor | None, window: tuple[int, int] | None, **parts: Any
+    ) -> None:
+        """`window`: the grid (rows, columns) that `index` is of."""
         super().__init__(**parts)
+        self.window = window
         self.register_parameter("relative_position_bias_table", table)
         self.register_buffer("relative_position_index", index, persistent=False)
+
+    def init_non_persistent_buffers(self) -> None:
+        super().init_non_persistent_buffers()
+        if self.window is not None:
+            index = self.relative_position_index
+            index.copy_(gen_relative_position_index(self.window, device=index.device))
 
     def position_bias(self, state: State) -> Tensor | None:
         table, bias = self.relative_position_bias_table, state.position_bias

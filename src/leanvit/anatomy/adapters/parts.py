@@ -63,8 +63,9 @@ def _eva(attn: Any, parts: dict[str, Any]) -> Attention:
 
 def _beit(attn: Any, parts: dict[str, Any]) -> Attention:
     biases = {f"{letter}_bias": getattr(attn, f"{letter}_bias") for letter in "qkv"}
-    table, index = attn.relative_position_bias_table, attn.relative_position_index
-    return BeitAttention(table=table, index=index, **biases, separate=attn.qkv_bias_separate, **parts)
+    where = {"index": attn.relative_position_index, "window": attn.window_size}
+    table = attn.relative_position_bias_table
+    return BeitAttention(table=table, **where, **biases, separate=attn.qkv_bias_separate, **parts)
 
 
 def _relative(attn: Any, parts: dict[str, Any]) -> Attention:
