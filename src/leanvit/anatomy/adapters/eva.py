@@ -1,6 +1,6 @@
 """Adapter for timm's `Eva`: rotary positions, q, k and v apart, sub-norms, SwiGLU, post-norm, attention pooling.
 
-`eva_*`, `eva02_*`, `vit_*_rope_*`, `vit_*_dinov3*`, `vit_pe_*`. Read from timm 1.0.20 to 1.0.31.
+`eva_*`, `eva02_*`, `vit_*_rope_*`, `vit_*_dinov3*`, `vit_pe_*`. Read from timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from leanvit.errors import Refused
 
 SUPPORTED = "rotary vision transformers of timm (eva_*, eva02_*, vit_*_rope_*, vit_*_dinov3*, vit_pe_*)"
 
-_TABLES = tuple(  # of some timm versions
-    getattr(pos_embed_sincos, name)
-    for name in ("RotaryEmbeddingCat", "RotaryEmbeddingMixed", "RotaryEmbeddingDinoV3", "RotaryEmbeddingMRope")
-    if hasattr(pos_embed_sincos, name)
+_TABLES = (
+    pos_embed_sincos.RotaryEmbeddingCat,
+    pos_embed_sincos.RotaryEmbeddingMixed,
+    pos_embed_sincos.RotaryEmbeddingDinoV3,
+    pos_embed_sincos.RotaryEmbeddingMRope,
 )
 _EXTRAS = ("pos_drop", "patch_drop", "rope", "norm_pre")
 _CHILDREN = {"patch_embed", *_EXTRAS, "blocks", "norm", "attn_pool", "fc_norm", "head_drop", "head"}

@@ -1,6 +1,6 @@
 """The parts that timm's vision transformers are made of: which are understood, how each opens, how each closes.
 
-Exact classes only: a subclass may have another forward. Read from timm 1.0.20 to 1.0.31.
+Exact classes only: a subclass may have another forward. Read from timm 1.0.31.
 """
 
 from __future__ import annotations

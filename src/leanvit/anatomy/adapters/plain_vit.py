@@ -2,7 +2,7 @@
 
 `vit_*`, `deit_*` (distilled too), `deit3_*`, registers, CLIP, SigLIP and DINOv2 towers, mean-pooled and
 attention-pooled heads, layer scale, q/k norm, sub-norms, gated and differential attention, SwiGLU, post-norm and
-parallel blocks. Read from timm 1.0.20 to 1.0.31.
+parallel blocks. Read from timm 1.0.31.
 """
 
 from __future__ import annotations
