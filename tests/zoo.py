@@ -61,10 +61,64 @@ ZOO: dict[str, dict] = {
     "test_vit4": {"qk_norm": True, "norm_layer": RmsNorm},
 }
 
+# what is not of the plain family, or odd within it: rotary positions, relative biases, attention pools, other blocks
+_EVA = {"embed_dim": 48}  # rotary tables need a head width that is a multiple of 4
+ODD: dict[str, dict] = {
+    "eva_giant_patch14_224": {},
+    "eva02_tiny_patch14_224": _EVA,
+    "eva02_small_patch14_224:dynamic": {**_EVA, "dynamic_img_size": True},
+    "eva02_base_patch14_224": _EVA,  # q, k and v apart, a norm in the MLP
+    "eva02_base_patch14_224:regularised": {
+        **_EVA,
+        "drop_path_rate": 0.4,
+        "drop_rate": 0.1,
+        "proj_drop_rate": 0.1,
+        "attn_drop_rate": 0.1,
+        "pos_drop_rate": 0.1,
+        "patch_drop_rate": 0.5,
+        "rope_shift_coords": 0.2,
+    },
+    "eva02_base_patch16_clip_224": _EVA,  # a norm in the attention
+    "eva02_enormous_patch14_clip_224": {},  # post-norm
+    "vit_medium_patch16_rope_reg1_gap_256": _EVA,
+    "vit_mediumd_patch16_rope_reg1_gap_256": _EVA,  # no q, k, v bias
+    "vit_betwixt_patch16_rope_reg4_gap_256": _EVA,
+    "vit_small_patch16_rope_224": _EVA,
+    "vit_small_patch16_rope_ape_224": _EVA,
+    "vit_small_patch16_rope_mixed_224": _EVA,  # learned angles for each block and head
+    "vit_small_patch16_rope_mixed_ape_224:patch_drop": {**_EVA, "patch_drop_rate": 0.5},
+    "vit_small_patch16_dinov3": _EVA,
+    "vit_small_patch16_dinov3_qkvb": _EVA,
+    "vit_small_plus_patch16_dinov3": _EVA,
+    "vit_small_patch16_lingbot": _EVA,
+    "vit_base_patch16_sapiens2": {**_EVA, "num_heads": 4, "num_kv_heads": 2},  # grouped queries
+    "vit_pe_core_tiny_patch16_384": {**_EVA, "attn_pool_num_heads": 3},
+    "vit_pe_core_gigantic_patch14_448": {**_EVA, "attn_pool_num_heads": 3},
+    "vit_pe_lang_large_patch14_448": _EVA,
+    "vit_pe_spatial_tiny_patch16_512": _EVA,
+    "vit_base_patch16_siglip_224": {},
+    "vit_so400m_patch14_siglip_224": {"dynamic_img_size": True},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "vit_small_patch16_18x2_224": {},
+    "vit_base_patch16_xp_224": {},
+    "vit_pwee_patch16_reg1_gap_256": {},
+    "vit_base_patch16_rpn_224": {},
+    "vit_dwee_patch16_reg1_gap_256": {"num_heads": 4},
+    "vit_dpwee_patch16_reg1_gap_256": {"num_heads": 4},
+    "vit_relpos_small_patch16_224": {},
+    "vit_relpos_base_patch16_cls_224": {},
+    "vit_relpos_base_patch16_clsgap_224": {},
+    "vit_srelpos_small_patch16_224": {},
+    "vit_relpos_base_patch32_plus_rpn_256": {},
+    "beit_base_patch16_224": {},
+    "beit_base_patch16_224:shared": {"use_shared_rel_pos_bias": True, "use_rel_pos_bias": False},
+    "beitv2_base_patch16_224": {},
+}
+
 
 def build(name: str, **kwargs) -> nn.Module:
     """A small model of the zoo in eval mode, all parameters random; `kwargs` go over the zoo's."""
-    arguments = {**SMALL, **ZOO.get(name, {}), **kwargs}
+    arguments = {**SMALL, **(ZOO | ODD).get(name, {}), **kwargs}
     gated = arguments.pop("gated", False)  # reachable in timm only as an argument of the layer
     model = timm.create_model(name.partition(":")[0], **arguments)
     for block in model.blocks if gated else ():

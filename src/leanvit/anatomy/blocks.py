@@ -6,13 +6,14 @@ keys stay what they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from leanvit.anatomy.ops import Ops
-from leanvit.anatomy.score import NO_PHASES, Term, attend, score_rows
+from leanvit.anatomy.positions import Rotary
+from leanvit.anatomy.score import NO_PHASES, Phases, Term, attend, score_rows
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput
 
@@ -29,7 +30,80 @@ class Step(nn.Module):
     source: ClassVar[str] = ""
 
 
-class Attention(nn.Module):
+class Heads:
+    """How one attention scores: its heads, their widths, its scale, and what acts on the scores. Holds no tensor.
+
+    `rotary` turns q and k by the place of their tokens; `terms` are the score terms of methods.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        heads: int,
+        qk_dim: int,
+        v_dim: int,
+        scale: float,
+        fused: bool = True,
+        scale_on_q: bool = True,
+        rotary: Rotary | None = None,
+    ) -> None:
+        self.name = name
+        self.heads, self.qk_dim, self.v_dim, self.scale = heads, qk_dim, v_dim, scale
+        self.fused, self.scale_on_q, self.rotary = fused, scale_on_q, rotary
+        self.terms: tuple[Term, ...] = ()
+
+    def weigh(
+        self, q: Any, k: Any, v: Any, state: State, needs: frozenset[str], dropout: nn.Module | None = None
+    ) -> tuple[Any, State]:
+        """q, k (B, H, N, qk_dim), v (B, H, N, v_dim) -> (B, H, N, v_dim); leaves what `needs` asks for in the state.
+
+        `keys` are those before the rotation: what a token holds, not where it is.
+        """
+        ops = state.ops
+        if "keys" in needs:
+            state = state.with_(keys=k)
+        if self.rotary is not None:
+            q, k = self.rotary.turn(f"{self.name}.q_rope", q, state), self.rotary.turn(f"{self.name}.k_rope", k, state)
+        groups = self.heads // ops.shape(k)[1]  # grouped queries: several heads share their keys and values
+        if groups > 1:
+            k, v = (ops.rearrange(f"{self.name}.{at}_groups", t, _repeated(groups)) for at, t in (("k", k), ("v", v)))
+        phases = self.phases(state)
+        out, weights = attend(
+            ops,
+            self.name,
+            q,
+            k,
+            v,
+            scale=self.scale,
+            phases=phases,
+            fused=self.fused,
+            scale_on_q=self.scale_on_q,
+            dropout=dropout if isinstance(dropout, nn.Dropout) else None,
+        )
+        if "cls_attn" in needs:
+            first = slice(0, 1)
+            if weights is None or ops.rows_apart:
+                row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
+            else:
+                row = weights[:, :, first]
+            state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
+        return out, state
+
+    def phases(self, state: State) -> Phases:
+        """What acts on the scores of this run."""
+        bias = self.position_bias(state)
+        phases = NO_PHASES if bias is None else Phases(model_bias=bias)
+        for term in self.terms:
+            phases = term(phases, state)
+        return phases
+
+    def position_bias(self, state: State) -> Tensor | None:
+        """The model's own bias of scores, (1 or B, H, N, N); None where it has none."""
+        return None
+
+
+class Attention(Heads, nn.Module):
     """Multi-head self-attention whose number of heads and whose q/k and v widths are its own.
 
     `qkv` gives [q (heads x qk_dim), k (heads x qk_dim), v (heads x v_dim)]. `scale` is stored: it does not follow
@@ -44,14 +118,15 @@ class Attention(nn.Module):
         self,
         *,
         name: str,
-        qkv: nn.Module,
         proj: nn.Module,
         heads: int,
         qk_dim: int,
         v_dim: int,
         scale: float,
+        qkv: nn.Module | None = None,
         fused: bool = True,
         scale_on_q: bool = True,
+        rotary: Rotary | None = None,
         q_norm: nn.Module | None = None,
         k_norm: nn.Module | None = None,
         norm: nn.Module | None = None,
@@ -59,12 +134,20 @@ class Attention(nn.Module):
         attn_drop: nn.Module | None = None,
         proj_drop: nn.Module | None = None,
     ) -> None:
-        super().__init__()
-        self.name = name
-        self.heads, self.qk_dim, self.v_dim, self.scale = heads, qk_dim, v_dim, scale
-        self.fused, self.scale_on_q = fused, scale_on_q
-        self.terms: tuple[Term, ...] = ()
-        self.qkv = qkv
+        nn.Module.__init__(self)
+        Heads.__init__(
+            self,
+            name=name,
+            heads=heads,
+            qk_dim=qk_dim,
+            v_dim=v_dim,
+            scale=scale,
+            fused=fused,
+            scale_on_q=scale_on_q,
+            rotary=rotary,
+        )
+        if qkv is not None:
+            self.qkv = qkv
         self.q_norm = q_norm or nn.Identity()
         self.k_norm = k_norm or nn.Identity()
         self.attn_drop = attn_drop or nn.Identity()
@@ -79,35 +162,9 @@ class Attention(nn.Module):
         gate = None
         if self.gate is not None:
             gate = ops.sigmoid(f"{at}.gate_act", ops.linear(f"{at}.gate", self.gate, x))
-        qkv = ops.linear(f"{at}.qkv", self.qkv, x)
-        q, k, v = self.split_heads(ops, qkv)
+        q, k, v = self.project(x, ops)
         q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
-
-        phases = NO_PHASES
-        for term in self.terms:
-            phases = term(phases, state)
-        out, weights = attend(
-            ops,
-            at,
-            q,
-            k,
-            v,
-            scale=self.scale,
-            phases=phases,
-            fused=self.fused,
-            scale_on_q=self.scale_on_q,
-            dropout=self.attn_drop if isinstance(self.attn_drop, nn.Dropout) else None,
-        )
-        if "cls_attn" in needs:
-            first = slice(0, 1)
-            if weights is None or ops.rows_apart:
-                row = score_rows(q[:, :, first], k, scale=self.scale, phases=phases.rows(first))
-            else:
-                row = weights[:, :, first]
-            state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
-        if "keys" in needs:
-            state = state.with_(keys=k)
-
+        out, state = self.weigh(q, k, v, state, needs, self.attn_drop)
         x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
         x = apply_norm(ops, f"{at}.norm", self.norm, x)
         if gate is not None:
@@ -115,22 +172,32 @@ class Attention(nn.Module):
         x = ops.linear(f"{at}.proj", self.proj, x)
         return ops.drop(self.proj_drop, x), state
 
+    def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
+        """(B, N, C) -> q, k, v as `split_heads` gives them."""
+        return self.split_heads(ops, ops.linear(f"{self.name}.qkv", self.qkv, x))
+
     def split_heads(self, ops: Ops, qkv: Any) -> tuple[Any, Any, Any]:
         """(B, N, heads (2 qk_dim + v_dim)) -> q, k (B, heads, N, qk_dim) and v (B, heads, N, v_dim)."""
         qk = self.heads * self.qk_dim
         cuts = ((0, qk, self.qk_dim), (qk, 2 * qk, self.qk_dim), (2 * qk, None, self.v_dim))
         q, k, v = (
-            ops.rearrange(f"{self.name}.{letter}", qkv, _head_cut(start, stop, self.heads, width))
+            ops.rearrange(f"{self.name}.{letter}", qkv, head_cut(start, stop, self.heads, width))
             for letter, (start, stop, width) in zip("qkv", cuts, strict=True)
         )
         return q, k, v
 
 
-def _head_cut(start: int, stop: int | None, heads: int, width: int) -> Callable[[Tensor], Tensor]:
+def head_cut(start: int, stop: int | None, heads: int, width: int) -> Callable[[Tensor], Tensor]:
+    """Channels `start` to `stop` as heads: (B, N, C) -> (B, heads, N, width)."""
+
     def cut(t: Tensor) -> Tensor:
         return t[..., start:stop].unflatten(-1, (heads, width)).transpose(1, 2)
 
     return cut
+
+
+def _repeated(groups: int) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.repeat_interleave(groups, dim=1)
 
 
 def merge_heads(t: Tensor) -> Tensor:
@@ -195,7 +262,12 @@ class SplitGluMlp(Mlp):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps."""
+    """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps.
+
+    Layer scale is a module (`ls1`, `ls2`) or a parameter of the block (`gammas`: gamma_1, gamma_2).
+    """
+
+    attn: Any
 
     def __init__(
         self,
@@ -209,6 +281,7 @@ class Block(nn.Module):
         ls2: nn.Module | None = None,
         drop_path1: nn.Module | None = None,
         drop_path2: nn.Module | None = None,
+        gammas: Mapping[str, nn.Parameter | None] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -216,34 +289,47 @@ class Block(nn.Module):
         self.ls1, self.drop_path1 = ls1 or nn.Identity(), drop_path1 or nn.Identity()
         self.norm2, self.mlp = norm2, mlp
         self.ls2, self.drop_path2 = ls2 or nn.Identity(), drop_path2 or nn.Identity()
+        for key, gamma in (gammas or {}).items():
+            self.register_parameter(key, gamma)
+        self.add_slots()
+
+    def add_slots(self) -> None:
         self.before, self.between, self.after = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
     def forward(self, x: Any, state: State | None = None) -> tuple[Any, State]:
         if state is None:
             raise BadInput(f"{self.name} was called without a state: use model.run(x, state) or model(images)")
-        ops, at = state.ops, self.name
         needs = self.needs
-        x, state = _take(self.before, x, state)
+        x, state = take(self.before, x, state)
+        x, state = self.attended(x, state, needs)
+        x, state = take(self.between, x, state)
+        if needs:
+            state = state.with_(cls_attn=None, keys=None)
+        x, state = self.transformed(x, state)
+        x, state = take(self.after, x, state)
+        return x, state.tapped(self.name, x)
 
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        """The tokens after the residual sum of attention."""
+        ops, at = state.ops, self.name
         branch, shortcut = ops.clone(f"{at}.clone1", x)
         branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
         branch, state = self.attn(branch, state, needs)
-        branch = _layer_scale(ops, f"{at}.ls1", self.ls1, branch)
-        x = ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch))
+        branch = layer_scale(ops, f"{at}.ls1", self.ls1, branch, self._parameters.get("gamma_1"))
+        return ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch)), state
 
-        x, state = _take(self.between, x, state)
-        if needs:
-            state = state.with_(cls_attn=None, keys=None)
-
+    def transformed(self, x: Any, state: State) -> tuple[Any, State]:
+        """The tokens after the residual sum of the MLP."""
+        ops, at = state.ops, self.name
         branch, shortcut = ops.clone(f"{at}.clone2", x)
         branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
-        state = state.with_(tokens=(*state.tokens, ops.shape(branch)[1]))
-        branch, state = self.mlp(branch, state)
-        branch = _layer_scale(ops, f"{at}.ls2", self.ls2, branch)
-        x = ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch))
+        branch, state = self.mlp(branch, state.counted(ops.shape(branch)[1]))
+        branch = layer_scale(ops, f"{at}.ls2", self.ls2, branch, self._parameters.get("gamma_2"))
+        return ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch)), state
 
-        x, state = _take(self.after, x, state)
-        return x, state.tapped(at, x)
+    def attentions(self) -> list[Any]:
+        """What scores the tokens of this block: one `Heads`, several where attentions run in parallel."""
+        return [self.attn]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -254,7 +340,25 @@ class Block(nn.Module):
             yield from cast("Iterable[Step]", slot)
 
 
-def _take(slot: nn.ModuleList, x: Any, state: State) -> tuple[Any, State]:
+class PostNormBlock(Block):
+    """Transformer block whose norms come after attention and MLP, before the residual sums."""
+
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone1", x)
+        branch, state = self.attn(branch, state, needs)
+        branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
+        return ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch)), state
+
+    def transformed(self, x: Any, state: State) -> tuple[Any, State]:
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone2", x)
+        branch, state = self.mlp(branch, state.counted(ops.shape(branch)[1]))
+        branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
+        return ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch)), state
+
+
+def take(slot: nn.ModuleList, x: Any, state: State) -> tuple[Any, State]:
     for step in slot:
         x, state = step(x, state)
     return x, state
@@ -264,5 +368,8 @@ def apply_norm(ops: Ops, site: str, module: nn.Module, x: Any) -> Any:
     return x if isinstance(module, nn.Identity) else ops.norm(site, module, x)
 
 
-def _layer_scale(ops: Ops, site: str, module: nn.Module, x: Any) -> Any:
-    return x if isinstance(module, nn.Identity) else ops.mul(site, x, module.gamma)
+def layer_scale(ops: Ops, site: str, module: nn.Module, x: Any, gamma: Tensor | None = None) -> Any:
+    """`x` times the layer scale, which is a module's `gamma` or a parameter of the block; an identity is skipped."""
+    if gamma is None:
+        gamma = None if isinstance(module, nn.Identity) else cast(Tensor, module.gamma)
+    return x if gamma is None else ops.mul(site, x, gamma)

@@ -133,6 +133,6 @@ class OpenModel(nn.Module, ABC):
             if not list(module.children()) and not name.startswith("ops"):
                 made[f"{name} (layer)"] = repr(module)
         for block in self.blocks:
-            attn = block.attn
-            made[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
+            for attn in block.attentions():
+                made[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
         return made

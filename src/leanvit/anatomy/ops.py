@@ -8,10 +8,11 @@ anything an op set understands (a tensor here; an integer tensor with its scale 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 Rearrange = Callable[[Tensor], Tensor]
@@ -35,8 +36,9 @@ class Ops:
         """Patch convolution: (B, C, H, W) -> (B, D, h, w)."""
         return module(x)
 
-    def linear(self, site: str, module: nn.Module, x: Any) -> Any:
-        return module(x)
+    def linear(self, site: str, module: nn.Module, x: Any, bias: Tensor | None = None) -> Any:
+        """`bias`: one that is made elsewhere (of q, k and v apart), for a module without its own."""
+        return module(x) if bias is None else F.linear(x, cast(Tensor, module.weight), bias)
 
     def norm(self, site: str, module: nn.Module, x: Any) -> Any:
         return module(x)
@@ -75,9 +77,9 @@ class Ops:
         """The two uses of a residual stream: (into the branch, along the shortcut)."""
         return x, x
 
-    def cat(self, site: str, xs: Sequence[Any]) -> Any:
-        """Concatenate along the tokens, (B, N_i, C)."""
-        return torch.cat(list(xs), dim=1)
+    def cat(self, site: str, xs: Sequence[Any], dim: int = 1) -> Any:
+        """Concatenate (B, N_i, C) along the tokens, or along the channels (`dim` -1)."""
+        return torch.cat(list(xs), dim=dim)
 
     def param(self, site: str, p: Tensor, x: Any) -> Any:
         """A parameter (1, N, C) enters the arithmetic of `x`."""
@@ -99,11 +101,20 @@ class Ops:
         """Mean over the tokens, (B, N, C) -> (B, C); `weights` (B, N): weighted by the patches of each token."""
         if weights is None:
             return x.mean(dim=1)
-        return (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        mean = (x * weights.unsqueeze(-1)).sum(dim=1) / weights.sum(dim=1, keepdim=True)
+        return mean.to(x.dtype)  # weights are float32, also of a model in half precision
 
     def amax(self, site: str, x: Any) -> Any:
         """Maximum over the tokens, (B, N, C) -> (B, C)."""
         return x.amax(dim=1)
+
+    def rotate(self, site: str, x: Any, table: Tensor, *, prefix: int, half: bool) -> Any:
+        """Rotary positions, (B, H, N, d) -> (B, H, N, d): pairs of channels turn by the angles of their token.
+
+        `table` (..., N - prefix, 2 d) holds sines, then cosines; the first `prefix` tokens stay. Pairs are neighbours,
+        or, with `half`, channels half a head apart.
+        """
+        return torch.cat([x[:, :, :prefix], apply_rot_embed_cat(x[:, :, prefix:], table, half=half)], dim=2)
 
     def sigmoid(self, site: str, x: Any) -> Any:
         return x.sigmoid()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from leanvit.anatomy.blocks import Block, apply_norm
 from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.ops import Ops
+from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused
 
@@ -23,7 +24,10 @@ class OpenViT(OpenModel):
     """A vision transformer of the plain family."""
 
     family = "vit"
+    POOLS: ClassVar[tuple[str, ...]] = ("", "avg", "avgmax", "max", "token", "map")
     SETTINGS = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
+    JOINS_ALONE: ClassVar[bool] = True  # without positions, patches are copied even where no token joins: other strides
+    POOL_READS_PREFIX: ClassVar[bool] = False  # whether attention pooling reads the prefix tokens too
     patch_embed: Any
     cls_token: nn.Parameter | None
     pos_embed: nn.Parameter | None
@@ -31,6 +35,7 @@ class OpenViT(OpenModel):
     pos_drop: nn.Module
     patch_drop: nn.Module
     norm: nn.Module
+    attn_pool: AttentionPool | None
     fc_norm: nn.Module
     head_drop: nn.Module
     head: nn.Module
@@ -50,19 +55,19 @@ class OpenViT(OpenModel):
         patch_embed: nn.Module,
         blocks: Iterable[Block],
         norm: nn.Module,
-        heads: dict[str, nn.Module],
+        heads: dict[str, nn.Module | None],
         tokens: dict[str, nn.Parameter | None],
         pos_embed: nn.Parameter | None,
-        extras: dict[str, nn.Module],
+        extras: dict[str, nn.Module | None],
         attributes: dict[str, Any],
         source: nn.Module | None = None,
     ) -> None:
         """All parts come from an adapter, under the names that they have in timm.
 
         Args:
-            heads: fc_norm, head_drop, head and, when distilled, head_dist.
+            heads: attn_pool (or None), fc_norm, head_drop, head and, when distilled, head_dist.
             tokens: cls_token, dist_token, reg_token, in the order of the sequence.
-            extras: pos_drop, patch_drop, norm_pre.
+            extras: pos_drop, patch_drop, norm_pre, and what a subclass has besides (rope).
         """
         super().__init__(attributes=attributes, source=source)
         for key, token in {"cls_token": None, **tokens}.items():
@@ -95,14 +100,18 @@ class OpenViT(OpenModel):
         table = self._position_table(state)
         if table is not None and self.no_embed_class:
             x = ops.add("pos_add", x, ops.param("pos_embed", table, x))
-        if self.token_names:
+        if self.token_names or (table is None and self.JOINS_ALONE):
             x = ops.cat("tokens", [*(ops.expand(t, getattr(self, t), x) for t in self.token_names), x])
         if table is not None and not self.no_embed_class:
             x = ops.add("pos_add", x, ops.param("pos_embed", table, x))
-        if table is not None:
-            x = ops.drop(self.pos_drop, x)
-        x = ops.drop(self.patch_drop, x)
+        x, state = self._dropped(x, state, placed=table is not None)
         return apply_norm(ops, "norm_pre", self.norm_pre, x), state
+
+    def _dropped(self, x: Any, state: State, *, placed: bool) -> tuple[Any, State]:
+        """Dropout and patch dropout after the positions (`placed`: there is a table of them)."""
+        if placed:
+            x = state.ops.drop(self.pos_drop, x)
+        return state.ops.drop(self.patch_drop, x), state
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
         """Blocks `start` to `stop` (exclusive, default: all), like a slice."""
@@ -142,10 +151,12 @@ class OpenViT(OpenModel):
         if self.global_pool == "token":
             return ops.rearrange("pool", x, lambda t: t[:, 0])
         size = state.size
-        if not self.pool_include_prefix:
+        if not (self.pool_include_prefix or (self.attn_pool is not None and self.POOL_READS_PREFIX)):
             first = state.num_prefix
             x = ops.rearrange("pool.patches", x, lambda t: t[:, first:])
             size = None if size is None else size[:, first:]
+        if self.attn_pool is not None:
+            return self.attn_pool(x, state, size)
         if self.global_pool == "avg":
             return ops.mean("pool", x, weights=size)
         if self.global_pool == "max":
@@ -262,11 +273,14 @@ class OpenViT(OpenModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, randomly initialised classifier; 0 classes: none."""
         distilled = "dist_token" in self.token_names
-        accepted = ("", "token") if distilled else ("", "avg", "avgmax", "max", "token")
+        accepted = ("", "token") if distilled else self.POOLS
+        accepted = tuple(p for p in accepted if p != "map" or self.attn_pool is not None)
         if global_pool is not None:
             if global_pool not in accepted or (global_pool == "token" and self.cls_token is None):
                 raise BadInput(f"global_pool is {global_pool!r}; this model accepts {', '.join(map(repr, accepted))}")
             self.global_pool = global_pool
+            if global_pool != "map":
+                self.attn_pool = None
         self.num_classes = num_classes
         for name in ("head", "head_dist") if distilled else ("head",):
             like = self.pos_embed if self.pos_embed is not None else self.patch_embed.proj.weight
@@ -301,10 +315,12 @@ class OpenViT(OpenModel):
 
     def make(self) -> dict[str, Any]:
         pe = self.patch_embed
-        sizes = {
+        sizes: dict[str, Any] = {
             "patch_embed.patch_size": tuple(pe.patch_size),
             "patch_embed.img_size": pe.img_size and tuple(pe.img_size),
         }
+        if self.attn_pool is not None:
+            sizes["attn_pool"] = (self.attn_pool.heads, self.attn_pool.scale, self.attn_pool.pool)
         return super().make() | sizes
 
 

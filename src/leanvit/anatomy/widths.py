@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanvit.anatomy.blocks import Attention, Mlp, PackedGluMlp
+from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
 from leanvit.anatomy.vit import OpenViT
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, Refused
 
 
 def set_attention_widths(
     attn: Attention, *, heads: int | None = None, qk_dim: int | None = None, v_dim: int | None = None
 ) -> None:
     """Change the number of heads and the widths per head. The attention scale stays as stored."""
+    if type(attn) is not Attention or attn.rotary is not None:
+        raise Refused(f"{attn.name}: widths can be changed where one linear makes q, k and v, without rotary positions")
     heads = attn.heads if heads is None else heads
     qk_dim = attn.qk_dim if qk_dim is None else qk_dim
     v_dim = attn.v_dim if v_dim is None else v_dim
@@ -54,6 +56,9 @@ def set_embed_width(model: OpenViT, width: int) -> None:
     """Change the width of the residual stream of a whole model."""
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
+    plain = type(model) is OpenViT and all(type(block) is Block for block in model.blocks)
+    if not plain or model.attn_pool is not None:
+        raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
     old = model.patch_embed.proj
     new = nn.Conv2d(
         old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)

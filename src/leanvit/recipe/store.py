@@ -167,6 +167,7 @@ def load_run(path: str | Path) -> Run:
     if problem:
         raise CheckpointError(f"{path}: the weights do not fit the plans: {problem}")
     model.load_state_dict(tensors, strict=True, assign=True)
+    _derive_buffers(model)
     _refuse_unfilled(path, model)
     return Run(model.eval(), path, _preprocess(path, file), tuple(file.classes), file.info)
 
@@ -203,6 +204,21 @@ def _first_mismatch(want: dict[str, torch.Tensor], have: dict[str, torch.Tensor]
         if tensor.is_floating_point() != have[key].is_floating_point():
             return f"{key} is {have[key].dtype}, not {tensor.dtype}"
     return ""
+
+
+@torch.no_grad()
+def _derive_buffers(model: OpenModel) -> None:
+    """Fill the buffers that follow from the structure alone (tables of angles, indices of positions)."""
+    dtype = next(model.parameters()).dtype
+    for module in model.modules():
+        unfilled = {key: buffer for key, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
+        fill = getattr(module, "init_non_persistent_buffers", None)
+        if not unfilled or fill is None:
+            continue
+        for key, buffer in unfilled.items():
+            module._buffers[key] = torch.empty_like(buffer, device="cpu")
+        fill()
+        module.to(dtype)  # as a model in half precision was when it was saved; integer indices stay
 
 
 def _refuse_unfilled(path: Path, model: OpenModel) -> None:

@@ -4,7 +4,8 @@ In a few blocks, between attention and MLP, only the patch tokens that the class
 are dropped, or fused into one token by their attention. No new parameters; works without training.
 
 Departures: all prefix tokens (distillation, registers) are protected and the class token scores, where the official
-code knows a class token only; under dropout of attention the fused kernel scores without that dropout.
+code knows a class token only; under dropout of attention the fused kernel scores without that dropout. With rotary
+positions or a relative bias (unknown to the paper), the fused token is where the most attended of its tokens was.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class Reorganize(Step):
         if scores is None:
             raise BadInput(f"{self.name}: no class attention in the state; the step belongs into a block's `between`")
         kept = self.chosen(scores, count)
-        state = self._tracked(state, kept, tokens)
+        state = self._tracked(self._placed(state, kept, scores), kept, tokens)
         if not self.fuse:
             x = state.ops.rearrange(f"{self.name}.keep", x, lambda t: reorganize(t, kept, prefix=state.num_prefix))
             return x, state
@@ -139,6 +140,13 @@ class Reorganize(Step):
             return keep_most_attended(-scores, count)
         places = random.Random(f"{self.seed}/{self.name}").sample(range(scores.shape[1]), count)
         return torch.tensor(places, device=scores.device).expand(scores.shape[0], -1)
+
+    def _placed(self, state: State, kept: Tensor, scores: Tensor) -> State:
+        """Places go with the tokens; the fused one is where the most attended of its tokens was."""
+        if not self.fuse or not state.positional:
+            return state.taken(kept)
+        heaviest = scores.scatter(1, kept, float("-inf")).argmax(dim=1, keepdim=True)
+        return state.taken(torch.cat([kept, heaviest], dim=1))
 
     def _tracked(self, state: State, kept: Tensor, tokens: int) -> State:
         """The state with sizes, owners and taps after the selection."""

@@ -4,7 +4,9 @@ In every block, between attention and MLP, the r most similar pairs of tokens me
 attention counts a token by its size. No parameters; works without training. Written from the paper.
 
 Departures: prefix tokens beyond class and distillation (registers) are protected too; mean-pooled heads weigh tokens
-by size for every such model; layer scale and q/k norm are respected because the anatomy runs them.
+by size for every such model; layer scale and q/k norm are respected because the anatomy runs them. With rotary
+positions or a relative bias, similarity is that of keys before the rotation (what tokens hold, not where they are), and
+a merged token is where its receiver was.
 """
 
 from __future__ import annotations
@@ -171,6 +173,7 @@ class Merge(Step):
         share, size = shares(matching, size)
         x = state.ops.mix(f"{self.name}.merge", x, lambda t: merge(t, matching, share))
         state = state.with_(size=size).tapped(f"{self.name}.merged", matching.source)
+        state = state.taken(matching.order[:, state.num_prefix :] - state.num_prefix)
         if state.trace:
             owner = moved_owner(state.owners(batch, keys.device), matching.places())
             state = state.with_(owner=owner).tapped(f"{self.name}.owner", owner)
@@ -227,8 +230,8 @@ class ToMe:
                 block.between.append(Merge(block.name, r=r).train(model.training))
         if self.prop_attn and any(r for _, r in rows):
             for block in model.blocks:
-                attn: Any = block.attn
-                attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
+                for attn in block.attentions():
+                    attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""

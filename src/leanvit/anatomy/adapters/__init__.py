@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import plain_vit
+from leanvit.anatomy.adapters import eva, plain_vit, relpos
+from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
-FAMILIES = (plain_vit,)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
+FAMILIES = (plain_vit, eva, relpos)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
@@ -33,7 +34,7 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
                 _compare(model, opened)
             return opened
     kinds = "; ".join(family.SUPPORTED for family in FAMILIES)
-    raise Refused(f"{_named(model)} is not of a family that leanvit can open. Supported: {kinds}")
+    raise Refused(f"{_named(model)} is not of a family that leanvit can open: {reason(model)}. Supported: {kinds}")
 
 
 def close_model(opened: OpenModel) -> nn.Module:

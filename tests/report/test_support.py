@@ -1,0 +1,77 @@
+"""The support table: what the generator finds, and that what it calls working works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from leanvit.anatomy import OpenModel
+from leanvit.quantize.int8 import describe
+from leanvit.recipe import load, save
+from leanvit.recipe.papers import papers
+from leanvit.report import support
+from leanvit.report.support import EXAMPLES, Example, Support, attempt
+
+COMMITTED = Path(__file__).parents[2] / "docs" / "support.md"
+
+
+@pytest.fixture(scope="module")
+def tried() -> list[tuple[Support, OpenModel | None]]:
+    return [attempt(example, slug) for example in EXAMPLES for slug in papers()]
+
+
+def test_the_committed_page_is_what_the_generator_gives(tried):
+    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), (
+        "run: python -m leanvit.report.support"
+    )
+
+
+def test_every_cell_that_works_did_something_and_survives_a_save(tried, tmp_path):
+    for cell, lean in tried:
+        if lean is None:
+            assert not cell.works and cell.reason
+            continue
+        x = torch.randn(2, *lean.probe_size(), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            out, state = lean.trace(x)
+        if lean.reduces_tokens:
+            assert state.tokens[-1] < state.tokens[0] or lean.patch_tokens()[0] < state.num_patches, cell
+        if cell.slug == "int8":
+            assert {row["bits"] for row in describe(lean)} == {8}, cell
+        path = tmp_path / f"{cell.slug}-{cell.name}"
+        save(lean, path)
+        with torch.no_grad():
+            assert torch.equal(load(path)(x), out), cell
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_rope_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"])
+def test_half_precision_survives_a_save_too(name, tmp_path):
+    example = next(e for e in EXAMPLES if e.name == name)
+    lean = attempt(example, "tome")[1].to(torch.bfloat16)
+    x = torch.randn(2, *lean.probe_size(), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    save(lean, tmp_path / "run")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "run")(x), lean(x))
+
+
+def test_the_table_says_what_works(tried):
+    verdict = {(cell.name, cell.slug): cell for cell, _ in tried}
+    assert len({cell.family for cell, _ in tried}) == len(EXAMPLES)
+    for example in EXAMPLES:
+        assert verdict[example.name, "int8"].works and verdict[example.name, "tome"].works
+    assert verdict["eva02_base_patch14_224", "evit"].works
+    refused = verdict["vit_base_patch16_siglip_224", "evit"]
+    assert not refused.works and "class token" in refused.reason
+
+
+def test_a_family_that_does_not_open_stops_the_table():
+    with pytest.raises(Exception, match="Xcit"):
+        attempt(Example("XCiT", "xcit_nano_12_p16_224", {"depth": 1, "cls_attn_layers": 1}), "int8")
+
+
+def test_a_row_is_one_line_of_data():
+    (cell,) = support.cells([Example("mine", "vit_tiny_patch16_224", EXAMPLES[0].kwargs)], ["tome"])
+    assert cell == Support("mine", "vit_tiny_patch16_224", "tome", True)
+    assert "| mine | `vit_tiny_patch16_224` | yes |" in support.page([cell])
