@@ -1,0 +1,80 @@
+"""Adapter for timm's hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
+
+The classes named here are those for which opening was proven (`tests/anatomy/test_traced.py`); what their forwards may
+hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.20 to 1.0.31.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from leanvit.anatomy.traced import OpenTraced
+from leanvit.anatomy.traced_rules import CACHES
+from leanvit.errors import Refused
+
+SUPPORTED = (
+    "hybrids of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, efficientformerv2_*, tiny_vit_*, "
+    "levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*)"
+)
+
+_CLASSES = {  # module of timm: classes
+    "byobnet": ("ByobNet",),
+    "efficientformer": ("EfficientFormer",),
+    "efficientformer_v2": ("EfficientFormerV2",),
+    "tiny_vit": ("TinyVit",),
+    "levit": ("Levit", "LevitDistilled"),
+    "fastvit": ("FastVit",),
+    "repvit": ("RepVit",),
+    "edgenext": ("EdgeNeXt",),
+    "efficientvit_mit": ("EfficientVit", "EfficientVitLarge"),
+    "efficientvit_msra": ("EfficientVitMsra",),
+}
+_BYOB_BLOCKS = ("MobileVitBlock", "MobileVitV2Block")  # a ByobNet without them is a convolutional network
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def understands(model: nn.Module) -> bool:
+    home, name = type(model).__module__, type(model).__name__
+    if not home.startswith("timm.models.") or name not in _CLASSES.get(home.rpartition(".")[2], ()):
+        return False
+    return name != "ByobNet" or any(type(m).__name__ in _BYOB_BLOCKS for m in model.modules())
+
+
+def open_family(model: Any) -> OpenTraced:
+    """Record the model's forward and open it. Raises `Refused`, naming what is not understood."""
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise Refused(f"{name or 'the model'} has a forward of its own (patched): open it before patching")
+        if any(getattr(module, hooks) for hooks in _HOOKS):
+            raise Refused(f"{name or 'the model'} carries forward or backward hooks: remove them first")
+        if getattr(module, "grad_checkpointing", False):
+            raise Refused(f"{name or 'the model'} has gradient checkpointing on: a traced model has no blocks for it")
+    _forget(model)
+    opened = OpenTraced(source=model, size=_size_of(model))
+    opened.sites()  # records the graph, and refuses what it cannot follow
+    return opened
+
+
+def close_family(opened: OpenTraced, source: Any) -> nn.Module:
+    """The timm model, with the children, tensors and settings of the opened one."""
+    _forget(source)
+    return opened.synchronised()
+
+
+def _forget(model: nn.Module) -> None:
+    """Empty what timm keeps of its parameters in eval mode: it would not follow when they change."""
+    for module in model.modules():
+        for cache in CACHES:
+            if cache in vars(module):
+                setattr(module, cache, {})
+
+
+def _size_of(model: Any) -> tuple[int, int, int]:
+    """(C, H, W): the channels of the first convolution and the size that the model was built or trained for."""
+    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    built = getattr(model, "_model_args", {}).get("img_size") or getattr(model, "img_size", None)
+    side = built or model.pretrained_cfg["input_size"][-2:]
+    height, width = (side, side) if isinstance(side, int) else side
+    return channels, int(height), int(width)
