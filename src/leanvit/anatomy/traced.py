@@ -1,9 +1,9 @@
 """The second level: a model opened as a graph of operations instead of blocks (hybrids of convolution and attention).
 
-Nothing here knows an architecture. timm's own forward is recorded (`traced_graph.py`) once for each kind of call (which
-method, image size, dtype, modes of its modules) and replayed through an op set (`traced_run.py`), so quantizers and other
-arithmetic reach every convolution, linear, product, norm, softmax, activation and sum, each by a site that the graph
-gives. There are no blocks: methods that work on tokens do not apply.
+Nothing here knows an architecture. timm's own forward is recorded (`traced_graph.py`) once for each kind of call
+(which method, image size, dtype, modes of its modules) and replayed through an op set (`traced_run.py`), so quantizers
+and other arithmetic reach every convolution, linear, product, norm, softmax, activation and sum, each by a site that
+the graph gives. There are no blocks: methods that work on tokens do not apply.
 """
 
 from __future__ import annotations
@@ -34,13 +34,20 @@ COPIED = (  # public attributes that timm's tools and users read
     "_model_args",
     "distilled_training",
 )
-SHARED = ("num_classes", "global_pool", "num_features", "head_hidden_size", "distilled_training")  # may change when open
+SHARED = (  # those that may change while the model is open
+    "num_classes",
+    "global_pool",
+    "num_features",
+    "head_hidden_size",
+    "distilled_training",
+)
 
 
 class OpenTraced(OpenModel):
     """A model run as its recorded graph. Children, parameters and buffers are those of the timm model."""
 
     family = "traced"
+    PROBES = (1, 3)  # the graph must hold for any batch
 
     def __init__(self, *, source: Any, size: tuple[int, int, int]) -> None:
         """`source`: the timm model, whose forward is recorded. `size`: (C, H, W) of its images."""
@@ -171,7 +178,7 @@ class OpenTraced(OpenModel):
         source.reset_classifier(num_classes, global_pool)
         self._adopt(source)
         for name in source._modules:
-            self._modules[name].to(device=like.device, dtype=like.dtype)
+            self.get_submodule(name).to(device=like.device, dtype=like.dtype)
         for key in SHARED:
             if key in vars(source):
                 setattr(self, key, getattr(source, key))
@@ -191,6 +198,10 @@ class OpenTraced(OpenModel):
         return self.source.group_matcher(coarse=coarse)
 
     # --- what methods and the recipe ask -----------------------------------------
+
+    def traits(self) -> frozenset[str]:
+        """As every model's, without a grid: what there is of tokens lies inside the graph."""
+        return super().traits() - {"full_grid", "class_token"}
 
     def sites(self) -> dict[str, nn.Module]:
         """Every convolution and linear that the graph runs, by site."""

@@ -128,8 +128,8 @@ class _Recording(TorchFunctionMode):
         site = self._site(rule.kind.removesuffix("_call"))
         for i, part in enumerate([out] if isinstance(out, Tensor) else out):
             one = isinstance(out, Tensor)
-            where = (site, rule.target) if one else (f"{site}.{i}", Part(rule.target, i))
-            self._add(rule.kind, *where, *operands, part)
+            at, target = (site, rule.target) if one else (f"{site}.{i}", Part(rule.target, i))
+            self._add(rule.kind, at, target, *operands, part)
         return out
 
     def _add(self, kind: str, site: str, target: Any, args: Any, kwargs: Any, out: Tensor) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm import layers
+from timm.models import metaformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,7 +45,18 @@ def _conv(module: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
 
 
-def _conv_same(module: nn.Conv2d, x: Tensor) -> Tensor:
+def _conv_1d(module: nn.Conv1d, x: Tensor) -> Tensor:
+    weight = x.new_empty(module.out_channels, module.in_channels // module.groups, *module.kernel_size)
+    return F.conv1d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _conv_transposed(module: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    weight = x.new_empty(module.in_channels, module.out_channels // module.groups, *module.kernel_size)
+    geometry = (module.stride, module.padding, module.output_padding, module.groups, module.dilation)
+    return F.conv_transpose2d(x, weight, None, *geometry)  # type: ignore[arg-type]
+
+
+def _conv_same(module: Any, x: Tensor) -> Tensor:
     weight = x.new_empty(module.out_channels, module.in_channels // module.groups, *module.kernel_size)
     return layers.conv2d_same(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
 
@@ -61,6 +73,9 @@ _NORMS = (
     layers.LayerNorm2d,
     layers.RmsNorm,
     layers.RmsNorm2d,
+    metaformer.GroupNorm1NoBias,
+    metaformer.LayerNorm2dNoBias,
+    metaformer.LayerNormNoBias,
 )
 _ACTS = (
     nn.ReLU,
@@ -86,6 +101,9 @@ _ACTS = (
     layers.Tanh,
 )
 _RUN_AS_IS = (
+    nn.AvgPool1d,
+    nn.Unfold,
+    nn.Fold,
     nn.AvgPool2d,
     nn.MaxPool2d,
     nn.AdaptiveAvgPool2d,
@@ -96,6 +114,8 @@ _RUN_AS_IS = (
 )
 _MODULES: dict[type, ModuleRule] = {
     nn.Conv2d: ModuleRule("conv", _conv),
+    nn.Conv1d: ModuleRule("conv", _conv_1d),
+    nn.ConvTranspose2d: ModuleRule("conv", _conv_transposed),
     layers.Conv2dSame: ModuleRule("conv", _conv_same),
     nn.Linear: ModuleRule("linear", _linear),
     nn.Identity: ModuleRule("identity", _same),
@@ -105,13 +125,14 @@ _MODULES: dict[type, ModuleRule] = {
     **{kind: ModuleRule("module", _run) for kind in _RUN_AS_IS},
 }
 _HOMES = ("timm.", "torch.nn.modules.container", "torch.nn.modules.flatten", "torch.nn.modules.pixelshuffle")
+_FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
 
 
 def module_rule(path: str, module: nn.Module) -> ModuleRule | None:
     """The rule of a module that is one operation; None: its forward is followed. Raises `Refused` for any other."""
     if type(module) in _MODULES:
         return _MODULES[type(module)]
-    if not type(module).__module__.startswith(_HOMES):
+    if type(module) not in _FOLLOWED and not type(module).__module__.startswith(_HOMES):
         raise Refused(f"{path} is a {type(module).__name__}, which the traced level does not know")
     return None
 
@@ -139,8 +160,8 @@ _CUTS = "chunk split unbind split_with_sizes tensor_split"
 _COMPUTES = """
     sub rsub __rsub__ div rdiv __rdiv__ neg abs pow __rpow__ sqrt rsqrt exp log sin cos clamp sum mean amax amin square
     cumsum maximum minimum where masked_fill normalize norm interpolate pad avg_pool2d max_pool2d adaptive_avg_pool2d
-    adaptive_max_pool2d unfold fold to float type type_as stack cat zeros ones full arange linspace zeros_like ones_like
-    meshgrid __invert__ index_select gather __eq__ __ne__ eq ne add mul log_softmax clone detach softplus tanh
+    adaptive_max_pool2d unfold fold to float long type type_as stack cat zeros ones full arange linspace zeros_like
+    ones_like meshgrid __invert__ index_select gather __eq__ __ne__ eq ne add mul log_softmax clone detach softplus tanh
     reciprocal floor_divide __rfloordiv__ new_zeros new_ones div_ sub_ clamp_ broadcast_to repeat_interleave std var
 """
 _ACT_MODULES: dict[str, Callable[..., nn.Module]] = {
