@@ -39,16 +39,16 @@ class Noise:
 @pytest.fixture(scope="module")
 def dense() -> dict[str, OpenModel]:
     """Opened models with fresh weights and the running statistics of some batches."""
-    made: dict[str, OpenModel] = {}
-    for name in NAMES:
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=20).train()
-        with torch.no_grad():
-            for batch in Noise(SIZES[name]).images(24):
-                model(batch)
-        model.eval()
-        made[name] = compress(model, [])
-    return made
+    return {name: fresh(name, SIZES[name]) for name in NAMES}
+
+
+def fresh(name: str, size: int, **kwargs: Any) -> OpenModel:
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=20, **kwargs).train()
+    with torch.no_grad():
+        for batch in Noise(size).images(24):
+            model(batch)
+    return compress(model.eval(), [])
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,8 @@ def test_a_quantized_model_is_recorded_anew_for_another_size(rounded: Any) -> No
 
 def test_deployed_it_runs_int8_kernels(tmp_path: Path) -> None:
     """Equal at f32; as int8 every convolution (depthwise ones too, a norm behind each) and every linear in int8."""
-    torch.manual_seed(0)
-    kwargs = {"depths": (1, 1, 1, 1, 1), "widths": (8, 8, 16, 16, 32), "head_widths": (32, 32), "num_classes": 5}
-    dense = compress(timm.create_model("efficientvit_b0", **kwargs).eval(), [])
+    small = {"depths": (1, 1, 1, 1, 1), "widths": (8, 8, 16, 16, 32), "head_widths": (32, 32)}
+    dense = fresh("efficientvit_b0", 64, **small)
     rounded = compress(dense, [Int8(images=8)], Noise(64))  # type: ignore[arg-type]
     preprocess = Preprocess(input_size=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3)
     plain = export(dense, tmp_path / "f32", preprocess=preprocess)

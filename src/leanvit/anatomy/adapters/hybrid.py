@@ -15,8 +15,8 @@ from leanvit.anatomy.traced_rules import CACHES
 from leanvit.errors import Refused
 
 SUPPORTED = (
-    "hybrids of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, efficientformerv2_*, tiny_vit_*, "
-    "levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*)"
+    "hybrids of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, efficientformerv2_*, "
+    "tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*)"
 )
 
 _CLASSES = {  # module of timm: classes
