@@ -91,6 +91,10 @@ class OpenTraced(OpenModel):
             self._graphs[key] = self._recorded(method, x, kwargs)
         return self._graphs[key]
 
+    def retrace(self) -> None:
+        """Forget the recorded graphs: after surgery that changed widths which timm's forward knows as numbers."""
+        self._graphs.clear()
+
     def _call(self, method: str, x: Any, ops: Ops, **kwargs: Any) -> Any:
         return run_graph(self.graph(method, x, kwargs), self, ops, x)
 

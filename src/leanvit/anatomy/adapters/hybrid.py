@@ -1,7 +1,7 @@
 """Adapter for timm's hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
 
 The classes named here are those for which opening was proven (`tests/anatomy/test_traced.py`); what their forwards may
-hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.20 to 1.0.31.
+hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -15,23 +15,37 @@ from leanvit.anatomy.traced_rules import CACHES
 from leanvit.errors import Refused
 
 SUPPORTED = (
-    "hybrids of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, efficientformerv2_*, "
-    "tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*)"
+    "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
+    "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
+    "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
+    "swinv2_cr_*, botnet*)"
 )
 
 _CLASSES = {  # module of timm: classes
     "byobnet": ("ByobNet",),
+    "davit": ("DaVit",),
+    "edgenext": ("EdgeNeXt",),
     "efficientformer": ("EfficientFormer",),
     "efficientformer_v2": ("EfficientFormerV2",),
-    "tiny_vit": ("TinyVit",),
-    "levit": ("Levit", "LevitDistilled"),
-    "fastvit": ("FastVit",),
-    "repvit": ("RepVit",),
-    "edgenext": ("EdgeNeXt",),
     "efficientvit_mit": ("EfficientVit", "EfficientVitLarge"),
     "efficientvit_msra": ("EfficientVitMsra",),
+    "fastvit": ("FastVit",),
+    "gcvit": ("GlobalContextVit",),
+    "iformer": ("IFormer",),
+    "levit": ("Levit", "LevitDistilled"),
+    "maxxvit": ("MaxxVit",),
+    "metaformer": ("MetaFormer",),
+    "nest": ("Nest",),
+    "nextvit": ("NextViT",),
+    "pit": ("PoolingVisionTransformer",),
+    "pvt_v2": ("PyramidVisionTransformerV2",),
+    "repvit": ("RepVit",),
+    "shvit": ("SHViT",),
+    "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
+    "tiny_vit": ("TinyVit",),
+    "visformer": ("Visformer",),
 }
-_BYOB_BLOCKS = ("MobileVitBlock", "MobileVitV2Block")  # a ByobNet without them is a convolutional network
+_ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -39,7 +53,7 @@ def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
     if not home.startswith("timm.models.") or name not in _CLASSES.get(home.rpartition(".")[2], ()):
         return False
-    return name != "ByobNet" or any(type(m).__name__ in _BYOB_BLOCKS for m in model.modules())
+    return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 
 
 def open_family(model: Any) -> OpenTraced:
