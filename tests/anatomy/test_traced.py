@@ -94,9 +94,10 @@ def test_the_opened_model_is_the_original_and_every_product_passes_through_the_o
     grads = {key: p.grad for key, p in opened.named_parameters() if p.grad is not None}
     wanted = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
     assert set(grads) == set(wanted) and len(wanted) > 40
+    largest = max(grad.abs().max().item() for grad in wanted.values())
     for key, grad in wanted.items():
         # cuts are replayed part by part, so sums of their gradients may be taken in another order
-        atol = 5e-6 * grad.abs().max().item() if name == "iformer_s" else 0
+        atol = 1e-5 * largest if name == "iformer_s" else 0
         torch.testing.assert_close(grads[key], grad, rtol=0, atol=atol, msg=key)
     same_state(model, opened)  # running statistics moved alike
 
