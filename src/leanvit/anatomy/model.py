@@ -29,6 +29,7 @@ class OpenModel(nn.Module, ABC):
     num_prefix_tokens: int
     grad_checkpointing: bool
     SETTINGS: ClassVar[tuple[str, ...]] = ()  # public attributes that the root must reproduce
+    PROBES: ClassVar[tuple[int, ...]] = (1,)  # batch sizes at which opening compares with the original
 
     def __init__(self, *, attributes: dict[str, Any], source: nn.Module | None) -> None:
         """`attributes`: timm's public ones. `source`: the timm model, for `close_model`."""
@@ -89,6 +90,7 @@ class OpenModel(nn.Module, ABC):
             "full_grid": not self.reduces_tokens,
             "float": self.ops.float_weights,
             "static_tokens": True,
+            "token_blocks": len(self.blocks) > 0,
         }
         return frozenset(name for name, true in has.items() if true)
 
@@ -116,6 +118,10 @@ class OpenModel(nn.Module, ABC):
             for name, module in self.named_modules()
             if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("ops.")
         }
+
+    def products(self) -> list[str]:
+        """Sites of products of two computed values, where the family knows them before a run."""
+        return []
 
     @abstractmethod
     def input_size(self) -> tuple[int, int, int]:

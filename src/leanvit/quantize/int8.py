@@ -150,19 +150,19 @@ def describe(model: OpenModel) -> list[dict[str, Any]]:
     """What is rounded how: one row for each operand of each site.
 
     Keys: `site`, `kind` (conv, linear, matmul), `operand`, `bits` (32 where float), `scheme`, `granularity`, `elements`
-    (of a weight, else None). Float sites of weights are listed too; what is never a site (norms, softmax, GELU,
-    residual sums) is float.
+    (of a weight, else None). Float sites of weights are listed too, and float products of a traced model; what is never
+    a site (norms, softmax, GELU, residual sums) is float.
     """
     ops = model.ops if isinstance(model.ops, QuantOps) else QuantOps({})
     rows: list[dict[str, Any]] = []
     for site, module in model.sites().items():
-        kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
+        kind = "linear" if isinstance(module, nn.Linear) else "conv"
         quantizers = dict(ops.at(site) or {})
         rows += [_row(site, kind, o, quantizers.get(o), getattr(module, "weight", None)) for o in OPERANDS[kind]]
-    for site in ops.names():
-        quantizers = dict(ops.at(site))
-        if "a" in quantizers:
-            rows += [_row(site, "matmul", operand, quantizers[operand], None) for operand in ("a", "b")]
+    products = {site: dict(ops.at(site)) for site in ops.names() if "a" in ops.at(site)}
+    for site in dict.fromkeys((*model.products(), *products)):
+        quantizers = products.get(site, {})
+        rows += [_row(site, "matmul", operand, quantizers.get(operand), None) for operand in ("a", "b")]
     return rows
 
 

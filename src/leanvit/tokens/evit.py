@@ -202,7 +202,7 @@ class EViT:
     select: str = "attention"  # controls: "random" (the same places for every image) and "lowest"
     seed: int = 0  # of the random control
 
-    requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float"})
+    requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
 

@@ -201,7 +201,7 @@ class ToMe:
     r: int | tuple[int | float, ...] = 13  # merges per block; (r, inflection as a float) or a list: see `schedule`
     prop_attn: bool = True  # attention in proportion to size
 
-    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
 

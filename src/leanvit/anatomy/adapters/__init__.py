@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import eva, plain_vit, relpos
+from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
-FAMILIES = (plain_vit, eva, relpos)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
+# each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
+FAMILIES = (plain_vit, eva, relpos, hybrid)
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
@@ -59,23 +60,26 @@ def close_model(opened: OpenModel) -> nn.Module:
 
 @torch.no_grad()
 def _compare(model: nn.Module, opened: OpenModel) -> None:
-    """One image through both, in eval mode; refuses on the first different bit."""
+    """Random images through both, in eval mode; refuses on the first different bit."""
     like = next(model.parameters())
-    noise = torch.randn(1, *opened.probe_size(), generator=torch.Generator().manual_seed(0))
-    image = noise.to(device=like.device, dtype=like.dtype)
+    noise = torch.randn(max(opened.PROBES), *opened.probe_size(), generator=torch.Generator().manual_seed(0))
+    images = noise.to(device=like.device, dtype=like.dtype)
     training = [(m, m.training) for m in (*model.modules(), *opened.modules())]
     try:
         model.eval()
         opened.eval()
-        want, got = model(image), opened(image)
+        pairs = [(model(images[:n]), opened(images[:n])) for n in opened.PROBES]
     finally:
         for module, mode in training:
             module.training = mode
-    same: Any = want.shape == got.shape and torch.equal(torch.nan_to_num(want), torch.nan_to_num(got))
-    if not same:
+    if not all(_same(want, got) for want, got in pairs):
         raise Refused(
             f"{_named(model)}: the opened model's output differs from the original's: something in it is not understood"
         )
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
 
 
 def _named(model: nn.Module) -> str:
