@@ -58,5 +58,7 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    shown = "" if result.top1_percent is None else f", top-1 {result.top1_percent:.2f} % on its validation split"
+    shown = (
+        "" if result.top1_percent is None else f", {result.metric} {result.top1_percent:.2f} % on its validation split"
+    )
     print(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")
