@@ -174,8 +174,10 @@ def _named(source: Source, held: str, split: str, *, note: str = "") -> AnyDatas
     return replace(dataset, split=split, note="; ".join(filter(None, (note, dataset.note))))
 
 
-def _hash_split(dataset: AnyDataset, split: str) -> Dataset:
+def _hash_split(dataset: AnyDataset, split: str) -> AnyDataset:
     if isinstance(dataset, Stream):
+        if split == "train":
+            return dataset
         raise BadInput(
             f"split={split!r}: data {dataset.spec!r} is a stream with one split, which cannot be cut in two; accepted: "
             "wds:PATTERN?val=PATTERN, or an hf data set with a val or test split"

@@ -48,6 +48,11 @@ def assemble(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
             "multi-label: set both to 0"
         )
+    if objective is not None and objective.multi_label not in (None, dataset.multi_label):
+        kind, mend = ("multi-label", "a binary") if dataset.multi_label else ("one class an image", "a softmax")
+        raise BadInput(
+            f"objective {type(objective).__name__} does not suit {dataset.spec!r} ({kind}): give {mend} one, or None"
+        )
     if objective is not None and config.label_smoothing:
         raise BadInput(
             f"label_smoothing={config.label_smoothing} is of the default objective, but an objective is given: "

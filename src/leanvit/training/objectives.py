@@ -34,6 +34,8 @@ class Loss:
 class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
+    multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
 
@@ -57,6 +59,8 @@ class CrossEntropy(Objective):
     Smoothing y' = (1 - e) y + e / classes commutes with mixing, so mixed targets need no smoothing of their own.
     """
 
+    multi_label = False
+
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         _within("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -77,6 +81,8 @@ class BinaryCrossEntropy(CrossEntropy):
     Smoothing moves both answers towards the middle: y' = (1 - e) y + e / 2.
     """
 
+    multi_label = True
+
     def of(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Scalar loss of float logits (B, classes) and targets (B, classes) of 0 and 1, computed in float32."""
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -91,6 +97,8 @@ class Distillation(Objective):
     teacher_preprocess: what the teacher was trained with. Its fingerprint must equal the student's: a teacher that
     sees images normalised for another network answers wrongly without a sign.
     """
+
+    multi_label = False
 
     def __init__(
         self,
@@ -196,6 +204,8 @@ class BinaryDistillation(SoftDistillation):
     L = (1 - alpha) BCE(Z_s, y) + alpha T^2 KL(sigmoid(Z_t / T) || sigmoid(Z_s / T)), both averaged over classes and
     images (Hinton section 2, applied to each class).
     """
+
+    multi_label = True
 
     def __init__(
         self,
