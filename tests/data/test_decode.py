@@ -5,13 +5,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from pictures import picture, png
 from PIL import Image
 
 from leanvit.data import Preprocess, UnreadableImage
 from leanvit.data import decode as decoding
 from leanvit.data.decode import decode, header, is_grey, with_channels
 from leanvit.errors import BadInput
+from pictures import picture, png
 
 
 def test_decodes_bytes_and_files_alike(tmp_path):

@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from pictures import picture, png, write_folder
 
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput, MissingExtra
+from pictures import picture, png, write_folder
 
 datasets = pytest.importorskip("datasets")
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from pictures import picture, png
 
 from leanvit.data import Preprocess, Stream, loader, open_dataset
 from leanvit.errors import BadInput
+from pictures import picture, png
 
 datasets = pytest.importorskip("datasets")
 SMALL = Preprocess((3, 16, 16), (0.5,) * 3, (0.25,) * 3)

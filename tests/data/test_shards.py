@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from pictures import picture, png
-from shards import numbered, write_shard, write_shards
 
 from leanvit.data import Preprocess, Stream, loader, open_dataset
 from leanvit.errors import BadInput
+from pictures import picture, png
+from shards import numbered, write_shard, write_shards
 
 pytest.importorskip("webdataset")
 SMALL = Preprocess((3, 16, 16), (0.5,) * 3, (0.25,) * 3)

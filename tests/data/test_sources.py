@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from pictures import write_folder
 
 from leanvit.data import open_dataset
 from leanvit.data.sources import canonical_split
 from leanvit.errors import BadInput
+from pictures import write_folder
 
 
 def test_unknown_split_names_the_nearest():

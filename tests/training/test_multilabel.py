@@ -24,11 +24,9 @@ def several(count: int, **kw):
 
 
 def test_a_run_learns_the_labels():
-    config = FitConfig(epochs=8, batch_size=20, lr=5e-3)
+    config = FitConfig(epochs=24, batch_size=20, lr=1e-2)
     model = make_model()
-    result = fit(
-        model, several(200), preprocess=make_preprocess(), config=config, validate=several(80, split="val")
-    )
+    result = fit(model, several(200), preprocess=make_preprocess(), config=config, validate=several(80, split="val"))
     scores = [row["map"] for row in result.history]
     assert scores[-1] > 0.9 > scores[0] and result.last_top1 == scores[-1] and "top1" not in result.history[0]
 
@@ -72,9 +70,7 @@ def test_recovery_follows_the_teacher():
 )
 def test_what_does_not_suit_is_refused(given, text):
     with pytest.raises(BadInput, match=text):
-        fit(
-            make_model(), several(40), **{"preprocess": make_preprocess(), "config": FitConfig(batch_size=20), **given}
-        )
+        fit(make_model(), several(40), **{"preprocess": make_preprocess(), "config": FitConfig(batch_size=20), **given})
     with pytest.raises(BadInput, match="BinaryCrossEntropy does not suit"):
         fit(
             make_model(),

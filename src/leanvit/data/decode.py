@@ -60,12 +60,14 @@ def decode(encoded: bytes | Path, *, key: str, max_pixels: int = MAX_PIXELS) -> 
     """
     try:
         with _opened(encoded, max_pixels) as image:
-            factor = _factor(image.size)
-            if factor > 1 and image.format == "JPEG":
+            kind, factor = image.format, _factor(image.size)
+            if factor > 1 and kind == "JPEG":
                 width, height = image.size
                 image.draft(None, (width // factor, height // factor))
             image.load()
         image = image if _factor(image.size) == 1 else image.reduce(_factor(image.size))
+        if kind == "JPEG" and not {"exif", "xmp"} & image.info.keys():
+            return image  # most images, quicker
         return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except Exception as error:  # decoders raise every kind; whichever it is, the bytes are no readable image
         raise UnreadableImage.of(key, f"cannot be decoded: {error or type(error).__name__}") from error

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from leanvit.data import keyed
-from leanvit.data.dataset import Dataset
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, nearest, unknown

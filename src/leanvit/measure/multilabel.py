@@ -59,7 +59,8 @@ def map_interval(predictions: Predictions, *, level: float = 0.95, resamples: in
 def label_accuracy(predictions: Predictions, *, level: float = 0.95) -> Interval:
     """The fraction of (image, class) decisions that are right at probability 1/2, with Wilson's interval over images.
 
-    The interval is on the safe side: an image's share of right decisions varies no more than right or wrong does. High where labels are rare, whatever the model says: read it beside the mean average precision.
+    The interval is on the safe side: an image's share of right decisions varies no more than right or wrong does.
+    High where labels are rare, whatever the model says: read it beside the mean average precision.
     """
     right = predictions.answers == predictions.targets.bool()
     share = float(right.double().mean())

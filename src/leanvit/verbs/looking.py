@@ -35,7 +35,8 @@ class SplitFound:
     split: str
     images: int
     note: str
-    per_class: dict[str, int]  # images a class; of a stream, of the samples that were read
+    counted: int  # images that `per_class` counts: all, of a stream those that were read
+    per_class: dict[str, int]  # images a class
     unlabelled: int  # multi-label images without any class
     read: int
     formats: dict[str, int]
@@ -220,6 +221,7 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
         split=dataset.split,
         images=len(dataset),
         note=dataset.note,
+        counted=read if isinstance(dataset, Stream) else len(dataset),
         per_class=per_class,
         unlabelled=unlabelled,
         read=read,
@@ -328,10 +330,6 @@ def _class_table(looked: Looked) -> Table:
     if len(ranked) > _SHOWN:
         shown = [*ranked[: _SHOWN // 2], ("…", -1), *ranked[-_SHOWN // 2 :]]
     table = Table("class", *(split.split for split in looked.splits), "")
-    caption = f"{len(ranked)} classes"
-    if first.imbalance is not None:
-        caption += f"; the largest has {first.imbalance:.3g} times the images of the smallest that has any"
-    table.caption = Text(caption)
     for name, count in shown:
         if count < 0:
             table.add_row(name, *("" for _ in looked.splits), Text(f"{len(ranked) - _SHOWN} more"))
@@ -342,6 +340,9 @@ def _class_table(looked: Looked) -> Table:
 
 
 def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
+    if split.imbalance is not None and len(split.per_class) > 1:
+        counted = "" if split.counted == split.images else f" (of the first {split.counted})"
+        yield Text(f"{split.split}: the largest class has {split.imbalance:.3g}x the images of the smallest{counted}")
     of = f"of {split.read} that were read" if sampled and split.read < split.images else "of all"
     if split.note:
         yield Text(f"{split.split}: {split.note}")
@@ -349,13 +350,14 @@ def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
     facts = [
         (split.rotated, "are turned upright by their EXIF orientation"),
         (split.animated, "have several frames: the first is used"),
-        (split.unlabelled, "carry no class"),
         (len(split.duplicates), "have the content of another one"),
         (len(split.bad), "cannot be read (leave them out: --on-bad skip)"),
     ]
     for number, what in facts:
         if number:
             yield Text(f"{split.split}: {number} images {what} ({of})", style="yellow")
+    if split.unlabelled:
+        yield Text(f"{split.split}: {split.unlabelled} images carry no class", style="yellow")
     for bad in split.bad[:20]:
         yield Text(f"  {bad.reason}")
     for one, other in split.duplicates[:10]:
