@@ -44,7 +44,7 @@ def text_of(found) -> str:
 def test_what_is_wrong_is_found(sick):
     found = look(str(sick), every=True)
     train, val = found.splits
-    assert (found.form, found.classes) == ("image folder", ("cat", "puppy", "empty"))
+    assert (found.form, found.classes) == ("image folder", ("cat", "empty", "puppy"))
     assert (train.images, val.images) == (11, 4) and train.per_class == {"cat": 8, "puppy": 3, "empty": 0}
     assert [bad.key for bad in train.bad] == ["cat/000.png"] and "cannot be decoded" in train.bad[0].reason
     assert (train.rotated, train.animated) == (1, 1)
