@@ -25,7 +25,8 @@ def write_grid(path: Path, dataset: AnyDataset, *, seed: int = 0) -> None:
     Images that cannot be read are passed over. Raises LeanvitError where the file cannot be written.
     """
     names, rows = _rows(dataset, seed)
-    width = _NAME + COLUMNS * (_TILE + _GAP) + _GAP
+    columns = max(4, *map(len, rows))  # room for the title
+    width = _NAME + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * (_TILE + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     shown = f"{len(rows)} of {len(dataset.classes)} classes" if len(rows) < len(dataset.classes) else "every class"
