@@ -4,12 +4,12 @@ import random
 
 import numpy as np
 import pytest
-from pictures import picture
 from timm.data import create_transform
 
 from leanvit.data import Augment, Preprocess
 from leanvit.data.augment import PRESETS, ShiftFlip, without_posterize_limit_
 from leanvit.errors import BadInput
+from pictures import picture
 
 
 def test_presets_by_name():

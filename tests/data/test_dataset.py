@@ -70,3 +70,25 @@ def test_cached_equals_plain():
 
 def test_repr_is_short():
     assert repr(open_dataset("digits", "val")) == "Dataset('digits', 'val': 359 images 8x8x1, 10 classes)"
+
+
+def test_some_classes_become_the_first_ones():
+    digits = open_dataset("digits", "train")
+    few = digits.only_classes(["7", 2])
+    assert few.classes == ["7", "2"] and set(few.targets) == {0, 1}
+    assert all(few.classes[s.target] == digits.classes[int(digits.targets[digits.keys.index(s.key)])] for s in few)
+    with pytest.raises(BadInput, match="'77' is no class of data 'digits': 0 to 9"):
+        digits.only_classes(["77"])
+
+
+def test_few_shots_are_even_and_keyed():
+    digits = open_dataset("digits", "train")
+    few = digits.few_shot(3, seed=1)
+    assert np.bincount(few.targets).tolist() == [3] * 10
+    assert few.keys == digits.take(np.arange(len(digits))[::-1]).few_shot(3, seed=1).keys[::-1]
+    assert set(few.keys) != set(digits.few_shot(3, seed=2).keys)
+    assert set(few.keys) < set(digits.few_shot(4, seed=1).keys)
+    assert open_dataset("digits", "train", shots=3, seed=1).keys == few.keys
+    assert len(open_dataset("digits", "val", shots=3)) == 359, "val stays whole"
+    with pytest.raises(BadInput, match="shots=0: accepted"):
+        digits.few_shot(0)

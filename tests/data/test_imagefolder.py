@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pictures import picture, write_folder
 from PIL import Image
 
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput
+from pictures import picture, write_folder
 
 
 def test_classes_keys_and_size(folder):

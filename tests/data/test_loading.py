@@ -132,6 +132,53 @@ def test_a_corrupt_image_stops_with_its_key(folder, workers):
         list(loader(dataset, COLOUR, batch_size=5, workers=workers))
 
 
+@pytest.fixture
+def damaged(folder):
+    """20 pets, two of which cannot be read: rows 3 and 13."""
+    for name in ("cat/003.png", "dog/001.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:70])
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_images_leave_their_batch_and_no_other(damaged, workers):
+    dataset = open_dataset(damaged)
+    whole = list(loader(dataset, COLOUR, batch_size=5, workers=workers, on_bad="skip"))
+    assert [len(b) for b in whole] == [4, 5, 4, 5]
+    assert [bad.key for bad in dataset.bad] == ["cat/003.png", "dog/001.png"]
+    assert "cannot be decoded" in dataset.bad[0].reason
+
+    def trained(**kw):
+        chosen = {"train": True, "augment": "light", "on_bad": "skip", "workers": workers}
+        return list(loader(dataset, COLOUR, seed=1, **{**chosen, **kw}))
+
+    fives, rest = trained(batch_size=5), trained(batch_size=5, skip=2)
+    assert equal(gathered(fives[2:]), gathered(rest))
+    assert equal(gathered(fives), gathered(trained(batch_size=3))), "the order knows nothing of the batch size"
+    assert len(dataset.bad) == 2
+
+
+def test_skipping_can_be_the_choice_of_the_spec(damaged):
+    dataset = open_dataset(f"{damaged}?on_bad=skip")
+    assert sum(len(b) for b in loader(dataset, COLOUR, batch_size=4)) == 18
+    for made in (dataset.readable(), dataset.cached()):
+        assert len(made) == 18 and "cat/003.png" not in made.keys
+        assert np.array_equal(made[3].image, open_dataset(damaged)[4].image)
+    with pytest.raises(BadInput, match=r"image 'cat/003\.png' cannot be decoded"):
+        list(loader(dataset, COLOUR, batch_size=4, on_bad="error"))
+    with pytest.raises(BadInput, match="unknown on_bad 'drop'"):
+        loader(dataset, COLOUR, batch_size=4, on_bad="drop")
+
+
+def test_a_batch_of_nothing_but_bad_images(damaged):
+    dataset = open_dataset(damaged).take([3, 13, 0])
+    assert [b.keys for b in loader(dataset, COLOUR, batch_size=2, on_bad="skip")] == [["cat/000.png"]]
+    with pytest.raises(BadInput, match="no image of a whole batch can be read: image 'cat/003"):
+        list(loader(dataset.take([0, 1]), COLOUR, batch_size=2, train=True, on_bad="skip"))
+    with pytest.raises(BadInput, match="none of its 2 images can be read"):
+        open_dataset(f"{damaged}?on_bad=skip").take([3, 13]).readable()
+
+
 @pytest.mark.parametrize("argument", [{"batch_size": 0}, {"epoch": -1}, {"workers": -1}, {"skip": -1}])
 def test_arguments_outside_their_range(digits, argument):
     name, value = next(iter(argument.items()))

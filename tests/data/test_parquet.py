@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures import picture, png
 
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput, MissingExtra
+from pictures import picture, png
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from pictures import picture
 from timm.data import create_transform, resolve_model_data_config
 
 from leanvit.data import Augment, Preprocess, keyed, open_dataset
 from leanvit.errors import BadInput
+from pictures import picture
 
 SMALL = {"depth": 1, "embed_dim": 24, "num_heads": 2}
 PLAIN = Preprocess((3, 32, 32), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

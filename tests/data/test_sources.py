@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from pictures import write_folder
 
 from leanvit.data import open_dataset
 from leanvit.data.sources import canonical_split
 from leanvit.errors import BadInput
+from pictures import write_folder
 
 
 def test_unknown_split_names_the_nearest():
@@ -14,16 +14,19 @@ def test_unknown_split_names_the_nearest():
 
 
 def test_missing_path_names_what_is_accepted_and_the_nearest(folder):
-    with pytest.raises(BadInput, match=r"pet' does not exist \(did you mean 'pets'\?\); accepted: 'digits', a folder"):
+    with pytest.raises(BadInput, match=r"pet' does not exist \(did you mean 'pets'\?\); accepted forms:"):
         open_dataset(folder.parent / "pet")
     with pytest.raises(BadInput, match=r"'digit' does not exist .*'digits'"):
         open_dataset("digit")
 
 
 def test_other_files_are_refused(tmp_path):
-    (tmp_path / "a.csv").write_text("x")
-    with pytest.raises(BadInput, match=r"is a \.csv file; accepted: 'digits'"):
-        open_dataset(tmp_path / "a.csv")
+    (tmp_path / "a.json").write_text("x")
+    with pytest.raises(BadInput, match=r"is a \.json file; accepted forms:\n  digits"):
+        open_dataset(tmp_path / "a.json")
+    (tmp_path / "train.txt").write_text("x")
+    with pytest.raises(BadInput, match=r"is a \.txt file \(a list of images is opened as 'list:train\.txt'\)"):
+        open_dataset(tmp_path / "train.txt")
 
 
 def test_a_single_split_is_divided_by_the_hash_of_the_key(tmp_path):

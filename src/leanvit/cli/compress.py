@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
-from leanvit.cli.options import command_line, key_values
+from leanvit.cli.options import command_line, data_spec, key_values
 from leanvit.errors import BadInput
 
 NAME = "compress"
@@ -18,9 +18,7 @@ def command(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)
     ] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DATA", help="digits, an image folder, parquet, or hf:NAME.")
-    ] = None,
+    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help=options.DATA_HELP)] = None,
     with_: Annotated[
         list[str] | None,
         typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
@@ -37,6 +35,9 @@ def command(
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
     limit: options.Limit = None,
+    classes: options.Classes = None,
+    shots: options.Shots = None,
+    on_bad: options.OnBad = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency in the table.")] = 8,
     measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
@@ -73,7 +74,7 @@ def command(
         result = verbs.compress(
             model,
             methods,
-            data,
+            None if data is None else data_spec(data, classes, shots, on_bad),
             recovery=recovery,
             adapt=adapt,
             model_args=model_args,

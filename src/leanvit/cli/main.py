@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, demo, export, measure, methods, report, train
+from leanvit.cli import compress, data, demo, export, measure, methods, report, train
 from leanvit.errors import BadInput, LeanvitError, Refused
 
 
@@ -69,7 +69,7 @@ def program(
     """
 
 
-for verb in (demo, methods, train, compress, measure, export, report):
+for verb in (demo, methods, data, train, compress, measure, export, report):
     app.command(verb.NAME)(verb.command)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
-from leanvit.cli.options import command_line, key_values
+from leanvit.cli.options import command_line, data_spec, key_values
 
 NAME = "measure"
 
@@ -31,6 +31,9 @@ def command(
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
     limit: options.Limit = None,
+    classes: options.Classes = None,
+    shots: options.Shots = None,
+    on_bad: options.OnBad = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -42,7 +45,7 @@ def command(
     with output.stdout_for_result():
         result = verbs.measure(
             run,
-            data,
+            data_spec(data, classes, shots, on_bad),
             against=against or (),
             runtimes=runtime or ("torch",),
             latency_batch=batch,

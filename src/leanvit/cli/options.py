@@ -13,6 +13,7 @@ import typer
 
 from leanvit.errors import BadInput
 
+DATA_HELP = "digits, an image folder, a table (csv), parquet, list:FILE, wds:PATTERN, or hf:NAME."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)]
 ModelArgs = Annotated[
     list[str] | None,
@@ -24,7 +25,18 @@ Weights = Annotated[
 ]
 DataSpec = Annotated[
     str,
-    typer.Option("--data", metavar="DATA", help="digits, an image folder, parquet, or hf:NAME.", show_default=False),
+    typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False),
+]
+Classes = Annotated[
+    str | None,
+    typer.Option("--classes", metavar="A,B", help="Keep these classes only, by name or index; they become 0, 1, ..."),
+]
+Shots = Annotated[
+    int | None, typer.Option("--shots", metavar="K", help="Few-shot: K images of each class; val stays whole.")
+]
+OnBad = Annotated[
+    str | None,
+    typer.Option("--on-bad", metavar="HOW", help="An image that cannot be read: error (default) or skip, then listed."),
 ]
 Adapt = Annotated[
     bool, typer.Option("--adapt", help="Build a timm name so that it fits the data: classes, channels, resolution.")
@@ -53,6 +65,16 @@ def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
         except json.JSONDecodeError:
             found[key.strip()] = value
     return found
+
+
+def data_spec(data: str, classes: str | None, shots: int | None, on_bad: str | None) -> str:
+    """The data spec with the options of the command line in it, so that the record of a run opens the same data."""
+    if classes is None and shots is None and on_bad is None:
+        return data
+    from leanvit.data.specs import with_options
+
+    names = None if classes is None else tuple(name.strip() for name in classes.split(",") if name.strip())
+    return with_options(data, {"classes": names, "shots": shots, "on_bad": on_bad})
 
 
 def command_line() -> str:

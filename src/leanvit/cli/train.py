@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
-from leanvit.cli.options import command_line, key_values
+from leanvit.cli.options import command_line, data_spec, key_values
 
 NAME = "train"
 
@@ -27,6 +27,9 @@ def command(
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
     limit: options.Limit = None,
+    classes: options.Classes = None,
+    shots: options.Shots = None,
+    on_bad: options.OnBad = None,
     seed: options.Seed = 0,
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
@@ -41,7 +44,7 @@ def command(
     with output.stdout_for_result():
         result = verbs.train(
             name,
-            data,
+            data_spec(data, classes, shots, on_bad),
             settings=settings,
             adapt=adapt,
             model_args=model_args,
@@ -58,5 +61,6 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    shown = "" if result.top1_percent is None else f", top-1 {result.top1_percent:.2f} % on its validation split"
+    score = result.top1_percent
+    shown = "" if score is None else f", {result.metric} {score:.2f} % on its validation split"
     print(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")

@@ -9,12 +9,16 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {  # public name -> module of this package that defines it
+    "AnyDataset": "stream",
     "Augment": "augment",
+    "BadImage": "decode",
     "Batch": "loading",
     "Dataset": "dataset",
     "Loader": "loading",
     "Preprocess": "preprocess",
     "Sample": "dataset",
+    "Stream": "stream",
+    "UnreadableImage": "decode",
     "adapted_kwargs": "fitting",
     "check_fits": "fitting",
     "loader": "loading",

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
 
 from leanvit.data import keyed
-from leanvit.data.decode import is_grey, with_channels
-from leanvit.errors import BadInput
+from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey, with_channels
+from leanvit.data.labels import rarest_label
+from leanvit.errors import BadInput, nearest
 
 
 class Sample(NamedTuple):
-    """One example: an 8-bit "L" or "RGB" image, its class index, and its key (unique within the split)."""
+    """One example: an 8-bit "L" or "RGB" image, its class index, and its key (unique within the split).
+
+    In a multi-label set the target is a (classes,) float32 vector of 0 and 1.
+    """
 
     image: Image.Image
-    target: int
+    target: int | np.ndarray
     key: str
 
 
 class Images(Protocol):
-    """Random access to decoded images by row; raises BadInput naming the key of an image that cannot be decoded."""
+    """Random access to decoded images by row; raises UnreadableImage naming the key of one that cannot be decoded.
+
+    Images that lie somewhere encoded also have `encoded(row) -> bytes | Path`.
+    """
 
     def __getitem__(self, row: int, /) -> Image.Image: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A map-style set of images with one class each; `ds[i]` is a `Sample`. Immutable: every verb returns a new one."""
+    """A map-style set of labelled images; `ds[i]` is a `Sample`. Immutable: every verb returns a new one.
+
+    Each image has one class, or in a multi-label set any number of them.
+    """
 
     name: str
     spec: str  # what opens it again
     split: str  # "train", "val", or "all"
     classes: list[str]
     keys: tuple[str, ...]
-    targets: np.ndarray  # (N,) int64
+    targets: np.ndarray  # (N,) int64; multi-label: (N, classes) float32 of 0 and 1
     rows: np.ndarray  # (N,) int64, row of each sample in `images`
     images: Images
     channels: int  # 1 (grey) or 3
     image_size: tuple[int, int]  # typical (h, w)
     mirror: bool = True  # whether a mirrored image keeps its class (not so for digits)
     note: str = ""  # how the split came about, when it is not what the source calls it
+    multi_label: bool = False
+    on_bad: str = "error"  # or "skip": what loaders do with an image that cannot be read
+    max_pixels: int = MAX_PIXELS  # an image with more cannot be read
+    bad: list[BadImage] = field(default_factory=list)  # what was left out so far, by this set and those made from it
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,7 +67,8 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return Sample(self._image(index), int(self.targets[index]), self.keys[index])
+        target = self.targets[index] if self.multi_label else int(self.targets[index])
+        return Sample(self._image(index), target, self.keys[index])
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -83,24 +99,112 @@ class Dataset:
         if count >= len(self):
             return self
         value = keyed.ranks(self.key_hashes, "limit", seed)
-        rank = rank_within(self.targets, value)
+        rank = rank_within(self._groups, value)
         chosen = np.lexsort((value, rank))[:count]  # the first of every class, then the second of every class, ...
         return self.take(np.sort(chosen))
 
+    def only_classes(self, classes: Sequence[str | int]) -> Dataset:
+        """The images of some classes, given by name or index, which become the classes 0, 1, ... in the given order.
+
+        A multi-label image stays if it carries one of them. Raises BadInput for a class that there is not (with the
+        nearest names), one that comes twice, or when no image is left.
+        """
+        wanted = [self._class(given) for given in classes]
+        twice = next((index for index in wanted if wanted.count(index) > 1), None)
+        if twice is not None or not wanted:
+            what = f"{self.classes[twice]!r} comes twice" if twice is not None else "is empty"
+            raise BadInput(f"classes={','.join(map(str, classes))}: {what}; accepted: distinct classes")
+        names = [self.classes[index] for index in wanted]
+        if self.multi_label:
+            targets = np.ascontiguousarray(self.targets[:, wanted])
+            kept = targets.any(axis=1)
+        else:
+            targets = np.full(len(self.classes), -1, dtype=np.int64)
+            targets[wanted] = np.arange(len(wanted))
+            targets = targets[self.targets]
+            kept = targets >= 0
+        if not kept.any():
+            raise BadInput(f"data {self.spec!r}, {self.split}: no image has one of the classes {', '.join(names)}")
+        return replace(self, classes=names, targets=targets).take(np.flatnonzero(kept))
+
+    def few_shot(self, shots: int, *, seed: int = 0) -> Dataset:
+        """`shots` images of each class (all of a smaller one), chosen by (seed, key), order kept.
+
+        In a multi-label set: for every class, `shots` of the images that carry it; an image may serve several classes.
+        Raises BadInput for `shots` < 1.
+        """
+        if shots < 1:
+            raise BadInput(f"shots={shots}: accepted: a number of images a class >= 1")
+        value = keyed.ranks(self.key_hashes, "shots", seed)
+        if not self.multi_label:
+            return self.take(np.flatnonzero(rank_within(self.targets, value) < shots))
+        order = np.argsort(value, kind="stable")
+        ranked = self.targets[order] > 0
+        first = ranked & (np.cumsum(ranked, axis=0) <= shots)
+        return self.take(np.sort(order[first.any(axis=1)]))
+
     def cached(self, *, max_bytes: int = 2**31) -> Dataset:
-        """The same data set, decoded once into memory; as it is if that takes more than `max_bytes` (an estimate)."""
+        """The same data set, decoded once into memory; as it is if that takes more than `max_bytes` (an estimate).
+
+        With `on_bad="skip"`, without the images that cannot be read.
+        """
         height, width = self.image_size
         if height * width * self.channels * len(self) > max_bytes or isinstance(self.images, _Decoded):
             return self
-        pixels = [np.asarray(self._image(index)) for index in range(len(self))]
-        return replace(self, images=_Decoded(pixels), rows=np.arange(len(self)))
+        pixels: list[np.ndarray] = []
+        kept = self._read_all(lambda image: pixels.append(np.asarray(image)))
+        return replace(self.take(kept), images=_Decoded(pixels), rows=np.arange(len(pixels)))
+
+    def readable(self) -> Dataset:
+        """The set without the images that cannot be read, which are added to `bad`: every image is decoded once.
+
+        With `on_bad="error"` the first of them raises UnreadableImage.
+        """
+        kept = self._read_all(lambda image: None)
+        return self if len(kept) == len(self) else self.take(kept)
+
+    def encoded(self, index: int) -> bytes | Path | None:
+        """The image as it is stored: bytes, or the file; None where it is not stored encoded."""
+        encoded = getattr(self.images, "encoded", None)
+        return None if encoded is None else encoded(int(self.rows[index]))
+
+    @property
+    def _groups(self) -> np.ndarray:
+        return rarest_label(self.targets) if self.multi_label else self.targets
+
+    def _class(self, given: str | int) -> int:
+        if isinstance(given, str) and given in self.classes:
+            return self.classes.index(given)
+        if isinstance(given, int) or given.isdecimal():
+            if 0 <= int(given) < len(self.classes):
+                return int(given)
+            raise BadInput(f"classes: {given!r} is no class of data {self.spec!r}: 0 to {len(self.classes) - 1}")
+        raise BadInput(f"classes: {given!r} is no class of data {self.spec!r}: {nearest(given, self.classes)}")
+
+    def _read_all(self, take: Callable[[Image.Image], object]) -> np.ndarray:
+        """Decode every image in order; returns the indices of those that could be. Raises BadInput if none can."""
+        kept = []
+        for index in range(len(self)):
+            try:
+                take(self._image(index))
+            except UnreadableImage as error:
+                if self.on_bad == "error":
+                    raise
+                self.bad.append(BadImage(error.key, str(error)))
+            else:
+                kept.append(index)
+        if not kept:
+            raise BadInput(f"data {self.spec!r}, {self.split}: none of its {len(self)} images can be read")
+        return np.array(kept, dtype=np.int64)
 
     def _image(self, index: int) -> Image.Image:
-        image = self.images[int(self.rows[index])]
-        try:
-            return with_channels(image, self.channels)
-        except BadInput as error:
-            raise BadInput(f"image {self.keys[index]!r}: {error}") from None
+        key = self.keys[index]
+        encoded = self.encoded(index)
+        if encoded is None:
+            image = self.images[int(self.rows[index])]
+        else:
+            image = decode(encoded, key=key, max_pixels=self.max_pixels)
+        return as_sample_image(image, self.channels, key=key)
 
 
 @dataclass(frozen=True)
@@ -109,6 +213,14 @@ class _Decoded:
 
     def __getitem__(self, row: int, /) -> Image.Image:
         return Image.fromarray(self.pixels[row])
+
+
+def as_sample_image(image: Image.Image, channels: int, *, key: str) -> Image.Image:
+    """`with_channels`, its refusal as UnreadableImage."""
+    try:
+        return with_channels(image, channels)
+    except BadInput as error:
+        raise UnreadableImage.of(key, f"is not accepted: {error}") from None
 
 
 def rank_within(groups: np.ndarray, value: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ VAL_SHARE = 0.2  # of every class; 359 images, so that an accuracy is known to a
 
 def digits_source() -> Source:
     """Splits "train" (1,438) and "val" (359), stratified by class; the same images everywhere and for every seed."""
-    return Source("digits", {"train": lambda: _split("train"), "val": lambda: _split("val")})
+    return Source("digits", {"train": lambda: _split("train"), "val": lambda: _split("val")}, "embedded")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from leanvit.data.dataset import Dataset
 from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
+from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput, unknown
 
 MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: most of the tokens would be made up
@@ -19,7 +19,7 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos"}
 
 
-def check_fits(model: nn.Module, preprocess: Preprocess, dataset: Dataset, *, convert: bool = False) -> None:
+def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
     """Raise BadInput that lists every mismatch of resolution, channels and classes, with the argument that mends it.
 
     Resolution: `preprocess` must give what the model takes, and the data's images may grow at most twofold per side.
@@ -36,7 +36,7 @@ def check_fits(model: nn.Module, preprocess: Preprocess, dataset: Dataset, *, co
         raise BadInput(f"model {name} does not fit data {dataset.spec!r}:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> dict[str, Any]:
     """Constructor arguments for `timm.create_model(name, **kwargs)` that fit the data; what the caller gave is kept.
 
     Always `num_classes` and `in_chans`. Resolution only for plain ViTs without pretrained weights whose images would
@@ -73,7 +73,7 @@ def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     return (_up(height, patch), _up(width, patch)), patch
 
 
-def _resolution(name: str, kwargs: dict[str, Any], dataset: Dataset) -> dict[str, Any]:
+def _resolution(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> dict[str, Any]:
     import timm
 
     if {"img_size", "patch_size"} <= kwargs.keys():
@@ -112,7 +112,7 @@ def _input_problems(model: nn.Module, preprocess: Preprocess) -> list[str]:
     return problems
 
 
-def _image_problems(preprocess: Preprocess, dataset: Dataset) -> list[str]:
+def _image_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
     channels, height, width = preprocess.input_size
     problems = []
     growth = _enlargement(dataset.image_size, (height, width))
@@ -134,7 +134,7 @@ def _image_problems(preprocess: Preprocess, dataset: Dataset) -> list[str]:
     return problems
 
 
-def _class_problems(model: nn.Module, dataset: Dataset) -> list[str]:
+def _class_problems(model: nn.Module, dataset: AnyDataset) -> list[str]:
     outputs, classes = getattr(model, "num_classes", None), len(dataset.classes)
     if outputs is None or outputs == classes:
         return []

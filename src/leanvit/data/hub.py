@@ -16,22 +16,27 @@ from PIL import Image
 
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
-from leanvit.data.decode import decode
+from leanvit.data.decode import UnreadableImage, decode
 from leanvit.data.sources import Source, canonical_split
+from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
 
 
-def hub_source(spec: str) -> Source:
+def hub_source(parsed: Spec) -> Source:
     """The splits of a `datasets` name or folder (also one written by `save_to_disk`).
 
     Raises MissingExtra without `datasets`, BadInput when the name cannot be loaded or is not image classification.
     """
     library = arrow.require("datasets")
-    reference = spec.removeprefix("hf:")
-    if not reference:
-        raise BadInput(f"data {spec!r} names nothing; accepted: hf:NAME[:CONFIG], for example hf:cifar10")
-    loaded = _load(library, spec, reference)
+    spec, streaming = parsed.text, parsed.on("streaming")
+    if not streaming and (given := {"epoch", "resampled", "buffer"} & set(parsed.options)):
+        raise BadInput(f"data {spec!r}: {', '.join(sorted(given))} is for streaming: add it, or leave that out")
+    loaded = _load(library, spec, parsed.where, streaming=streaming)
     tables = _by_split(spec, dict(loaded) if isinstance(loaded, dict) else {"all": loaded})
+    if streaming:
+        from leanvit.data.hubstream import streamed_source
+
+        return streamed_source(parsed, tables)
     columns = {
         split: arrow.find_columns(table.features.arrow_schema, where=f"data {spec!r}, {split}")
         for split, table in tables.items()
@@ -39,10 +44,10 @@ def hub_source(spec: str) -> Source:
     labels = {split: _arrow_column(table, columns[split].label) for split, table in tables.items()}
     classes = arrow.class_names(next(iter(columns.values())), list(labels.values()))
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, split, table, columns[split], labels[split], classes)
+        split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes)
         for split, table in tables.items()
     }
-    return Source(spec, opened)
+    return Source(spec, opened, "HF datasets")
 
 
 @dataclass(frozen=True)
@@ -52,27 +57,37 @@ class _Rows:
     keys: tuple[str, ...]
 
     def __getitem__(self, row: int, /) -> Image.Image:
+        return decode(self.encoded(row), key=self.keys[row])
+
+    def encoded(self, row: int) -> bytes | Path:
         value = self.table[row][self.column]
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None and isinstance(value, dict) and value.get("path"):
             encoded = Path(value["path"])
         if encoded is None:
-            raise BadInput(f"image {self.keys[row]!r} has neither bytes nor a path")
-        return decode(encoded, key=self.keys[row])
+            raise UnreadableImage.of(self.keys[row], "has neither bytes nor a path")
+        return encoded
 
 
-def _load(library: Any, spec: str, reference: str) -> Any:
+def _load(library: Any, spec: str, reference: str, *, streaming: bool) -> Any:
     folder = Path(reference).expanduser()
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return library.load_from_disk(str(folder))
+            stored = library.load_from_disk(str(folder))
+            return _as_streams(stored) if streaming else stored
         if folder.is_dir():
-            return library.load_dataset(str(folder))
+            return library.load_dataset(str(folder), streaming=streaming)
         name, _, config = reference.partition(":")
-        return library.load_dataset(name, config or None)
+        return library.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # datasets, hub client and network raise many kinds; all mean that it cannot be had
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(f"data {spec!r} cannot be loaded by datasets: {reason[0]}") from error
+
+
+def _as_streams(stored: Any) -> Any:
+    if isinstance(stored, dict):
+        return {split: table.to_iterable_dataset() for split, table in stored.items()}
+    return stored.to_iterable_dataset()
 
 
 def _by_split(spec: str, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +103,9 @@ def _arrow_column(table: Any, column: str) -> Any:
     return table.select_columns([column]).with_format("arrow")[:].column(column)
 
 
-def _open(spec: str, split: str, table: Any, columns: arrow.Columns, labels: Any, classes: list[str]) -> Dataset:
+def _open(
+    spec: str, where: str, split: str, table: Any, columns: arrow.Columns, labels: Any, classes: list[str]
+) -> Dataset:
     library = arrow.require("datasets")
     images_only = table.select_columns([columns.image])
     if isinstance(table.features[columns.image], library.Image):
@@ -98,7 +115,7 @@ def _open(spec: str, split: str, table: Any, columns: arrow.Columns, labels: Any
     images = _Rows(images_only, columns.image, keys)
     channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
     return Dataset(
-        name=Path(spec.removeprefix("hf:")).name,
+        name=Path(where).name,
         spec=spec,
         split=split,
         classes=classes,

@@ -34,7 +34,7 @@ def imagefolder_source(spec: str, path: Path) -> Source:
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, path.resolve().name, split, folder, classes) for split, folder in folders.items()
     }
-    return Source(spec, opened)
+    return Source(spec, opened, "image folder")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class _Files:
     folder: Path
     keys: tuple[str, ...]
 
+    def encoded(self, row: int) -> Path:
+        return self.folder / self.keys[row]
+
     def __getitem__(self, row: int, /) -> Image.Image:
-        key = self.keys[row]
-        return decode(self.folder / key, key=key)
+        return decode(self.encoded(row), key=self.keys[row])
 
 
 def _split_folders(spec: str, path: Path) -> dict[str, Path]:

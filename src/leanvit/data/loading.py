@@ -1,10 +1,15 @@
-"""Batches whose order and augmentation depend on (seed, epoch, key) only: never on workers, processes or history."""
+"""Batches whose order and augmentation depend on (seed, epoch, key) only: never on workers, processes or history.
+
+With `on_bad="skip"` a batch is still the same slice of the order: an image that cannot be read is left out of its
+batch, which is then shorter, and no other batch changes. So neither workers nor a resume can change what is left out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,17 +20,24 @@ from torch.utils.data import DataLoader
 from leanvit.data import keyed
 from leanvit.data.augment import Augment
 from leanvit.data.dataset import Dataset, Sample
+from leanvit.data.decode import BadImage, UnreadableImage
 from leanvit.data.preprocess import Preprocess
+from leanvit.data.specs import check_on_bad
+from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, LeanvitError
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images (B, C, H, W) float32, normalised; targets (B,) int64; keys, B of them."""
+    """images (B, C, H, W) float32, normalised; targets (B,) int64; keys, B of them.
+
+    Of multi-label data, targets are (B, classes) float32 of 0 and 1. `bad`: what was left out of the batch.
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
     keys: list[str]
+    bad: tuple[BadImage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -35,25 +47,35 @@ class Batch:
         return replace(self, images=self.images.to(device), targets=self.targets.to(device))
 
 
+class Batches(Protocol):
+    """What the batches of an epoch are made of, in order: indices of a `Dataset`, encoded samples of a `Stream`."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 @dataclass(frozen=True)
 class Loader:
     """One epoch of batches; iterating again gives the same batches again."""
 
-    dataset: Dataset
-    batches: tuple[np.ndarray, ...]  # indices into `dataset`, one array a batch
+    dataset: AnyDataset
+    batches: Batches
     preprocess: Preprocess
     augment: Augment | None
     draws: tuple[int, int]  # (seed, epoch) of the augmentation
     workers: int = 0
+    on_bad: str = "error"
+    train: bool = False
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.batches:
+        if not len(self.batches):
             return
         loading: DataLoader[Any] = DataLoader(
             _Fetch.of(self),  # type: ignore[arg-type]
+            sampler=self.batches,
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.workers,
@@ -62,11 +84,20 @@ class Loader:
         for fetched in loading:
             if isinstance(fetched, LeanvitError):
                 raise fetched
-            yield fetched
+            self._note(fetched.bad)
+            if len(fetched):
+                yield fetched
+            elif self.train:  # a step without an image is none
+                raise BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in fetched.bad[:3])}")
+
+    def _note(self, bad: tuple[BadImage, ...]) -> None:
+        """Add to the data set's `bad` what is not there yet; each epoch meets the same images."""
+        known = {one.key for one in self.dataset.bad} if bad else set()
+        self.dataset.bad.extend(one for one in bad if one.key not in known)
 
 
 def loader(
-    dataset: Dataset,
+    dataset: AnyDataset,
     preprocess: Preprocess,
     *,
     batch_size: int,
@@ -77,13 +108,17 @@ def loader(
     workers: int = 0,
     drop_last: bool = False,
     skip: int = 0,
+    on_bad: str | None = None,
 ) -> Loader:
     """One epoch of `Batch`es, the images through `preprocess`.
 
     With `train` the order is a permutation keyed by (seed, epoch) and each key, and `augment` (None, "light", "randaug"
     or an `Augment`) is drawn by (seed, epoch, key); flips are left out where `dataset.mirror` is false. Without, the
     data set's own order and no augmentation. `workers` processes decode (0: this one). `skip` leaves out the first
-    batches of the epoch, for resuming, without reading them.
+    batches of the epoch, for resuming, without reading them (a stream reads over them, without decoding).
+
+    `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
+    `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
 
     Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
     """
@@ -100,11 +135,17 @@ def loader(
         raise BadInput("augment is for training: give train=True with it, or leave it out")
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
-    order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
-    batches = _cut(order, batch_size, drop_last=drop_last)
-    if skip > len(batches):
-        raise BadInput(f"skip={skip}: accepted: 0 to {len(batches)}, the batches of an epoch")
-    return Loader(dataset, batches[skip:], preprocess, chosen, (seed, epoch), workers)
+    count = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
+    if skip > count:
+        raise BadInput(f"skip={skip}: accepted: 0 to {count}, the batches of an epoch")
+    batches: Batches
+    if isinstance(dataset, Stream):
+        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip)
+    else:
+        order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
+        batches = tuple(order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
+    on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
+    return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train)
 
 
 def epoch_order(dataset: Dataset, *, seed: int, epoch: int) -> np.ndarray:
@@ -117,14 +158,33 @@ def augment_parts(seed: int, epoch: int, key: str) -> tuple[str, int, int, str]:
     return "augment", seed, epoch, key
 
 
-def _cut(order: np.ndarray, size: int, *, drop_last: bool) -> tuple[np.ndarray, ...]:
-    end = len(order) - len(order) % size if drop_last else len(order)
-    return tuple(order[start : start + size] for start in range(0, end, size))
+@dataclass(frozen=True)
+class _Cuts:
+    """The batches of a stream as lists of encoded samples: read in the main process, decoded where they are sent."""
+
+    stream: Stream
+    order: tuple[int, int] | None  # (seed, epoch) of training; None is the stored order
+    size: int
+    skip: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        stream, order = self.stream, self.order
+        items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
+        items = islice(items, self.skip * self.size, None)
+        for _ in range(self.count):
+            yield list(islice(items, self.size))
 
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Whole batches by number, for a torch DataLoader; an error travels as a value, so that its text stays clean."""
+    """Makes a batch of its indices or samples, for a torch DataLoader.
+
+    An error travels as a value, so that its text stays clean.
+    """
 
     loader: Loader
     pixels: Callable[[Image.Image], np.ndarray]
@@ -136,35 +196,55 @@ class _Fetch:
         erasing = augment.erasing() if augment else ()
         return _Fetch(loader, loader.preprocess.u8_transform(augment), erasing)
 
-    def __len__(self) -> int:
-        return len(self.loader.batches)
-
-    def __getitem__(self, number: int) -> Batch | LeanvitError:
+    def __getitem__(self, items: Any) -> Batch | LeanvitError:
         try:
             if self.loader.augment is None:
-                return self._batch(number)
+                return self._batch(items)
             with keyed.global_rng(cuda=False):  # saved and restored once a batch, seeded anew for each sample
-                return self._batch(number)
+                return self._batch(items)
         except LeanvitError as error:
             return error
 
-    def _batch(self, number: int) -> Batch:
-        samples = [self.loader.dataset[int(index)] for index in self.loader.batches[number]]
-        keys = [sample.key for sample in samples]
-        targets = torch.tensor([sample.target for sample in samples], dtype=torch.int64)
-        if self.erasing:
-            images = torch.stack([self._erased(sample) for sample in samples])
+    def _batch(self, items: Any) -> Batch:
+        samples, bad = self._read(items)
+        targets = self._targets([sample.target for sample, _ in samples])
+        if not samples:
+            images = torch.empty(0, *self.loader.preprocess.input_size)
+        elif self.erasing:
+            images = torch.stack([self._erased(*sample) for sample in samples])
         else:  # the whole batch is normalised at once: several times faster for small images, the same bits
-            images = self.loader.preprocess.normalize(np.stack([self._seeded(sample) for sample in samples]))
-        return Batch(images, targets, keys)
+            images = self.loader.preprocess.normalize(np.stack([self._seeded(*sample) for sample in samples]))
+        return Batch(images, targets, [sample.key for sample, _ in samples], tuple(bad))
 
-    def _seeded(self, sample: Sample) -> np.ndarray:
+    def _read(self, items: Any) -> tuple[list[tuple[Sample, int]], list[BadImage]]:
+        """(sample, how often the epoch came to it before) of those that can be read, and the others."""
+        dataset, samples, bad = self.loader.dataset, [], []
+        for item in items:
+            try:
+                if isinstance(dataset, Stream):
+                    samples.append((dataset.read(item), item.visit))
+                else:
+                    samples.append((dataset[int(item)], 0))
+            except UnreadableImage as error:
+                if self.loader.on_bad == "error":
+                    raise
+                bad.append(BadImage(error.key, str(error)))
+        return samples, bad
+
+    def _targets(self, targets: list[Any]) -> torch.Tensor:
+        if not self.loader.dataset.multi_label:
+            return torch.tensor(targets, dtype=torch.int64)
+        vectors = np.array(targets, dtype=np.float32)
+        return torch.from_numpy(vectors.reshape(len(targets), len(self.loader.dataset.classes)))
+
+    def _seeded(self, sample: Sample, visit: int) -> np.ndarray:
         if self.loader.augment is not None:
-            keyed.seed_global(*augment_parts(*self.loader.draws, sample.key))
+            again = (visit,) if visit else ()  # a resampled epoch meets an image more than once
+            keyed.seed_global(*augment_parts(*self.loader.draws, sample.key), *again)
         return self.pixels(sample.image)
 
-    def _erased(self, sample: Sample) -> torch.Tensor:
-        image = self.loader.preprocess.normalize(self._seeded(sample))
+    def _erased(self, sample: Sample, visit: int) -> torch.Tensor:
+        image = self.loader.preprocess.normalize(self._seeded(sample, visit))
         for erase in self.erasing:
             image = erase(image)
         return image

@@ -17,7 +17,7 @@ from PIL import Image
 
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
-from leanvit.data.decode import decode
+from leanvit.data.decode import UnreadableImage, decode
 from leanvit.data.sources import Source, canonical_split
 from leanvit.errors import BadInput
 
@@ -39,7 +39,7 @@ def parquet_source(spec: str, path: Path) -> Source:
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, name, split, table, classes) for split, table in tables.items()
     }
-    return Source(spec, opened)
+    return Source(spec, opened, "parquet")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ class _RowGroups:
     loaded: dict[int, Any] = field(default_factory=dict)
 
     def __getitem__(self, row: int, /) -> Image.Image:
+        return decode(self.encoded(row), key=self.keys[row])
+
+    def encoded(self, row: int) -> bytes:
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
         if group not in self.loaded:
             file, number, _ = self.groups[group]
@@ -97,8 +100,8 @@ class _RowGroups:
         value = self.loaded[group][row - int(self.starts[group])].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None:  # a path alone is not followed: the file may come from elsewhere
-            raise BadInput(f"image {self.keys[row]!r} has no bytes in {self.groups[group][0].name}")
-        return decode(encoded, key=self.keys[row])
+            raise UnreadableImage.of(self.keys[row], f"has no bytes in {self.groups[group][0].name}")
+        return encoded
 
 
 def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -> Dataset:

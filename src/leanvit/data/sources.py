@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from leanvit.data import keyed
-from leanvit.data.dataset import Dataset
+from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
+from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, nearest, unknown
 
 VAL_FRACTION = 0.1  # share of the keys held out when a source has a single split
@@ -21,10 +22,6 @@ _SPLIT_NAMES = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_ACCEPTED = (
-    "accepted: 'digits', a folder of class folders (or of train/ and val/), a parquet file or a folder of "
-    "<split>.parquet files, or hf:NAME[:CONFIG]"
-)
 
 
 @dataclass(frozen=True)
@@ -32,17 +29,27 @@ class Source:
     """What a spec holds: a way to open each split, by "train", "val", "test", or "all" for an unnamed one."""
 
     spec: str
-    splits: dict[str, Callable[[], Dataset]]
+    splits: Mapping[str, Callable[[], AnyDataset]]
+    form: str = ""  # in words: "image folder", "webdataset shards", ...
 
 
 def open_dataset(
-    spec: str | os.PathLike[str], split: str | None = None, *, seed: int = 0, limit: int | None = None
-) -> Dataset:
-    """Open a data set of images with one class each.
+    spec: str | os.PathLike[str],
+    split: str | None = None,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    classes: Sequence[str | int] | None = None,
+    shots: int | None = None,
+    on_bad: str | None = None,
+    max_pixels: int | None = None,
+) -> AnyDataset:
+    """Open a data set of images with one class each, or several (`multi_label`).
 
     spec: "digits" (embedded); a folder in ImageFolder layout (`train/` and `val/` or `test/` with a folder a class, or
-    just the class folders); a parquet file or a folder of `<split>.parquet` in the layout of HF `datasets`;
-    `hf:NAME[:CONFIG]`, read by HF `datasets`.
+    just the class folders); a parquet file or a folder of `<split>.parquet` in the layout of HF `datasets`; a `.csv` or
+    `.tsv` table; `list:FILE`; `wds:PATTERN` of webdataset shards (a `Stream`); `hf:NAME[:CONFIG]`, read by HF
+    `datasets` (a `Stream` with `?streaming`). Options follow a `?`: `pets?classes=cat,dog&shots=5` (see `specs.FORMS`).
 
     split: "train" or "val". Where there is no val, test is used; where there is a single split called train or nothing,
     the keys whose hash falls in the lowest tenth are val and the others train; `note` then says so. None is the whole
@@ -50,13 +57,22 @@ def open_dataset(
 
     limit: keep that many samples, even over the classes, chosen by (seed, key).
 
+    classes: names or indices of the classes to keep, which become 0, 1, ... in this order. shots: images a class,
+    chosen by (seed, key), of every split but val. on_bad: "error" (default) or "skip" images that cannot be read.
+    max_pixels: images with more cannot be read. These four may stand in the spec, too; the result's `spec` has them.
+
     Raises BadInput for an unknown spec, path or split, MissingExtra where an optional package is needed.
     """
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise BadInput(f"limit={limit}: accepted: a number of samples >= 1")
-    dataset = _selected(_source(os.fspath(spec)), split)
+    if on_bad is not None:
+        check_on_bad(on_bad)
+    given = {"classes": None if classes is None else tuple(classes), "shots": shots}
+    text = with_options(os.fspath(spec), {**given, "on_bad": on_bad, "max_pixels": max_pixels})
+    parsed = parse_spec(text)
+    dataset = _with_choices(_selected(source_of(parsed), split), parsed, seed)
     return dataset if limit is None else dataset.limited(limit, seed=seed)
 
 
@@ -65,32 +81,63 @@ def canonical_split(name: str) -> str | None:
     return _SPLIT_NAMES.get(re.sub(r"-\d+-of-\d+$", "", name).lower())
 
 
-def _source(spec: str) -> Source:
-    # Each kind of source imports what only it needs (scikit-learn, pyarrow, datasets).
-    if spec == "digits":
+def source_of(spec: Spec) -> Source:
+    """The splits that a spec holds. Raises BadInput, MissingExtra."""
+    # Each kind of source imports what only it needs (scikit-learn, pyarrow, datasets, webdataset).
+    if spec.kind == "digits":
         from leanvit.data.digits import digits_source
 
         return digits_source()
-    if spec.startswith("hf:"):
+    if spec.kind == "hf":
         from leanvit.data.hub import hub_source
 
         return hub_source(spec)
-    path = Path(spec).expanduser()
-    if path.is_dir() and not _holds_parquet(path):
+    if spec.kind == "wds":
+        from leanvit.data.shards import shards_source
+
+        return shards_source(spec)
+    if spec.kind == "list" or (spec.kind == "csv" and spec.path.is_file()):
+        from leanvit.data.listing import listing_source
+
+        return listing_source(spec)
+    path = spec.path
+    if spec.kind == "folder":
         from leanvit.data.imagefolder import imagefolder_source
 
-        return imagefolder_source(spec, path)
+        return imagefolder_source(spec.text, path)
     if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
         from leanvit.data.parquet import parquet_source
 
-        return parquet_source(spec, path)
+        return parquet_source(spec.text, path)
     if path.is_file():
-        raise BadInput(f"data {spec!r} is a {path.suffix or 'plain'} file; {_ACCEPTED}")
-    raise BadInput(f"data {spec!r} does not exist{_near(path)}; {_ACCEPTED}")
+        raise BadInput(f"data {spec.text!r} is a {path.suffix or 'plain'} file{_if_other(path)}; {FORMS}")
+    raise BadInput(f"data {spec.text!r} does not exist{_near(path)}; {FORMS}")
 
 
-def _holds_parquet(path: Path) -> bool:
-    return any(path.glob("*.parquet")) or any(path.glob("data/*.parquet"))
+def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
+    """What the options that every source takes leave of a split."""
+    on_bad = check_on_bad(spec.options.get("on_bad", "error"))
+    max_pixels = spec.whole("max_pixels") or dataset.max_pixels
+    dataset = replace(dataset, spec=spec.text, on_bad=on_bad, max_pixels=max_pixels)
+    classes, shots = spec.names("classes"), spec.whole("shots")
+    if isinstance(dataset, Stream):
+        if classes or shots:
+            raise BadInput(
+                f"data {spec.text!r}: {'classes' if classes else 'shots'} needs images that can be reached by row, but "
+                "this is a stream; accepted: folders, lists, tables, parquet, hf:NAME without streaming"
+            )
+        return dataset
+    if classes:
+        dataset = dataset.only_classes(classes)
+    if shots and dataset.split != "val":
+        dataset = dataset.few_shot(shots, seed=seed)
+    return dataset
+
+
+def _if_other(path: Path) -> str:
+    if path.suffix.lower() == ".txt":
+        return f" (a list of images is opened as 'list:{path.name}')"
+    return f" (shards are opened as 'wds:{path.name}')" if path.suffix.lower() == ".tar" else ""
 
 
 def _near(path: Path) -> str:
@@ -100,7 +147,7 @@ def _near(path: Path) -> str:
     return f" ({hint})" if hint else ""
 
 
-def _selected(source: Source, split: str | None) -> Dataset:
+def _selected(source: Source, split: str | None) -> AnyDataset:
     held = source.splits
     if split is None:
         split = "train" if len(held) > 1 else next(iter(held))
@@ -117,7 +164,7 @@ def _selected(source: Source, split: str | None) -> Dataset:
     return _hash_split(_named(source, whole, split), split)
 
 
-def _named(source: Source, held: str, split: str, *, note: str = "") -> Dataset:
+def _named(source: Source, held: str, split: str, *, note: str = "") -> AnyDataset:
     if held not in source.splits:
         raise BadInput(f"split={held!r}: {source.spec!r} has only {', '.join(sorted(source.splits))}")
     dataset = source.splits[held]()
@@ -126,7 +173,14 @@ def _named(source: Source, held: str, split: str, *, note: str = "") -> Dataset:
     return replace(dataset, split=split, note="; ".join(filter(None, (note, dataset.note))))
 
 
-def _hash_split(dataset: Dataset, split: str) -> Dataset:
+def _hash_split(dataset: AnyDataset, split: str) -> AnyDataset:
+    if isinstance(dataset, Stream):
+        if split == "train":
+            return dataset
+        raise BadInput(
+            f"split={split!r}: data {dataset.spec!r} is a stream with one split, which cannot be cut in two; accepted: "
+            "wds:PATTERN?val=PATTERN, or an hf data set with a val or test split"
+        )
     if len(dataset) < 2:
         raise BadInput(f"data {dataset.spec!r} holds one image: too few to split into train and val")
     value = keyed.ranks(dataset.key_hashes, "split")

@@ -17,6 +17,7 @@ from leanvit.measure.counting import count, parameters
 from leanvit.measure.latency import Latency, Spread, paired_latency, ratio
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
+from leanvit.measure.multilabel import label_accuracy, map_interval
 from leanvit.measure.predictions import Batch, Predictions, predict_all
 from leanvit.measure.runners import (
     Runner,
@@ -87,6 +88,7 @@ def compare(
             disk_bytes=sizes.get(name),
             top1_percent=accuracy(predictions[name]).percent(),
             **_torch_costs(model, x, fits=name in timed, notes=notes[name]),
+            **_of_labels(predictions[name]),
             **_against(predictions[name], None if name == baseline else predictions[baseline]),
             **_speed(times.get(name), None if name == baseline else times.get(baseline)),
         )
@@ -100,6 +102,7 @@ def compare(
         rounds=rounds,
         rows=tuple(rows),
         environment=environment(),
+        multi_label=predictions[baseline].multi_label,
     )
 
 
@@ -111,6 +114,12 @@ def _against(own: Predictions, reference: Predictions | None) -> dict[str, Any]:
         return {"change_points": None, "agreement_percent": None}
     same = agreement(reference, own).percent()
     return {"change_points": accuracy_change(reference, own), "agreement_percent": same}
+
+
+def _of_labels(own: Predictions) -> dict[str, Any]:
+    if not own.multi_label:
+        return {}
+    return {"map_percent": map_interval(own).percent(), "labels_percent": label_accuracy(own).percent()}
 
 
 def _speed(own: Latency | None, reference: Latency | None) -> dict[str, Any]:
@@ -172,7 +181,7 @@ def _notes(model: Runner, first: Runner, latency_batch: int) -> tuple[str, ...]:
 
 def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int) -> list[tuple[list[str], Any]]:
     """Loaders with the names of the models that read them: one loader for each way of preprocessing."""
-    if not (hasattr(data, "classes") and hasattr(data, "__getitem__")):
+    if not hasattr(data, "classes"):
         if preprocess is not None:
             raise BadInput("preprocess is for a data set; a loader has preprocessed its images already")
         return [(list(models), data)]

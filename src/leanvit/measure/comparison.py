@@ -28,7 +28,7 @@ class Row:
     macs_per_image: int | None
     weights_bytes: int | None  # parameters and buffers in memory
     disk_bytes: int | None
-    top1_percent: Interval
+    top1_percent: Interval  # multi-label: images all of whose labels are right at probability 1/2
     change_points: Change | None  # against the baseline, paired
     agreement_percent: Interval | None  # with the baseline's answers
     latency_ms: Spread | None  # of one batch
@@ -37,6 +37,8 @@ class Row:
     peak_memory_bytes: int | None  # above the start of one call, weights excluded
     samples_s: tuple[float, ...]  # latency round by round, the same rounds in every row
     notes: tuple[str, ...]
+    map_percent: Interval | None = None  # multi-label: mean average precision
+    labels_percent: Interval | None = None  # multi-label: single labels decided rightly at probability 1/2
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Comparison:
     rounds: int
     rows: tuple[Row, ...]
     environment: dict[str, Any]
+    multi_label: bool = False
     format: int = FORMAT
 
     # How pydantic reads the JSON, nested dataclasses included.

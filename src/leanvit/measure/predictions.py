@@ -23,7 +23,7 @@ _FORMAT = "leanvit.predictions/1"
 
 
 class Batch(Protocol):
-    """What a loader yields: images (B, C, H, W) float32, targets (B,) int64, B keys."""
+    """What a loader yields: images (B, C, H, W) float32, targets (B,) int64 or (B, classes) float32, B keys."""
 
     @property
     def images(self) -> Tensor: ...
@@ -37,7 +37,8 @@ class Batch(Protocol):
 class Predictions:
     """Logits (N, classes) float32, targets (N,) int64 and N distinct keys, in the same order.
 
-    Raises BadInput when the shapes do not fit, a key comes twice, or a target is no class of the logits.
+    Targets of multi-label data are (N, classes) float32 of 0 and 1. Raises BadInput when the shapes do not fit, a key
+    comes twice, or a target is no class of the logits.
     """
 
     logits: Tensor
@@ -48,13 +49,18 @@ class Predictions:
         n = len(self.keys)
         if n == 0:
             raise BadInput("predictions must hold at least one image")
-        if self.logits.ndim != 2 or self.logits.shape[0] != n or self.targets.shape != (n,):
+        accepted = [(n,), tuple(self.logits.shape)]
+        if self.logits.ndim != 2 or self.logits.shape[0] != n or tuple(self.targets.shape) not in accepted:
             shapes = f"logits {tuple(self.logits.shape)}, targets {tuple(self.targets.shape)}"
             raise BadInput(f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}")
         if len(set(self.keys)) != n:
             twice = next(key for key, times in Counter(self.keys).items() if times > 1)
             raise BadInput(f"key {twice!r} comes twice: each image counts once")
         classes = self.logits.shape[1]
+        if self.multi_label:
+            if not bool(((self.targets == 0) | (self.targets == 1)).all()):
+                raise BadInput("multi-label targets must be 0 or 1")
+            return
         wrong = ((self.targets < 0) | (self.targets >= classes)).nonzero().flatten()
         if len(wrong):
             i = int(wrong[0])
@@ -66,9 +72,14 @@ class Predictions:
         return len(self.keys)
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image may carry several classes."""
+        return self.targets.ndim == 2
+
+    @property
     def answers(self) -> Tensor:
-        """The class of the largest logit (N,) int64."""
-        return self.logits.argmax(dim=1)
+        """The class of the largest logit (N,) int64; multi-label: which have probability > 1/2, (N, classes) bool."""
+        return self.logits > 0 if self.multi_label else self.logits.argmax(dim=1)
 
     def ordered_by(self, keys: tuple[str, ...]) -> Predictions:
         """The same predictions in the order of `keys`. Raises BadInput naming the first key that only one side has."""
@@ -109,8 +120,9 @@ class Predictions:
             keys = json.loads(metadata["keys"])
             if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
                 raise CheckpointError(f"{path} holds no list of keys")
-            if logits.dtype != torch.float32 or targets.dtype != torch.int64:
-                raise CheckpointError(f"{path}: logits must be float32 and targets int64")
+            kind = torch.int64 if targets.ndim == 1 else torch.float32
+            if logits.dtype != torch.float32 or targets.dtype != kind:
+                raise CheckpointError(f"{path}: logits must be float32 and targets int64 (or one float32 a class)")
             return cls(logits, targets, tuple(keys))
         except FileNotFoundError:
             raise BadInput(f"no predictions at {path}") from None

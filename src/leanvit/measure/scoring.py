@@ -1,4 +1,7 @@
-"""Accuracy with its uncertainty: one model alone, and two models on the same images."""
+"""Accuracy with its uncertainty: one model alone, and two models on the same images.
+
+An image of multi-label data counts as right when every one of its labels is, at probability 1/2.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,27 @@ class Change(Interval):
 
 
 def accuracy(predictions: Predictions, *, topk: int = 1, level: float = 0.95) -> Interval:
-    """The fraction of images whose target is among the `topk` largest logits, with Wilson's interval."""
+    """The fraction of images whose target is among the `topk` largest logits, with Wilson's interval.
+
+    Multi-label: whose labels are all answered rightly; `topk` must be 1.
+    """
     classes = predictions.logits.shape[1]
     if not isinstance(topk, int) or not 1 <= topk <= classes:
         raise BadInput(f"topk must be an integer between 1 and the {classes} classes, got {topk!r}")
+    if predictions.multi_label:
+        if topk != 1:
+            raise BadInput(f"topk={topk}: multi-label images have no top-k accuracy; accepted: 1")
+        return wilson(int(_hits(predictions).sum()), len(predictions), level=level)
     best = predictions.logits.topk(topk, dim=1).indices  # (N, topk)
     hits = (best == predictions.targets[:, None]).any(dim=1)
     return wilson(int(hits.sum()), len(hits), level=level)
 
 
 def accuracy_per_class(predictions: Predictions, *, level: float = 0.95) -> dict[int, Interval]:
-    """Top-1 accuracy of each class that occurs among the targets."""
+    """Top-1 accuracy of each class that occurs among the targets; multi-label: the share of its images that find it."""
+    if predictions.multi_label:
+        found = {c: predictions.answers[predictions.targets[:, c] > 0, c] for c in range(predictions.targets.shape[1])}
+        return {c: wilson(int(h.sum()), len(h), level=level) for c, h in found.items() if len(h)}
     hits = _hits(predictions)
     of_class = {int(c): hits[predictions.targets == c] for c in predictions.targets.unique()}
     return {c: wilson(int(h.sum()), len(h), level=level) for c, h in of_class.items()}
@@ -66,20 +79,32 @@ def agreement(a: Predictions, b: Predictions, *, level: float = 0.95) -> Interva
     b = _paired(a, b)
     if a.logits.shape[1] != b.logits.shape[1]:
         raise BadInput(f"agreement needs the same classes, got {a.logits.shape[1]} and {b.logits.shape[1]}")
-    return wilson(int((a.answers == b.answers).sum()), len(a), level=level)
+    return wilson(int(_row_equal(a.answers, b.answers).sum()), len(a), level=level)
 
 
 def _paired(a: Predictions, b: Predictions) -> Predictions:
     b = b.ordered_by(a.keys)
-    different = (a.targets != b.targets).nonzero().flatten()
+    if a.multi_label != b.multi_label:
+        raise BadInput("predictions cannot be paired: one side is multi-label, the other is not")
+    different = (~_row_equal(a.targets, b.targets)).nonzero().flatten()
     if len(different):
         i = int(different[0])
         raise BadInput(
-            f"predictions cannot be paired: key {a.keys[i]!r} has target {int(a.targets[i])} on one side and "
-            f"{int(b.targets[i])} on the other"
+            f"predictions cannot be paired: key {a.keys[i]!r} has target {_text(a.targets[i])} on one side and "
+            f"{_text(b.targets[i])} on the other"
         )
     return b
 
 
 def _hits(predictions: Predictions) -> Tensor:
-    return eq(predictions.answers, predictions.targets)
+    return _row_equal(predictions.answers, predictions.targets)
+
+
+def _row_equal(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) bool: which images have equal values, all of them where there are several."""
+    same = eq(a, b)
+    return same if same.ndim == 1 else same.all(dim=1)
+
+
+def _text(target: Tensor) -> str:
+    return str(int(target)) if target.ndim == 0 else str(target.nonzero().flatten().tolist())

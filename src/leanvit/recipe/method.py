@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from leanvit.anatomy import OpenModel
-    from leanvit.data import Dataset, Preprocess
+    from leanvit.data import AnyDataset, Preprocess
 
 Structure = dict[str, Any]
 
@@ -164,7 +164,7 @@ class Plan:
 class Data:
     """What a method may look at while it learns: the training split and how images are prepared."""
 
-    dataset: Dataset
+    dataset: AnyDataset
     preprocess: Preprocess
     seed: int = 0
     batch_size: int = 32

@@ -13,7 +13,7 @@ from leanvit.errors import BadInput, CheckpointError
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
-    from leanvit.data import Dataset, Preprocess
+    from leanvit.data import AnyDataset, Preprocess
 
 TOKENS = "tokens.json"
 FORMAT = 1
@@ -85,7 +85,7 @@ class TokenMaps:
 
 
 def trace_tokens(
-    model: OpenModel, dataset: Dataset, preprocess: Preprocess, *, name: str, count: int = IMAGES
+    model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, name: str, count: int = IMAGES
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
@@ -95,7 +95,7 @@ def trace_tokens(
 
     from leanvit.data import loader
 
-    chosen = dataset.limited(count)
+    chosen = dataset.limited(count).cached()  # read once: what cannot be read is left out here and in the pictures
     batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
     training = model.training
     model.eval()
@@ -131,10 +131,15 @@ def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _pictures(dataset: Dataset, preprocess: Preprocess, answers: Sequence[int]) -> tuple[Picture, ...]:
+def _shown_class(target: Any) -> int:
+    """The class; of several labels the first (0 if there is none)."""
+    return target if isinstance(target, int) else int(target.argmax())
+
+
+def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Sequence[int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
-        Picture(sample.key, sample.target, answer, _png(transform(sample.image)))
+        Picture(sample.key, _shown_class(sample.target), answer, _png(transform(sample.image)))
         for sample, answer in zip(dataset, answers, strict=True)
     )
 

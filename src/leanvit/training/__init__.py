@@ -4,6 +4,8 @@ from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, NonFiniteLoss, fit, top1_accuracy
 from leanvit.training.objectives import (
+    BinaryCrossEntropy,
+    BinaryDistillation,
     CrossEntropy,
     Distillation,
     HardDistillation,
@@ -17,6 +19,8 @@ from leanvit.training.signals import Interrupted
 
 __all__ = [
     "RECOVERY",
+    "BinaryCrossEntropy",
+    "BinaryDistillation",
     "CrossEntropy",
     "Distillation",
     "FitConfig",

@@ -14,24 +14,24 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.data import Dataset, Preprocess, check_fits
+from leanvit.data import AnyDataset, Preprocess, check_fits
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import FitConfig
-from leanvit.training.objectives import CrossEntropy, Objective
+from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 
 FREE_ON_RESUME = ("workers", "save_every")  # these never change a result
 
 
 def assemble(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: AnyDataset,
     preprocess: Preprocess,
     config: FitConfig,
     *,
     objective: Objective | None,
-    validate: Dataset | None,
+    validate: AnyDataset | None,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
     check_fits(model, preprocess, dataset)
@@ -41,12 +41,25 @@ def assemble(
             f"validate has other classes than the training data: {len(validate.classes)} "
             f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
         )
+    if validate is not None and validate.multi_label != dataset.multi_label:
+        raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
+    if dataset.multi_label and config.mixes:
+        raise BadInput(
+            f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
+            "multi-label: set both to 0"
+        )
+    if objective is not None and objective.multi_label not in (None, dataset.multi_label):
+        kind, mend = ("multi-label", "a binary") if dataset.multi_label else ("one class an image", "a softmax")
+        raise BadInput(
+            f"objective {type(objective).__name__} does not suit {dataset.spec!r} ({kind}): give {mend} one, or None"
+        )
     if objective is not None and config.label_smoothing:
         raise BadInput(
             f"label_smoothing={config.label_smoothing} is of the default objective, but an objective is given: "
             f"give it there, as in CrossEntropy(label_smoothing={config.label_smoothing}), and 0 in the config"
         )
-    objective = objective or CrossEntropy(config.label_smoothing)
+    default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
+    objective = objective or default(config.label_smoothing)
     objective.to(next(model.parameters()).device)
     objective.bind(model, preprocess)
     mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(dataset.classes))
@@ -60,6 +73,7 @@ def assemble(
         steps_per_epoch=steps_per_epoch,
         averager=None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=warm),
         mix=mixup if config.mixes else None,
+        metric="map" if dataset.multi_label else "top1",
     )
 
 
@@ -95,7 +109,7 @@ def modules_of(run: Run) -> dict[str, nn.Module]:
     return modules if run.ema is None else {**modules, "ema": run.ema}
 
 
-def about_run(run: Run, dataset: Dataset) -> dict[str, Any]:
+def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
     """What must be equal for a run to be resumed (JSON)."""
     recipe = {name: value for name, value in run.config.to_json().items() if name not in FREE_ON_RESUME}
     return {
@@ -133,7 +147,7 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
     run.epoch = len(history)
 
 
-def _steps_per_epoch(dataset: Dataset, config: FitConfig) -> int:
+def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     images = config.batch_size * config.accumulate
     steps = len(dataset) // config.batch_size // config.accumulate
     if not steps:

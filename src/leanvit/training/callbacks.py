@@ -34,6 +34,7 @@ from leanvit.files import write_atomic
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
 
+METRICS = {"top1": "top-1", "map": "mAP"}
 HOOKS = ("start", "before_forward", "after_step", "end_epoch", "finish", "close")
 
 
@@ -49,6 +50,7 @@ class Run:
     steps_per_epoch: int
     averager: ModelEmaV3 | None = None
     mix: Mixup | None = None
+    metric: str = "top1"  # what validation measures, and its name in the history; "map" of multi-label data
     step: int = 0  # optimiser steps taken so far
     epoch: int = 0  # the epoch under way, from 0
     micro: int = 0  # which forward of the step, from 0 to accumulate - 1
@@ -57,7 +59,7 @@ class Run:
     losses: dict[str, float] = field(default_factory=dict)  # of the last step: "loss", its parts, "grad_norm"
     epoch_sums: dict[str, float] = field(default_factory=dict)  # the same, summed over the epoch's steps so far
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
-    best_top1: float | None = None
+    best_top1: float | None = None  # of `metric`
     seconds: float = 0.0  # spent so far, the earlier sittings of a resumed run included
 
     @property
@@ -160,9 +162,9 @@ class ProgressBar:
 
     def after_step(self, run: Run) -> None:
         """Advance by one step."""
-        last = next((row["top1"] for row in reversed(run.history) if "top1" in row), None)
-        top1 = "" if last is None else f" · top-1 {100 * last:.1f} %"
-        text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{top1}"
+        last = next((row[run.metric] for row in reversed(run.history) if run.metric in row), None)
+        score = "" if last is None else f" · {METRICS[run.metric]} {100 * last:.1f} %"
+        text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{score}"
         self._progress.update(self._task, completed=run.step, description=text)
 
     def close(self, run: Run) -> None:

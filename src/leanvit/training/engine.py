@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import nn
 
-from leanvit.data import Batch, Dataset, Preprocess, keyed, loader
+from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.measure.multilabel import mean_average_precision
 from leanvit.training.assemble import about_run, assemble, claim_folder, modules_of, progress_of, restore_progress
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
 from leanvit.training.checkpoint import BEST, STATE, Position, load_state, save_state, save_weights
@@ -42,7 +43,8 @@ class NonFiniteLoss(LeanvitError):
 
 @dataclass(frozen=True)
 class FitResult(Generic[M]):
-    """What a run gave. Top-1 figures are fractions; they are of `ema` where there is one."""
+    """What a run gave. Top-1 figures are fractions, of `ema` where there is one; of multi-label data they are the mean
+    average precision, which the history calls `map`."""
 
     model: M  # the model that was given, trained in place, in eval mode
     ema: M | None  # the averaged model, if the recipe asked for one
@@ -61,7 +63,7 @@ class FitResult(Generic[M]):
 
 def fit(
     model: M,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     preprocess: Preprocess,
     config: FitConfig,
@@ -69,7 +71,7 @@ def fit(
     callbacks: Sequence[object] = (),
     out: str | Path | None = None,
     resume: bool = False,
-    validate: Dataset | None = None,
+    validate: AnyDataset | None = None,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on.
 
@@ -140,7 +142,7 @@ def fit(
         ema=cast("M | None", run.ema),
         history=run.history,
         best_top1=run.best_top1,
-        last_top1=run.history[-1].get("top1"),
+        last_top1=run.history[-1].get(run.metric),
         steps=run.step,
         seconds=run.seconds,
         best_weights=out / BEST if out and run.best_top1 is not None else None,
@@ -150,7 +152,7 @@ def fit(
 @torch.no_grad()
 def top1_accuracy(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     preprocess: Preprocess,
     batch_size: int = 128,
@@ -161,19 +163,43 @@ def top1_accuracy(
     """Fraction of `dataset` that the model classifies rightly, with the eval transform; puts the model in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    right = 0
+    right = seen = 0
     for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers):
         each_batch()
         with _autocast(device, amp):
             logits = mean_head(model(batch.images.to(device)))
         right += int((logits.argmax(dim=-1).cpu() == batch.targets).sum())
-    return right / len(dataset)
+        seen += len(batch)  # fewer than the data set where images that cannot be read are skipped
+    return right / max(seen, 1)
+
+
+@torch.no_grad()
+def label_precision(
+    model: nn.Module,
+    dataset: AnyDataset,
+    *,
+    preprocess: Preprocess,
+    batch_size: int = 128,
+    workers: int = 0,
+    amp: str = "fp32",
+    each_batch: Callable[[], object] = lambda: None,
+) -> float:
+    """Mean average precision (a fraction) of the model on multi-label data; otherwise as `top1_accuracy`."""
+    model.eval()
+    device = next(model.parameters()).device
+    logits, targets = [], []
+    for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers):
+        each_batch()
+        with _autocast(device, amp):
+            logits.append(mean_head(model(batch.images.to(device))).float().cpu())
+        targets.append(batch.targets)
+    return mean_average_precision(torch.cat(logits), torch.cat(targets))
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
 
 
-def _steps_of_epoch(run: Run, dataset: Dataset) -> Iterator[list[Batch]]:
+def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
     """The epoch's remaining steps, each a list of `accumulate` batches; what does not fill a step is left out."""
     config = run.config
     done = run.step - run.epoch * run.steps_per_epoch
@@ -236,7 +262,9 @@ def _mixed(batch: Batch, run: Run) -> Batch:
     """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
     if run.mix is None:
         return batch
-    images, targets = run.mix(batch.images, batch.targets)
+    even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
+    images, targets = run.mix(batch.images[:even], batch.targets[:even])
+    batch = replace(batch, keys=batch.keys[:even])
     return replace(batch, images=images, targets=targets)
 
 
@@ -261,8 +289,9 @@ def _refuse_non_finite(run: Run, batches: list[Batch]) -> None:
 # -- around an epoch --------------------------------------------------------------------------------------------------
 
 
-def _validated(run: Run, validate: Dataset, *, each_batch: Callable[[], object]) -> float:
-    return top1_accuracy(
+def _validated(run: Run, validate: AnyDataset, *, each_batch: Callable[[], object]) -> float:
+    measured = label_precision if validate.multi_label else top1_accuracy
+    return measured(
         run.ema or run.model,
         validate,
         preprocess=run.preprocess,
@@ -279,7 +308,7 @@ def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
     lr = lr_at(run.step - 1, run.config, steps_per_epoch=run.steps_per_epoch)
     row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means}
     if top1 is not None:
-        row["top1"] = top1
+        row[run.metric] = top1
     run.history.append({**row, "seconds": seconds})
     run.epoch_sums = {}
     improved = top1 is not None and (run.best_top1 is None or top1 > run.best_top1)

@@ -34,6 +34,8 @@ class Loss:
 class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
+    multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
 
@@ -44,9 +46,9 @@ class Objective(nn.Module):
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         """Loss of one forward.
 
-        batch: images (B, C, H, W) float32 on the model's device; targets (B,) int64, or (B, classes) float32
-        probabilities when images were mixed. step: optimiser steps taken so far. context: keyword arguments for
-        the model's forward.
+        batch: images (B, C, H, W) float32 on the model's device; targets (B,) int64, or (B, classes) float32:
+        probabilities when images were mixed, 0 and 1 in multi-label data. step: optimiser steps taken so far.
+        context: keyword arguments for the model's forward.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(model, batch, step, context)")
 
@@ -56,6 +58,8 @@ class CrossEntropy(Objective):
 
     Smoothing y' = (1 - e) y + e / classes commutes with mixing, so mixed targets need no smoothing of their own.
     """
+
+    multi_label = False
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -71,6 +75,20 @@ class CrossEntropy(Objective):
         return F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
 
 
+class BinaryCrossEntropy(CrossEntropy):
+    """For multi-label data: binary cross-entropy of each class, averaged over classes and images.
+
+    Smoothing moves both answers towards the middle: y' = (1 - e) y + e / 2.
+    """
+
+    multi_label = True
+
+    def of(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Scalar loss of float logits (B, classes) and targets (B, classes) of 0 and 1, computed in float32."""
+        smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits.float(), smooth)
+
+
 class Distillation(Objective):
     """What soft and hard distillation share: a frozen teacher that sees the student's very images.
 
@@ -79,6 +97,8 @@ class Distillation(Objective):
     teacher_preprocess: what the teacher was trained with. Its fingerprint must equal the student's: a teacher that
     sees images normalised for another network answers wrongly without a sign.
     """
+
+    multi_label = False
 
     def __init__(
         self,
@@ -176,6 +196,35 @@ class HardDistillation(Distillation):
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Cross-entropy against the teacher's class."""
         return F.cross_entropy(student, teacher.argmax(dim=-1))
+
+
+class BinaryDistillation(SoftDistillation):
+    """Soft distillation of multi-label networks: each class is a distribution of its own, yes or no.
+
+    L = (1 - alpha) BCE(Z_s, y) + alpha T^2 KL(sigmoid(Z_t / T) || sigmoid(Z_s / T)), both averaged over classes and
+    images (Hinton section 2, applied to each class).
+    """
+
+    multi_label = True
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        teacher_preprocess: Preprocess,
+        alpha: float = 0.1,
+        temperature: float = 3.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(teacher, teacher_preprocess=teacher_preprocess, alpha=alpha, temperature=temperature)
+        self.base = BinaryCrossEntropy(label_smoothing)
+
+    def term(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """T^2 KL(teacher || student) of every class's yes and no, averaged."""
+        student, teacher = student / self.temperature, teacher / self.temperature
+        yes = teacher.sigmoid()
+        entropy = F.binary_cross_entropy_with_logits(teacher, yes)
+        return self.temperature**2 * (F.binary_cross_entropy_with_logits(student, yes) - entropy)
 
 
 def two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

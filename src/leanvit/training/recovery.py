@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import nn
 
-from leanvit.data import Dataset, Preprocess
+from leanvit.data import AnyDataset, Preprocess
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, M, fit
-from leanvit.training.objectives import SoftDistillation
+from leanvit.training.objectives import BinaryDistillation, SoftDistillation
 
 # A short run close to the weights that are there: low rate, little decay, no drop path (EViT and NViT fine-tune in
 # eval mode), gradients clipped as the first steps after surgery are the rough ones.
@@ -28,7 +28,7 @@ RECOVERY = FitConfig(
 def recover(
     lean: M,
     teacher: nn.Module,
-    dataset: Dataset,
+    dataset: AnyDataset,
     *,
     preprocess: Preprocess,
     config: FitConfig = RECOVERY,
@@ -37,14 +37,15 @@ def recover(
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[object] = (),
-    validate: Dataset | None = None,
+    validate: AnyDataset | None = None,
 ) -> FitResult[M]:
     """Train `lean` in place under soft distillation from `teacher`, its dense root; arguments as in `fit`.
 
     alpha: weight of the teacher against the labels. temperature: of both distributions. `preprocess` is the root's,
     which is the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model.
     """
-    objective = SoftDistillation(
+    distillation = BinaryDistillation if dataset.multi_label else SoftDistillation
+    objective = distillation(
         teacher,
         teacher_preprocess=preprocess,
         alpha=alpha,

@@ -18,6 +18,7 @@ _HOME = {
     "compress": "compressing",
     "measure": "measuring",
     "export": "exporting",
+    "look": "looking",
     "demo": "demonstration",
     "explain": "explaining",
     "load_model": "models",

@@ -17,7 +17,7 @@ from leanvit.recipe import Data, Recovery, check_order, knobs_of, save
 from leanvit.recipe import compress as compress_model
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
-from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, silent
+from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, say_bad, silent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,6 +134,7 @@ def compress(
         maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
         write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
+    say_bad(say, train, validation)
     return Compressed(folder, row_name(lean), asked, comparison)
 
 

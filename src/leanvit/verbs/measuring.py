@@ -17,7 +17,7 @@ from leanvit.measure import Comparison, compare
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import Stopwatch, new_file
-from leanvit.verbs.models import Loaded, Say, as_runner, load_model, open_split, require_fit, silent
+from leanvit.verbs.models import Loaded, Say, as_runner, load_model, open_split, require_fit, say_bad, silent
 
 RUNTIMES = ("torch", "openvino", "onnx")
 
@@ -97,6 +97,7 @@ def measure(
             write_atomic(own.folder / TOKENS, maps.to_json().encode())
         inside = file is not None and file.parent == own.folder
         watch.record(own.folder, wrote=file.name if inside and file else "")
+    say_bad(say, validation)
     return Measured(comparison, file)
 
 

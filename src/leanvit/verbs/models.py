@@ -12,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import Dataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
+from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
 from leanvit.errors import BadInput, CheckpointError, unknown
 from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.folders import Command, commands_of
 
 Say = Callable[[str], None]
+_LISTED = 20  # images that are named one by one
 
 
 def silent(line: str) -> None:
@@ -48,7 +49,7 @@ def load_model(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
-    adapt_to: Dataset | None = None,
+    adapt_to: AnyDataset | None = None,
     seed: int = 0,
     say: Say = silent,
 ) -> Loaded:
@@ -93,14 +94,32 @@ def as_runner(model: OpenModel, preprocess: Preprocess) -> OpenModel:
     return model
 
 
-def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> Dataset:
-    """`open_dataset`, with what the data set has to say said aloud."""
+def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> AnyDataset:
+    """`open_dataset`, with what the data set has to say said aloud.
+
+    Of a spec with `on_bad=skip` every image is decoded once, and those that cannot be read are left out from the start
+    (a stream leaves them out as they come).
+    """
     dataset = open_dataset(spec, split, seed=seed, limit=limit)
+    if dataset.on_bad == "skip":
+        dataset = dataset.readable()
     say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
     return dataset
 
 
-def require_fit(loaded: Loaded, dataset: Dataset, *, adapted: bool = False) -> None:
+def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
+    """At the end of a verb: how many images were left out of each split, and which."""
+    for dataset in datasets:
+        if dataset is None or not dataset.bad:
+            continue
+        say(f"{dataset.split}: {len(dataset.bad)} images could not be read and were left out:")
+        for bad in dataset.bad[:_LISTED]:
+            say(f"  {bad.reason}")
+        if len(dataset.bad) > _LISTED:
+            say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: leanvit data {dataset.spec!r} --all --json")
+
+
+def require_fit(loaded: Loaded, dataset: AnyDataset, *, adapted: bool = False) -> None:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` where that would help.
 
     Preprocessing may enlarge images or convert their channels for a run, which was made that way, and for a model
@@ -146,7 +165,7 @@ def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str |
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
-def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: Dataset, say: Say) -> dict[str, Any]:
+def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say) -> dict[str, Any]:
     fitted = adapted_kwargs(name, {**kwargs, **({"pretrained": True} if pretrained else {})}, dataset)
     fitted.pop("pretrained", None)
     changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)

@@ -13,8 +13,9 @@ from leanvit.files import write_atomic
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, ProgressBar, Run, fit
+from leanvit.training.callbacks import METRICS
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, silent
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, say_bad, silent
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Trained:
     label: str
     epochs: int
     seconds: float
-    top1_percent: float | None  # of the last epoch, on the validation split
+    top1_percent: float | None  # of the last epoch, on the validation split; of multi-label data the mAP
+    metric: str = "top-1"
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -111,8 +113,10 @@ def train(
     maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
     write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, before=start.commands)
+    say_bad(say, dataset, validation)
     top1 = None if result.last_top1 is None else 100 * result.last_top1
-    return Trained(folder, start.name, config.epochs, watch.seconds, top1)
+    metric = METRICS["map" if dataset.multi_label else "top1"]
+    return Trained(folder, start.name, config.epochs, watch.seconds, top1, metric)
 
 
 class _EpochLines:
@@ -123,7 +127,7 @@ class _EpochLines:
 
     def end_epoch(self, run: Run) -> None:
         row = run.history[-1]
-        top1 = f", top-1 {100 * row['top1']:.1f} %" if "top1" in row else ""
+        top1 = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
         self._say(
             f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{top1}, {row['seconds']:.0f} s"
         )

@@ -21,7 +21,7 @@ SUPPORTED = (
     "swinv2_cr_*, botnet*)"
 )
 
-_CLASSES = {  # module of timm: classes
+CLASSES = {  # module of timm: classes
     "byobnet": ("ByobNet",),
     "davit": ("DaVit",),
     "edgenext": ("EdgeNeXt",),
@@ -51,7 +51,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
-    if not home.startswith("timm.models.") or name not in _CLASSES.get(home.rpartition(".")[2], ()):
+    if not home.startswith("timm.models.") or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 

@@ -1,0 +1,111 @@
+"""`hf:NAME?streaming`: an HF data set read from its files in passes, nothing downloaded or cached as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from leanvit.data import arrow
+from leanvit.data import labels as labelling
+from leanvit.data.sources import Source
+from leanvit.data.specs import Spec
+from leanvit.data.stream import BUFFER, Encoded, Stream, as_bytes, checked_epoch, probe_stream
+from leanvit.errors import BadInput
+
+
+@dataclass(frozen=True)
+class HubShard:
+    """One shard of a streamed `datasets` split."""
+
+    table: Any  # datasets.IterableDataset of image (not decoded) and label columns
+    shards: int
+    index: int
+    image: str
+    label: str
+    classes: tuple[str, ...]
+    split: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.index:05d}-of-{self.shards:05d}"
+
+    def __iter__(self) -> Iterator[Encoded]:
+        for row, line in enumerate(self.table.shard(num_shards=self.shards, index=self.index)):
+            value, label = line[self.image], line[self.label]
+            path = value.get("path") if isinstance(value, dict) else None
+            encoded = value.get("bytes") if isinstance(value, dict) else value
+            if encoded is None and path:
+                encoded = as_bytes(Path(path))
+            key = str(path) if path else f"{self.name}/{row:08d}"
+            yield Encoded(encoded or b"", self._target(label, key), key)
+
+    def _target(self, label: Any, key: str) -> int:
+        if isinstance(label, int) and 0 <= label < len(self.classes):
+            return label
+        if isinstance(label, str) and label in self.classes:
+            return self.classes.index(label)
+        raise BadInput(f"{self.split}: image {key!r} has label {label!r}; accepted: 0 to {len(self.classes) - 1}")
+
+
+def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
+    """The splits of streamed `datasets` tables. Options: `epoch=N`, `resampled`, `buffer=N`, of train.
+
+    Where the data set's record does not say how many images a split has, or what its classes are, the label column is
+    read once. Keys are the images' paths, else shard and row.
+    """
+    splits = {split: _columns(spec, split, table) for split, table in tables.items()}
+    counts: dict[str, int] = {}
+    names: set[str] = set()
+    stated = next((columns.names for _, columns in splits.values() if columns.names), None)
+    for split, (table, columns) in splits.items():
+        told = getattr((table.info.splits or {}).get(table.split), "num_examples", 0) if table.info.splits else 0
+        if told and stated:
+            counts[split] = told
+            continue
+        labels = [line[columns.label] for line in table.select_columns([columns.label])]
+        counts[split] = len(labels)
+        names |= {str(label) for label in labels if label is not None}
+    classes = list(stated) if stated else labelling.names_of(names)
+    opened = {
+        split: partial(_open, spec, split, table, columns, classes, counts[split])
+        for split, (table, columns) in splits.items()
+    }
+    return Source(spec.text, opened, "HF datasets, streamed")
+
+
+def _columns(spec: Spec, split: str, table: Any) -> tuple[Any, arrow.Columns]:
+    library = arrow.require("datasets")
+    table = table if table.features else table._resolve_features()
+    columns = arrow.find_columns(table.features.arrow_schema, where=f"data {spec.text!r}, {split}")
+    table = table.select_columns([columns.image, columns.label])
+    if isinstance(table.features[columns.image], library.Image):
+        table = table.cast_column(columns.image, library.Image(decode=False))
+    return table, columns
+
+
+def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: list[str], held: int) -> Stream:
+    shards = max(1, table.num_shards)
+    parts = tuple(
+        HubShard(table, shards, index, columns.image, columns.label, tuple(classes), split) for index in range(shards)
+    )
+    if not held:
+        raise BadInput(f"data {spec.text!r}, {split}: there is no image in it")
+    channels, image_size = probe_stream(parts)
+    whole = Stream(
+        name=Path(spec.where).name,
+        spec=spec.text,
+        split=split,
+        classes=classes,
+        parts=parts,
+        length=held,
+        channels=channels,
+        image_size=image_size,
+    )
+    if split in ("val", "test"):
+        return whole
+    resampled = spec.on("resampled")
+    length = checked_epoch(spec.text, spec.whole("epoch"), held, resampled=resampled)
+    return replace(whole, length=length, resampled=resampled, buffer=spec.whole("buffer", BUFFER) or BUFFER)

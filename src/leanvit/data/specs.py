@@ -1,0 +1,136 @@
+"""The text that names a data set: `WHERE?option=value&switch`, its options, and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from leanvit.errors import BadInput, unknown
+
+ON_BAD = ("error", "skip")
+FORMS = """accepted forms:
+  digits                                    the embedded data set
+  FOLDER                                    class folders, or train/ and val/ with class folders
+  FILE.parquet, FOLDER                      parquet; in a folder, <split>.parquet
+  FILE.csv, FILE.tsv                        an image and a label column, or several 0/1 label columns
+  list:FILE                                 lines `path label`; list:train.txt?val=val.txt&root=images
+  wds:shards/train-{000..009}.tar           webdataset; ?val=PATTERN, resampled, epoch=N
+  hf:NAME[:CONFIG]                          HF datasets; ?streaming
+options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip"""
+_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels")
+_SWITCHES = ("streaming", "resampled")
+_BY_KIND = {
+    "digits": (),
+    "folder": (),
+    "parquet": (),
+    "list": ("root", "val", "separator"),
+    "csv": ("root", "val", "separator", "image", "label"),
+    "wds": ("val", "resampled", "epoch", "buffer", "label"),
+    "hf": ("streaming", "resampled", "epoch", "buffer"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec: `text` as it was given, its kind, where the data lies, and the options (text each)."""
+
+    text: str
+    kind: str  # a key of `_BY_KIND`
+    where: str
+    options: Mapping[str, str]
+
+    @property
+    def path(self) -> Path:
+        return Path(self.where).expanduser()
+
+    def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int | None:
+        """An option that is a whole number. Raises BadInput for anything else, or less than `least`."""
+        if name not in self.options:
+            return default
+        text = self.options[name]
+        if not text.isdecimal() or int(text) < least:
+            raise BadInput(f"data {self.text!r}: {name}={text!r}; accepted: a whole number >= {least}")
+        return int(text)
+
+    def names(self, name: str) -> tuple[str, ...] | None:
+        """An option that is a list of names with commas between; None where it is not given."""
+        if name not in self.options:
+            return None
+        found = tuple(unquote(part.strip()) for part in self.options[name].split(",") if part.strip())
+        if not found:
+            raise BadInput(f"data {self.text!r}: {name} is empty; accepted: names with commas between")
+        return found
+
+    def on(self, name: str) -> bool:
+        """Whether a switch is set."""
+        return name in self.options
+
+
+def parse_spec(text: str) -> Spec:
+    """Read a spec. Raises BadInput for an empty one, and for an option that its kind of source does not take.
+
+    What follows a `?` are options, unless a file or folder has that very name. `%2C` stands for a comma in a name of
+    a class, `%26` for `&`, `%3F` for `?`.
+    """
+    if not text.strip():
+        raise BadInput(f"data is empty; {FORMS}")
+    where, _, rest = text.partition("?")
+    if rest and not text.startswith(("hf:", "wds:")) and Path(text).expanduser().exists():
+        where, rest = text, ""
+    kind, where = _kind(where)
+    options = {}
+    for part in filter(None, rest.split("&")):
+        name, equals, value = part.partition("=")
+        if name not in (*_EVERYWHERE, *_BY_KIND[kind]):
+            raise unknown(f"option of data {text!r}", name, (*_EVERYWHERE, *_BY_KIND[kind]))
+        switch = name in _SWITCHES
+        if switch and equals and value not in ("true", "1"):
+            raise BadInput(f"data {text!r}: {name} is a switch; write it without a value")
+        if not switch and not value:
+            raise BadInput(f"data {text!r}: option {name} needs a value, as in {name}=…")
+        options[name] = value if name in ("classes", "label") else unquote(value)
+    return Spec(text, kind, where, options)
+
+
+def with_options(text: str, options: Mapping[str, object]) -> str:
+    """The spec with options added, so that its text alone opens the same data again; None values are left out.
+
+    Raises BadInput where an option is in the text already with another value.
+    """
+    present = parse_spec(text)
+    for name, value in options.items():
+        if value is None:
+            continue
+        wanted = ",".join(quote(str(part), safe=" /") for part in value) if isinstance(value, tuple) else str(value)
+        if name in present.options and present.options[name] != wanted:
+            raise BadInput(f"data {text!r} says {name}={present.options[name]}, but {name}={wanted} is given, too")
+        if name not in present.options:
+            text = f"{text}{'&' if present.options or text.endswith('?') else '?'}{name}={wanted}"
+            present = parse_spec(text)
+    return text
+
+
+def check_on_bad(on_bad: str) -> str:
+    """`on_bad` itself. Raises BadInput unless it is "error" or "skip"."""
+    if on_bad not in ON_BAD:
+        raise unknown("on_bad", str(on_bad), ON_BAD)
+    return on_bad
+
+
+def _kind(where: str) -> tuple[str, str]:
+    """(kind, where it lies) by prefix and ending; whether it exists is seen when it is opened."""
+    if where == "digits":
+        return "digits", where
+    for prefix in ("list", "wds", "hf"):
+        if where.startswith(f"{prefix}:"):
+            if len(where) == len(prefix) + 1:
+                raise BadInput(f"data {where!r} names nothing; {FORMS}")
+            return prefix, where.removeprefix(f"{prefix}:")
+    path = Path(where).expanduser()
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return "csv", where
+    if path.is_dir() and not any(path.glob("*.parquet")) and not any(path.glob("data/*.parquet")):
+        return "folder", where
+    return "parquet", where

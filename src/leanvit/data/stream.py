@@ -1,0 +1,198 @@
+"""Data that is read in passes, not by row: tar shards, and HF data sets that are streamed.
+
+The contract is weaker than `Dataset`'s in one point: the order of an epoch follows from (seed, epoch) and the shards,
+their order and sizes, so the same images cut into other shards come in another order. The rest holds: order and
+augmentation do not depend on workers or processes, and a resumed run sees exactly the batches that were left.
+
+Encoded samples are read by one process, in order, and decoded by the workers. So any number of workers goes with any
+number of shards: none is read twice, none is left out, and no worker idles for want of a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from leanvit.data import keyed
+from leanvit.data.dataset import Dataset, Sample, as_sample_image
+from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
+from leanvit.errors import BadInput
+
+BUFFER = 1000  # samples among which the next one is drawn
+
+
+class Encoded(NamedTuple):
+    """One sample as it lies in the stream; `visit` counts how often an epoch has come to its shard before."""
+
+    encoded: bytes
+    target: int | np.ndarray
+    key: str
+    visit: int = 0
+
+
+class Part(Protocol):
+    """A piece of a stream that is read from front to back: a shard. Travels to other processes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __iter__(self) -> Iterator[Encoded]: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stream:
+    """An iterable set of labelled images. `len` is the number of samples in an epoch.
+
+    Exact (`resampled` false): an epoch is one pass over all shards, in an order of (seed, epoch) while training, the
+    stored order otherwise. Resampled: shards are drawn with replacement until `len` samples have come.
+    """
+
+    name: str
+    spec: str
+    split: str
+    classes: list[str]
+    parts: tuple[Part, ...]
+    length: int
+    channels: int  # 1 (grey) or 3
+    image_size: tuple[int, int]  # typical (h, w)
+    multi_label: bool = False
+    resampled: bool = False
+    buffer: int = BUFFER
+    mirror: bool = True
+    note: str = ""
+    on_bad: str = "error"
+    max_pixels: int = MAX_PIXELS
+    bad: list[BadImage] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Sample]:
+        """The samples in the stored order, decoded; with `on_bad="skip"` without those that cannot be read."""
+        for item in self.pass_over():
+            try:
+                sample = self.read(item)
+            except UnreadableImage as error:
+                if self.on_bad == "error":
+                    raise
+                self.bad.append(BadImage(error.key, str(error)))
+                continue
+            yield sample
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        shape = f"{height}x{width}x{self.channels}"
+        how = "drawn from" if self.resampled else "in"
+        return (
+            f"Stream({self.spec!r}, {self.split!r}: {len(self)} images {shape} {how} {len(self.parts)} shards, "
+            f"{len(self.classes)} classes)"
+        )
+
+    def read(self, item: Encoded) -> Sample:
+        """Decode one sample. Raises UnreadableImage."""
+        image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels)
+        return Sample(as_sample_image(image, self.channels, key=item.key), item.target, item.key)
+
+    def pass_over(self) -> Iterator[Encoded]:
+        """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""
+        return self._counted(item for part in self.parts for item in part)
+
+    def epoch(self, *, seed: int, epoch: int) -> Iterator[Encoded]:
+        """`len` samples in the training order of (seed, epoch): shards shuffled, then samples within a buffer."""
+        return self._counted(_shuffled(self._in_training_order(seed, epoch), self.buffer, seed=seed, epoch=epoch))
+
+    def limited(self, count: int, *, seed: int = 0) -> Stream:
+        """The first `count` samples in the stored order (whatever the seed), as a stream of one shard."""
+        if count < 1:
+            raise BadInput(f"limit={count}: accepted: a number of samples >= 1")
+        if count >= len(self):
+            return self
+        return replace(self, parts=(_First(self.parts, count),), length=count)
+
+    def cached(self, *, max_bytes: int = 0) -> Stream:
+        """The stream itself: it is not kept in memory."""
+        return self
+
+    def readable(self) -> Stream:
+        """The stream itself: bad images are met, and left out, while it is read."""
+        return self
+
+    def _in_training_order(self, seed: int, epoch: int) -> Iterator[Encoded]:
+        visits = dict.fromkeys(range(len(self.parts)), 0)
+        for number in self._order_of_parts(seed, epoch):
+            visit, visits[number] = visits[number], visits[number] + 1
+            yield from (item._replace(visit=visit) if visit else item for item in self.parts[number])
+
+    def _order_of_parts(self, seed: int, epoch: int) -> Iterator[int]:
+        if self.resampled:
+            draw = keyed.numpy("shards", seed, epoch)
+            while True:
+                yield int(draw.integers(len(self.parts)))
+        value = keyed.ranks(keyed.hashes([part.name for part in self.parts]), "shards", seed, epoch)
+        yield from (int(number) for number in np.argsort(value, kind="stable"))
+
+    def _counted(self, items: Iterator[Encoded]) -> Iterator[Encoded]:
+        count = 0
+        for item in islice(items, self.length):
+            count += 1
+            yield item
+        if count < self.length:
+            raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
+
+
+AnyDataset = Dataset | Stream
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first samples of several parts, as one."""
+
+    parts: tuple[Part, ...]
+    count: int
+    name: str = "first"
+
+    def __iter__(self) -> Iterator[Encoded]:
+        return islice((item for part in self.parts for item in part), self.count)
+
+
+def checked_epoch(spec: str, epoch: int | None, held: int, *, resampled: bool) -> int:
+    """The length of an epoch: `epoch`, else all that is held. Raises BadInput for more than an exact pass gives."""
+    if epoch is not None and epoch > held and not resampled:
+        raise BadInput(
+            f"data {spec!r}: epoch={epoch}, but a pass has {held} samples: give at most that, or resampled as well"
+        )
+    return held if epoch is None else epoch
+
+
+def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[int, int]]:
+    """(channels, (h, w)) of the first samples, as `dataset.probe` of rows. Raises if none can be decoded."""
+    seen, failure = [], None
+    for item in islice((item for part in parts for item in part), looks):
+        try:
+            seen.append(decode(item.encoded, key=item.key))
+        except UnreadableImage as error:
+            failure = error
+    if not seen:
+        raise failure or BadInput("there is no image to look at")
+    height, width = (int(np.median(sides)) for sides in zip(*((i.height, i.width) for i in seen), strict=True))
+    return (1 if all(map(is_grey, seen)) else 3), (height, width)
+
+
+def as_bytes(encoded: bytes | Path) -> bytes:
+    """The bytes of an encoded image, read where it is a file."""
+    return encoded.read_bytes() if isinstance(encoded, Path) else encoded
+
+
+def _shuffled(items: Iterator[Encoded], size: int, *, seed: int, epoch: int) -> Iterator[Encoded]:
+    draw = keyed.numpy("buffer", seed, epoch)
+    held: list[Encoded] = list(islice(items, size))
+    for item in items:
+        place = int(draw.integers(len(held)))
+        yield held[place]
+        held[place] = item
+    yield from (held[int(place)] for place in draw.permutation(len(held)))

@@ -1,0 +1,375 @@
+"""`look`: what a data set holds, found out by opening it and reading some or all of its images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from leanvit.data import AnyDataset, BadImage, Dataset, Preprocess, Stream, UnreadableImage, keyed, open_dataset
+from leanvit.data.dataset import as_sample_image
+from leanvit.data.decode import decode, header
+from leanvit.data.sources import source_of
+from leanvit.data.specs import parse_spec
+from leanvit.errors import BadInput
+from leanvit.verbs.models import Say, load_model, require_fit, silent
+from leanvit.verbs.picture_grid import write_grid
+
+LEAK_LIMIT = 20_000  # training images that are compared with those of val, unless all are asked for
+_SHOWN = 30  # classes with a bar
+_BAR = 40  # characters
+
+
+@dataclass(frozen=True)
+class SplitFound:
+    """What one split holds. Counts of formats, modes and sizes are of the `read` images."""
+
+    split: str
+    images: int
+    note: str
+    counted: int  # images that `per_class` counts: all, of a stream those that were read
+    per_class: dict[str, int]  # images a class
+    unlabelled: int  # multi-label images without any class
+    read: int
+    formats: dict[str, int]
+    modes: dict[str, int]
+    widths: tuple[int, int, int]  # smallest, median, largest; as stored
+    heights: tuple[int, int, int]
+    rotated: int  # turned upright by their EXIF orientation
+    animated: int  # only the first frame is used
+    bad: tuple[BadImage, ...]
+    duplicates: tuple[tuple[str, str], ...]  # keys of images with equal content
+
+    @property
+    def imbalance(self) -> float | None:
+        """Images of the largest class over those of the smallest that has any."""
+        counts = [count for count in self.per_class.values() if count]
+        return max(counts) / min(counts) if counts else None
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Images of val whose content is among the training images, too."""
+
+    compared_train: int
+    compared_val: int
+    pairs: tuple[tuple[str, str], ...]  # (key in train, key in val)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at a data set found."""
+
+    spec: str
+    form: str
+    classes: tuple[str, ...]
+    multi_label: bool
+    channels: int
+    splits: tuple[SplitFound, ...]
+    leak: Leak | None
+    fit: str | None = None  # of the model that was asked about: "fits", or why not
+    grid: Path | None = None
+    sampled: bool = field(default=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON data; bad images as key and reason."""
+        found = asdict(self)
+        for row, split in zip(found["splits"], self.splits, strict=True):
+            row["imbalance"] = split.imbalance
+            row["bad"] = [one._asdict() for one in split.bad]
+        return {**found, "grid": None if self.grid is None else str(self.grid)}
+
+    def shown(self) -> Iterator[Any]:
+        """Rich tables and lines for a person."""
+        kind = "several labels an image" if self.multi_label else "one label an image"
+        colour = "grey" if self.channels == 1 else "colour"
+        yield Text(f"{self.spec}: {self.form}, {colour}, {len(self.classes)} classes, {kind}", style="bold")
+        yield _split_table(self.splits)
+        yield _class_table(self)
+        for split in self.splits:
+            yield from _findings(split, sampled=self.sampled)
+        if self.leak is not None:
+            yield Text(_leak_text(self.leak), style="red" if self.leak.pairs else "")
+        if self.fit is not None:
+            yield Text(f"model: {self.fit}")
+        if self.grid is not None:
+            yield Text(f"pictures: {self.grid}")
+
+
+def look(
+    spec: str,
+    *,
+    model: str | Path | None = None,
+    grid: str | Path | None = None,
+    every: bool = False,
+    sample: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
+    say: Say = silent,
+) -> Looked:
+    """Open a data set, read `sample` images of each split (`every`: all) and say what is there.
+
+    Args:
+        spec: data spec, see `leanvit.data.open_dataset`.
+        model: timm name or run folder: whether it fits the data, and if not, why.
+        grid: `.png` file that gets a few images of each class.
+        seed: which images are read and shown.
+
+    Raises:
+        BadInput: a spec that cannot be opened, or a grid that cannot be written, before images are read.
+    """
+    if sample < 1:
+        raise BadInput(f"sample={sample}: accepted: a number of images >= 1")
+    grid = _checked_grid(grid, overwrite=overwrite)
+    parsed = parse_spec(spec)
+    held = source_of(parsed)
+    names = ["train", "val"] if len(held.splits) > 1 or "test" in held.splits else [None]
+    splits = [_opened(spec, name, seed) for name in names]
+    first = splits[0]
+    fit = None if model is None else _fit(model, first)
+    count = None if every else sample
+    looks = [_look(dataset, count, seed, say) for dataset in splits]
+    leak = _leak(splits[0], splits[1], count, seed, say) if len(splits) == 2 else None
+    if grid is not None:
+        write_grid(grid, first, seed=seed)
+    return Looked(
+        spec=spec,
+        form=held.form,
+        classes=tuple(first.classes),
+        multi_label=first.multi_label,
+        channels=first.channels,
+        splits=tuple(looks),
+        leak=leak,
+        fit=fit,
+        grid=grid,
+        sampled=not every,
+    )
+
+
+# --- one split --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image as it is stored (None where it is not stored encoded), with its key and target."""
+
+    key: str
+    target: Any
+    encoded: bytes | Path | None
+    index: int
+
+
+def _opened(spec: str, split: str | None, seed: int) -> AnyDataset:
+    return open_dataset(spec, split, seed=seed)
+
+
+def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]:
+    """`count` images chosen by the seed (of a stream the first), all for None."""
+    if isinstance(dataset, Stream):
+        for index, item in enumerate(islice(dataset.pass_over(), count)):
+            yield _Item(item.key, item.target, item.encoded, index)
+        return
+    chosen = np.arange(len(dataset))
+    if count is not None and count < len(dataset):
+        value = keyed.ranks(dataset.key_hashes, "look", seed)
+        chosen = np.sort(np.argsort(value, kind="stable")[:count])
+    for index in map(int, chosen):
+        yield _Item(dataset.keys[index], dataset.targets[index], dataset.encoded(index), index)
+
+
+def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitFound:
+    say(f"{dataset.split}: reading {min(count or len(dataset), len(dataset))} of {len(dataset)} images")
+    formats, modes, sizes, bad = Counter[str](), Counter[str](), [], []
+    rotated = animated = read = 0
+    seen: dict[bytes, str] = {}
+    duplicates, targets = [], []
+    for item in _items(dataset, count, seed):
+        read += 1
+        targets.append(item.target)
+        if item.encoded is None and isinstance(dataset, Dataset):
+            image = dataset[item.index].image
+            formats["pixels"] += 1
+            modes[image.mode] += 1
+            sizes.append(image.size)
+            continue
+        try:
+            head = header(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
+            image = decode(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
+            as_sample_image(image, dataset.channels, key=item.key)
+        except UnreadableImage as error:
+            bad.append(BadImage(item.key, str(error)))
+            continue
+        formats[head.format] += 1
+        modes[head.mode] += 1
+        sizes.append(head.size)
+        rotated += head.rotated
+        animated += head.frames > 1
+        before = seen.setdefault(_digest(item.encoded or b""), item.key)
+        if before != item.key:
+            duplicates.append((before, item.key))
+    per_class, unlabelled = _balance(dataset, targets)
+    widths, heights = ([size[side] for size in sizes] for side in (0, 1))
+    return SplitFound(
+        split=dataset.split,
+        images=len(dataset),
+        note=dataset.note,
+        counted=read if isinstance(dataset, Stream) else len(dataset),
+        per_class=per_class,
+        unlabelled=unlabelled,
+        read=read,
+        formats=dict(formats.most_common()),
+        modes=dict(modes.most_common()),
+        widths=_spread(widths),
+        heights=_spread(heights),
+        rotated=rotated,
+        animated=animated,
+        bad=tuple(bad),
+        duplicates=tuple(duplicates),
+    )
+
+
+def _balance(dataset: AnyDataset, seen: list[Any]) -> tuple[dict[str, int], int]:
+    """(images a class, images without one): of all rows of a data set, of the samples that were read of a stream."""
+    targets = dataset.targets if isinstance(dataset, Dataset) else np.array(seen)
+    if dataset.multi_label:
+        counts, unlabelled = targets.sum(axis=0).astype(int), int((~targets.any(axis=1)).sum())
+    else:
+        counts, unlabelled = np.bincount(targets, minlength=len(dataset.classes)), 0
+    return dict(zip(dataset.classes, map(int, counts), strict=True)), unlabelled
+
+
+def _spread(values: list[int]) -> tuple[int, int, int]:
+    return (min(values), int(np.median(values)), max(values)) if values else (0, 0, 0)
+
+
+# --- two splits, a model, a grid --------------------------------------------------------------------------------------
+
+
+def _leak(train: AnyDataset, val: AnyDataset, count: int | None, seed: int, say: Say) -> Leak:
+    """Content of val's images looked for among train's (at most `LEAK_LIMIT` of them, unless all are asked for)."""
+    wanted: dict[bytes, str] = {}
+    compared_val = 0
+    for digest, key in _digests(val, count, seed):
+        compared_val += 1
+        wanted.setdefault(digest, key)
+    say(f"leaks: comparing {compared_val} images of {val.split} with {train.split}")
+    compared, pairs = 0, []
+    for digest, key in _digests(train, None if count is None else LEAK_LIMIT, seed):
+        compared += 1
+        if digest in wanted:
+            pairs.append((key, wanted[digest]))
+    return Leak(compared, compared_val, tuple(pairs))
+
+
+def _digests(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[tuple[bytes, str]]:
+    for item in _items(dataset, count, seed):
+        encoded = item.encoded
+        if encoded is None and isinstance(dataset, Dataset):
+            encoded = dataset[item.index].image.tobytes()
+        try:
+            yield _digest(encoded or b""), item.key
+        except OSError:
+            continue  # named among the bad images
+
+
+def _digest(encoded: bytes | Path) -> bytes:
+    content = encoded.read_bytes() if isinstance(encoded, Path) else encoded
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _fit(model: str | Path, dataset: AnyDataset) -> str:
+    loaded = load_model(model)
+    try:
+        require_fit(loaded, dataset)
+    except BadInput as error:
+        return str(error)
+    size = "x".join(map(str, Preprocess.of(loaded.model).input_size))
+    return f"{model} fits: input {size}, {len(dataset.classes)} classes"
+
+
+def _checked_grid(grid: str | Path | None, *, overwrite: bool) -> Path | None:
+    if grid is None:
+        return None
+    path = Path(grid)
+    if path.suffix.lower() != ".png":
+        raise BadInput(f"--grid {path}: accepted: a path that ends in .png")
+    if not path.parent.is_dir():
+        raise BadInput(f"--grid {path}: there is no folder {path.parent}")
+    if path.exists() and not overwrite:
+        raise BadInput(f"--grid {path} exists: give another path, or --overwrite")
+    return path
+
+
+# --- for eyes ---------------------------------------------------------------------------------------------------------
+
+
+def _split_table(splits: Iterable[SplitFound]) -> Table:
+    table = Table("split", "images", "read", "width", "height", "format", "mode", "cannot be read")
+    for split in splits:
+        sizes = [f"{low} … {middle} … {high}" for low, middle, high in (split.widths, split.heights)]
+        kinds = [", ".join(f"{name} {count}" for name, count in d.items()) for d in (split.formats, split.modes)]
+        cells = [split.split, str(split.images), str(split.read), *sizes, *kinds, str(len(split.bad))]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _class_table(looked: Looked) -> Table:
+    """The classes with a bar each, of the first split; the largest and smallest where there are many."""
+    first = looked.splits[0]
+    ranked = sorted(first.per_class.items(), key=lambda item: -item[1])
+    most = max(first.per_class.values(), default=0) or 1
+    shown = list(first.per_class.items())
+    if len(ranked) > _SHOWN:
+        shown = [*ranked[: _SHOWN // 2], ("…", -1), *ranked[-_SHOWN // 2 :]]
+    table = Table("class", *(split.split for split in looked.splits), "")
+    for name, count in shown:
+        if count < 0:
+            table.add_row(name, *("" for _ in looked.splits), Text(f"{len(ranked) - _SHOWN} more"))
+            continue
+        counts = [str(split.per_class.get(name, 0)) for split in looked.splits]
+        table.add_row(Text(name), *counts, Text("█" * round(_BAR * count / most) or "▏", style="cyan"))
+    return table
+
+
+def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
+    if split.imbalance is not None and len(split.per_class) > 1:
+        counted = "" if split.counted == split.images else f" (of the first {split.counted})"
+        yield Text(f"{split.split}: the largest class has {split.imbalance:.3g}x the images of the smallest{counted}")
+    of = f"of {split.read} that were read" if sampled and split.read < split.images else "of all"
+    if split.note:
+        yield Text(f"{split.split}: {split.note}")
+    empty = [name for name, count in split.per_class.items() if not count]
+    facts = [
+        (split.rotated, "are turned upright by their EXIF orientation"),
+        (split.animated, "have several frames: the first is used"),
+        (len(split.duplicates), "have the content of another one"),
+        (len(split.bad), "cannot be read (leave them out: --on-bad skip)"),
+    ]
+    for number, what in facts:
+        if number:
+            yield Text(f"{split.split}: {number} images {what} ({of})", style="yellow")
+    if split.unlabelled:
+        yield Text(f"{split.split}: {split.unlabelled} images carry no class", style="yellow")
+    for bad in split.bad[:20]:
+        yield Text(f"  {bad.reason}")
+    for one, other in split.duplicates[:10]:
+        yield Text(f"  {one} = {other}")
+    if empty and len(empty) < len(split.per_class):
+        some = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
+        yield Text(f"{split.split}: {len(empty)} classes without an image ({some})")
+
+
+def _leak_text(leak: Leak) -> str:
+    compared = f"{leak.compared_val} images of val compared with {leak.compared_train} of train"
+    if not leak.pairs:
+        return f"no leak found: {compared}"
+    lines = [f"  {train} = {val}" for train, val in leak.pairs[:10]]
+    return "\n".join([f"{len(leak.pairs)} images are in train and in val ({compared})", *lines])

@@ -1,0 +1,104 @@
+"""A picture of a data set: a few images of each class, with its name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from leanvit.data import AnyDataset, Dataset, UnreadableImage, keyed
+from leanvit.files import write_atomic
+
+COLUMNS = 8  # images of a class
+ROWS = 24  # classes; of more, evenly spread ones are shown
+_STREAMED = 2000  # samples of a stream that are looked through for images of each class
+_TILE, _GAP, _NAME, _HEAD = 112, 6, 190, 34  # pixels
+_PAPER, _INK, _FRAME = (250, 250, 250), (30, 30, 30), (225, 225, 225)
+
+
+def write_grid(path: Path, dataset: AnyDataset, *, seed: int = 0) -> None:
+    """Write a PNG: a row a class (up to `ROWS`), `COLUMNS` images chosen by the seed, whole, none stretched.
+
+    Images that cannot be read are passed over. Raises LeanvitError where the file cannot be written.
+    """
+    names, rows = _rows(dataset, seed)
+    columns = max(4, *map(len, rows))  # room for the title
+    width = _NAME + columns * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (width, _HEAD + len(rows) * (_TILE + _GAP) + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    shown = f"{len(rows)} of {len(dataset.classes)} classes" if len(rows) < len(dataset.classes) else "every class"
+    draw.text(
+        (_GAP + 4, 9),
+        f"{dataset.name}, {dataset.split}: {len(dataset)} images, {shown}",
+        _INK,
+        ImageFont.load_default(15),
+    )
+    for line, (name, images) in enumerate(zip(names, rows, strict=True)):
+        top = _HEAD + line * (_TILE + _GAP)
+        _write_name(draw, name, top)
+        for column, image in enumerate(images):
+            _place(sheet, image, (_NAME + column * (_TILE + _GAP), top))
+    stream = io.BytesIO()
+    sheet.save(stream, "PNG")
+    write_atomic(path, stream.getvalue())
+
+
+def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Image]]]:
+    count = len(dataset.classes)
+    chosen = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int)).tolist()
+    if isinstance(dataset, Dataset):
+        rows = [list(_of_class(dataset, target, seed)) for target in chosen]
+    else:
+        found: dict[int, list[Image.Image]] = {target: [] for target in chosen}
+        for number, item in enumerate(dataset.pass_over()):
+            carried = np.flatnonzero(item.target) if dataset.multi_label else [item.target]
+            wanted = [int(t) for t in carried if int(t) in found and len(found[int(t)]) < COLUMNS]
+            if number >= _STREAMED:
+                break
+            for target in wanted:
+                try:
+                    found[target].append(dataset.read(item).image)
+                except UnreadableImage:
+                    break
+        rows = [found[target] for target in chosen]
+    return [dataset.classes[target] for target in chosen], rows
+
+
+def _of_class(dataset: Dataset, target: int, seed: int) -> Iterator[Image.Image]:
+    carries = dataset.targets[:, target] > 0 if dataset.multi_label else dataset.targets == target
+    indices = np.flatnonzero(carries)
+    value = keyed.ranks(dataset.key_hashes[indices], "grid", seed)
+    taken = 0
+    for index in indices[np.argsort(value, kind="stable")]:
+        if taken == COLUMNS:
+            return
+        try:
+            image = dataset[int(index)].image
+        except UnreadableImage:
+            continue
+        taken += 1
+        yield image
+
+
+def _write_name(draw: ImageDraw.ImageDraw, name: str, top: int) -> None:
+    """The class's name beside its row, cut at the column's width."""
+    font = ImageFont.load_default(15)
+    text = name
+    while draw.textlength(text, font) > _NAME - 22 and len(text) > 1:
+        text = text[:-2] + "…"
+    draw.text((_GAP + 4, top + _TILE // 2 - 9), text, _INK, font)
+
+
+def _place(sheet: Image.Image, image: Image.Image, at: tuple[int, int]) -> None:
+    """The whole image in a square tile: large ones shrunk smoothly, small ones enlarged by whole pixels."""
+    image = image.convert("RGB")
+    scale = min(_TILE / image.width, _TILE / image.height)
+    if scale >= 2:
+        scale = int(scale)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    method = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    ImageDraw.Draw(sheet).rectangle((*at, at[0] + _TILE - 1, at[1] + _TILE - 1), fill=_FRAME)
+    sheet.paste(image.resize(size, method), (at[0] + (_TILE - size[0]) // 2, at[1] + (_TILE - size[1]) // 2))

@@ -1,0 +1,106 @@
+"""`look`: what it says of healthy and of unhealthy data sets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from leanvit.errors import BadInput
+from leanvit.verbs.looking import look
+from pictures import picture, write_folder
+from shards import write_shards
+
+
+@pytest.fixture
+def sick(tmp_path) -> Path:
+    """Two splits with everything that can be wrong: bad, rotated, animated, doubled, leaking images; an empty class."""
+    root = tmp_path / "pets"
+    write_folder(root / "train", {"cat": 6, "puppy": 3})
+    write_folder(root / "val", {"cat": 2, "puppy": 2}, seed=50)
+    (root / "train" / "empty").mkdir()
+    cats = root / "train" / "cat"
+    (cats / "000.png").write_bytes((cats / "000.png").read_bytes()[:50])
+    (cats / "002.png").write_bytes((cats / "001.png").read_bytes())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(9, (40, 20)).save(cats / "turned.jpg", exif=exif)
+    picture(8).save(cats / "moving.gif", save_all=True, append_images=[picture(7)])
+    (root / "val" / "puppy" / "000.png").write_bytes((root / "train" / "puppy" / "001.png").read_bytes())
+    return root
+
+
+def text_of(found) -> str:
+    console = Console(width=160, record=True)
+    console.begin_capture()
+    console.print(*found.shown())
+    return console.end_capture()
+
+
+def test_what_is_wrong_is_found(sick):
+    found = look(str(sick), every=True)
+    train, val = found.splits
+    assert (found.form, found.classes) == ("image folder", ("cat", "empty", "puppy"))
+    assert (train.images, val.images) == (11, 4) and train.per_class == {"cat": 8, "puppy": 3, "empty": 0}
+    assert [bad.key for bad in train.bad] == ["cat/000.png"] and "cannot be decoded" in train.bad[0].reason
+    assert (train.rotated, train.animated) == (1, 1)
+    assert train.duplicates == (("cat/001.png", "cat/002.png"),) and train.imbalance == pytest.approx(8 / 3)
+    assert train.formats == {"PNG": 8, "JPEG": 1, "GIF": 1} and train.widths[2] == 40
+    assert found.leak is not None and found.leak.pairs == (("puppy/001.png", "puppy/000.png"),)
+    told = json.loads(json.dumps(found.to_json()))
+    assert told["splits"][0]["bad"][0]["key"] == "cat/000.png" and told["splits"][0]["imbalance"] > 2
+    text = text_of(found)
+    for part in (
+        "1 images cannot be read",
+        "upright by their EXIF",
+        "1 images are in train and in val",
+        "cat/001.png = cat/002.png",
+        "1 classes without an image (empty)",
+        "█",
+    ):
+        assert part in text, part
+
+
+def test_a_sample_is_read_and_said(sick):
+    found = look(str(sick), sample=4)
+    assert [split.read for split in found.splits] == [4, 4] and found.sampled
+    assert found.splits[0].per_class["cat"] == 8, "the balance is of all images"
+
+
+def test_streams_several_labels_and_embedded_data(tmp_path, sick):
+    pytest.importorskip("webdataset")
+    found = look(f"wds:{write_shards(tmp_path, 's', count=2, size=5)}", sample=7)
+    (split,) = found.splits
+    assert (found.form, split.images, split.counted, sum(split.per_class.values())) == ("webdataset shards", 10, 7, 7)
+    (sick / "t.csv").write_text("image,a,b\ntrain/cat/001.png,1,0\ntrain/puppy/001.png,0,0\n")
+    several = look(f"{sick}/t.csv")
+    assert several.multi_label and several.splits[0].unlabelled == 1 and several.splits[0].per_class == {"a": 1, "b": 0}
+    digits = look("digits?classes=1,2", sample=5)
+    assert digits.classes == ("1", "2") and digits.splits[0].modes == {"L": 5} and not digits.leak.pairs
+
+
+def test_whether_a_model_fits():
+    args = "vit_tiny_patch16_224"
+    assert "build the model with num_classes=2" in str(look("digits?classes=1,2", model=args, sample=1).fit)
+
+
+def test_the_grid_shows_every_class(sick, tmp_path):
+    look(str(sick), sample=1, grid=tmp_path / "g.png")
+    with Image.open(tmp_path / "g.png") as image:
+        rows = np.asarray(image.convert("RGB")).astype(int)
+    coloured = (np.ptp(rows, axis=2) > 30).any(axis=1)
+    assert rows.shape[0] > 3 * 112 and coloured.sum() > 100
+    for wrong, text in (("g.png", "exists: give another path, or --overwrite"), ("g.jpg", "ends in .png")):
+        with pytest.raises(BadInput, match=text):
+            look(str(sick), grid=tmp_path / wrong)
+    with pytest.raises(BadInput, match="there is no folder"):
+        look(str(sick), grid=tmp_path / "no" / "g.png")
+
+
+def test_it_must_read_something():
+    with pytest.raises(BadInput, match="sample=0"):
+        look("digits", sample=0)
