@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from deploy_models import PREPROCESS, small, small_int8
+from leanvit.anatomy.quant_ops import QuantOps
+from leanvit.anatomy.quantizers import ActQuantizer, WeightQuantizer
 from leanvit.deploy import Options, export, load_artefact
+from leanvit.deploy.running import pixels_of
 from leanvit.errors import BadInput, Refused
-from leanvit.tokens.evit import EViT
-from leanvit.tokens.tome import ToMe
+from leanvit.quantize.int8 import Int8
 
 
 def images(count: int) -> torch.Tensor:
@@ -27,7 +33,7 @@ def test_onnx_equals_pytorch(tmp_path: Path, batch: int | None) -> None:
     with torch.no_grad():
         want = small()(images(5))
     torch.testing.assert_close(runner(images(5)), want, rtol=0, atol=1e-4 * want.abs().max())
-    with pytest.raises(BadInput, match="f32 only"):
+    with pytest.raises(BadInput, match="at f32 only"):
         load_artefact(artefact.path, options=Options(precision="bf16"))
 
 
@@ -37,7 +43,9 @@ def test_torch_archive_equals_pytorch(tmp_path: Path, make) -> None:  # type: ig
     with torch.no_grad():
         want = make()(images(5))
     torch.testing.assert_close(load_artefact(artefact)(images(5)), want, rtol=0, atol=1e-4 * want.abs().max())
-    assert load_artefact(artefact.path, trusted=True).runtime == "torch"
+    runner = load_artefact(artefact.path, trusted=True)
+    assert (runner.runtime, runner.precision) == ("torch.export", "f32" if make is small else "int8 simulated")
+    assert "integer_products" not in artefact.check
 
 
 def test_foreign_torch_archives_are_not_opened(tmp_path: Path) -> None:
@@ -48,13 +56,84 @@ def test_foreign_torch_archives_are_not_opened(tmp_path: Path) -> None:
         load_artefact(artefact, options=Options(threads=1))
 
 
-@pytest.mark.parametrize("method", [EViT(keep_rate=0.5, blocks=(0,)), ToMe(r=3)])
-def test_token_methods_reach_every_outlet(tmp_path: Path, method: EViT | ToMe) -> None:
+def test_int8_weights_are_stored_as_bytes_and_every_product_is_one_of_integers(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    model = small(patch_size=4)
-    method.shape(model, method.learn(model))
-    for runtime in ("onnx", "torch"):
-        artefact = export(model, tmp_path / runtime, to=runtime, preprocess=PREPROCESS)
-        with torch.no_grad():
-            want = model(images(3))
-        torch.testing.assert_close(load_artefact(artefact)(images(3)), want, rtol=0, atol=1e-4 * want.abs().max())
+    whole = export(small(), tmp_path / "f32", to="onnx", preprocess=PREPROCESS, batch=4)
+    artefact = export(small_int8(), tmp_path / "int8", to="onnx", preprocess=PREPROCESS, batch=4)
+    assert artefact.precision == "int8" and load_artefact(artefact).precision == "int8"
+    # patch embedding, 2 blocks of qkv, q·k, weights·v, proj, fc1, fc2, and the classifier
+    assert (artefact.check["integer_products"], artefact.check["products"]) == (14, 14)
+    import onnx
+
+    weights = {t.name: t for t in onnx.load(artefact.path / "model.onnx").graph.initializer if len(t.dims) > 1}
+    rounded = [t for t in weights.values() if t.data_type == onnx.TensorProto.INT8]
+    assert sum(np.prod(t.dims) for t in rounded) == sum(
+        m.weight.numel() for m in small().modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+    )
+    assert whole.size / artefact.size > 2.5  # tables, norms and scales stay float, and weigh much in so small a model
+
+
+def test_int8_in_onnx_runtime_is_the_simulation_but_for_rounding(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    runner = load_artefact(export(small_int8(), tmp_path / "a", to="onnx", preprocess=PREPROCESS))
+    with torch.no_grad():
+        want, unrounded = small_int8()(images(64)), small()(images(64))
+    got = runner(images(64))
+    assert (got - want).norm() < 0.7 * (unrounded - want).norm()
+    assert (got - want).norm() / want.norm() < 0.02
+    assert (got.argmax(1) == want.argmax(1)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("kwargs", [{"skip": ("patch_embed*", "head")}, {"products": False}])
+def test_what_stays_float_is_counted_as_float(tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    pytest.importorskip("onnxruntime")
+    artefact = export(small_int8(Int8(images=4, **kwargs)), tmp_path / "a", to="onnx", preprocess=PREPROCESS, batch=1)
+    floats = 2 if "skip" in kwargs else 4
+    assert (artefact.check["integer_products"], artefact.check["products"]) == (14 - floats, 14)
+
+
+class Convolutions(nn.Module):
+    """Quantized as `QuantOps` does it; the image is `side` pixels wide."""
+
+    def __init__(self, stride: int, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, stride=stride, bias=bias)
+        q = {"input": ActQuantizer(), "weight": WeightQuantizer((8, 3, 4, 4))}
+        q["input"].set_range(-4, 4)
+        q["weight"].set_weight(self.conv.weight.detach())
+        self.ops = QuantOps({"conv": q})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ops.conv("conv", self.conv, x).mean((2, 3))
+
+
+@pytest.mark.parametrize(("stride", "side", "integer"), [(4, 16, 1), (4, 18, 0), (2, 16, 0)])
+def test_convolutions_that_tile_the_image_become_products_and_others_stay_right(
+    tmp_path: Path, stride: int, side: int, integer: int
+) -> None:
+    pytest.importorskip("onnxruntime")
+    model = Convolutions(stride, bias=stride == 4).eval()
+    preprocess = replace(PREPROCESS, input_size=(3, side, side))
+    artefact = export(model, tmp_path / "a", to="onnx", preprocess=preprocess)
+    assert (artefact.check["integer_products"], artefact.check["products"]) == (integer, 1)
+    assert artefact.check["drift"] < 0.01
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+def test_pixels_give_what_normalised_images_give(tmp_path: Path, runtime: str) -> None:
+    pytest.importorskip("onnxruntime")
+    runner = load_artefact(export(small(), tmp_path / "a", to=runtime, preprocess=PREPROCESS, input_type="u8", batch=2))
+    pixels = torch.randint(0, 256, (3, 32, 32, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    with torch.no_grad():
+        want = small()(PREPROCESS.normalize(pixels))
+    for given in (pixels, PREPROCESS.normalize(pixels)):
+        torch.testing.assert_close(runner(given), want, rtol=0, atol=1e-4 * want.abs().max())
+    with pytest.raises(BadInput, match="takes 8-bit pixels"):
+        runner(images(2))
+    with pytest.raises(BadInput, match=r"or uint8 \(batch, 32, 32, 3\)"):
+        runner(pixels.movedim(-1, 1))
+
+
+def test_pixels_come_back_exactly() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(3, 1).T.reshape(1, 16, 16, 3).contiguous()
+    assert np.array_equal(pixels_of(PREPROCESS.normalize(pixels).numpy(), PREPROCESS), pixels.numpy())
