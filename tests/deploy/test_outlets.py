@@ -29,6 +29,8 @@ def test_onnx_equals_pytorch(tmp_path: Path, batch: int | None) -> None:
     pytest.importorskip("onnxruntime")
     artefact = export(small(), tmp_path / "a", to="onnx", preprocess=PREPROCESS, batch=batch)
     assert set(artefact.files) == {"model.onnx"}
+    content = (artefact.path / "model.onnx").read_bytes()
+    assert b".py" not in content and b"stack_trace" not in content  # no paths of the machine that made it
     runner = load_artefact(artefact.path, options=Options(threads=1))
     with torch.no_grad():
         want = small()(images(5))

@@ -24,7 +24,7 @@ INT8 = "int8"
 
 def write_files(program: ExportedProgram, folder: Path) -> None:
     """Write an exported graph as ONNX, weights inside the one file."""
-    from leanvit.deploy.onnx_graph import dequantize_weights
+    from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
 
     exported = torch.onnx.export(
         program,
@@ -37,6 +37,7 @@ def write_files(program: ExportedProgram, folder: Path) -> None:
     assert exported is not None
     dequantize_weights(exported.model)
     exported.optimize()
+    forget_sources(exported.model)
     exported.save(folder / MODEL, external_data=False)
 
 

@@ -50,6 +50,18 @@ def dequantize_weights(model: ir.Model) -> int:
     return count
 
 
+def forget_sources(model: ir.Model) -> None:
+    """Take out what the exporter notes of where each node came from: stack traces with paths, half of a small file."""
+    for holder in (model, model.graph, *model.graph.all_nodes()):
+        holder.metadata_props.clear()
+        holder.doc_string = None
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
 def product_kernels(optimised: Path) -> Counter[str]:
     """Operator types of the products in a graph that ONNX Runtime wrote after its optimisation, and how many of each.
 
