@@ -164,8 +164,7 @@ def test_readers_move_before_the_transposition_and_values_stay() -> None:
     assert abs(run() - want).max() < 1e-5
 
 
-@pytest.mark.parametrize("batch", [None, 2])
-@pytest.mark.parametrize("method", [EViT(keep_rate=0.5, blocks=(0,)), ToMe(r=3)])
+@pytest.mark.parametrize(("method", "batch"), [(EViT(keep_rate=0.5, blocks=(0,)), None), (ToMe(r=3), 2)])
 def test_token_methods_export_whole(tmp_path: Path, method: EViT | ToMe, batch: int | None) -> None:
     model = small(patch_size=4)
     method.shape(model, method.learn(model))

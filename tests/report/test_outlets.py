@@ -47,10 +47,8 @@ def test_int8_is_called_what_it_is(cells: list[Cell]) -> None:
 
 
 def test_a_refusal_is_shown_and_a_page_without_markers_is_refused() -> None:
-    made = [
-        Cell("dense", "onnx", "", float("inf"), 0.0, None, "torch.export cannot follow"),
-        Cell("dense", "torch", "f32", 0.0, 1.0, None),
-    ]
+    refused = Cell("dense", "onnx", "", float("inf"), 0.0, None, "torch.export cannot follow")
+    made = [refused, Cell("dense", "torch", "f32", 0.0, 1.0, None)]
     assert "| dense | refused: torch.export cannot follow | f32, equal |" in outlets.table(made)
     with pytest.raises(BadInput, match="needs the lines"):
         outlets.renewed("# Outlets\n", made)
