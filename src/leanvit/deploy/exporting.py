@@ -39,7 +39,9 @@ class _Logits(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.mean is not None:  # (B, H, W, C) uint8 -> (B, C, H, W), in the order of Preprocess.normalize
+        if (
+            self.mean is not None and self.std is not None
+        ):  # (B, H, W, C) uint8 -> (B, C, H, W), in the order of Preprocess.normalize
             images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         return self.model(images)
 

@@ -52,7 +52,8 @@ def dequantize_weights(model: ir.Model) -> int:
 
 def forget_sources(model: ir.Model) -> None:
     """Take out what the exporter notes of where each node came from: stack traces with paths, half of a small file."""
-    for holder in (model, model.graph, *model.graph.all_nodes()):
+    holders: list[Any] = [model, model.graph, *model.graph.all_nodes()]
+    for holder in holders:
         holder.metadata_props.clear()
         holder.doc_string = None
     for node in model.graph.all_nodes():
@@ -185,7 +186,7 @@ def _patches_as_matmul(conv: ir.Node, values: np.ndarray, scale: np.ndarray) -> 
     cut = after("Reshape", cut, [0, channels, h, p, w, q])
     cut = after("Transpose", cut, [0, 2, 4, 1, 3, 5])
     cut = after("Reshape", cut, [0, h * w, channels * p * q])
-    cut.dtype = dequantizer.inputs[0].dtype  # type: ignore[union-attr]
+    _type_as(cut, dequantizer.inputs[0].dtype, None)  # type: ignore[union-attr]
     floats = ir.node("DequantizeLinear", [cut, *dequantizer.inputs[1:]])
     graph.insert_before(conv, floats)
     weight = _dequantized(conv, values.reshape(out, -1).T, scale, axis=1)
@@ -214,7 +215,7 @@ def _flattened(conv: ir.Node) -> ir.Node | None:
 
 def _only_user(value: ir.Value) -> ir.Node | None:
     users = value.uses()
-    return users[0][0] if len(users) == 1 else None
+    return next(iter(users))[0] if len(users) == 1 else None
 
 
 def _constant(value: ir.Value | None) -> np.ndarray | None:

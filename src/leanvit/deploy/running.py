@@ -109,7 +109,7 @@ def pixels_of(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
 
     Raises `BadInput` if the images are not 8-bit pixels, normalised this way.
     """
-    mean, std = (np.float32(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
     values = (images * std + mean) * 255
     pixels = np.rint(values)
     if not np.abs(values - pixels).max() < 0.1 or pixels.min() < 0 or pixels.max() > 255:

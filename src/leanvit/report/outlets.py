@@ -126,8 +126,8 @@ def _cell(name: str, outlet: str, model: OpenModel, images: torch.Tensor, want: 
     if agreement < AGREE:
         raise Refused(f"{name} in {outlet} gives PyTorch's answer for {agreement:.0%} of {len(images)} images only")
     counted = (artefact.check["integer_products"], artefact.check["products"]) if "products" in artefact.check else None
-    error = float((got - want).abs().max() / want.abs().max())
-    return Cell(name, outlet, artefact.precision, error, agreement, counted)
+    largest = float((got - want).abs().max() / want.abs().max())
+    return Cell(name, outlet, artefact.precision, largest, agreement, counted)
 
 
 def main() -> None:
