@@ -82,6 +82,11 @@ def test_edited_json(copied: Path, change: Callable[[dict[str, Any]], None], sea
         load_artefact(copied)
 
 
+def test_artefacts_of_format_1_are_read(copied: Path) -> None:
+    edited(copied, lambda c: (c.update(format=1), c.pop("input_type")), sealed=True)
+    assert read_artefact(copied).input_type == "float"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
 def test_json_that_is_none(copied: Path, content: bytes) -> None:
     (copied / "artefact.json").write_bytes(content)

@@ -10,16 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_models import PREPROCESS, small, small_int8
-from leanvit.deploy import Options, export
+from deploy_models import PREPROCESS, small
+from leanvit.deploy import Options, export, running
 from leanvit.deploy.exporting import compare_logits
-from leanvit.errors import BadInput, Refused
+from leanvit.errors import BadInput, MissingExtra, Refused
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         ({"to": "openvin"}, "openvino"),
+        ({"input_type": "flaot"}, "unknown input type 'flaot': did you mean 'float'"),
         ({"batch": 0}, "batch is 0"),
         ({"labels": "cat"}, "labels is 'cat'"),
         ({"labels": ["a", "b"]}, "labels has 2 names; the model has 7"),
@@ -37,9 +38,11 @@ def test_half_precision_is_refused(tmp_path: Path) -> None:
         export(small().to(torch.bfloat16), tmp_path / "a", preprocess=PREPROCESS)
 
 
-def test_int8_to_onnx_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="int8 is not exported to ONNX"):
-        export(small_int8(), tmp_path / "a", to="onnx", preprocess=PREPROCESS)
+def test_a_missing_package_is_named_with_its_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    with pytest.raises(MissingExtra, match=r"onnxruntime is not installed: pip install 'leanvit\[onnx\]'"):
+        export(small(), tmp_path / "a", to="onnx", preprocess=PREPROCESS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_cannot_be_traced(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from leanvit.deploy.openvino_graph import (
 )
 from leanvit.quantize.int8 import Int8
 from leanvit.tokens.evit import EViT
-from leanvit.tokens.tome import ToMe
 
 
 def images(count: int) -> torch.Tensor:
@@ -162,17 +161,6 @@ def test_readers_move_before_the_transposition_and_values_stay() -> None:
     assert read_before_transpose(model) + join_transposes(model) >= 3
     assert slice_before_heads(model) == 1
     assert abs(run() - want).max() < 1e-5
-
-
-@pytest.mark.parametrize("batch", [None, 2])
-@pytest.mark.parametrize("method", [EViT(keep_rate=0.5, blocks=(0,)), ToMe(r=3)])
-def test_token_methods_export_whole(tmp_path: Path, method: EViT | ToMe, batch: int | None) -> None:
-    model = small(patch_size=4)
-    method.shape(model, method.learn(model))
-    artefact = export(model, tmp_path / "a", preprocess=PREPROCESS, batch=batch)
-    with torch.no_grad():
-        want = model(images(3))
-    torch.testing.assert_close(load_artefact(artefact.path)(images(3)), want, rtol=0, atol=1e-4 * want.abs().max())
 
 
 def test_class_attention_leaves_the_int8_kernel_whole() -> None:

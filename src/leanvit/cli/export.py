@@ -18,6 +18,9 @@ def command(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
     ] = None,
+    input_type: Annotated[
+        str, typer.Option("--input", metavar="KIND", help="float: normalised images; u8: pixels, normalised inside.")
+    ] = "float",
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -34,6 +37,7 @@ def command(
             run,
             to=to,
             batch=batch,
+            input_type=input_type,
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,
@@ -45,4 +49,6 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    print(f"{result.folder}: {result.label} for {result.runtime}, {result.size_bytes / 2**20:.2f} MiB")
+    integers = "{} of {} products in integers".format(*result.integer_products) if result.integer_products else ""
+    facts = (f"{result.label} for {result.runtime}", result.precision, f"{result.size_bytes / 2**20:.2f} MiB", integers)
+    print(f"{result.folder}: {', '.join(filter(None, facts))}")

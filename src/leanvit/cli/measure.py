@@ -23,8 +23,15 @@ def command(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option("--runtime", metavar="NAME", help="torch, openvino or onnx. Repeats: a row for each."),
+        typer.Option(
+            "--runtime",
+            metavar="NAME",
+            help="torch, torch.compile, torch.export, openvino, openvino-bf16 or onnx. Repeats: a row for each.",
+        ),
     ] = None,
+    all_runtimes: Annotated[
+        bool, typer.Option("--all-runtimes", help="Every runtime that is installed, in one comparison.")
+    ] = False,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
     model_arg: options.ModelArgs = None,
@@ -47,7 +54,8 @@ def command(
             run,
             data_spec(data, classes, shots, on_bad),
             against=against or (),
-            runtimes=runtime or ("torch",),
+            runtimes=runtime,
+            all_runtimes=all_runtimes,
             latency_batch=batch,
             rounds=rounds,
             model_args=model_args,
@@ -63,5 +71,7 @@ def command(
         output.print_json(result.to_json())
         return
     output.print_rich(result.comparison.table())
+    for what, reason in result.left_out.items():
+        print(f"left out: {what}: {reason}")
     if result.file is not None:
         print(result.file)

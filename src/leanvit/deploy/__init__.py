@@ -11,11 +11,13 @@ from typing import Any
 _HOME = {  # public name -> module of this package that defines it
     "Artefact": "artefact",
     "Options": "running",
+    "INPUT_TYPES": "artefact",
     "RUNTIMES": "artefact",
     "Runner": "running",
     "export": "exporting",
     "load_artefact": "running",
     "read_artefact": "artefact",
+    "require_runtime": "running",
 }
 __all__ = [*_HOME]
 

@@ -19,9 +19,10 @@ from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import Sealed, check_sha256, file_sha256, plain_name, read_sealed, sealed_text
 
 KIND = "leanvit-artefact"
-FORMAT = 1
+FORMAT = 2  # 1 had no input_type
 JSON_NAME = "artefact.json"
 RUNTIMES = ("openvino", "onnx", "torch")
+INPUT_TYPES = ("float", "u8")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Artefact:
 
     path: Path
     runtime: str  # one of RUNTIMES
-    precision: str  # of weights and products: "f32" or "int8"
+    precision: str  # of weights and products: "f32", "int8", or "int8 simulated" (rounded values, float products)
     batch: int | None  # images in one call; None: any number
     preprocess: Preprocess
     num_classes: int
@@ -39,6 +40,7 @@ class Artefact:
     methods: tuple[str, ...]  # slugs of what was applied to it
     check: dict[str, Any] = field(default_factory=dict)  # what was measured against PyTorch when it was written
     made_with: dict[str, str] = field(default_factory=dict)  # package -> version
+    input_type: str = "float"  # "float": (B, C, H, W) float32, normalised; "u8": (B, H, W, C) uint8, framed
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
     seal: str = ""
 
@@ -52,7 +54,8 @@ class _File(Sealed):
     runtime: Literal["openvino", "onnx", "torch"]
     precision: str
     batch: int | None
-    input: list[int]  # (C, H, W) float32, normalised
+    input: list[int]  # (C, H, W)
+    input_type: Literal["float", "u8"] = "float"
     preprocess: dict[str, Any]
     fingerprint: str
     num_classes: int
@@ -120,6 +123,7 @@ def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -
         "precision": artefact.precision,
         "batch": artefact.batch,
         "input": list(artefact.preprocess.input_size),
+        "input_type": artefact.input_type,
         "preprocess": artefact.preprocess.to_json(),
         "fingerprint": artefact.preprocess.fingerprint(),
         "num_classes": artefact.num_classes,
@@ -161,6 +165,7 @@ def read_artefact(path: str | Path) -> Artefact:
         methods=tuple(file.methods),
         check=file.check,
         made_with=file.made_with,
+        input_type=file.input_type,
         files=file.files,
         seal=file.seal,
     )

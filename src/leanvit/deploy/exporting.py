@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,9 @@ from torch.export import Dim, ExportedProgram
 
 from leanvit import __version__
 from leanvit.data import Preprocess
-from leanvit.deploy.artefact import RUNTIMES, Artefact, check_target, write_artefact
-from leanvit.deploy.running import Options, open_runtime, runtime_module
-from leanvit.errors import BadInput, MissingExtra, Refused, unknown
+from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
+from leanvit.deploy.running import Options, open_runtime, packages_of, require_runtime, runtime_module
+from leanvit.errors import BadInput, Refused, unknown
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -28,13 +27,22 @@ CHECKED_IMAGES = 4
 
 
 class _Logits(nn.Module):
-    """Images in, logits out: nothing else of a model's forward is exported."""
+    """Images in, logits out: nothing else of a model's forward is exported. With `pixels`, images come as uint8."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pixels: Preprocess | None = None) -> None:
         super().__init__()
         self.model = model
+        device = _device(model)
+        self.mean, self.std = (
+            nn.Buffer(torch.tensor(values, device=device)[:, None, None]) if values else None
+            for values in ((pixels.mean, pixels.std) if pixels else (None, None))
+        )
 
     def forward(self, images: Tensor) -> Tensor:
+        if (
+            self.mean is not None and self.std is not None
+        ):  # (B, H, W, C) uint8 -> (B, C, H, W), in the order of Preprocess.normalize
+            images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         return self.model(images)
 
 
@@ -45,6 +53,7 @@ def export(
     to: str = "openvino",
     preprocess: Preprocess,
     batch: int | None = None,
+    input_type: str = "float",
     labels: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Artefact:
@@ -60,56 +69,71 @@ def export(
         to: "openvino", "onnx" or "torch".
         preprocess: travels with the artefact and gives the input size.
         batch: images in one call; None: any number (the fixed one is faster).
+        input_type: "float" takes what the model takes, (B, C, H, W) float32, normalised; "u8" takes (B, H, W, C) uint8,
+            resized and cropped: the normalisation is in the graph.
         labels: class names in the order of the logits.
         overwrite: replace an artefact that is there.
 
     Raises:
         BadInput: an argument is not what is accepted (checked before any work).
-        MissingExtra: the runtime's packages are not installed.
+        MissingExtra: the runtime's packages are not installed (named with the pip command).
         Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
     """
     out = Path(out)
-    _check_arguments(model, to, preprocess, batch, labels)
+    require_runtime(to)
+    if input_type not in INPUT_TYPES:
+        raise unknown("input type", str(input_type), INPUT_TYPES)
+    _check_arguments(model, preprocess, batch, labels)
     check_target(out, overwrite=overwrite)
-    precision = _precision(model)
-    if precision == "int8" and to == "onnx":
-        raise Refused("int8 is not exported to ONNX Runtime: export it to openvino, or the float model to onnx")
+    rounded = not getattr(getattr(model, "ops", None), "float_weights", True)
+    runtime = runtime_module(to)
+    pixels = preprocess if input_type == "u8" else None
     with _evaluating(model), torch.no_grad():
-        program = trace(model, preprocess.input_size, batch)
-        images = _random_images(preprocess.input_size, batch)
-        want = torch.cat([_on_cpu(model, piece) for piece in images.split(batch or len(images))]).numpy()
+        program = trace(model, preprocess.input_size, batch, pixels=pixels)
+        images = _random_images(preprocess.input_size, batch, pixels=pixels is not None)
+        whole = _Logits(model, pixels)
+        want = torch.cat([_on_cpu(whole, piece) for piece in images.split(batch or len(images))]).numpy()
     _check_logits(want, labels)
 
     def fill(folder: Path) -> dict[str, Any]:
-        runtime_module(to).write_files(program, folder)
+        runtime.write_files(program, folder)
         call = open_runtime(to, folder, Options(precision="f32"))
         got = np.concatenate([np.array(call(piece.numpy())) for piece in images.split(batch or len(images))])
-        return {**compare_logits(want, got, precision=precision), "images": len(images), "at": "f32"}
+        check = compare_logits(want, got, precision="int8" if rounded else "f32")
+        products = runtime.integer_products(folder) if rounded else None
+        counted = {"integer_products": products[0], "products": products[1]} if products else {}
+        return {**check, "images": len(images), "at": "f32", **counted}
 
     history = getattr(model, "history", None)
     artefact = Artefact(
         path=out,
         runtime=to,
-        precision=precision,
+        precision=runtime.INT8 if rounded else "f32",
         batch=batch,
         preprocess=preprocess,
         num_classes=want.shape[1],
         labels=tuple(labels),
         root=history.root.name if history else "",
         methods=tuple(plan.slug for plan in history.plans) if history else (),
-        made_with={name: version(name) for name in ("torch", "timm", *runtime_module(to).PACKAGES)}
-        | {"leanvit": __version__},
+        made_with={name: version(name) for name in ("torch", "timm", *packages_of(to))} | {"leanvit": __version__},
+        input_type=input_type,
     )
     return write_artefact(artefact, fill, overwrite=overwrite)
 
 
-def trace(model: nn.Module | OpenModel, input_size: Sequence[int], batch: int | None) -> ExportedProgram:
-    """The model as one exported graph, images (batch, C, H, W) float32 -> logits. `batch` None: a free dimension."""
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-    example = torch.zeros(batch or 2, *input_size, device=device)
+def trace(
+    model: nn.Module | OpenModel, input_size: Sequence[int], batch: int | None, *, pixels: Preprocess | None = None
+) -> ExportedProgram:
+    """The model as one exported graph, images (batch, C, H, W) float32 -> logits. `batch` None: a free dimension.
+
+    With `pixels`, images are (batch, H, W, C) uint8, and the graph begins with this preprocessing's normalisation.
+    """
+    example = torch.zeros(batch or 2, *input_size, device=_device(model))
+    if pixels is not None:
+        example = example.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
     dynamic = None if batch else {"images": {0: Dim("batch", min=1, max=65536)}}
     try:
-        return torch.export.export(_Logits(model), (example,), dynamic_shapes=dynamic)
+        return torch.export.export(_Logits(model, pixels), (example,), dynamic_shapes=dynamic)
     except Exception as error:  # torch.export raises many kinds; the first line says which operation it was
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = f"a batch of {batch}" if batch else "any batch"
@@ -137,18 +161,7 @@ def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict
     return {"max_error": max_error, "drift": drift, "same_answers": same}
 
 
-def _precision(model: nn.Module) -> str:
-    return "f32" if getattr(getattr(model, "ops", None), "float_weights", True) else "int8"
-
-
-def _check_arguments(
-    model: nn.Module, to: str, preprocess: Preprocess, batch: int | None, labels: Sequence[str]
-) -> None:
-    if to not in RUNTIMES:
-        raise unknown("runtime", to, RUNTIMES)
-    missing = [name for name in runtime_module(to).PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install 'leanvit[{to}]'")
+def _check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None, labels: Sequence[str]) -> None:
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
@@ -173,14 +186,21 @@ def _check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
         raise BadInput(f"labels has {len(labels)} names; the model has {logits.shape[1]} classes")
 
 
-def _random_images(input_size: Sequence[int], batch: int | None) -> Tensor:
+def _random_images(input_size: Sequence[int], batch: int | None, *, pixels: bool) -> Tensor:
     count = -(-CHECKED_IMAGES // batch) * batch if batch else CHECKED_IMAGES - 1  # not the number it was traced with
-    return torch.randn(count, *input_size, generator=torch.Generator().manual_seed(0))
+    keyed = torch.Generator().manual_seed(0)
+    if pixels:
+        channels, height, width = input_size
+        return torch.randint(0, 256, (count, height, width, channels), generator=keyed, dtype=torch.uint8)
+    return torch.randn(count, *input_size, generator=keyed)
 
 
 def _on_cpu(model: nn.Module, images: Tensor) -> Tensor:
-    device = next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-    return model(images.to(device)).float().cpu()
+    return model(images.to(_device(model))).float().cpu()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 class _evaluating:

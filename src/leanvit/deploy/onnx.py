@@ -1,8 +1,15 @@
-"""The ONNX Runtime outlet, at f32: one `model.onnx` with its weights inside. Needs the extra `leanvit[onnx]`."""
+"""The ONNX Runtime outlet: one `model.onnx` with its weights inside, f32 or int8. Needs the extra `leanvit[onnx]`.
+
+At int8 the file holds QuantizeLinear / DequantizeLinear pairs and int8 weights (`onnx_graph` says which form), so that
+any ONNX runtime can read it and ONNX Runtime fuses it to integer kernels. On x64 without VNNI, its kernels for unsigned
+times signed bytes add pairs in 16 bits and can saturate: there, judge the artefact by its agreement before it is used.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,40 +18,64 @@ from torch.export import ExportedProgram
 from leanvit.deploy.running import Call, Options
 from leanvit.errors import BadInput, CheckpointError, MissingExtra
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MODEL = "model.onnx"
+INT8 = "int8"
 
 
 def write_files(program: ExportedProgram, folder: Path) -> None:
     """Write an exported graph as ONNX, weights inside the one file."""
-    torch.onnx.export(
+    from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
+
+    exported = torch.onnx.export(
         program,
-        f=folder / MODEL,
         dynamo=True,
-        external_data=False,
+        optimize=False,  # int8 weights are rewritten before constants are folded
         input_names=["images"],
         output_names=["logits"],
         verbose=False,
     )
+    assert exported is not None
+    dequantize_weights(exported.model)
+    exported.optimize()
+    forget_sources(exported.model)
+    exported.save(folder / MODEL, external_data=False)
 
 
 def open_files(folder: Path, options: Options) -> Call:
     """A session on the CPU. Raises `MissingExtra`, `BadInput` (precision), `CheckpointError`."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise MissingExtra("onnxruntime is not installed: pip install 'leanvit[onnx]'") from error
     if options.precision != "f32":
-        raise BadInput(f"precision is {options.precision!r}; ONNX Runtime runs this artefact at f32 only")
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads or 0  # 0: its own choice
-    try:
-        session = ort.InferenceSession(folder / MODEL, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has an exception class for each status code and no common base
-        raise CheckpointError(f"{folder / MODEL} is not a model that ONNX Runtime reads: {error}") from error
+        raise BadInput(f"precision is {options.precision!r}; ONNX Runtime runs what is not int8 at f32 only")
+    session = _session(folder, threads=options.threads)
     name = session.get_inputs()[0].name
 
     def call(images: np.ndarray) -> np.ndarray:
         return session.run(None, {name: images})[0]
 
     return call
+
+
+def integer_products(folder: Path) -> tuple[int, int]:
+    """(products that run in integers, all products), read from the graph that ONNX Runtime runs after optimisation."""
+    from leanvit.deploy.onnx_graph import integer_share, product_kernels
+
+    with tempfile.TemporaryDirectory(prefix="leanvit-") as temporary:
+        optimised = Path(temporary) / "optimised.onnx"
+        _session(folder, threads=1, optimised=optimised)
+        return integer_share(product_kernels(optimised))
+
+
+def _session(folder: Path, *, threads: int | None, optimised: Path | None = None) -> Any:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingExtra("onnxruntime is not installed: pip install 'leanvit[onnx]'") from error
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads or 0  # 0: its own choice
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    if optimised is not None:
+        settings.optimized_model_filepath = str(optimised)
+        settings.log_severity_level = 3  # it warns that such a file suits this machine only
+    try:
+        return ort.InferenceSession(folder / MODEL, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception class for each status code and no common base
+        raise CheckpointError(f"{folder / MODEL} is not a model that ONNX Runtime reads: {error}") from error

@@ -14,12 +14,12 @@ import numpy as np
 import openvino as ov
 from torch.export import ExportedProgram
 
-from leanvit.deploy.openvino_graph import for_cpu
+from leanvit.deploy.openvino_graph import for_cpu, product_precisions
 from leanvit.deploy.running import Call, Options
 from leanvit.errors import CheckpointError
 
-PACKAGES = ("openvino",)
 MODEL = "model.xml"
+INT8 = "int8"
 
 
 @cache
@@ -63,6 +63,20 @@ def open_files(folder: Path, options: Options) -> Call:
         return request.infer({0: images}, share_inputs=True)[0]
 
     return call
+
+
+def integer_products(folder: Path) -> tuple[int, int]:
+    """(products that run in integers, all products), of convolutions and products with weights.
+
+    The products of attention are inside the plugin's fused kernels and are not counted.
+    """
+    kinds = product_precisions(compile_model(core().read_model(folder / MODEL), Options()))
+    return kinds["u8"] + kinds["i8"], kinds.total()
+
+
+def bf16_runs() -> bool:
+    """Whether this CPU multiplies bf16; where it does not, the hint changes nothing."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def compile_model(model: ov.Model, options: Options, **more: Any) -> ov.CompiledModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,25 @@ import torch
 from torch import Tensor
 
 from leanvit.data import Preprocess
-from leanvit.deploy.artefact import Artefact, read_artefact
-from leanvit.errors import BadInput, CheckpointError, Refused
+from leanvit.deploy.artefact import RUNTIMES, Artefact, read_artefact
+from leanvit.errors import BadInput, CheckpointError, MissingExtra, Refused, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Call = Callable[[np.ndarray], np.ndarray]  # (B, C, H, W) float32 -> (B, classes) float32
+Call = Callable[[np.ndarray], np.ndarray]  # what the artefact takes -> (B, classes) float32
 
 _MODULES = {
     "openvino": "leanvit.deploy.openvino",
     "onnx": "leanvit.deploy.onnx",
     "torch": "leanvit.deploy.torch_export",
 }
+_PACKAGES: dict[str, tuple[str, ...]] = {  # beside what leanvit itself needs
+    "openvino": ("openvino",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "torch": (),
+}
+_PIP = {"openvino": "openvino", "onnx": "'leanvit[onnx]'"}
 
 
 @dataclass(frozen=True)
@@ -47,27 +54,32 @@ class Options:
 class Runner:
     """A loaded artefact: float32 normalised images (B, C, H, W) -> logits (B, classes) float32, on the CPU.
 
-    An artefact of a fixed batch takes any number of images too: they run in pieces, the last one filled up.
+    An artefact that takes pixels runs uint8 (B, H, W, C) as they are, and gets them back from normalised images. An
+    artefact of a fixed batch takes any number of images too: they run in pieces, the last one filled up.
     """
 
     def __init__(self, artefact: Artefact, call: Call, options: Options) -> None:
         self.artefact, self.options = artefact, options
-        self.runtime, self.batch = artefact.runtime, artefact.batch
+        self.runtime = "torch.export" if artefact.runtime == "torch" else artefact.runtime
+        self.batch = artefact.batch
         self.preprocess: Preprocess = artefact.preprocess
         self.labels = artefact.labels
-        mixed = f"{artefact.precision}+bf16" if artefact.precision == "int8" else "bf16"
+        mixed = "bf16" if artefact.precision == "f32" else f"{artefact.precision}+bf16"
         self.precision = artefact.precision if options.precision == "f32" else mixed
         self._call = call
         self._transform: Any = None
 
     def __call__(self, images: Tensor | np.ndarray) -> Tensor:
-        """Logits of normalised images. Raises `BadInput` for another shape or kind of input."""
+        """Logits of images. Raises `BadInput` for another shape or kind of input."""
         x = np.ascontiguousarray(images.detach().cpu().numpy() if isinstance(images, Tensor) else images)
-        size = self.preprocess.input_size
-        if x.ndim != 4 or x.shape[1:] != size or x.dtype != np.float32 or not len(x):
-            raise BadInput(
-                f"images are {x.dtype} {x.shape}; this artefact takes float32 (batch, {size[0]}, {size[1]}, {size[2]})"
-            )
+        c, h, w = self.preprocess.input_size
+        takes_pixels = self.artefact.input_type == "u8"
+        known = {(np.dtype(np.float32), (c, h, w)), *([(np.dtype(np.uint8), (h, w, c))] if takes_pixels else [])}
+        if x.ndim != 4 or (x.dtype, x.shape[1:]) not in known or not len(x):
+            more = f" or uint8 (batch, {h}, {w}, {c})" if takes_pixels else ""
+            raise BadInput(f"images are {x.dtype} {x.shape}; this artefact takes float32 (batch, {c}, {h}, {w}){more}")
+        if takes_pixels and x.dtype == np.float32:
+            x = pixels_of(x, self.preprocess)
         step = self.batch or len(x)
         return torch.from_numpy(np.concatenate([self._piece(x[i : i + step]) for i in range(0, len(x), step)]))
 
@@ -86,7 +98,26 @@ class Runner:
         """Logits (B, classes) of PIL images: the same preprocessing as in evaluation, then the network."""
         if not len(images):
             raise BadInput("images is empty; accepted: one PIL image or more")
+        if self.artefact.input_type == "u8":
+            frame = self.preprocess.u8_transform()
+            return self(np.stack([frame(image) for image in images]))
         return self(self.prepare(images))
+
+
+def pixels_of(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
+    """The inverse of `Preprocess.normalize`: float32 (B, C, H, W) -> uint8 (B, H, W, C), exact for 8-bit images.
+
+    Raises `BadInput` if the images are not 8-bit pixels, normalised this way.
+    """
+    mean, std = (np.array(v, dtype=np.float32)[:, None, None] for v in (preprocess.mean, preprocess.std))
+    values = (images * std + mean) * 255
+    pixels = np.rint(values)
+    if not np.abs(values - pixels).max() < 0.1 or pixels.min() < 0 or pixels.max() > 255:
+        raise BadInput(
+            "this artefact takes 8-bit pixels, and these images are not such pixels normalised as it does: give uint8 "
+            "(batch, H, W, C), or export with input_type='float'"
+        )
+    return np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def load_artefact(source: str | Path | Artefact, *, options: Options | None = None, trusted: bool = False) -> Runner:
@@ -121,6 +152,24 @@ def open_runtime(runtime: str, folder: Path, options: Options) -> Call:
     return runtime_module(runtime).open_files(folder, options)
 
 
+def packages_of(runtime: str) -> tuple[str, ...]:
+    """The packages that exporting to a runtime needs beside leanvit's own."""
+    return _PACKAGES[runtime]
+
+
+def require_runtime(runtime: str) -> None:
+    """Raise `BadInput` for an unknown runtime (the nearest is named), `MissingExtra` for one that is not installed."""
+    if runtime not in RUNTIMES:
+        raise unknown("runtime", runtime, RUNTIMES)
+    missing = [name for name in packages_of(runtime) if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install {_PIP[runtime]}")
+
+
 def runtime_module(runtime: str) -> Any:
-    """The module of a runtime: `write_files(program, folder)` and `open_files(folder, options)`."""
+    """The module of a runtime.
+
+    It has `write_files(program, folder)`, `open_files(folder, options)`, `INT8` (what int8 is called there) and
+    `integer_products(folder)`: (those that run in integers, all), or None where none does.
+    """
     return import_module(_MODULES[runtime])

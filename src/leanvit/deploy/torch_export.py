@@ -12,12 +12,16 @@ from torch.export import ExportedProgram
 from leanvit.deploy.running import Call, Options
 from leanvit.errors import BadInput, CheckpointError
 
-PACKAGES: tuple[str, ...] = ()
 MODEL = "model.pt2"
+INT8 = "int8 simulated"  # integers held in floats: the values are int8's, the speed and the products are not
 
 
 def write_files(program: ExportedProgram, folder: Path) -> None:
     torch.export.save(program, folder / MODEL)
+
+
+def integer_products(folder: Path) -> None:
+    """None: torch multiplies the rounded values in float."""
 
 
 def open_files(folder: Path, options: Options) -> Call:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leanvit.deploy import RUNTIMES
+from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
-from leanvit.errors import unknown
+from leanvit.errors import BadInput, unknown
 from leanvit.verbs.folders import Stopwatch, new_folder
 from leanvit.verbs.models import Say, load_model, silent
 
@@ -23,6 +23,9 @@ class Exported:
     runtime: str
     batch: int | None
     size_bytes: int
+    precision: str
+    input_type: str
+    integer_products: tuple[int, int] | None  # (those that run in integers, all that are counted); None: float
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -38,6 +41,7 @@ def export(
     *,
     to: str = "openvino",
     batch: int | None = None,
+    input_type: str = "float",
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -51,23 +55,45 @@ def export(
     Args:
         to: of `leanvit.deploy.RUNTIMES`.
         batch: fixed batch; None: any.
+        input_type: "float" (normalised images) or "u8" (pixels; the normalisation is in the graph).
         out: folder of the artefact; default: `artefacts/RUNTIME` in the run folder.
 
     Raises:
-        BadInput: an unknown runtime, or a folder that is not empty.
+        BadInput: an unknown runtime or input type, or a folder that is not empty.
+        MissingExtra: the runtime is not installed.
         Refused: a method of the run cannot be exported, or the artefact differs from the model.
     """
     watch = Stopwatch("export", command)
-    if to not in RUNTIMES:
-        raise unknown("runtime", to, RUNTIMES)
+    require_runtime(to)
+    if input_type not in INPUT_TYPES:
+        raise unknown("input type", input_type, INPUT_TYPES)
+    if batch is not None and batch < 1:
+        raise BadInput(f"batch is {batch}; accepted: 1 and more, or none given for any number")
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     if out is None and one.folder is not None:
         out = artefact_folder(one.folder, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite)
     say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
     artefact = export_model(
-        one.model, folder, to=to, preprocess=one.preprocess, batch=batch, labels=one.classes, overwrite=overwrite
+        one.model,
+        folder,
+        to=to,
+        preprocess=one.preprocess,
+        batch=batch,
+        input_type=input_type,
+        labels=one.classes,
+        overwrite=overwrite,
     )
     if one.folder is not None and folder.is_relative_to(one.folder):
         watch.record(one.folder, wrote=str(folder.relative_to(one.folder)))
-    return Exported(folder, one.name, to, batch, artefact.size)
+    check = artefact.check
+    return Exported(
+        folder=folder,
+        label=one.name,
+        runtime=to,
+        batch=batch,
+        size_bytes=artefact.size,
+        precision=artefact.precision,
+        input_type=input_type,
+        integer_products=(check["integer_products"], check["products"]) if "products" in check else None,
+    )

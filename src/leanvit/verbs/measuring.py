@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.deploy import export, load_artefact
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, compare
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import Stopwatch, new_file
-from leanvit.verbs.models import Loaded, Say, as_runner, load_model, open_split, require_fit, say_bad, silent
-
-RUNTIMES = ("torch", "openvino", "onnx")
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 
 
 @dataclass(frozen=True)
@@ -28,11 +23,13 @@ class Measured:
 
     comparison: Comparison
     file: Path | None
+    left_out: dict[str, str] = field(default_factory=dict)  # row or runtime -> why; with `all_runtimes` only
 
     def to_json(self) -> dict[str, Any]:
         return {
             "file": None if self.file is None else str(self.file),
             "comparison": json.loads(self.comparison.to_json()),
+            "left_out": self.left_out,
         }
 
 
@@ -41,7 +38,8 @@ def measure(
     data: str,
     *,
     against: Sequence[str | Path] = (),
-    runtimes: Sequence[str] = ("torch",),
+    runtimes: Sequence[str] | None = None,
+    all_runtimes: bool = False,
     latency_batch: int = 8,
     rounds: int = 15,
     model_args: Mapping[str, Any] | None = None,
@@ -58,19 +56,21 @@ def measure(
     Args:
         run: run folder or timm name. `against`: others; the first of them is the baseline.
         data: data spec; its `val` split is measured.
-        runtimes: of `RUNTIMES`; each model gets a row in each. What a run has not exported is exported for the
-            measurement, at `latency_batch`, and thrown away after it.
+        runtimes: of `leanvit.verbs.runtimes.RUNTIMES`, by default torch alone; each model gets a row in each. What a
+            run has not exported is exported for the measurement, at `latency_batch`, and thrown away after it.
+        all_runtimes: all of them in one comparison; what is not installed, or does not take a model, is left out and
+            named with the reason (`Measured.left_out`).
         model_args, pretrained, weights: for the timm names among them.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
     Raises:
         BadInput: before any work starts.
+        MissingExtra: a runtime in `runtimes` is not installed; before any work, too.
     """
     watch = Stopwatch("measure", command)
-    runtimes = tuple(dict.fromkeys(runtimes))
-    for runtime in runtimes:
-        if runtime not in RUNTIMES:
-            raise unknown("runtime", runtime, RUNTIMES)
+    chosen, left_out = _chosen_runtimes(runtimes, all_runtimes)
+    for what, reason in left_out.items():
+        say(f"{what} is left out: {reason}")
     validation = open_split(data, "val", limit=limit, say=say)
     loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
     for one in loaded:
@@ -79,7 +79,9 @@ def measure(
     default = own.folder / "measure.json" if own.folder else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
-    with _runners(loaded, runtimes, latency_batch, say) as lines:
+    with Opener(latency_batch, say) as opener:
+        lines = _runners(loaded, chosen, opener, lenient=all_runtimes)
+        left_out |= lines.left_out
         comparison = compare(
             lines.runners,
             validation.cached(),
@@ -98,7 +100,20 @@ def measure(
         inside = file is not None and file.parent == own.folder
         watch.record(own.folder, wrote=file.name if inside and file else "")
     say_bad(say, validation)
-    return Measured(comparison, file)
+    return Measured(comparison, file, left_out)
+
+
+def _chosen_runtimes(runtimes: Sequence[str] | None, all_runtimes: bool) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(those to measure, those that cannot run here with the reason). Asked for by name, the latter are errors."""
+    if all_runtimes:
+        if runtimes:
+            raise BadInput(f"give runtimes ({', '.join(runtimes)}) or all_runtimes, not both")
+        against = reasons_against(RUNTIMES)
+        return tuple(name for name in RUNTIMES if name not in against), against
+    chosen = tuple(dict.fromkeys(runtimes or ("torch",)))
+    for runtime in chosen:
+        require(runtime)
+    return chosen, {}
 
 
 def _load(
@@ -112,43 +127,30 @@ def _load(
 
 @dataclass
 class _Lines:
-    """Runners by the name of their row, and the files behind them."""
+    """Runners by the name of their row, the files behind them, and the rows that there could not be."""
 
     runners: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-@contextmanager
-def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], batch: int, say: Say) -> Iterator[_Lines]:
+def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], opener: Opener, *, lenient: bool) -> _Lines:
     """A runner for each model in each runtime: all models in the first runtime, then all in the next."""
     names = _row_names(loaded)
     lines = _Lines()
-    with ExitStack() as stack:
-        for runtime in runtimes:
-            for name, one in zip(names, loaded, strict=True):
-                if runtime == "torch":
-                    lines.runners[name] = as_runner(one.model, one.preprocess)
-                    weights = _weights_of(one)
-                    lines.files |= {name: weights} if weights else {}
-                    continue
-                path = _artefact(one, runtime, batch, stack, say)
-                key = f"{name} ({runtime})"
-                lines.runners[key] = load_artefact(path)
-                lines.files[key] = path
-        yield lines
-
-
-def _weights_of(one: Loaded) -> Path | None:
-    return next(one.folder.glob("weights-*.safetensors"), None) if one.folder else None
-
-
-def _artefact(one: Loaded, runtime: str, batch: int, stack: ExitStack, say: Say) -> Path:
-    if one.folder is not None and (path := artefact_folder(one.folder, runtime)).exists():
-        return path
-    say(f"{one.name}: exporting to {runtime} for the measurement, batch {batch}")
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leanvit-")))
-    export(one.model, folder / runtime, to=runtime, preprocess=one.preprocess, batch=batch)
-    return folder / runtime
+    for runtime in runtimes:
+        for name, one in zip(names, loaded, strict=True):
+            key = name if runtime == "torch" else f"{name} ({runtime})"
+            try:
+                lines.runners[key], file = opener.open(one, runtime)
+            except (Refused, MissingExtra) as error:
+                if not lenient:
+                    raise
+                lines.left_out[key] = first_line(error)
+                opener.say(f"{key} is left out: {first_line(error)}")
+                continue
+            lines.files |= {key: file} if file else {}
+    return lines
 
 
 def _row_names(loaded: Sequence[Loaded]) -> list[str]:

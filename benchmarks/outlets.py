@@ -1,0 +1,136 @@
+"""Speed of every outlet on this CPU: torch, torch.compile, torch.export, OpenVINO and ONNX Runtime, at each precision.
+
+    python benchmarks/outlets.py --model deit_tiny_patch16_224 --batch 1 --batch 8
+
+All candidates of a batch run in one process, in turns, on the same input and with the same number of threads. Weights
+and calibration images are random: speed does not depend on them, and nothing is said here about accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy_speed import METHODS, build
+from leanvit.data import Preprocess
+from leanvit.deploy import Options, export, load_artefact
+from leanvit.deploy.openvino import bf16_runs
+from leanvit.measure import environment, paired_latency, ratio
+
+OUT = Path(__file__).parent / "results" / "outlets.json"
+Key = tuple[str, str, str]  # method, runtime, precision
+Run = Callable[[Tensor], Any]
+
+
+def candidates(name: str, batch: int, threads: int, methods: list[str], folder: Path) -> tuple[dict[Key, Run], dict]:
+    """Every runner of one batch, and of each int8 artefact (products in integers, all products)."""
+    runners: dict[Key, Run] = {}
+    products: dict[str, list[int]] = {}
+    for method in methods:
+        for int8 in (False, True):
+            model = build(name, method, int8=int8).eval()
+            simulated, rounded = ("int8 simulated", "int8") if int8 else ("f32", "f32")
+            runners[method, "torch", simulated] = torch.inference_mode()(model)
+            if not int8:
+                runners[method, "torch.compile", "f32"] = torch.inference_mode()(compiled(model))
+            for outlet in ("torch", "openvino", "onnx"):
+                artefact = export(
+                    model,
+                    folder / f"{method}-{outlet}-{int8}",
+                    to=outlet,
+                    preprocess=Preprocess.of(model),
+                    batch=batch,
+                )
+                if "products" in artefact.check:
+                    products[f"{method}/{outlet}"] = [artefact.check["integer_products"], artefact.check["products"]]
+                options = Options() if outlet == "torch" else Options(threads=threads)
+                runner = load_artefact(artefact, options=options)
+                runners[method, runner.runtime, runner.precision] = runner
+                if outlet == "openvino" and bf16_runs():
+                    hinted = load_artefact(artefact, options=Options(precision="bf16", threads=threads))
+                    runners[method, "openvino", f"{rounded}+bf16" if int8 else "bf16"] = hinted
+    return runners, products
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
+def measure(name: str, batch: int, *, threads: int, rounds: int, methods: list[str]) -> tuple[list[dict], dict]:
+    """Rows of one batch, and its products in integers."""
+    with TemporaryDirectory() as folder:
+        runners, products = candidates(name, batch, threads, methods, Path(folder))
+        size = Preprocess.of(build(name, "dense", int8=False)).input_size
+        x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+        taken = paired_latency({"/".join(k): r for k, r in runners.items()}, lambda _: x, batch=batch, rounds=rounds)
+    rows = []
+    for method, runtime, precision in runners:
+        own = taken[f"{method}/{runtime}/{precision}"]
+        same = ratio(taken[f"{method}/{runtime}/f32"], own)
+        rows.append(
+            {
+                "method": method,
+                "runtime": runtime,
+                "precision": precision,
+                "batch": batch,
+                "threads": threads,
+                "images_per_s": own.images_per_s,
+                "median_ms": own.median_s * 1e3,
+                "quartiles_ms": [own.q25_s * 1e3, own.q75_s * 1e3],
+                "speedup_vs_f32_same_runtime": vars(same),
+                "speedup_vs_torch_f32_with_change_of_runtime": vars(ratio(taken[f"{method}/torch/f32"], own)),
+            }
+        )
+    return rows, products
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_tiny_patch16_224")
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 1 and 8")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--method", action="append", choices=list(METHODS), help="may be repeated; default: dense")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows: list[dict[str, Any]] = []
+    products: dict[str, Any] = {}
+    for batch in arguments.batch or [1, 8]:
+        found, products[str(batch)] = measure(
+            arguments.model,
+            batch,
+            threads=arguments.threads,
+            rounds=arguments.rounds,
+            methods=arguments.method or ["dense"],
+        )
+        rows += found
+        for row in found:
+            print(
+                f"batch {batch}  {row['method']:6} {row['runtime']:13} {row['precision']:15}"
+                f"{row['median_ms']:9.2f} ms  x{row['speedup_vs_f32_same_runtime']['median']:.2f} of its f32, "
+                f"x{row['speedup_vs_torch_f32_with_change_of_runtime']['median']:.2f} of torch f32",
+                flush=True,
+            )
+    result = {
+        "command": shlex.join(["python", "benchmarks/outlets.py", *sys.argv[1:]]),
+        "model": arguments.model,
+        "environment": environment(),
+        "integer_products": products,
+        "rows": rows,
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
