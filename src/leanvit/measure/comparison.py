@@ -37,6 +37,8 @@ class Row:
     peak_memory_bytes: int | None  # above the start of one call, weights excluded
     samples_s: tuple[float, ...]  # latency round by round, the same rounds in every row
     notes: tuple[str, ...]
+    joules_per_image: Spread | None = None  # counted, idle power included; never an estimate
+    energy_source: str = ""  # what was read and what is in it, or "not measurable here: ..."; "": not asked for
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Comparison:
     rows: tuple[Row, ...]
     environment: dict[str, Any]
     format: int = FORMAT
+    idle_watts: Spread | None = None  # of what `energy_source` counts, while nothing was asked of the machine
 
     # How pydantic reads the JSON, nested dataclasses included.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
