@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any
 
-from leanvit.recipe import TRAITS, Paper, method_class, paper, papers
+from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
@@ -84,7 +84,9 @@ def explain(slug: str) -> Explanation:
         trainable_after=declared.trainable_after,
         export=_EXPORT[declared.export],
         composes={
-            other: _order(slug, other) for other in papers() if other != slug and papers()[other].kind == row.kind
+            other: _order(slug, other)
+            for other, theirs in known_papers().items()
+            if other != slug and theirs.kind == row.kind
         },
     )
 
