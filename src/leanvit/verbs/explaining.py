@@ -51,13 +51,14 @@ class Explanation:
         for knob in self.knobs:
             table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
         yield table
-        for name, value in self._facts().items():
+        for name, value in self.facts().items():
             yield Text.assemble((f"{name:15}", "bold"), value)
         example = self.knobs[0] if self.knobs else None
         chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
         yield Text(f"\nleanvit compress MODEL --data DATA --with {row.slug}{chosen}")
 
-    def _facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
+        """What there is to say of the method, by a heading of a word or two."""
         facts = {
             "needs": ", ".join([*self.requires, *(["images to learn from"] if self.needs_data else [])]) or "nothing",
             "takes away": ", ".join(self.destroys) or "nothing",
