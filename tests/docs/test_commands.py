@@ -1,7 +1,8 @@
 """Every command of README and docs is run, in the order of its page, on a few small photos.
 
 A comment before a block says how it is run smaller: `<!-- test: epochs=1 -pretrained="why" skip:make="why" -->`
-    key=value           the option --key of the commands in the block gets this value, also where it has none
+    key=value           the option --key of the commands in the block gets this value, also where it has none;
+    verb.key=value      of the commands of this verb only
     -flag="why"         the flag is left out
     skip:word="why"     lines that begin with the word are not run
     skip="why"          the block is not run
@@ -77,7 +78,7 @@ def _block(found: re.Match[str]) -> Block:
         elif key == "skip" or key.startswith("skip:"):
             block.skipped[key[5:]] = value
         else:
-            block.options.append((f"--{key}", value))
+            block.options.append((key, value))
     return block
 
 
@@ -89,12 +90,12 @@ PAGES = {name: found for name, text in pages().items() if (found := blocks(text)
 
 def run_page(found: list[Block]) -> None:
     """The blocks of a page, in order, in the working directory; those of Python share their names."""
-    names: dict[str, object] = {"__name__": "__page__"}
+    names: dict[str, object] = {"__name__": "__main__"}
     for block in found:
         if "" in block.skipped:
             continue
         if block.python:
-            exec(compile(smaller_code(block), "<block>", "exec"), names)
+            exec(compile(smaller_code(block), "<block>", "exec", dont_inherit=True), names)
         else:
             for words in smaller_commands(block):
                 run_command(words)
@@ -119,9 +120,10 @@ def smaller_commands(block: Block) -> list[list[str]]:
                 words.remove(flag)
                 unused.discard(flag)
     for name, value in block.options:
+        verb, _, key = name.rpartition(".")
         for words in commands:
-            if name in known_options(words):
-                set_option(words, name, value)
+            if f"--{key}" in known_options(words) and (not verb or verb in words):
+                set_option(words, f"--{key}", value)
                 unused.discard(name)
     assert not unused, f"the marker says {unused}, which no command of the block knows"
     return commands
@@ -136,7 +138,7 @@ def known_options(words: list[str]) -> set[str]:
 def set_option(words: list[str], name: str, value: str) -> None:
     if name in words and "=" not in value:
         words[words.index(name) + 1] = value
-    elif "=" in value or name not in ("--recover",):  # a repeated option is added; recovery only where it was asked
+    else:  # not there, or one that repeats, like --model-arg K=V
         words += [name, value]
 
 
