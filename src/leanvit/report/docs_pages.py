@@ -75,10 +75,15 @@ def _method_page(told: Explanation, results: Path) -> Iterator[str]:
     said = _comments(told)
     yield from _table(
         ("knob", "kind", "default", "meaning"),
-        [(f"`{k.name}`", f"`{k.kind}`", f"`{json.dumps(k.default)}`", said.get(k.name, "")) for k in told.knobs],
+        [
+            (f"`{k.name}`", f"`{k.kind.replace(' | ', ' or ')}`", f"`{json.dumps(k.default)}`", said.get(k.name, ""))
+            for k in told.knobs
+        ],
     )
     yield "\n## What it asks and changes\n"
-    yield from _table(("", ""), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE])
+    yield from _table(
+        ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
+    )
     yield "\n## Figures\n"
     yield f"**Published**: {row.published or 'none'}.\n"
     yield from _measured(row.slug, results)
