@@ -135,7 +135,7 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["precision"],
         str(row["batch"]),
         "" if ratio is None else f"{ratio:.2f}",
-        "" if change is None else f"{change:+.2f} ({interval[0]:+.2f} … {interval[1]:+.2f})",
+        "" if change is None or interval is None else f"{change:+.2f} ({interval[0]:+.2f} … {interval[1]:+.2f})",
     )
 
 
