@@ -5,7 +5,7 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench docs clean help
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
@@ -25,6 +25,9 @@ bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)
 	$(BIN)/python benchmarks/demo_digits.py
 	$(BIN)/python benchmarks/tokens_deit_small.py
 
+docs: $(VENV)/.docs  ## the documentation, as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 clean:  ## forget the environment
 	rm -rf $(VENV)
 
@@ -38,6 +41,7 @@ $(BIN)/python:
 EXTRAS_user := data
 EXTRAS_dev := data,onnx,dev
 EXTRAS_bench := data,bench
+EXTRAS_docs := docs
 $(VENV)/.%: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS_$*)]"
 	@touch $@

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput
-from leanvit.measure import accuracy, accuracy_change, agreement, compare, count, predict
+from leanvit.measure import NoMeter, accuracy, accuracy_change, agreement, compare, count, predict
 
 QUICK = {"rounds": 3, "min_seconds": 1e-4}
 
@@ -124,7 +124,7 @@ def test_the_baseline_may_be_any(batches) -> None:
 
 def test_stages_are_told(batches) -> None:
     told: list[str] = []
-    compare({"a": lean()}, batches, progress=told.append, **QUICK)
+    compare({"a": lean()}, batches, progress=told.append, meter=NoMeter("not asked for"), **QUICK)
     assert [line.split()[0] for line in told] == ["accuracy", "latency:", "MACs"]
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from leanvit.measure import Spread
 from leanvit.report import rows
 
 
@@ -67,3 +68,15 @@ def test_simulated_int8_is_said_to_be_simulated(make_row, compare_rows) -> None:
 def test_notes_name_what_is_missing(comparison) -> None:
     (note,) = rows.notes(comparison)
     assert "dense (openvino), slim (openvino)" in note
+
+
+def test_energy_is_a_column_where_it_was_counted_and_a_reason_elsewhere(make_row, compare_rows) -> None:
+    counted = replace(make_row("dense"), joules_per_image=Spread(0.5, 0.4, 0.6), energy_source="RAPL counters")
+    table = rows.table(compare_rows(counted, make_row("slim")))
+    column = [heading for heading, _ in table.headings].index("energy")
+    assert table.headings[column] == ("energy", "J / image")
+    first, second = (line.cells[column] for line in table.groups[0].lines)
+    assert (first.text, first.small, first.title) == ("0.5", "0.4 … 0.6", "RAPL counters")
+    assert second.text == rows.NONE
+    missing = replace(make_row("dense"), energy_source="not measurable here: no counter")
+    assert "energy: not measurable here: no counter" in rows.notes(compare_rows(missing))

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from leanvit import __version__
 from leanvit.cli import compress, data, demo, export, measure, methods, report, train
+from leanvit.cli.importing import import_modules
 from leanvit.errors import BadInput, LeanvitError, Refused
 
 
@@ -59,6 +60,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def program(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="A module of yours that registers methods. Repeats."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
@@ -67,6 +72,7 @@ def program(
 
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
+    import_modules(modules or ())
 
 
 for verb in (demo, methods, data, train, compress, measure, export, report):

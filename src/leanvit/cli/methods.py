@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
-from leanvit.recipe.papers import Paper, paper, papers
+from leanvit.recipe.papers import Paper, known_papers, paper
 
 NAME = "methods"
 
@@ -20,9 +20,9 @@ def command(
     if name is not None:
         _one(name, as_json)
     elif as_json:
-        output.print_json([row.to_json() for row in papers().values()])
+        output.print_json([row.to_json() for row in known_papers().values()])
     else:
-        _all(list(papers().values()))
+        _all(list(known_papers().values()))
 
 
 def _all(rows: list[Paper]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from leanvit.errors import BadInput, unknown
 from leanvit.measure.comparison import Comparison, Row
 from leanvit.measure.counting import count, parameters
+from leanvit.measure.energy import ROUNDS, Energy, Meter, NoMeter, NotMeasurable, find_meter, paired_energy
 from leanvit.measure.latency import Latency, Spread, paired_latency, ratio
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
@@ -43,6 +44,7 @@ def compare(
     baseline: str | None = None,
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     progress: Callable[[str], None] | None = None,
+    meter: Meter | NoMeter | None = None,
 ) -> Comparison:
     """Measure every model on the same images, and its speed in rounds where the models take turns.
 
@@ -58,6 +60,7 @@ def compare(
         baseline: name that the others are compared with; the first by default.
         files: name -> file or folder whose size is the row's `disk_bytes`.
         progress: called with a line of text before each stage.
+        meter: what counts energy; by default the counter of the models' device, where the machine offers one.
 
     Raises BadInput before any work when names, baseline, batch sizes, files or devices do not fit.
     """
@@ -78,6 +81,7 @@ def compare(
     tell(f"latency: {rounds} rounds at batch {latency_batch}")
     timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}
     times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
+    energy = _energy(timed, x, meter or find_meter(device), rounds, tell)
     tell("MACs and memory")
     notes = {name: _notes(m, models[baseline], latency_batch) for name, m in models.items()}
     rows = (
@@ -91,6 +95,7 @@ def compare(
             **_of_labels(predictions[name]),
             **_against(predictions[name], None if name == baseline else predictions[baseline]),
             **_speed(times.get(name), None if name == baseline else times.get(baseline)),
+            **_joules(energy, name),
         )
         for name, model in models.items()
     )
@@ -103,6 +108,7 @@ def compare(
         rows=tuple(rows),
         environment=environment(),
         multi_label=predictions[baseline].multi_label,
+        idle_watts=energy.idle_watts if isinstance(energy, Energy) else None,
     )
 
 
@@ -131,6 +137,24 @@ def _speed(own: Latency | None, reference: Latency | None) -> dict[str, Any]:
         "speedup_vs_baseline": None if reference is None else ratio(reference, own),
         "samples_s": own.samples,
     }
+
+
+def _energy(
+    timed: Mapping[str, Runner], x: Tensor, meter: Meter | NoMeter, rounds: int, tell: Callable[[str], None]
+) -> Energy | NoMeter:
+    if isinstance(meter, NoMeter):
+        return meter
+    tell(f"energy: {meter.source}")
+    try:
+        return paired_energy(timed, x, meter=meter, rounds=min(rounds, ROUNDS))
+    except NotMeasurable as error:
+        return NoMeter(str(error))
+
+
+def _joules(energy: Energy | NoMeter, name: str) -> dict[str, Any]:
+    if isinstance(energy, NoMeter):
+        return {"joules_per_image": None, "energy_source": f"not measurable here: {energy.reason}"}
+    return {"joules_per_image": energy.joules_per_image.get(name), "energy_source": energy.source}
 
 
 def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Row:
     notes: tuple[str, ...]
     map_percent: Interval | None = None  # multi-label: mean average precision
     labels_percent: Interval | None = None  # multi-label: single labels decided rightly at probability 1/2
+    joules_per_image: Spread | None = None  # counted, idle power included; never an estimate
+    energy_source: str = ""  # what was read and what is in it, or "not measurable here: ..."; "": not asked for
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Comparison:
     environment: dict[str, Any]
     multi_label: bool = False
     format: int = FORMAT
+    idle_watts: Spread | None = None  # of what `energy_source` counts, while nothing was asked of the machine
 
     # How pydantic reads the JSON, nested dataclasses included.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}

@@ -43,6 +43,7 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         f"latency [ms/batch of {batch}]": lambda r: _spread(r.latency_ms),
         "throughput [images/s]": lambda r: _number(r.images_per_s),
         f"speed-up [x {comparison.baseline}]": lambda r: _spread(r.speedup_vs_baseline),
+        "energy [J/image]": lambda r: _spread(r.joules_per_image),
         "peak memory [MiB]": lambda r: _number(r.peak_memory_bytes, 2**20),
         "weights [MiB]": lambda r: _number(r.weights_bytes, 2**20),
         "on disk [MiB]": lambda r: _number(r.disk_bytes, 2**20),
@@ -54,8 +55,21 @@ def _caption(comparison: Comparison) -> Iterator[str]:
     size = "x".join(map(str, comparison.input_size))
     yield f"{comparison.images} images of {size}, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
     yield f"{machine.get('cpu')}, {machine.get('threads')} threads of torch"
+    yield from energy_lines(comparison)
     for row in comparison.rows:
         yield from (f"{row.name}: {note}" for note in row.notes)
+
+
+def energy_lines(comparison: Comparison) -> Iterator[str]:
+    """What the energy column holds and what the machine takes when idle, or why there is no such column."""
+    for source in dict.fromkeys(row.energy_source for row in comparison.rows if row.energy_source):
+        yield f"energy: {source}"
+    if comparison.idle_watts is not None:
+        idle = comparison.idle_watts
+        yield (
+            f"idle power of the same counter: {_number(idle.median)} W ({_number(idle.q25)} … {_number(idle.q75)}), "
+            "not subtracted"
+        )
 
 
 def _number(value: float | None, unit: float = 1) -> str:

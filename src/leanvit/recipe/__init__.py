@@ -8,9 +8,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from leanvit.recipe.papers import Paper, paper, papers
+from leanvit.recipe.papers import Paper, known_papers, paper, papers
 
 _HOME = {
+    "register": "method",
     "make_method": "method",
     "method_class": "method",
     "knobs_of": "method",
@@ -37,12 +38,12 @@ _HOME = {
     "Recipe": "recipe_file",
     "load_recipe": "recipe_file",
 }
-__all__ = ["Paper", "methods", "paper", "papers", *_HOME]
+__all__ = ["Paper", "known_papers", "methods", "paper", "papers", *_HOME]
 
 
 def methods() -> list[Paper]:
-    """Every method that leanvit has, in the order of `papers.toml`."""
-    return list(papers().values())
+    """Every method: leanvit's own in the order of `papers.toml`, then those registered from outside."""
+    return list(known_papers().values())
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from leanvit.errors import BadInput, nearest
-from leanvit.recipe.papers import paper
+from leanvit.recipe.papers import Paper, add_paper, paper, papers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +65,7 @@ def method(slug: str) -> Callable[[type], type]:
     """Class decorator: register a method under the slug of its row in `papers.toml`."""
 
     def register(cls: type) -> type:
-        if not callable(getattr(cls, "shape", None)):
-            raise TypeError(f"{cls.__name__} has no shape(model, structure)")
+        _check_shape(cls)
         cls.slug = slug  # type: ignore[attr-defined]
         for key, value in _DEFAULTS.items():
             if not hasattr(cls, key):
@@ -75,6 +74,46 @@ def method(slug: str) -> Callable[[type], type]:
         return cls
 
     return register
+
+
+def _check_shape(cls: type) -> None:
+    if not callable(getattr(cls, "shape", None)):
+        raise TypeError(f"{cls.__name__} has no shape(model, structure)")
+
+
+def register(slug: str, *, title: str, summary: str, **more: str) -> Callable[[type], type]:
+    """Class decorator: register a method that is not part of leanvit, from a module of your own.
+
+    Afterwards it is a method like any other: `leanvit methods`, `--with SLUG`, recipe files, compatibility. A run that
+    was made with it names this module, and loads in a process that has imported it.
+
+    Args:
+        slug: lower-case letters, digits and `_`; not one that is taken.
+        title: of the paper, or of the idea.
+        summary: what it does, in half a sentence.
+        more: other columns of `Paper`: arxiv, venue, kind (default "compress"), family (default "outside"), ...
+
+    Raises:
+        BadInput: the slug is malformed, or belongs to another module's method; a column that `Paper` does not have.
+        TypeError: the class has no `shape`.
+    """
+    columns = {f.name for f in fields(Paper)} - {"slug", "title", "summary", "module"}
+    for name in more:
+        if name not in columns:
+            raise BadInput(f"register has no column {name!r}: {nearest(name, columns)}")
+
+    def decorate(cls: type) -> type:
+        row = {"kind": "compress", "family": "outside", **more}
+        _check_shape(cls)
+        add_paper(Paper(slug=slug, title=title, summary=summary, module=cls.__module__, **row))
+        return method(slug)(cls)
+
+    return decorate
+
+
+def outside_module(slug: str) -> str:
+    """The module that registered a method from outside; "" for leanvit's own."""
+    return "" if slug in papers() else paper(slug).module
 
 
 def method_class(slug: str) -> type:

@@ -23,7 +23,8 @@ from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import History, Root, replay
-from leanvit.recipe.method import Plan
+from leanvit.recipe.method import Plan, outside_module
+from leanvit.recipe.papers import known_papers
 
 if TYPE_CHECKING:
     from leanvit.data import Preprocess
@@ -53,6 +54,7 @@ class _PlanFile(Strict):
     slug: str
     knobs: dict[str, Any]
     structure: dict[str, Any]
+    module: str = ""  # of a method from outside leanvit: said when it is missing, never imported
 
 
 class _WeightsFile(Strict):
@@ -108,7 +110,7 @@ def save(
         "kind": KIND,
         "format": FORMAT,
         "root": history.root.to_json(),
-        "plans": [plan.to_json() for plan in history.plans],
+        "plans": [_plan_entry(plan) for plan in history.plans],
         "weights": weights,
         "preprocess": None if preprocess is None else preprocess.to_json(),
         "classes": list(classes),
@@ -119,6 +121,11 @@ def save(
         if old.name != weights["file"]:
             old.unlink(missing_ok=True)
     return path
+
+
+def _plan_entry(plan: Plan) -> dict[str, Any]:
+    module = outside_module(plan.slug)
+    return plan.to_json() | ({"module": module} if module else {})
 
 
 def _proven_history(model: OpenModel) -> History:
@@ -155,6 +162,7 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     file = read_run_file(path)
+    _check_methods_known(path, file)
     weights = _checked_weights(path, file)
     tensors = _read_tensors(weights)
     try:
@@ -179,6 +187,17 @@ def read_run_file(path: Path) -> _RunFile:
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
     return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
+
+
+def _check_methods_known(path: Path, file: _RunFile) -> None:
+    """A run never imports code: what it was made with must be there already."""
+    missing = [plan for plan in file.plans if plan.module and plan.slug not in known_papers()]
+    if missing:
+        slug, module = missing[0].slug, missing[0].module
+        raise CheckpointError(
+            f"{path}: its method {slug!r} is not leanvit's, it was registered by the module {module!r}: import that "
+            f"module before loading, on the command line with leanvit --import {module!r}"
+        )
 
 
 def _checked_weights(path: Path, file: _RunFile) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from leanvit.measure import Comparison, Interval, Row
 from leanvit.measure.latency import Spread
+from leanvit.measure.table import energy_lines
 
 NONE = "–"
 
@@ -88,6 +89,7 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
         ("latency", f"ms / batch of {comparison.latency_batch}"),
         ("throughput", "images / s"),
         ("speed-up", "× dense"),
+        ("energy", "J / image"),
         ("peak memory", "MiB"),
         ("weights", "MiB"),
         ("on disk", "MiB"),
@@ -198,6 +200,7 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         Cell("1" if row is reference_of(comparison, runtime_of(row)) else NONE)
         if faster is None
         else Cell(f"{faster.median:.2f}×", f"{faster.q25:.2f} … {faster.q75:.2f}"),
+        replace(_spread(row.joules_per_image), title=row.energy_source),
         Cell(_number(row.peak_memory_bytes, 2**20)),
         Cell(_number(row.weights_bytes, 2**20)),
         Cell(_number(row.disk_bytes, 2**20)),
@@ -248,7 +251,7 @@ def _signed(value: float) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What was not measured, and why; the change of runtime has a row of its own."""
     said = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes if "change of runtime" not in note]
-    return said + _missing(comparison.rows)
+    return said + _missing(comparison.rows) + list(energy_lines(comparison))
 
 
 def _missing(rows: Sequence[Row]) -> list[str]:

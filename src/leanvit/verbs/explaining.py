@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from typing import Any
 
-from leanvit.recipe import TRAITS, Paper, method_class, paper, papers
+from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
@@ -51,13 +51,14 @@ class Explanation:
         for knob in self.knobs:
             table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
         yield table
-        for name, value in self._facts().items():
+        for name, value in self.facts().items():
             yield Text.assemble((f"{name:15}", "bold"), value)
         example = self.knobs[0] if self.knobs else None
         chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
         yield Text(f"\nleanvit compress MODEL --data DATA --with {row.slug}{chosen}")
 
-    def _facts(self) -> dict[str, str]:
+    def facts(self) -> dict[str, str]:
+        """What there is to say of the method, by a heading of a word or two."""
         facts = {
             "needs": ", ".join([*self.requires, *(["images to learn from"] if self.needs_data else [])]) or "nothing",
             "takes away": ", ".join(self.destroys) or "nothing",
@@ -84,7 +85,9 @@ def explain(slug: str) -> Explanation:
         trainable_after=declared.trainable_after,
         export=_EXPORT[declared.export],
         composes={
-            other: _order(slug, other) for other in papers() if other != slug and papers()[other].kind == row.kind
+            other: _order(slug, other)
+            for other, theirs in known_papers().items()
+            if other != slug and theirs.kind == row.kind
         },
     )
 

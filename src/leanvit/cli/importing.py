@@ -1,0 +1,31 @@
+"""`leanvit --import MODULE`: modules of the user's own, which register methods, imported before the verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from leanvit.errors import BadInput
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules by dotted name, from the working directory or from what is installed. Raises `BadInput`."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does; an installed program starts without it
+    for name in names:
+        if not _exists(name):
+            raise BadInput(
+                f"--import {name!r}: there is no such module in {os.getcwd()} or among what is installed; "
+                "accepted: a dotted name, such as my_methods for my_methods.py"
+            )
+        import_module(name)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
