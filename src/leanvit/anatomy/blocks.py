@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from leanvit.anatomy.ops import Ops
-from leanvit.anatomy.score import NO_PHASES, Term, attend, score_rows
+from leanvit.anatomy.score import NO_PHASES, Phases, Term, attend, score_rows
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput
 
@@ -21,11 +21,13 @@ class Step(nn.Module):
     """Something a method puts into a slot of a block: `(x (B, N, C), state) -> (x, state)`.
 
     `needs` names what the attention of the block must leave in the state for it (`"cls_attn"`, `"keys"`);
-    `reduces` says that fewer tokens come out than go in; `source` is the slug of the method that put it there.
+    `reduces` says that fewer tokens come out than go in, `restores` that it brings back all that the block took away;
+    `source` is the slug of the method that put it there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reduces: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
 
@@ -79,11 +81,11 @@ class Attention(nn.Module):
         gate = None
         if self.gate is not None:
             gate = ops.sigmoid(f"{at}.gate_act", ops.linear(f"{at}.gate", self.gate, x))
-        qkv = ops.linear(f"{at}.qkv", self.qkv, x)
+        qkv = self.gather(ops, ops.linear(f"{at}.qkv", self.qkv, x), state)
         q, k, v = self.split_heads(ops, qkv)
         q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
 
-        phases = NO_PHASES
+        phases = self.own_phases(qkv, state)
         for term in self.terms:
             phases = term(phases, state)
         out, weights = attend(
@@ -109,11 +111,30 @@ class Attention(nn.Module):
             state = state.with_(keys=k)
 
         x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
+        x = self.scatter(ops, x, state)
         x = apply_norm(ops, f"{at}.norm", self.norm, x)
         if gate is not None:
             x = ops.mul(f"{at}.gated", x, gate)
         x = ops.linear(f"{at}.proj", self.proj, x)
         return ops.drop(self.proj_drop, x), state
+
+    def own_phases(self, qkv: Any, state: State) -> Phases:
+        """What the model itself supplies to its scores, before the terms of methods: relative positions and the like.
+
+        `qkv` (B, N, ...) is what the heads are about to be cut from; here B counts windows where there are some.
+        """
+        return NO_PHASES
+
+    def gather(self, ops: Ops, qkv: Any, state: State) -> Any:
+        """Between the projection and the heads: nothing here; an attention in windows may cut them only now."""
+        return qkv
+
+    def scatter(self, ops: Ops, x: Any, state: State) -> Any:
+        """The way back of `gather`, before the output projection."""
+        return x
+
+    def refit(self) -> None:
+        """Give tables of the attention's own the shapes of new heads and widths (`anatomy/widths.py`); none here."""
 
     def split_heads(self, ops: Ops, qkv: Any) -> tuple[Any, Any, Any]:
         """(B, N, heads (2 qk_dim + v_dim)) -> q, k (B, heads, N, qk_dim) and v (B, heads, N, v_dim)."""
@@ -226,32 +247,62 @@ class Block(nn.Module):
         x, state = _take(self.before, x, state)
 
         branch, shortcut = ops.clone(f"{at}.clone1", x)
-        branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
-        branch, state = self.attn(branch, state, needs)
-        branch = _layer_scale(ops, f"{at}.ls1", self.ls1, branch)
+        branch, state = self.attention_branch(branch, state, needs)
         x = ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch))
 
         x, state = _take(self.between, x, state)
         if needs:
-            state = state.with_(cls_attn=None, keys=None)
+            state = state.with_(cls_attn=None, keys=None, windows=None)
 
         branch, shortcut = ops.clone(f"{at}.clone2", x)
-        branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
         state = state.with_(tokens=(*state.tokens, ops.shape(branch)[1]))
-        branch, state = self.mlp(branch, state)
-        branch = _layer_scale(ops, f"{at}.ls2", self.ls2, branch)
+        branch, state = self.mlp_branch(branch, state)
         x = ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch))
 
         x, state = _take(self.after, x, state)
         return x, state.tapped(at, x)
 
+    def attention_branch(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        """Norm, attention, layer scale."""
+        x = apply_norm(state.ops, f"{self.name}.norm1", self.norm1, x)
+        x, state = self.attn(x, state, needs)
+        return _layer_scale(state.ops, f"{self.name}.ls1", self.ls1, x), state
+
+    def mlp_branch(self, x: Any, state: State) -> tuple[Any, State]:
+        """Norm, MLP, layer scale."""
+        x = apply_norm(state.ops, f"{self.name}.norm2", self.norm2, x)
+        x, state = self.mlp(x, state)
+        return _layer_scale(state.ops, f"{self.name}.ls2", self.ls2, x), state
+
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(step.needs for step in self.steps()))
 
+    @property
+    def reduces_tokens(self) -> bool:
+        """Whether fewer tokens leave the block than enter it."""
+        steps = list(self.steps())
+        return any(step.reduces for step in steps) and not any(step.restores for step in steps)
+
     def steps(self) -> Iterable[Step]:
         for slot in (self.before, self.between, self.after):
             yield from cast("Iterable[Step]", slot)
+
+
+class ResPostBlock(Block):
+    """Block whose branches are normalised at their end, before the sum (Swin V2, arXiv 2111.09883, section 3.2)."""
+
+    def attention_branch(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        """Attention, norm, layer scale."""
+        x, state = self.attn(x, state, needs)
+        x = apply_norm(state.ops, f"{self.name}.norm1", self.norm1, x)
+        return _layer_scale(state.ops, f"{self.name}.ls1", self.ls1, x), state
+
+    def mlp_branch(self, x: Any, state: State) -> tuple[Any, State]:
+        """MLP, norm, layer scale."""
+        x, state = self.mlp(x, state)
+        x = apply_norm(state.ops, f"{self.name}.norm2", self.norm2, x)
+        return _layer_scale(state.ops, f"{self.name}.ls2", self.ls2, x), state
 
 
 def _take(slot: nn.ModuleList, x: Any, state: State) -> tuple[Any, State]:

@@ -34,6 +34,7 @@ def set_attention_widths(
     attn.q_norm, attn.k_norm = resized_norm(attn.q_norm, qk_dim), resized_norm(attn.k_norm, qk_dim)
     attn.norm = resized_norm(attn.norm, heads * v_dim)
     attn.heads, attn.qk_dim, attn.v_dim = heads, qk_dim, v_dim
+    attn.refit()
 
 
 def set_mlp_width(mlp: Mlp, hidden: int) -> None:

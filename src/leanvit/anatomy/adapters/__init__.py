@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import plain_vit
+from leanvit.anatomy.adapters import plain_vit, swin
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
-FAMILIES = (plain_vit,)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
+FAMILIES = (plain_vit, swin)  # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
