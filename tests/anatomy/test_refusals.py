@@ -14,11 +14,6 @@ from leanvit.errors import Refused
 from zoo import SMALL, build
 
 FOREIGN = [
-    (
-        "swin_tiny_patch4_window7_224",
-        {"img_size": 64, "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2)},
-        "SwinTransformer.*not of a family",
-    ),
     ("eva02_tiny_patch14_224", {**SMALL, "depth": 1}, "Eva .*Supported: plain vision"),
     ("vit_tiny_r_s16_p8_224", {"img_size": 64, "depth": 1}, "patch_embed is a HybridEmbed"),
     ("vit_small_patch16_18x2_224", SMALL, r"blocks\.0 is a ParallelThingsBlock"),

@@ -81,16 +81,28 @@ class Attention(nn.Module):
         gate = None
         if self.gate is not None:
             gate = ops.sigmoid(f"{at}.gate_act", ops.linear(f"{at}.gate", self.gate, x))
-        qkv = self.gather(ops, ops.linear(f"{at}.qkv", self.qkv, x), state)
-        q, k, v = self.split_heads(ops, qkv)
+        q, k, v = self.project(x, ops)
         q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
+        out, state = self.weigh(q, k, v, state, needs, self.attn_drop)
+        x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
+        x = apply_norm(ops, f"{at}.norm", self.norm, x)
+        if gate is not None:
+            x = ops.mul(f"{at}.gated", x, gate)
+        x = ops.linear(f"{at}.proj", self.proj, x)
+        return ops.drop(self.proj_drop, x), state
 
-        phases = self.own_phases(qkv, state)
-        for term in self.terms:
-            phases = term(phases, state)
+    def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
+        """(B, N, C) -> q, k, v as `split_heads` gives them."""
+        return self.split_heads(ops, ops.linear(f"{self.name}.qkv", self.qkv, x))
+
+    def weigh(
+        self, q: Any, k: Any, v: Any, state: State, needs: frozenset[str], dropout: nn.Module | None = None
+    ) -> tuple[Any, State]:
+        """q, k (B, H, N, qk_dim), v (B, H, N, v_dim) -> (B, H, N, v_dim); leaves what `needs` asks for in the state."""
+        ops, phases = state.ops, self.phases(state)
         out, weights = attend(
             ops,
-            at,
+            self.name,
             q,
             k,
             v,
@@ -98,7 +110,7 @@ class Attention(nn.Module):
             phases=phases,
             fused=self.fused,
             scale_on_q=self.scale_on_q,
-            dropout=self.attn_drop if isinstance(self.attn_drop, nn.Dropout) else None,
+            dropout=dropout if isinstance(dropout, nn.Dropout) else None,
         )
         if "cls_attn" in needs:
             first = slice(0, 1)
@@ -109,29 +121,18 @@ class Attention(nn.Module):
             state = state.with_(cls_attn=row[:, :, 0, state.num_prefix :].mean(dim=1))  # (B, N - prefix)
         if "keys" in needs:
             state = state.with_(keys=k)
+        return out, state
 
-        x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
-        x = self.scatter(ops, x, state)
-        x = apply_norm(ops, f"{at}.norm", self.norm, x)
-        if gate is not None:
-            x = ops.mul(f"{at}.gated", x, gate)
-        x = ops.linear(f"{at}.proj", self.proj, x)
-        return ops.drop(self.proj_drop, x), state
+    def phases(self, state: State) -> Phases:
+        """What acts on the scores of this run: the model's own, then the terms of methods."""
+        phases = self.own_phases(state)
+        for term in self.terms:
+            phases = term(phases, state)
+        return phases
 
-    def own_phases(self, qkv: Any, state: State) -> Phases:
-        """What the model itself supplies to its scores, before the terms of methods: relative positions and the like.
-
-        `qkv` (B, N, ...) is what the heads are about to be cut from; here B counts windows where there are some.
-        """
+    def own_phases(self, state: State) -> Phases:
+        """What the model itself supplies to its scores (relative positions and the like); nothing here."""
         return NO_PHASES
-
-    def gather(self, ops: Ops, qkv: Any, state: State) -> Any:
-        """Between the projection and the heads: nothing here; an attention in windows may cut them only now."""
-        return qkv
-
-    def scatter(self, ops: Ops, x: Any, state: State) -> Any:
-        """The way back of `gather`, before the output projection."""
-        return x
 
     def refit(self) -> None:
         """Give tables of the attention's own the shapes of new heads and widths (`anatomy/widths.py`); none here."""
@@ -242,37 +243,33 @@ class Block(nn.Module):
     def forward(self, x: Any, state: State | None = None) -> tuple[Any, State]:
         if state is None:
             raise BadInput(f"{self.name} was called without a state: use model.run(x, state) or model(images)")
-        ops, at = state.ops, self.name
         needs = self.needs
         x, state = _take(self.before, x, state)
-
-        branch, shortcut = ops.clone(f"{at}.clone1", x)
-        branch, state = self.attention_branch(branch, state, needs)
-        x = ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch))
-
+        x, state = self.attended(x, state, needs)
         x, state = _take(self.between, x, state)
         if needs:
             state = state.with_(cls_attn=None, keys=None, windows=None)
-
-        branch, shortcut = ops.clone(f"{at}.clone2", x)
-        state = state.with_(tokens=(*state.tokens, ops.shape(branch)[1]))
-        branch, state = self.mlp_branch(branch, state)
-        x = ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch))
-
+        x, state = self.transformed(x, state)
         x, state = _take(self.after, x, state)
-        return x, state.tapped(at, x)
+        return x, state.tapped(self.name, x)
 
-    def attention_branch(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
-        """Norm, attention, layer scale."""
-        x = apply_norm(state.ops, f"{self.name}.norm1", self.norm1, x)
-        x, state = self.attn(x, state, needs)
-        return _layer_scale(state.ops, f"{self.name}.ls1", self.ls1, x), state
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        """The tokens after the residual sum of attention."""
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone1", x)
+        branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
+        branch, state = self.attn(branch, state, needs)
+        branch = _layer_scale(ops, f"{at}.ls1", self.ls1, branch)
+        return ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch)), state
 
-    def mlp_branch(self, x: Any, state: State) -> tuple[Any, State]:
-        """Norm, MLP, layer scale."""
-        x = apply_norm(state.ops, f"{self.name}.norm2", self.norm2, x)
-        x, state = self.mlp(x, state)
-        return _layer_scale(state.ops, f"{self.name}.ls2", self.ls2, x), state
+    def transformed(self, x: Any, state: State) -> tuple[Any, State]:
+        """The tokens after the residual sum of the MLP."""
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone2", x)
+        branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
+        branch, state = self.mlp(branch, state.counted(ops.shape(branch)[1]))
+        branch = _layer_scale(ops, f"{at}.ls2", self.ls2, branch)
+        return ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch)), state
 
     @property
     def needs(self) -> frozenset[str]:
@@ -289,20 +286,22 @@ class Block(nn.Module):
             yield from cast("Iterable[Step]", slot)
 
 
-class ResPostBlock(Block):
-    """Block whose branches are normalised at their end, before the sum (Swin V2, arXiv 2111.09883, section 3.2)."""
+class PostNormBlock(Block):
+    """Transformer block whose norms come after attention and MLP, before the residual sums."""
 
-    def attention_branch(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
-        """Attention, norm, layer scale."""
-        x, state = self.attn(x, state, needs)
-        x = apply_norm(state.ops, f"{self.name}.norm1", self.norm1, x)
-        return _layer_scale(state.ops, f"{self.name}.ls1", self.ls1, x), state
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone1", x)
+        branch, state = self.attn(branch, state, needs)
+        branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
+        return ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch)), state
 
-    def mlp_branch(self, x: Any, state: State) -> tuple[Any, State]:
-        """MLP, norm, layer scale."""
-        x, state = self.mlp(x, state)
-        x = apply_norm(state.ops, f"{self.name}.norm2", self.norm2, x)
-        return _layer_scale(state.ops, f"{self.name}.ls2", self.ls2, x), state
+    def transformed(self, x: Any, state: State) -> tuple[Any, State]:
+        ops, at = state.ops, self.name
+        branch, shortcut = ops.clone(f"{at}.clone2", x)
+        branch, state = self.mlp(branch, state.counted(ops.shape(branch)[1]))
+        branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
+        return ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch)), state
 
 
 def _take(slot: nn.ModuleList, x: Any, state: State) -> tuple[Any, State]:

@@ -8,7 +8,7 @@ anything an op set understands (a tensor here; an integer tensor with its scale 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ class Ops:
         """Patch convolution: (B, C, H, W) -> (B, D, h, w)."""
         return module(x)
 
-    def linear(self, site: str, module: nn.Module, x: Any) -> Any:
-        return module(x)
+    def linear(self, site: str, module: nn.Module, x: Any, bias: Tensor | None = None) -> Any:
+        """`bias`: one that is made elsewhere (of q, k and v apart), for a module without its own."""
+        return module(x) if bias is None else F.linear(x, cast(Tensor, module.weight), bias)
 
     def norm(self, site: str, module: nn.Module, x: Any) -> Any:
         return module(x)

@@ -52,10 +52,10 @@ class ObserverOps(Ops):
             self._with_weight(site, "conv", module, x)
         return module(x)
 
-    def linear(self, site: str, module: nn.Module, x: Any) -> Any:
-        if type(module).forward is nn.Linear.forward:  # whatever puts its weight and bias together
+    def linear(self, site: str, module: nn.Module, x: Any, bias: Tensor | None = None) -> Any:
+        if type(module) is nn.Linear:
             self._with_weight(site, "linear", module, x)
-        return module(x)
+        return super().linear(site, module, x, bias)
 
     def matmul(self, site: str, a: Any, b: Any) -> Any:
         self.kinds[site] = "matmul"
@@ -111,11 +111,11 @@ class QuantOps(Ops, nn.Module):
         c = cast(nn.Conv2d, module)
         return F.conv2d(q["input"](x), q["weight"](), c.bias, c.stride, c.padding, c.dilation, c.groups)
 
-    def linear(self, site: str, module: nn.Module, x: Any) -> Any:
+    def linear(self, site: str, module: nn.Module, x: Any, bias: Tensor | None = None) -> Any:
         q = self.at(site)
         if q is None:
-            return module(x)
-        return F.linear(q["input"](x), q["weight"](), cast(nn.Linear, module).bias)
+            return super().linear(site, module, x, bias)
+        return F.linear(q["input"](x), q["weight"](), cast(nn.Linear, module).bias if bias is None else bias)
 
     def matmul(self, site: str, a: Any, b: Any) -> Any:
         q = self.at(site)

@@ -52,6 +52,10 @@ class State:
             return self
         return replace(self, taps={**self.taps, name: value})
 
+    def counted(self, tokens: int) -> State:
+        """A copy after one more block's MLP, whose sequence is `tokens` long."""
+        return replace(self, tokens=(*self.tokens, tokens))
+
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]

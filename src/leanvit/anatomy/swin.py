@@ -96,7 +96,7 @@ class OpenSwin(OpenModel):
         return self._logits(x, state), state
 
     def stage_ends(self) -> list[int]:
-        """For each stage, the number of blocks up to its end: `run(x, state, 0, stage_ends()[i])` is stage i's output."""
+        """Blocks up to the end of each stage: `run(x, state, 0, stage_ends()[i])` gives the output of stage i."""
         ends, total = [], 0
         for stage in self.layers:
             total += len(stage.blocks)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Block, apply_norm
+from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.score import Phases
 from leanvit.anatomy.state import State
 from leanvit.anatomy.windows import WindowAttention
@@ -30,11 +31,11 @@ class SwinAttention(WindowAttention):
         """`table`: ((2 rows - 1) (2 columns - 1), heads)."""
         super().__init__(**parts)
         self.relative_position_bias_table = table
-        _keep(self, "relative_position_index", relative_index(self.window))
+        self.keep("relative_position_index", relative_index(self.window))
 
-    def own_phases(self, qkv: Any, state: State) -> Phases:
+    def own_phases(self, state: State) -> Phases:
         bias = _looked_up(self.relative_position_bias_table, self.relative_position_index)
-        return super().own_phases(qkv, state).with_(model_bias=bias)
+        return super().own_phases(state).with_(model_bias=bias)
 
     def refit(self) -> None:
         table = self.relative_position_bias_table
@@ -58,22 +59,24 @@ class SwinV2Attention(WindowAttention):
         q_bias: nn.Parameter | None,
         v_bias: nn.Parameter | None,
         pretrained_window: tuple[int, int],
-        qkv: nn.Linear,
         **parts: Any,
     ) -> None:
         """`logit_scale` (heads, 1, 1), in logarithms; `cpb_mlp` 2 -> hidden -> heads; k has no bias."""
-        super().__init__(qkv=qkv, **parts)
-        self.pretrained_window = tuple(pretrained_window)
+        super().__init__(**parts)
         self.logit_scale = logit_scale
         self.cpb_mlp = cpb_mlp
         self.q_bias, self.v_bias = q_bias, v_bias
-        if q_bias is not None:
-            self.qkv = QkvLinear(qkv, self)
-        _keep(self, "relative_position_index", relative_index(self.window))
-        coords = log_coordinates(self.window, self.pretrained_window)
-        _keep(self, "relative_coords_table", coords.to(logit_scale.dtype))
+        self.keep("relative_position_index", relative_index(self.window))
+        coords = log_coordinates(self.window, pretrained_window)
+        self.keep("relative_coords_table", coords.to(logit_scale.dtype))
 
-    def own_phases(self, qkv: Any, state: State) -> Phases:
+    def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
+        q, v, bias = self.q_bias, self.v_bias, None
+        if q is not None and v is not None:
+            bias = torch.cat((q, q.new_zeros(self.heads * self.qk_dim), v))
+        return self.split_heads(ops, ops.linear(f"{self.name}.qkv", self.qkv, x, bias))
+
+    def own_phases(self, state: State) -> Phases:
         ops, at = state.ops, self.name
         hidden, act, out = self.cpb_mlp
         table = ops.linear(f"{at}.cpb_mlp.0", hidden, self.relative_coords_table)
@@ -85,37 +88,18 @@ class SwinV2Attention(WindowAttention):
         )
         bias = ops.scale(f"{at}.relative_position_scale", ops.sigmoid(f"{at}.relative_position_gate", bias), 16)
         sharpness = torch.clamp(self.logit_scale, max=MAX_LOGIT_SCALE).exp()
-        return super().own_phases(qkv, state).with_(model_bias=bias, multiply=sharpness)
+        return super().own_phases(state).with_(model_bias=bias, multiply=sharpness)
 
     def refit(self) -> None:
         like = self.logit_scale
         self.logit_scale = nn.Parameter(like.new_zeros(self.heads, 1, 1))
-        old = self.cpb_mlp[2]
+        old = cast(nn.Linear, self.cpb_mlp[2])
         new = nn.Linear(old.in_features, self.heads, bias=False, device=like.device, dtype=like.dtype)
         nn.init.zeros_(new.weight)
         self.cpb_mlp[2] = new
         if self.q_bias is not None:
             self.q_bias = nn.Parameter(like.new_zeros(self.heads * self.qk_dim))
             self.v_bias = nn.Parameter(like.new_zeros(self.heads * self.v_dim))
-            self.qkv = QkvLinear(self.qkv, self)
-
-
-class QkvLinear(nn.Linear):
-    """The projection to q, k and v whose bias is [q_bias, 0, v_bias] of the attention that holds it."""
-
-    def __init__(self, linear: nn.Linear, attention: SwinV2Attention) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
-        self._attention = (attention,)  # in a tuple: not a child of its own child
-        self.training = linear.training
-
-    @property
-    def bias(self) -> Tensor:  # type: ignore[override]
-        attention = self._attention[0]
-        q, v = attention.q_bias, attention.v_bias
-        assert q is not None and v is not None
-        return torch.cat((q, q.new_zeros(attention.heads * attention.qk_dim), v))
 
 
 class UnitNorm(nn.Module):
@@ -157,12 +141,6 @@ def log_coordinates(window: tuple[int, int], pretrained: tuple[int, int]) -> Ten
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:
     """(positions, heads) by (area, area) -> (1, heads, area, area)."""
     return table[index.flatten()].unflatten(0, tuple(index.shape)).permute(2, 0, 1).contiguous().unsqueeze(0)
-
-
-def _keep(attention: WindowAttention, name: str, constant: Tensor) -> None:
-    """A constant that moves with the module and is in no state dict (never on the meta device, so never unfilled)."""
-    weight = attention.proj.weight
-    attention.register_buffer(name, constant if weight.is_meta else constant.to(weight.device), persistent=False)
 
 
 class PatchMerging(nn.Module):

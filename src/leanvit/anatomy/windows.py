@@ -6,18 +6,18 @@ is attended to, is a fact of the family, named by `PADDINGS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention
-from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.score import Phases
 from leanvit.anatomy.state import State
-from leanvit.errors import BadInput, Refused, unknown
+from leanvit.errors import Refused, unknown
 
 PADDINGS = {
     "tokens": "zero tokens before the projection, so padded keys are its bias; attended to (Swin, EfficientTAM)",
@@ -29,7 +29,7 @@ STRANGERS = -100.0  # added to scores between tokens that only a cyclic shift br
 
 @dataclass(frozen=True)
 class Windows:
-    """A grid cut into windows: cyclic shift towards the top left, padding, then windows row by row.
+    """Grids cut into windows: cyclic shift towards the top left, padding, then windows row by row.
 
     Pairs are (rows, columns). Pure functions of shapes: what is built from them exports with static shapes.
     """
@@ -37,6 +37,7 @@ class Windows:
     grid: tuple[int, int]
     size: tuple[int, int]
     shift: tuple[int, int] = (0, 0)
+    images: int = 1  # grids in the batch
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -58,7 +59,7 @@ class Windows:
         return self.counts[0] * self.size[0] - self.grid[0], self.counts[1] * self.size[1] - self.grid[1]
 
     def partition(self, x: Tensor) -> Tensor:
-        """(B, rows columns, C) -> (B windows, area, C), the windows of one image in a row; padding is zero."""
+        """(B, rows columns, C) -> (B windows, area, C), the windows of one image one after another; padding is zero."""
         (high, wide), (down, across) = self.size, self.counts
         x = x.unflatten(1, self.grid)
         if any(self.shift):
@@ -82,13 +83,11 @@ class Windows:
         ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
         return self.partition(ones)[..., 0] > 0
 
-    def strangers(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """(windows, area, area): -100 between tokens that only the shift brought together; None without a shift.
+    def strangers(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(windows, area, area): -100 between tokens that only the shift brought together, else 0.
 
         As Swin does, the seam is taken at the shift's distance from the padded edge (arXiv 2103.14030, figure 4).
         """
-        if not any(self.shift):
-            return None
         rows, columns = (
             _regions(count * size, size, shift, device)
             for count, size, shift in zip(self.counts, self.size, self.shift, strict=True)
@@ -113,7 +112,7 @@ class WindowAttention(Attention):
     `state.windows` says how they were cut.
     """
 
-    strangers: Tensor | None
+    strangers: Tensor
 
     def __init__(
         self,
@@ -134,56 +133,77 @@ class WindowAttention(Attention):
         super().__init__(**parts)
         if padding not in PADDINGS:
             raise unknown("padding", padding, PADDINGS)
-        self.window, self.shift, self.padding = tuple(window), tuple(shift), padding
+        self.window, self.shift, self.padding = window, shift, padding
         self.grid = grid
         weight = self.proj.weight
-        device = torch.device("cpu") if weight.is_meta else weight.device  # a constant, in no state dict: never meta
-        kept = None if grid is None else self.windows(grid).strangers(device, weight.dtype)
-        self.register_buffer("strangers", kept, persistent=False)
+        self.keep("strangers", torch.zeros(0, dtype=weight.dtype, device="cpu"))
+        if grid is not None and any(shift):
+            self.keep("strangers", self.cut(grid).strangers(self.strangers.device, weight.dtype))
 
-    def windows(self, grid: tuple[int, int]) -> Windows:
-        return Windows(grid, self.window, self.shift)  # type: ignore[arg-type]
+    def keep(self, name: str, constant: Tensor) -> None:
+        """A constant that moves with the module and is in no state dict, so never on the meta device: none fills it."""
+        weight = self.proj.weight
+        self.register_buffer(name, constant if weight.is_meta else constant.to(weight.device), persistent=False)
+
+    def cut(self, grid: tuple[int, int], images: int = 1) -> Windows:
+        return Windows(grid, self.window, self.shift, images)
 
     def forward(self, x: Any, state: State, needs: frozenset[str] = frozenset()) -> tuple[Any, State]:
         ops, at = state.ops, self.name
-        self._check(ops.shape(x)[1], state, needs)
-        windows = self.windows(state.grid)
+        images, tokens = ops.shape(x)[:2]
+        self._check(tokens, state, needs)
+        windows = self.cut(state.grid, images)
         state = state.with_(windows=windows)
-        late = self.padding == "projections"  # then `gather` and `scatter` cut and put back
-        if not late:
+        if self.padding == "projections":  # `weigh` cuts and puts back
+            x, state = super().forward(x, state, needs)
+        else:
             x = ops.rearrange(f"{at}.partition", x, windows.partition)
-        x, state = super().forward(x, state, needs)
-        if not late:
+            x, state = super().forward(x, state, needs)
             x = ops.rearrange(f"{at}.reverse", x, windows.reverse)
         return x, state if "keys" in needs else state.with_(windows=None)
 
-    def gather(self, ops: Ops, qkv: Any, state: State) -> Any:
+    def weigh(
+        self, q: Any, k: Any, v: Any, state: State, needs: frozenset[str], dropout: nn.Module | None = None
+    ) -> tuple[Any, State]:
         if self.padding != "projections":
-            return qkv
-        return ops.rearrange(f"{self.name}.partition", qkv, self.windows(state.grid).partition)
+            return super().weigh(q, k, v, state, needs, dropout)
+        ops, at, windows = state.ops, self.name, state.windows
+        assert windows is not None
+        q, k, v = (
+            ops.rearrange(f"{at}.{letter}_partition", t, _for_heads(windows.partition))
+            for letter, t in zip("qkv", (q, k, v), strict=True)
+        )
+        x, state = super().weigh(q, k, v, state, needs, dropout)
+        return ops.rearrange(f"{at}.reverse", x, _for_heads(windows.reverse)), state
 
-    def scatter(self, ops: Ops, x: Any, state: State) -> Any:
-        if self.padding != "projections":
-            return x
-        return ops.rearrange(f"{self.name}.reverse", x, self.windows(state.grid).reverse)
-
-    def own_phases(self, qkv: Any, state: State) -> Phases:
+    def own_phases(self, state: State) -> Phases:
         """The shift mask, additive as in Swin, and the mask of padding where it is masked."""
-        windows, phases = self.windows(state.grid), Phases()
-        batch = state.ops.shape(qkv)[0] // windows.number
-        kept = state.grid == self.grid and self.strangers is not None
-        apart = self.strangers if kept else windows.strangers(qkv.device, qkv.dtype) if any(self.shift) else None
-        if apart is not None:
-            phases = phases.with_(bias=apart.unsqueeze(1).repeat(batch, 1, 1, 1))  # (B windows, 1, area, area)
+        windows, phases = state.windows, Phases()
+        assert windows is not None
+        if any(self.shift):
+            kept = self.strangers
+            apart = kept if state.grid == self.grid else windows.strangers(kept.device, kept.dtype)
+            phases = phases.with_(bias=apart.unsqueeze(1).repeat(windows.images, 1, 1, 1))  # (B n, 1, area, area)
         if self.padding == "masked" and any(windows.padding):  # every window holds a token: no row of scores is empty
-            phases = phases.with_(mask=windows.inside(qkv.device)[:, None, None].repeat(batch, 1, 1, 1))
+            inside = windows.inside(self.strangers.device)[:, None, None]
+            phases = phases.with_(mask=inside.repeat(windows.images, 1, 1, 1))
         return phases
 
     def _check(self, tokens: int, state: State, needs: frozenset[str]) -> None:
         if "cls_attn" in needs:
-            raise Refused(f"{self.name} attends in windows: there is no class token whose attention a step could ask for")
+            raise Refused(f"{self.name} attends in windows: there is no class token to give the attention of")
         if state.num_prefix or tokens != state.grid[0] * state.grid[1]:
             raise Refused(
                 f"{self.name} attends in windows and needs the full grid of {state.grid[0]}x{state.grid[1]} tokens and "
                 f"no others; it was given {tokens}, {state.num_prefix} of them prefix tokens"
             )
+
+
+def _for_heads(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A move of (B, N, C) for (B, heads, N, d)."""
+
+    def moved(t: Tensor) -> Tensor:
+        heads = t.shape[1]
+        return move(t.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
+
+    return moved

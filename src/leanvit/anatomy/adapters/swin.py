@@ -6,34 +6,21 @@ from typing import Any
 
 from timm.layers import ClassifierHead, DropPath, PatchEmbed
 from timm.layers import Mlp as TimmMlp
-from timm.models.swin_transformer import (
-    PatchMerging as TimmPatchMerging,
-)
-from timm.models.swin_transformer import (
-    SwinTransformer,
-    SwinTransformerBlock,
-    SwinTransformerStage,
-)
-from timm.models.swin_transformer import (
-    WindowAttention as TimmWindowAttention,
-)
-from timm.models.swin_transformer_v2 import (
-    PatchMerging as TimmPatchMergingV2,
-)
-from timm.models.swin_transformer_v2 import (
-    SwinTransformerV2,
-    SwinTransformerV2Block,
-    SwinTransformerV2Stage,
-)
-from timm.models.swin_transformer_v2 import (
-    WindowAttention as TimmWindowAttentionV2,
-)
+from timm.models import swin_transformer as v1
+from timm.models import swin_transformer_v2 as v2
 from torch import nn
 
 from leanvit.anatomy.adapters.plain_vit import _HOOKS, _only
-from leanvit.anatomy.blocks import Block, Mlp, ResPostBlock
+from leanvit.anatomy.blocks import Block, Mlp, PostNormBlock
 from leanvit.anatomy.swin import POOLS, OpenSwin
-from leanvit.anatomy.swin_parts import PatchMerging, PostNormPatchMerging, Stage, SwinAttention, SwinV2Attention, UnitNorm
+from leanvit.anatomy.swin_parts import (
+    PatchMerging,
+    PostNormPatchMerging,
+    Stage,
+    SwinAttention,
+    SwinV2Attention,
+    UnitNorm,
+)
 from leanvit.errors import Refused
 
 SUPPORTED = "Swin (swin_*, swin_s3_*) and Swin V2 (swinv2_*) of timm"
@@ -71,15 +58,15 @@ _COPIED = (
     "_model_args",
 )
 _STATE = ("num_classes", "global_pool", "num_features", "head_hidden_size")  # may have changed since it was opened
-_KINDS = {
-    SwinTransformer: (SwinTransformerStage, SwinTransformerBlock, TimmWindowAttention, TimmPatchMerging),
-    SwinTransformerV2: (SwinTransformerV2Stage, SwinTransformerV2Block, TimmWindowAttentionV2, TimmPatchMergingV2),
+_KINDS = {  # stage, block, attention, patch merging of each class
+    v1.SwinTransformer: (v1.SwinTransformerStage, v1.SwinTransformerBlock, v1.WindowAttention, v1.PatchMerging),
+    v2.SwinTransformerV2: (v2.SwinTransformerV2Stage, v2.SwinTransformerV2Block, v2.WindowAttention, v2.PatchMerging),
 }
 
 
 def understands(model: nn.Module) -> bool:
     """Swin, Swin V2, and what looks like them and is refused by `open_family` with the reason."""
-    return isinstance(model, (SwinTransformer, SwinTransformerV2)) or type(model).__name__ in LOOKALIKES
+    return isinstance(model, tuple(_KINDS)) or type(model).__name__ in LOOKALIKES
 
 
 def open_family(model: Any) -> OpenSwin:
@@ -104,13 +91,13 @@ def open_family(model: Any) -> OpenSwin:
 def _stage(name: str, stage: Any) -> Stage:
     merging = stage.downsample
     if not isinstance(merging, nn.Identity):
-        kind = PatchMerging if isinstance(merging, TimmPatchMerging) else PostNormPatchMerging
+        kind = PatchMerging if isinstance(merging, v1.PatchMerging) else PostNormPatchMerging
         merging = kind(name=f"{name}.downsample", norm=merging.norm, reduction=merging.reduction)
     return Stage(downsample=merging, blocks=[_block(f"{name}.blocks.{i}", b) for i, b in enumerate(stage.blocks)])
 
 
 def _block(name: str, block: Any) -> Block:
-    kind = Block if isinstance(block, SwinTransformerBlock) else ResPostBlock
+    kind = Block if isinstance(block, v1.SwinTransformerBlock) else PostNormBlock
     children = {key: child for key, child in block.named_children() if key not in ("attn", "mlp")}
     mlp = Mlp(name=f"{name}.mlp", parts=dict(block.mlp.named_children()))
     return kind(name=name, attn=_attention(f"{name}.attn", block), mlp=mlp, **children)
@@ -129,7 +116,7 @@ def _attention(name: str, block: Any) -> SwinAttention | SwinV2Attention:
         "grid": None if getattr(block, "dynamic_mask", False) else tuple(block.input_resolution),
         **{key: getattr(attn, key) for key in ("qkv", "proj", "attn_drop", "proj_drop")},
     }
-    if isinstance(attn, TimmWindowAttention):
+    if isinstance(attn, v1.WindowAttention):
         return SwinAttention(scale=attn.scale, fused=attn.fused_attn, table=attn.relative_position_bias_table, **given)
     return SwinV2Attention(
         scale=1.0,
@@ -154,7 +141,7 @@ def _check_model(model: Any) -> None:
     _only("the model", dict(model.named_children()), _CHILDREN)
     _only("the model", dict(model.named_parameters(recurse=False)), set())
     if type(model.patch_embed) is not PatchEmbed or model.patch_embed.dynamic_img_pad:
-        raise Refused(f"patch_embed is a {type(model.patch_embed).__name__}; supported: PatchEmbed without image padding")
+        raise Refused(f"patch_embed is a {type(model.patch_embed).__name__}; supported: PatchEmbed that pads no images")
     if type(model.head) is not ClassifierHead or model.head.use_conv:
         raise Refused(f"head is a {type(model.head).__name__}; supported: ClassifierHead with a linear classifier")
     _only("head", dict(model.head.named_children()), _HEAD)
@@ -230,6 +217,11 @@ def _check_closable(block: Any, timm_block: Any) -> None:
     attn = block.attn
     if attn.qk_dim != attn.v_dim:
         raise Refused(f"cannot close: {attn.name} has q/k width {attn.qk_dim} and v width {attn.v_dim}; timm knows one")
+    if isinstance(attn, SwinV2Attention) and attn.heads * attn.v_dim != timm_block.dim:
+        raise Refused(
+            f"cannot close: {attn.name} has {attn.heads} heads of {attn.v_dim}; timm's Swin V2 knows {timm_block.dim} "
+            "in all"
+        )
     if attn.terms:
         raise Refused(f"cannot close: {attn.name} holds score terms, which timm's class would not apply")
     if (attn.window, attn.shift) != (tuple(timm_block.window_size), tuple(timm_block.shift_size)):
@@ -246,14 +238,12 @@ def _close_attention(attn: Any, timm_attn: Any) -> None:
             setattr(timm_attn, key, getattr(attn, key))
     if isinstance(attn, SwinV2Attention):
         timm_attn.cpb_mlp = attn.cpb_mlp
-        timm_attn.qkv.weight = attn.qkv.weight  # the bias is q_bias and v_bias
-        timm_attn.qkv.out_features = attn.qkv.out_features
         if timm_attn.k_bias is not None:
             timm_attn.k_bias = timm_attn.k_bias.new_zeros(attn.heads * attn.qk_dim)
     else:
-        timm_attn.qkv, timm_attn.scale = attn.qkv, attn.scale
+        timm_attn.scale = attn.scale
         # timm's fused path takes the scale of the width at hand and would ignore a stored one
         timm_attn.fused_attn = attn.fused and attn.scale == attn.qk_dim**-0.5
     timm_attn.num_heads = attn.heads
-    for key in ("proj", "attn_drop", "proj_drop"):
+    for key in ("qkv", "proj", "attn_drop", "proj_drop"):
         setattr(timm_attn, key, getattr(attn, key))
