@@ -63,9 +63,7 @@ class MergeInWindows(Step):
         share, _ = shares(matching, size)
         cut = ops.rearrange(f"{self.name}.windows", x, windows.partition)
         merged = ops.mix(f"{self.name}.merge", cut, lambda t: merge(t, matching, share))  # (B n, area - r, C)
-        merged = ops.rearrange(
-            f"{self.name}.row", merged, lambda t: t.unflatten(0, (-1, windows.number)).flatten(1, 2)
-        )
+        merged = ops.rearrange(f"{self.name}.row", merged, lambda t: t.unflatten(0, (-1, windows.number)).flatten(1, 2))
         carried = Merged(x, merged, matching.places(), windows)
         state = state.with_(extra={**state.extra, self.name: carried}).tapped(f"{self.name}.merged", matching.source)
         if state.trace:
