@@ -14,7 +14,7 @@ from torch import nn
 from anatomy.test_plain_vit import gradients, same
 from leanvit.anatomy import OpenSwin, Step, close_model, open_model
 from leanvit.anatomy.ops import TORCH, Ops
-from leanvit.anatomy.widths import set_attention_widths, set_mlp_width
+from leanvit.anatomy.widths import set_attention_widths, set_mlp_width, set_stage_width
 from leanvit.errors import BadInput, Refused
 from zoo import SMALL_SWIN, ZOO_SWIN, build_swin, images
 
@@ -296,6 +296,27 @@ def test_widths_are_per_block(name):
     assert opened.blocks[0].attn.qkv.out_features == 30 and torch.isfinite(opened(images(opened))).all()
     with pytest.raises(Refused, match="q/k width 4 and v width 2"):
         close_model(opened)
+
+
+@pytest.mark.parametrize("name", [V1, V2])
+def test_embedding_widths_are_per_stage(name):
+    opened = open_model(build_swin(name))
+    for stage, width in enumerate((14, 10, 18)):
+        set_stage_width(opened, stage, width)
+        for block in opened.layers[stage].blocks:
+            set_attention_widths(block.attn, heads=2, qk_dim=width // 2, v_dim=width // 2)
+    with torch.no_grad():
+        for p in opened.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    maps = opened.forward_intermediates(images(opened), intermediates_only=True)
+    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in opened.feature_info] == [14, 10, 18]
+    want = opened(images(opened))
+    closed = close_model(opened)
+    same(closed(images(opened)), want)
+    assert closed.num_features == 18 and closed.head.fc.in_features == 18
+    for stage, width, told in ((3, 8, "stage is 3; accepted: 0 to 2"), (0, 0, "width of stage 0 is 0")):
+        with pytest.raises(BadInput, match=told):
+            set_stage_width(opened, stage, width)
 
 
 # --- refusals ----------------------------------------------------------------------

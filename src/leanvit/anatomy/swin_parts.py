@@ -154,6 +154,11 @@ class PatchMerging(nn.Module):
         self.name = name
         self.norm, self.reduction = norm, reduction
 
+    @property
+    def norm_width(self) -> int:
+        """Channels that the norm sees."""
+        return cast(nn.Linear, self.reduction).in_features
+
     def forward(self, x: Any, state: State) -> tuple[Any, State]:
         x, after = self.neighbours(x, state)
         x = apply_norm(after.ops, f"{self.name}.norm", self.norm, x)
@@ -174,6 +179,10 @@ class PatchMerging(nn.Module):
 
 class PostNormPatchMerging(PatchMerging):
     """Patch merging with the norm after the reduction (Swin V2)."""
+
+    @property
+    def norm_width(self) -> int:
+        return cast(nn.Linear, self.reduction).out_features
 
     def forward(self, x: Any, state: State) -> tuple[Any, State]:
         x, after = self.neighbours(x, state)

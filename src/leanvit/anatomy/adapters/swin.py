@@ -57,7 +57,13 @@ _COPIED = (
     "default_cfg",
     "_model_args",
 )
-_STATE = ("num_classes", "global_pool", "num_features", "head_hidden_size")  # may have changed since it was opened
+_STATE = (
+    "num_classes",
+    "global_pool",
+    "num_features",
+    "head_hidden_size",
+    "feature_info",
+)  # may have changed since it was opened
 _KINDS = {  # stage, block, attention, patch merging of each class
     v1.SwinTransformer: (v1.SwinTransformerStage, v1.SwinTransformerBlock, v1.WindowAttention, v1.PatchMerging),
     v2.SwinTransformerV2: (v2.SwinTransformerV2Stage, v2.SwinTransformerV2Block, v2.WindowAttention, v2.PatchMerging),
@@ -217,10 +223,10 @@ def _check_closable(block: Any, timm_block: Any) -> None:
     attn = block.attn
     if attn.qk_dim != attn.v_dim:
         raise Refused(f"cannot close: {attn.name} has q/k width {attn.qk_dim} and v width {attn.v_dim}; timm knows one")
-    if isinstance(attn, SwinV2Attention) and attn.heads * attn.v_dim != timm_block.dim:
+    if isinstance(attn, SwinV2Attention) and attn.heads * attn.v_dim != attn.proj.out_features:
         raise Refused(
-            f"cannot close: {attn.name} has {attn.heads} heads of {attn.v_dim}; timm's Swin V2 knows {timm_block.dim} "
-            "in all"
+            f"cannot close: {attn.name} has {attn.heads} heads of {attn.v_dim}; timm's Swin V2 knows "
+            f"{attn.proj.out_features} in all"
         )
     if attn.terms:
         raise Refused(f"cannot close: {attn.name} holds score terms, which timm's class would not apply")
