@@ -196,8 +196,8 @@ def summed_keys(keys: Tensor) -> Tensor:
 class ToMe:
     """Knobs of the method."""
 
-    r: int | tuple[int | float, ...] = 13  # merges per block (in windows: per window); (r, inflection as a float) or a
-    # list: see `schedule`
+    # merges per block (in windows: per window); (r, inflection as a float) or a list: see `schedule`
+    r: int | tuple[int | float, ...] = 13
     prop_attn: bool = True  # attention in proportion to size; in windows sizes never reach an attention
 
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
