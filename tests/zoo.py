@@ -145,3 +145,41 @@ def images(model: nn.Module, batch: int = 2, seed: int = 1) -> Tensor:
     embed = model.patch_embed
     noise = torch.randn(batch, embed.proj.in_channels, *embed.img_size, generator=torch.Generator().manual_seed(seed))
     return noise.to(embed.proj.weight.dtype)
+
+
+SMALL_SWIN = {
+    "img_size": 32,
+    "patch_size": 2,
+    "embed_dim": 12,
+    "depths": (2, 2, 1),
+    "num_heads": (2, 2, 3),
+    "window_size": 4,
+    "num_classes": 7,
+}
+
+ZOO_SWIN: dict[str, dict] = {
+    "swin_tiny_patch4_window7_224": {},
+    "swin_small_patch4_window7_224:padded": {"img_size": (36, 20)},  # grids of 18x10, 9x5, 5x3 in windows of 4
+    "swin_base_patch4_window7_224:any_size": {"strict_img_size": False, "in_chans": 1},
+    "swin_base_patch4_window12_384:one_window": {"window_size": 40},
+    "swin_large_patch4_window7_224:always": {"always_partition": True, "window_size": 6, "qkv_bias": False},
+    "swin_s3_tiny_224": {"window_size": (4, 3, 2), "head_dim": 5},
+    "swin_s3_base_224:headless": {"num_classes": 0, "global_pool": ""},
+    "swin_s3_small_224:regularised": {
+        "drop_path_rate": 0.3,
+        "drop_rate": 0.1,
+        "proj_drop_rate": 0.1,
+        "attn_drop_rate": 0.1,
+        "global_pool": "avgmax",
+    },
+    "swinv2_tiny_window8_256": {},
+    "swinv2_small_window8_256:padded": {"img_size": (36, 20), "global_pool": "max"},
+    "swinv2_tiny_window16_256:any_size": {"strict_img_size": False, "qkv_bias": False},
+    "swinv2_base_window12to16_192to256": {"pretrained_window_sizes": (3, 3, 2), "drop_path_rate": 0.3},
+}
+
+
+def build_swin(name: str, **kwargs) -> nn.Module:
+    """A small Swin of the zoo in eval mode, all parameters random; `kwargs` go over the zoo's."""
+    arguments = {**SMALL_SWIN, **ZOO_SWIN.get(name, {}), **kwargs}
+    return randomise(timm.create_model(name.partition(":")[0], **arguments)).eval()

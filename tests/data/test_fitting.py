@@ -5,7 +5,7 @@ import timm
 import torch
 
 from leanvit.data import Preprocess, adapted_kwargs, check_fits, open_dataset
-from leanvit.data.fitting import small_grid
+from leanvit.data.fitting import fitting_window, small_grid
 from leanvit.errors import BadInput
 
 NAME = "vit_tiny_patch16_224"
@@ -124,3 +124,23 @@ def test_small_images_become_about_64_tokens(size, expected):
     (height, width), patch = small_grid(size)
     assert ((height, width), patch) == expected
     assert height % patch == width % patch == 0
+
+
+SWIN = {"embed_dim": 12, "depths": (1, 1, 1), "num_heads": (1, 1, 1)}
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_base_window12to16_192to256"])
+def test_adapted_swins_fit_and_run(digits, name):
+    kwargs = adapted_kwargs(name, SWIN, digits)
+    window = 4 if "window7" in name else 16  # of a grid of 8x8: the whole of it where the model's window reaches so far
+    assert kwargs == {"num_classes": 10, "in_chans": 1, **SWIN, "img_size": 8, "patch_size": 1, "window_size": window}
+    model = timm.create_model(name, **kwargs).eval()
+    check_fits(model, Preprocess.of(model), digits)
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert adapted_kwargs(name, {"window_size": 3}, digits)["window_size"] == 3
+    assert "window_size" not in adapted_kwargs(name, {"pretrained": True}, digits)
+
+
+def test_the_window_that_pads_least():
+    assert fitting_window((56, 56), 7, 4) == 7 and fitting_window((8, 8), 7, 4) == 4
+    assert fitting_window((24, 24), 7, 4) == 6 and fitting_window((24, 16), 8, 4) == 4

@@ -7,6 +7,7 @@ from torch import nn
 
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Root, compress, create, root_of
+from zoo import build_swin
 
 
 def test_timm_record_is_the_root(tiny) -> None:
@@ -66,3 +67,11 @@ def test_compress_leaves_the_given_model_alone(tiny) -> None:
     before = model(image)
     lean = compress(model, [EViT(keep_rate=0.5, blocks=(1,))])
     assert torch.equal(model(image), before) and not torch.equal(lean(image), before)
+
+
+def test_a_swin_that_was_resized_is_proven_by_its_windows_per_stage() -> None:
+    model = build_swin("swinv2_tiny_window8_256")
+    model.set_input_size((48, 40))
+    root = root_of(model)
+    assert root.kwargs["window_size"] == [[6, 5]] * 3 and tuple(root.kwargs["img_size"]) == (48, 40)
+    assert [block.attn.window for block in create(root).blocks] == [(6, 5)] * 5

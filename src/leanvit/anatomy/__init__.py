@@ -6,6 +6,7 @@ from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.ops import TORCH, Ops
 from leanvit.anatomy.score import Phases, attend, score_rows
 from leanvit.anatomy.state import State
+from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.vit import OpenViT
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Block",
     "Mlp",
     "OpenModel",
+    "OpenSwin",
     "OpenViT",
     "Ops",
     "Phases",

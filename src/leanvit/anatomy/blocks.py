@@ -22,11 +22,13 @@ class Step(nn.Module):
     """Something a method puts into a slot of a block: `(x (B, N, C), state) -> (x, state)`.
 
     `needs` names what the attention of the block must leave in the state for it (`"cls_attn"`, `"keys"`);
-    `reduces` says that fewer tokens come out than go in; `source` is the slug of the method that put it there.
+    `reduces` says that fewer tokens come out than go in, `restores` that it brings back all that the block took away;
+    `source` is the slug of the method that put it there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reduces: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
 
@@ -91,12 +93,16 @@ class Heads:
         return out, state
 
     def phases(self, state: State) -> Phases:
-        """What acts on the scores of this run."""
-        bias = self.position_bias(state)
-        phases = NO_PHASES if bias is None else Phases(model_bias=bias)
+        """What acts on the scores of this run: the model's own, then the terms of methods."""
+        phases = self.own_phases(state)
         for term in self.terms:
             phases = term(phases, state)
         return phases
+
+    def own_phases(self, state: State) -> Phases:
+        """What the model itself supplies to its scores: the bias of positions; windows add their masks."""
+        bias = self.position_bias(state)
+        return NO_PHASES if bias is None else Phases(model_bias=bias)
 
     def position_bias(self, state: State) -> Tensor | None:
         """The model's own bias of scores, (1 or B, H, N, N); None where it has none."""
@@ -171,6 +177,9 @@ class Attention(Heads, nn.Module):
             x = ops.mul(f"{at}.gated", x, gate)
         x = ops.linear(f"{at}.proj", self.proj, x)
         return ops.drop(self.proj_drop, x), state
+
+    def refit(self) -> None:
+        """Give tables of the attention's own the shapes of new heads and widths (`anatomy/widths.py`); none here."""
 
     def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
         """(B, N, C) -> q, k, v as `split_heads` gives them."""
@@ -304,7 +313,7 @@ class Block(nn.Module):
         x, state = self.attended(x, state, needs)
         x, state = take(self.between, x, state)
         if needs:
-            state = state.with_(cls_attn=None, keys=None)
+            state = state.with_(cls_attn=None, keys=None, windows=None)
         x, state = self.transformed(x, state)
         x, state = take(self.after, x, state)
         return x, state.tapped(self.name, x)
@@ -334,6 +343,12 @@ class Block(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         return frozenset().union(*(step.needs for step in self.steps()))
+
+    @property
+    def reduces_tokens(self) -> bool:
+        """Whether fewer tokens leave the block than enter it."""
+        steps = list(self.steps())
+        return any(step.reduces for step in steps) and not any(step.restores for step in steps)
 
     def steps(self) -> Iterable[Step]:
         for slot in (self.before, self.between, self.after):

@@ -81,7 +81,7 @@ class OpenModel(nn.Module, ABC):
 
     @property
     def reduces_tokens(self) -> bool:
-        return any(step.reduces for step in self.steps())
+        return any(block.reduces_tokens for block in self.blocks)
 
     def traits(self) -> frozenset[str]:
         """What this model offers to the next method (see `recipe/compat.py`)."""

@@ -28,7 +28,7 @@ class Phases:
 
     multiply: Tensor | None = None
     model_bias: Tensor | None = None  # relative positions and the like
-    bias: Tensor | None = None  # of methods: log of token size
+    bias: Tensor | None = None  # of methods: log of token size; of shifted windows: -100 between strangers
     temperature: float = 1.0  # scores are divided by it
     mask: Tensor | None = None  # bool, True where attention is allowed
     normaliser: Normaliser | None = None  # in place of the softmax
@@ -89,10 +89,10 @@ NO_PHASES = Phases()
 
 def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *, scale_on_q: bool) -> Any:
     """The pipeline up to the structural mask: (B, H, N, d) x (B, H, M, d) -> (B, H, N, M)."""
-    if scale_on_q:
+    if scale_on_q and scale != 1:
         q = ops.scale(f"{site}.scale", q, scale)
     s = ops.matmul(f"{site}.matmul1", q, ops.rearrange(f"{site}.k_t", k, transpose_last))
-    if not scale_on_q:
+    if not scale_on_q and scale != 1:
         s = ops.scale(f"{site}.scale", s, scale)
     if phases.multiply is not None:
         s = ops.mul(f"{site}.multiply", s, phases.multiply)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from leanvit.anatomy.ops import Ops
+    from leanvit.anatomy.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class State:
 
     # context in
     ops: Ops
-    grid: tuple[int, int]  # patches (rows, columns) of the image
+    grid: tuple[int, int]  # patches (rows, columns) of the image; in a hierarchical net, of the stage
     num_prefix: int  # class, distillation and register tokens, at the front of the sequence
     keep_rate: float | None = None  # run-time rate of token reduction; None: each block uses its own
     task: int | None = None  # which task's route to take (routed experts)
@@ -39,7 +40,8 @@ class State:
     places: Tensor | None = None  # (B, N - num_prefix) int64, where in the grid each patch token is; None: in order
     owner: Tensor | None = None  # (B, P) int64, the token that holds each patch; -1: dropped
     cls_attn: Tensor | None = None  # (B, N - num_prefix) class attention, only inside a block that asks for it
-    keys: Tensor | None = None  # (B, H, N, d) keys, only inside a block that asks for them
+    keys: Tensor | None = None  # (B, H, N, d) keys, only inside a block that asks for them; B counts windows if cut
+    windows: Windows | None = None  # how the tokens were cut, in an attention in windows; outlives it with `keys`
     tokens: tuple[int, ...] = ()  # sequence length in each block's MLP
     losses: tuple[Tensor, ...] = ()  # auxiliary losses of this run
     taps: Mapping[str, Tensor] = field(default_factory=dict)

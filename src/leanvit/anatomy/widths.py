@@ -1,8 +1,8 @@
 """Explicit widths: give an attention, an MLP or a whole model other widths. Structure only: linears and tables
 start at zero, norms as new.
 
-The heads, q/k and v widths and the MLP's hidden width belong to a block; the embedding width to the model. Values are
-moved in by whoever prunes (`fold`); on load they come from the state dict.
+The heads, q/k and v widths and the MLP's hidden width belong to a block; the embedding width to the model, or to a
+stage of a hierarchical one. Values are moved in by whoever prunes (`fold`); on load they come from the state dict.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
+from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.vit import OpenViT
 from leanvit.errors import BadInput, Refused
 
@@ -36,6 +37,7 @@ def set_attention_widths(
     attn.q_norm, attn.k_norm = resized_norm(attn.q_norm, qk_dim), resized_norm(attn.k_norm, qk_dim)
     attn.norm = resized_norm(attn.norm, heads * v_dim)
     attn.heads, attn.qk_dim, attn.v_dim = heads, qk_dim, v_dim
+    attn.refit()
 
 
 def set_mlp_width(mlp: Mlp, hidden: int) -> None:
@@ -59,12 +61,7 @@ def set_embed_width(model: OpenViT, width: int) -> None:
     plain = type(model) is OpenViT and all(type(block) is Block for block in model.blocks)
     if not plain or model.attn_pool is not None:
         raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
-    old = model.patch_embed.proj
-    new = nn.Conv2d(
-        old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
-    )
-    model.patch_embed.proj = _zeroed(new)
-    model.patch_embed.norm = resized_norm(model.patch_embed.norm, width)
+    _set_patch_embed(model.patch_embed, width)
     for key in (*model.token_names, "pos_embed"):
         table = getattr(model, key)
         if table is not None:
@@ -78,6 +75,43 @@ def set_embed_width(model: OpenViT, width: int) -> None:
         _set_block_embed(block, width)
     model.embed_dim = width
     model.num_features = model.head_hidden_size = width
+
+
+def set_stage_width(model: OpenSwin, stage: int, width: int) -> None:
+    """Change the width of the residual stream of one stage of a hierarchical model."""
+    if width < 1:
+        raise BadInput(f"width of stage {stage} is {width}; accepted: 1 or more")
+    if not 0 <= stage < len(model.layers):
+        raise BadInput(f"stage is {stage}; accepted: 0 to {len(model.layers) - 1}")
+    for block in model.layers[stage].blocks:
+        _set_block_embed(block, width)
+    if stage == 0:
+        _set_patch_embed(model.patch_embed, width)
+    else:
+        merging = model.layers[stage].downsample
+        merging.reduction = empty_linear(merging.reduction, outputs=width)
+        merging.norm = resized_norm(merging.norm, merging.norm_width)
+    if stage + 1 < len(model.layers):
+        merging = model.layers[stage + 1].downsample
+        merging.reduction = empty_linear(merging.reduction, inputs=4 * width)
+        merging.norm = resized_norm(merging.norm, merging.norm_width)
+    else:
+        model.norm = resized_norm(model.norm, width)
+        if isinstance(model.head.fc, nn.Linear):
+            model.head.fc = empty_linear(model.head.fc, inputs=width)
+        model.num_features = model.head_hidden_size = model.head.in_features = model.head.num_features = width
+    told = [dict(info) for info in model.feature_info]
+    told[stage]["num_chs"] = width
+    model.feature_info = told
+
+
+def _set_patch_embed(patch_embed: Any, width: int) -> None:
+    old = patch_embed.proj
+    new = nn.Conv2d(
+        old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
+    )
+    patch_embed.proj = _zeroed(new)
+    patch_embed.norm = resized_norm(patch_embed.norm, width)
 
 
 def _set_block_embed(block: Any, width: int) -> None:

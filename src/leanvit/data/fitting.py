@@ -17,6 +17,7 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 
 # timm modules whose models take both img_size and patch_size
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos"}
+_WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
 
 
 def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
@@ -44,6 +45,8 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
+    A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
+
     Raises BadInput for a name that timm does not know.
     """
     import timm
@@ -51,11 +54,30 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     if not timm.is_model(name):
         raise unknown("model", name, timm.list_models())
     fitted = {"num_classes": len(dataset.classes), "in_chans": dataset.channels, **kwargs}
-    if not kwargs.get("pretrained") and timm.models.model_entrypoint(name).__module__.split(".")[-1] in (
-        _PLAIN_FAMILIES
-    ):
+    family = timm.models.model_entrypoint(name).__module__.split(".")[-1]
+    if not kwargs.get("pretrained") and family in _PLAIN_FAMILIES | _WINDOW_FAMILIES:
         fitted |= _resolution(name, kwargs, dataset)
+        if family in _WINDOW_FAMILIES and "img_size" in fitted and "window_size" not in kwargs:
+            patch, size = _pair(fitted.get("patch_size") or _default_patch(name)), _pair(fitted["img_size"])
+            grid = (size[0] // patch[0], size[1] // patch[1])
+            fitted["window_size"] = fitting_window(grid, _default_window(name), len(kwargs.get("depths", range(4))))
     return fitted
+
+
+def fitting_window(grid: tuple[int, int], most: int, stages: int) -> int:
+    """The window side from half of `most` to `most` that pads least over the grids of all stages, the largest of these.
+
+    `grid` (h, w) is halved from stage to stage; a window larger than a grid shrinks to it, as in Swin.
+    """
+
+    def padded(window: int) -> int:
+        total, (height, width) = 0, grid
+        for _ in range(stages):
+            total += _up(height, min(window, height)) * _up(width, min(window, width))
+            height, width = -(-height // 2), -(-width // 2)
+        return total
+
+    return min(range(most, (most - 1) // 2, -1), key=padded)
 
 
 def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -158,7 +180,12 @@ def _model_name(model: nn.Module) -> str:
 
 def _default_patch(name: str) -> int:
     found = re.search(r"patch(\d+)", name)
-    return int(found.group(1)) if found else 16
+    return int(found.group(1)) if found else 4 if name.startswith("swin") else 16
+
+
+def _default_window(name: str) -> int:
+    found = re.search(r"window(?:\d+to)?(\d+)", name)
+    return int(found.group(1)) if found else 7
 
 
 def _enlargement(size: tuple[int, int], target: tuple[int, ...]) -> float:

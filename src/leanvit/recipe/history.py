@@ -73,7 +73,7 @@ class History:
 def _check_argument(key: str, value: Any) -> None:
     if key in FORBIDDEN:
         raise BadInput(f"constructor argument {key!r} is not part of a root: it loads or wraps, it does not build")
-    flat = list(value) if isinstance(value, list | tuple) else [value]
+    flat = [n for v in _several(value) for n in _several(v)]  # lists of lists too: a window (rows, columns) per stage
     if not all(isinstance(v, bool | int | float | str | None) for v in flat):
         raise BadInput(f"constructor argument {key} is {value!r}: a root holds numbers, text and lists of them only")
     limit = LIMITS.get(key, LARGEST)
@@ -82,9 +82,22 @@ def _check_argument(key: str, value: Any) -> None:
         raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
 
 
+def _several(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _tupled(value: Any) -> Any:
+    """Lists as tuples, as timm's constructors tell one size from several."""
+    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
+
+
 def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
     """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone."""
-    kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in root.kwargs.items()}
+    kwargs: dict[str, Any] = {k: _tupled(v) for k, v in root.kwargs.items()}
     try:
         with torch.device(device):
             model = timm.create_model(root.name, pretrained=pretrained, **kwargs)
@@ -114,7 +127,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
         raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
     given["num_classes"] = model.num_classes  # a classifier may have been reset since
-    root = Root(name, {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if k not in FORBIDDEN})
+    root = Root(name, {k: _listed(v) for k, v in given.items() if k not in FORBIDDEN})
     _prove(root, open_model(model, check=False))
     return root
 

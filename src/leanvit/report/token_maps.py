@@ -103,7 +103,7 @@ def trace_tokens(
         x = batch.images.to(next(model.parameters()).device)
         state = model.start(x, trace=True)
         tokens, state = model.embed(x, state)
-        length, reductions = tokens.shape[1], []
+        length, grid, reductions = tokens.shape[1], state.grid, []
         for i, block in enumerate(model.blocks):
             tokens, state = model.run(tokens, state, i, i + 1)
             if tokens.shape[1] != length:
@@ -115,7 +115,7 @@ def trace_tokens(
     answers = logits.argmax(dim=-1).tolist()
     return TokenMaps(
         name=name,
-        grid=(state.grid[0], state.grid[1]),
+        grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
         num_prefix=state.num_prefix,
         tokens=state.tokens,
         reductions=tuple(reductions),
@@ -124,7 +124,8 @@ def trace_tokens(
 
 
 def _source(block: Any) -> str:
-    return " + ".join(dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source))
+    sources = dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source)
+    return " + ".join(sources) or "patch merging"  # between the stages of a hierarchical net
 
 
 def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

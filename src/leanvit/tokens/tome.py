@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leanvit.anatomy import OpenModel, Phases, State, Step
 from leanvit.anatomy.tokens import complement, moved_owner, new_places, take_tokens
+from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import Structure, method
 
@@ -168,7 +169,7 @@ class Merge(Step):
         if keys is None:
             raise BadInput(f"{self.name}: no keys in the state; the step belongs into a block's `between`")
         even, odd = (state.num_prefix + 1) // 2, state.num_prefix // 2
-        matching = match(_summed(keys), r, even=even, odd=odd, keep_order=state.num_prefix > 0)
+        matching = match(summed_keys(keys), r, even=even, odd=odd, keep_order=state.num_prefix > 0)
         size = torch.ones(batch, tokens, device=keys.device) if state.size is None else state.size
         share, size = shares(matching, size)
         x = state.ops.mix(f"{self.name}.merge", x, lambda t: merge(t, matching, share))
@@ -180,7 +181,7 @@ class Merge(Step):
         return x, state
 
 
-def _summed(keys: Tensor) -> Tensor:
+def summed_keys(keys: Tensor) -> Tensor:
     """Keys summed over the heads, (B, H, N, d) -> (B, N, d): the cosine of sums is that of means.
 
     Head by head: a reduction over the strided view of q, k, v takes twice as long.
@@ -198,8 +199,9 @@ def _summed(keys: Tensor) -> Tensor:
 class ToMe:
     """Knobs of the method."""
 
-    r: int | tuple[int | float, ...] = 13  # merges per block; (r, inflection as a float) or a list: see `schedule`
-    prop_attn: bool = True  # attention in proportion to size
+    # merges per block (in windows: per window); (r, inflection as a float) or a list: see `schedule`
+    r: int | tuple[int | float, ...] = 13
+    prop_attn: bool = True  # attention in proportion to size; in windows sizes never reach an attention
 
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
@@ -220,8 +222,15 @@ class ToMe:
         return {"blocks": [{"block": i, "r": r} for i, r in enumerate(schedule(self.r, depth)) if r]}
 
     def shape(self, model: OpenModel, structure: Structure) -> None:
-        """Put the steps in, and the score term into every attention that may meet merged tokens."""
+        """Put the steps in, and the score term into every attention that may meet merged tokens.
+
+        Where the model attends in windows, tokens merge in each window for the MLP alone (`tokens/tome_windows.py`).
+        """
         rows = [_checked_row(row, model) for row in structure["blocks"]]
+        if any(isinstance(block.attn, WindowAttention) for block in model.blocks):
+            from leanvit.tokens.tome_windows import merge_in_windows  # it builds on this file's algorithm
+
+            return merge_in_windows(model, rows)
         for index, r in rows:
             block: Any = model.blocks[index]
             if any(step.source == "tome" for step in block.between):

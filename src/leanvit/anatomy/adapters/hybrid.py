@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from leanvit.anatomy.adapters.parts import check_untouched
 from leanvit.anatomy.traced import OpenTraced
 from leanvit.anatomy.traced_rules import CACHES
 from leanvit.errors import Refused
@@ -46,7 +47,6 @@ CLASSES = {  # module of timm: classes
     "visformer": ("Visformer",),
 }
 _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def understands(model: nn.Module) -> bool:
@@ -58,11 +58,8 @@ def understands(model: nn.Module) -> bool:
 
 def open_family(model: Any) -> OpenTraced:
     """Record the model's forward and open it. Raises `Refused`, naming what is not understood."""
+    check_untouched(model)
     for name, module in model.named_modules():
-        if "forward" in vars(module):
-            raise Refused(f"{name or 'the model'} has a forward of its own (patched): open it before patching")
-        if any(getattr(module, hooks) for hooks in _HOOKS):
-            raise Refused(f"{name or 'the model'} carries forward or backward hooks: remove them first")
         if getattr(module, "grad_checkpointing", False):
             raise Refused(f"{name or 'the model'} has gradient checkpointing on: a traced model has no blocks for it")
     _forget(model)
