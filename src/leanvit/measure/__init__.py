@@ -29,6 +29,8 @@ _HOME = {  # public name -> module that defines it
     "accuracy_change": "scoring",
     "accuracy_per_class": "scoring",
     "agreement": "scoring",
+    "Reliability": "calibration",
+    "reliability": "calibration",
     "Comparison": "comparison",
     "Row": "comparison",
     "compare": "comparing",

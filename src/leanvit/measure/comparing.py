@@ -42,6 +42,7 @@ def compare(
     baseline: str | None = None,
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     progress: Callable[[str], None] | None = None,
+    on_predictions: Callable[[dict[str, Predictions]], None] | None = None,
 ) -> Comparison:
     """Measure every model on the same images, and its speed in rounds where the models take turns.
 
@@ -57,6 +58,7 @@ def compare(
         baseline: name that the others are compared with; the first by default.
         files: name -> file or folder whose size is the row's `disk_bytes`.
         progress: called with a line of text before each stage.
+        on_predictions: called once with what each model answered, by name: for those who keep it.
 
     Raises BadInput before any work when names, baseline, batch sizes, files or devices do not fit.
     """
@@ -73,6 +75,8 @@ def compare(
 
     tell(f"accuracy of {', '.join(models)}")
     predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
+    if on_predictions is not None:
+        on_predictions(predictions)
     x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
     tell(f"latency: {rounds} rounds at batch {latency_batch}")
     timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}
