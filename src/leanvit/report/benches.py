@@ -72,4 +72,4 @@ def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
 
 def _machine(environment: dict[str, object]) -> str:
     cpu, threads = environment.get("cpu", "unknown machine"), environment.get("threads")
-    return f"{cpu}, {threads} threads" if threads else str(cpu)
+    return f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}" if threads else str(cpu)

@@ -17,7 +17,7 @@ from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.thumbnails import data_uri
 from leanvit.report.token_pictures import class_name
 
-CLASSES_SHOWN = 24  # of more classes, the worst and the best
+CLASSES_SHOWN = 24  # of more classes, those that changed most
 SWITCHES_SHOWN = 12
 FEW = 30  # images of a class; below, its interval says more than its figure
 
@@ -115,7 +115,7 @@ def _of_pair(
         other=int((~same & ~before & ~after).sum()),
         classes=shown,
         classes_left_out=len(by_class) - len(shown),
-        span=max(max(abs(c.low), abs(c.high)) for c in by_class),
+        span=max((max(abs(c.low), abs(c.high)) for c in shown), default=1.0),
         switches=tuple(found[:SWITCHES_SHOWN]),
         switches_left_out=len(found[SWITCHES_SHOWN:]),
         worst=tuple(_shown(d, classes, pictures) for d in worst(evidence, dense, lean)),
@@ -159,11 +159,12 @@ def switches(evidence: Evidence, dense: str, lean: str, classes: Sequence[str]) 
 
 
 def _ends(by_class: Sequence[ClassChange]) -> tuple[ClassChange, ...]:
-    """All, or the half with the greatest losses and the half with the greatest gains."""
+    """All; of many, those that changed, and of many such the half with the greatest losses and that with the gains."""
     if len(by_class) <= CLASSES_SHOWN:
         return tuple(by_class)
+    changed = [one for one in by_class if one.change]
     half = CLASSES_SHOWN // 2
-    return (*by_class[:half], *by_class[-half:])
+    return tuple(changed if len(changed) <= CLASSES_SHOWN else (*changed[:half], *changed[-half:]))
 
 
 def _shown(found: Disagreement, classes: Sequence[str], pictures: Mapping[str, str]) -> Shown:

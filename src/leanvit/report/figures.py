@@ -16,6 +16,15 @@ from leanvit.report.evidence import Evidence
 from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.token_maps import TokenMaps
 
+
+class Colours(dict[str, int]):
+    """A number for each model, the same in every plot of a page; numbers are given as names come."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+
 Figure = dict[str, Any]
 Trace = dict[str, Any]
 
@@ -32,13 +41,13 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def token_counts(maps: Sequence[tuple[str, TokenMaps]]) -> Figure | None:
+def token_counts(maps: Sequence[tuple[str, TokenMaps]], colours: Colours) -> Figure | None:
     """Sequence length in each block's MLP, one stair a model; None where no model was traced."""
     if not maps:
         return None
     traces = [
         {
-            **_line(name, number, list(range(len(one.tokens))), list(one.tokens)),
+            **_line(name, colours[name], list(range(len(one.tokens))), list(one.tokens)),
             "mode": "lines+markers",
             "line": {"shape": "hvh", "width": 2},
             "marker": {"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
@@ -54,13 +63,13 @@ def token_counts(maps: Sequence[tuple[str, TokenMaps]]) -> Figure | None:
             "yaxis": {"title": {"text": "tokens in the MLP"}, "rangemode": "tozero"},
         },
         "legend": [
-            entry(name, series=i, symbol=SYMBOLS[i % len(SYMBOLS)], group=f"model:{name}")
+            entry(name, series=colours[name], symbol=SYMBOLS[i % len(SYMBOLS)], group=f"model:{name}")
             for i, (name, _) in enumerate(maps)
         ],
     }
 
 
-def training_curves(curves: Mapping[str, Curve]) -> dict[str, Figure]:
+def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, Figure]:
     """Loss, validation accuracy and learning rate by step, a colour a run; only what some run logged."""
     wanted = {
         "loss": ("training loss", lambda c: c.loss, "%{y:.4g}"),
@@ -70,15 +79,17 @@ def training_curves(curves: Mapping[str, Curve]) -> dict[str, Figure]:
     made = {}
     for key, (title, points, shown) in wanted.items():
         traces = []
-        for number, (name, curve) in enumerate(curves.items()):
+        for name, curve in curves.items():
             found: Points = points(curve)
             if not found:
                 continue
-            trace = _line(name, number, [x for x, _ in found], [y for _, y in found])
+            trace = _line(name, colours[name], [x for x, _ in found], [y for _, y in found])
             trace["hovertemplate"] = f"step %{{x}}: {shown}<extra>{plain(name)}</extra>"
             if key == "loss" and curve.epoch_loss:
                 mean = curve.epoch_loss
-                traces.append({**trace, "opacity": 0.35, "line": {"width": 1}, "hoverinfo": "skip", "hovertemplate": None})
+                traces.append(
+                    {**trace, "opacity": 0.35, "line": {"width": 1}, "hoverinfo": "skip", "hovertemplate": None}
+                )
                 trace = {**trace, "x": [x for x, _ in mean], "y": [y for _, y in mean]}
                 trace["hovertemplate"] = f"mean of the epoch to step %{{x}}: {shown}<extra>{plain(name)}</extra>"
             traces.append({**trace, "mode": "lines+markers" if key == "accuracy" else "lines"})
@@ -86,15 +97,16 @@ def training_curves(curves: Mapping[str, Curve]) -> dict[str, Figure]:
             made[key] = {
                 "data": traces,
                 "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": title}}},
-                "legend": [entry(name, series=i, group=f"model:{name}") for i, name in enumerate(curves)],
+                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in curves],
             }
     return made
 
 
-def calibration(comparison: Comparison, evidence: Evidence) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
+def calibration(
+    comparison: Comparison, evidence: Evidence, colours: Colours
+) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
     """For each runtime the reliability diagram of all its models, and the reliability behind it by model."""
     made = {}
-    models = list(dict.fromkeys(model_of(row) for row in comparison.rows))
     for runtime in dict.fromkeys(runtime_of(row) for row in comparison.rows):
         found = {
             model_of(row): reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
@@ -102,12 +114,12 @@ def calibration(comparison: Comparison, evidence: Evidence) -> dict[str, tuple[F
             if runtime_of(row) == runtime
         }
         figure = {
-            "data": [_diagonal(), *(_reliability(name, models.index(name), one) for name, one in found.items())],
+            "data": [_diagonal(), *(_reliability(name, colours[name], one) for name, one in found.items())],
             "layout": {
                 "xaxis": {"title": {"text": "confidence of the answer [%]"}, "range": [0, 103]},
                 "yaxis": {"title": {"text": "answered rightly [%]"}, "range": [0, 103]},
             },
-            "legend": [entry(name, series=models.index(name), group=f"model:{name}") for name in found],
+            "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in found],
         }
         made[runtime] = (figure, found)
     return made

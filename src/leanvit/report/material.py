@@ -105,7 +105,9 @@ def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | 
         return None
     missing = [row.name for row in comparison.rows if row.name not in evidence.answers]
     if missing or len(evidence.keys) != comparison.images:
-        raise CheckpointError(f"{file} does not hold the answers of {path.name}: {missing or 'another number of images'}")
+        raise CheckpointError(
+            f"{file} does not hold the answers of {path.name}: {missing or 'another number of images'}"
+        )
     return evidence
 
 

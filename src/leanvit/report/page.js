@@ -44,6 +44,7 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: soft, size: 12, family: getComputedStyle(document.body).fontFamily },
       hoverlabel: { bgcolor: colour("--card"), bordercolor: line, font: { color: ink, size: 13 }, align: "left" },
+      width: plot.element.clientWidth, height: plot.element.clientHeight, // plotly's own fitting waits, and paper does not
       margin: { l: 52, r: 14, t: 10, b: 46 }, hovermode: "closest", showlegend: false, dragmode: false,
     };
     return [data, layout];
@@ -51,9 +52,15 @@
 
   const draw = (plot) => {
     const [data, layout] = themed(plot);
-    return Plotly.react(plot.element, data, layout, { responsive: true, displayModeBar: false });
+    return Plotly.react(plot.element, data, layout, { displayModeBar: false });
   };
   const drawAll = () => plots.forEach(draw);
+  const fitting = new ResizeObserver((entries) => requestAnimationFrame(() => {
+    for (const { target } of entries) {
+      const plot = plots.find((one) => one.element === target);
+      if (target.clientWidth && target.clientWidth !== target.layout?.width) draw(plot);
+    }
+  }));
 
   const legend = (plot) => {
     const keys = plot.box.querySelector(".keys");
@@ -99,6 +106,7 @@
   system.addEventListener("change", () => { named(); drawAll(); });
   named();
   drawAll();
+  plots.forEach((plot) => fitting.observe(plot.element));
 
   // --- which lean model is compared with dense ---
   for (const select of document.querySelectorAll("select[data-panels]")) {
@@ -134,13 +142,11 @@
     folded = [...document.querySelectorAll("details:not([open])")];
     folded.forEach((one) => { one.open = true; });
     drawAll();
-    plots.forEach((plot) => Plotly.Plots.resize(plot.element));
   });
   window.addEventListener("afterprint", () => {
     delete root.dataset.printing;
     folded.forEach((one) => { one.open = false; });
     drawAll();
-    plots.forEach((plot) => Plotly.Plots.resize(plot.element));
   });
   root.dataset.ready = "";
 })();

@@ -9,7 +9,7 @@ from typing import Any
 
 from leanvit.measure import Comparison, Row
 from leanvit.report import rows
-from leanvit.report.figures import SYMBOLS, Figure, Trace, entry, plain
+from leanvit.report.figures import SYMBOLS, Colours, Figure, Trace, entry, plain
 from leanvit.report.rows import model_of, runtime_of, signed
 
 
@@ -39,7 +39,7 @@ _AXES = (
 )
 
 
-def accuracy_against_cost(points: Sequence[Point]) -> dict[str, Figure]:
+def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str, Figure]:
     """A figure for each cost that some row has, by the cost's name. The same traces in each, in the same order.
 
     A colour a model, a symbol a runtime; for each runtime the stair of the rows that none of it beats in both.
@@ -54,14 +54,14 @@ def accuracy_against_cost(points: Sequence[Point]) -> dict[str, Figure]:
         views[axis.name] = {
             "data": [
                 *(_stair(known, axis, runtime, number) for number, runtime in enumerate(runtimes)),
-                *(_marker(p, axis, models.index(p.model), runtimes.index(runtime_of(p.row))) for p in points),
+                *(_marker(p, axis, colours[p.model], runtimes.index(runtime_of(p.row))) for p in points),
             ],
             "layout": {
                 "xaxis": {"title": {"text": axis.title(points[0].comparison)}, **_scale(known, axis)},
                 "yaxis": {"title": {"text": "top-1 [%]"}},
             },
             "legend": [
-                *(entry(name, series=i, group=f"model:{name}") for i, name in enumerate(models)),
+                *(entry(name, series=colours[name], group=f"model:{name}") for name in models),
                 *(
                     entry(name, symbol=SYMBOLS[i % len(SYMBOLS)], group=f"runtime:{name}")
                     for i, name in enumerate(runtimes)
@@ -91,7 +91,7 @@ def _scale(points: Sequence[Point], axis: _Axis) -> dict[str, Any]:
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _marker(point: Point, axis: _Axis, model: int, runtime: int) -> Trace:
+def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
     row, top1 = point.row, point.row.top1_percent
     trace: Trace = {
         "type": "scatter",
@@ -101,7 +101,7 @@ def _marker(point: Point, axis: _Axis, model: int, runtime: int) -> Trace:
         "y": [top1.value],
         "error_y": _error(top1.high - top1.value, top1.value - top1.low),
         "marker": {"size": 12, "symbol": SYMBOLS[runtime % len(SYMBOLS)]},
-        "meta": {"series": model, "groups": [f"model:{point.model}", f"runtime:{runtime_of(row)}"]},
+        "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{runtime_of(row)}"]},
         "hovertemplate": "<br>".join(map(plain, _details(point))).replace("%{", "% {") + "<extra></extra>",
     }
     if axis.name == "latency" and row.latency_ms is not None:
@@ -124,7 +124,9 @@ def _details(point: Point) -> list[str]:
         lines.append(f"{row.latency_ms.median:.4g} ms / batch of {comparison.latency_batch}")
     faster = rows.speedup(comparison, row)
     if faster is not None:
-        lines.append(f"{faster.median:.2f}× as fast as {model_of(comparison.row(comparison.baseline))} in {row.runtime}")
+        lines.append(
+            f"{faster.median:.2f}× as fast as {model_of(comparison.row(comparison.baseline))} in {row.runtime}"
+        )
     if row.macs_per_image is not None:
         lines.append(f"{row.macs_per_image / 1e6:,.4g} M MACs / image")
     if row.disk_bytes is not None:

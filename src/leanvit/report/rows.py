@@ -251,8 +251,8 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     simulated = [row.name for row in rows if is_simulated(row)]
     if simulated:
         found.append(
-            f"in PyTorch int8 is simulated (integers held in floats): {', '.join(simulated)}. The accuracy is int8's; its "
-            "speed is that of an artefact (leanvit export)"
+            f"in PyTorch int8 is simulated (integers held in floats): {', '.join(simulated)}. The accuracy is int8's; "
+            "its speed is that of an artefact (leanvit export)"
         )
     elsewhere = [row.name for row in rows if row.macs_per_image is None and not row.notes]
     if elsewhere:

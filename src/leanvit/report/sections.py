@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from leanvit.report import figures, rows
@@ -20,9 +21,10 @@ Views = dict[str, figures.Figure]
 
 @dataclass
 class Plots:
-    """Every plot of the page: an id -> its figures by the name of the view."""
+    """Every plot of the page: an id -> its figures by the name of the view; and the colours that they share."""
 
     views: dict[str, Views] = field(default_factory=dict)
+    colours: figures.Colours = field(default_factory=figures.Colours)
 
     def add(self, views: Views) -> str:
         """The plot's id, empty for a plot without a view."""
@@ -104,6 +106,7 @@ class Sections:
     heading: str
     chips: tuple[str, ...]
     headline: rows.Headline | None
+    headline_data: str  # named where the runs stand on several
     data: tuple[DataPart, ...]
     token_plot: str
     tokens: tuple[TokenPart, ...]
@@ -120,19 +123,23 @@ def sections(materials: Sequence[Material]) -> Sections:
     plots = Plots()
     groups = by_data(materials)
     measured = [one for group in groups for one in group.measured]
+    said, headline = _first_headline(groups)
     maps = _traced(materials)
-    counts = figures.token_counts([(name, one) for name, _, one in maps])
     curves = {_run_name(m, materials): m.curve for m in materials if m.curve is not None}
+    data = tuple(_data_part(group, plots, groups) for group in groups)
+    counts = figures.token_counts([(name, one) for name, _, one in maps], plots.colours)
+    training = figures.training_curves(curves, plots.colours)
     last = measured[-1][1].comparison.environment if measured else {}
     return Sections(
         title=f"{_heading(materials)}: {', '.join(dict.fromkeys(m.name for m in materials))}",
         heading=_heading(materials),
         chips=_chips(materials, groups),
-        headline=next((h for _, m in measured if (h := rows.headline(m.comparison))), None),
-        data=tuple(_data_part(group, plots, len(groups)) for group in groups),
+        headline=headline,
+        headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
+        data=data,
         token_plot=plots.add({"": counts} if counts else {}),
         tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
-        training={key: plots.add({"": figure}) for key, figure in figures.training_curves(curves).items()},
+        training={key: plots.add({"": figure}) for key, figure in training.items()},
         commands=_commands(materials),
         made_with=_versions(materials),
         machine=tuple((k, _text(v)) for k, v in last.items()),
@@ -154,22 +161,39 @@ def _chips(materials: Sequence[Material], groups: Sequence[DataGroup]) -> tuple[
     first = materials[0]
     same = all((m.model, m.model_args) == (first.model, first.model_args) for m in materials)
     found = [f"{key} {value}" for key, value in first.model_args.items()] if same else []
-    found += [f"data {group.data}, {group.images} images" for group in groups]
+    found += [f"data {_data_name(group, groups)}, {group.images} images" for group in groups]
     if not groups and first.data:
         found.append(f"data {first.data}")
     found += dict.fromkeys(bench.machine for group in groups for bench in group.benches)
     return tuple(found)
 
 
+def _first_headline(groups: Sequence[DataGroup]) -> tuple[DataGroup | None, rows.Headline | None]:
+    for group in groups:
+        for _, measurement in group.measured:
+            found = rows.headline(measurement.comparison)
+            if found:
+                return group, found
+    return None, None
+
+
+def _data_name(group: DataGroup, groups: Sequence[DataGroup]) -> str:
+    """The last part of a path, where that names one data set only; else the whole spec."""
+    short = Path(group.data).name
+    specs = {other.data for other in groups if Path(other.data).name == short}
+    return (short if len(specs) == 1 else group.data) or "unnamed data"
+
+
 # --- by data ------------------------------------------------------------------------------------------------------
 
 
-def _data_part(group: DataGroup, plots: Plots, groups: int) -> DataPart:
+def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup]) -> DataPart:
     several = len(group.measured) > 1
     answered = [one for one in group.measured if one[1].evidence is not None]
-    apart = f" (images {group.fingerprint})" if groups > 1 and group.fingerprint else ""
+    alike = sum(_data_name(other, groups) == _data_name(group, groups) for other in groups) > 1
+    apart = f" (images {group.fingerprint or 'not recorded'})" if alike else ""
     return DataPart(
-        title=f"{group.data or 'unnamed data'}{apart}",
+        title=f"{_data_name(group, groups)}{apart}",
         images=group.images,
         benches=tuple(_bench_part(bench, plots, several=several) for bench in group.benches),
         answers=tuple(_answers(material, m, plots, several=several) for material, m in answered),
@@ -182,7 +206,7 @@ def _data_part(group: DataGroup, plots: Plots, groups: int) -> DataPart:
 
 
 def _bench_part(bench: Bench, plots: Plots, *, several: bool) -> BenchPart:
-    views = accuracy_against_cost(bench.points)
+    views = accuracy_against_cost(bench.points, plots.colours)
     size = "×".join(map(str, bench.input_size))
     note = ""
     if len(bench.measured) > 1:
@@ -219,7 +243,7 @@ def _answers(material: Material, measurement: Measurement, plots: Plots, *, seve
         chosen=_chosen(found, rows.headline(comparison)),
         reliability=tuple(
             Reliability(runtime, plots.add({"": figure}), tuple((n, 100 * r.ece) for n, r in by_model.items()))
-            for runtime, (figure, by_model) in figures.calibration(comparison, evidence).items()
+            for runtime, (figure, by_model) in figures.calibration(comparison, evidence, plots.colours).items()
         ),
         images=len(evidence.keys),
     )

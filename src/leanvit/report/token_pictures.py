@@ -107,8 +107,15 @@ def _border(patches: Sequence[int], grid: tuple[int, int]) -> str:
     """The edges between the patches of a group and everything else, straight ones joined."""
     _, columns = grid
     cells = {divmod(patch, columns) for patch in patches}
-    across = {(column, row + below) for row, column in cells for below in (0, 1) if (row + 2 * below - 1, column) not in cells}
-    down = {(row, column + beside) for row, column in cells for beside in (0, 1) if (row, column + 2 * beside - 1) not in cells}
+    across = {
+        (column, row + below) for row, column in cells for below in (0, 1) if (row + 2 * below - 1, column) not in cells
+    }
+    down = {
+        (row, column + beside)
+        for row, column in cells
+        for beside in (0, 1)
+        if (row, column + 2 * beside - 1) not in cells
+    }
     flat = "".join(f"M{PATCH * x} {PATCH * y}h{PATCH * n}" for x, y, n in _runs(across))
     upright = "".join(f"M{PATCH * x} {PATCH * y}v{PATCH * n}" for y, x, n in _runs(down))
     return flat + upright
