@@ -3,9 +3,13 @@
 import json
 
 import pytest
+from PIL import Image
 
 from leanvit.measure import Comparison
 from leanvit.recipe import load_run
+from leanvit.report.disagreements import load_pictures, worst
+from leanvit.report.evidence import Evidence
+from leanvit.report.keeping import evidence_file, pairs, pictures_file
 from leanvit.report.token_maps import TokenMaps
 from leanvit.verbs.folders import commands_of
 
@@ -62,6 +66,46 @@ def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
     assert by_name["evit + int8 (openvino)"]["precision"] == "int8"
     assert by_name["evit + int8"]["precision"] == "int8 simulated"
     assert by_name["dense"]["disk_bytes"] > 0
+
+
+def test_verbs_keep_what_the_report_shows(chain) -> None:
+    slim = chain.folder / "slim"
+    for measured, rows in (("measure.json", 4), ("measure-2.json", 4)):
+        comparison = Comparison.from_json((slim / measured).read_bytes())
+        evidence = Evidence.load(evidence_file(slim / measured))
+        assert list(evidence.answers) == [row.name for row in comparison.rows] and len(evidence.answers) == rows
+        for row in comparison.rows:
+            assert 100 * evidence.right(row.name).mean() == pytest.approx(row.top1_percent.value)
+        shown = {d.key for dense, lean in pairs(comparison) for d in worst(evidence, dense, lean)}
+        assert set(load_pictures(pictures_file(slim / measured))) == shown
+    assert (slim / "train.jsonl").read_text().startswith('{"event": "start"'), "the recovery's course"
+    page = (slim / "report.html").read_text()
+    assert "From which answer to which" in page and "validation accuracy by epoch" in page
+    assert "not kept" not in page[: page.index('id="figures"')]
+
+
+def test_compress_needs_no_training_split_where_nothing_learns(chain, invoke, tmp_path) -> None:
+    for name, value in (("a", 0), ("b", 255)):
+        folder = tmp_path / "photos" / "val" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (32, 32), (value, 9 * number, 0)).save(folder / f"{number}.png")
+    model = ["--model-arg", "img_size=32", "--model-arg", "num_classes=2", "--model-arg", "depth=2"]
+    arguments = [
+        "compress",
+        "vit_tiny_patch16_224",
+        "--data",
+        tmp_path / "photos",
+        *model,
+        "--batch",
+        "2",
+        "--no-measure",
+    ]
+    done = invoke(*arguments, "--with", "tome:r=1", "--out", tmp_path / "lean", "--json")
+    assert done.exit_code == 0, done.output
+    assert load_run(tmp_path / "lean").classes == ("a", "b")
+    refused = invoke(*arguments, "--with", "int8", "--out", tmp_path / "int8")
+    assert refused.exit_code == 2 and "no training split" in refused.stderr
 
 
 def test_every_command_is_recorded_with_those_before_it(chain) -> None:

@@ -1,12 +1,19 @@
 """Comparisons and token maps made by hand: what a page is made of, without a model."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from leanvit.measure import Change, Comparison, Interval, Row
 from leanvit.measure.latency import Spread
+from leanvit.report.curves import Curve
+from leanvit.report.evidence import Answers, Evidence
+from leanvit.report.material import Material, Measurement
 from leanvit.report.token_maps import Picture, Reduction, TokenMaps
+from leanvit.verbs.folders import Command
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
@@ -39,7 +46,7 @@ def row(
 
 
 def compared(*rows: Row) -> Comparison:
-    return Comparison("dense", 100, (1, 8, 8), 8, 3, rows, {"cpu": "A Processor", "threads": 2})
+    return Comparison("dense", 4, (1, 8, 8), 8, 3, rows, {"cpu": "A Processor", "threads": 2})
 
 
 @pytest.fixture
@@ -68,3 +75,36 @@ def maps() -> TokenMaps:
     """Four patches, two blocks; the first fuses or merges two of them."""
     owners = ((1, 2, 2, 3),)
     return TokenMaps("slim", (2, 2), 1, (5, 4), (Reduction(0, "evit", 4, owners),), (Picture("a.png", 0, 1, PIXEL),))
+
+
+@pytest.fixture
+def evidence(comparison) -> Evidence:
+    """Four images of classes 0, 0, 1, 1. Dense errs on the last; slim on the second (sure of it) and on the third."""
+    dense = Answers(np.array([0, 0, 1, 0], np.int32), np.array([0.9, 0.9, 0.5, 0.9], np.float32))
+    slim = Answers(np.array([0, 1, 0, 1], np.int32), np.array([0.8, 0.7, 0.6, 0.55], np.float32))
+    return Evidence(
+        data="digits",
+        of=hashlib.sha256(comparison.to_json().encode()).hexdigest(),
+        keys=("a", "b", "c", "d"),
+        targets=np.array([0, 0, 1, 1], np.int32),
+        answers={row.name: slim if "slim" in row.name else dense for row in comparison.rows},
+    )
+
+
+@pytest.fixture
+def material(comparison, maps, evidence) -> Material:
+    command = Command("measure", "leanvit measure runs/slim", "2026-01-02T03:04:05+00:00", 1.5, {"torch": "2.9"}, "")
+    return Material(
+        folder=Path("runs/slim"),
+        name="evit",
+        model="vit_tiny_patch16_224",
+        model_args={"depth": 2},
+        classes=("zero", "one"),
+        data="digits",
+        asked=({"method": "evit", "asked": {"keep_rate": 0.7}, "achieved": {"tokens": [5, 4]}},),
+        commands=(command,),
+        measurements=(Measurement("measure.json", comparison, command.command, evidence, {"b": PIXEL}),),
+        tokens=maps,
+        curve=Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), top1_percent=((2, 50.0),)),
+        made_with={"timm": "1.0"},
+    )

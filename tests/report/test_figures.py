@@ -3,14 +3,26 @@
 import pytest
 
 from leanvit.report import figures
+from leanvit.report.curves import Curve
+from leanvit.report.figures import Colours
+from leanvit.report.pareto import Point, accuracy_against_cost, frontier
+from leanvit.report.rows import model_of
+
+
+def costs(comparison):
+    return accuracy_against_cost([Point(comparison, row, model_of(row)) for row in comparison.rows], Colours())
 
 
 def points(figure):
-    return [trace for trace in figure["data"] if trace["meta"]["series"] >= 0]
+    return [trace for trace in figure["data"] if trace["mode"] == "markers"]
+
+
+def stairs(figure):
+    return [list(zip(t["x"], t["y"], strict=True)) for t in figure["data"] if t["mode"] == "lines"]
 
 
 def test_latency_plot_has_a_point_and_error_bars_for_each_row(comparison) -> None:
-    figure = figures.accuracy_against_latency(comparison)
+    figure = costs(comparison)["latency"]
     assert [(t["name"], t["x"], t["y"]) for t in points(figure)] == [
         ("dense", [10.0], [90.0]),
         ("slim", [5.0], [89.0]),
@@ -23,41 +35,79 @@ def test_latency_plot_has_a_point_and_error_bars_for_each_row(comparison) -> Non
     assert "ms / batch of 8" in figure["layout"]["xaxis"]["title"]["text"]
 
 
+def test_pointing_at_a_row_tells_its_figures_and_its_own_reference(comparison) -> None:
+    told = points(costs(comparison)["latency"])[3]["hovertemplate"]
+    for part in ("slim, openvino f32", "top-1 88.00 %", "change −2.00 points", "4.00× as fast as dense in openvino"):
+        assert part in told
+
+
 def test_a_model_keeps_its_colour_and_a_runtime_its_symbol(comparison) -> None:
-    series = [
-        (t["meta"]["series"], t["marker"]["symbol"]) for t in points(figures.accuracy_against_latency(comparison))
-    ]
-    assert series == [(0, "circle"), (1, "circle"), (0, "diamond"), (1, "diamond")]
+    marks = [(t["meta"]["series"], t["marker"]["symbol"]) for t in points(costs(comparison)["latency"])]
+    assert marks == [(0, "circle"), (1, "circle"), (0, "diamond"), (1, "diamond")]
+
+
+def test_the_legend_switches_models_and_runtimes(comparison) -> None:
+    figure = costs(comparison)["latency"]
+    switches = [entry["group"] for entry in figure["legend"]]
+    assert switches == ["model:dense", "model:slim", "runtime:torch", "runtime:openvino"]
+    assert {group for trace in figure["data"] for group in trace["meta"]["groups"]} == set(switches)
+
+
+def test_every_cost_that_some_row_has_is_a_view_with_the_same_traces(comparison) -> None:
+    views = costs(comparison)
+    assert list(views) == ["latency", "MACs", "size on disk", "parameters"]
+    assert [t["x"] for t in points(views["MACs"])] == [[5.0], [3.0], [None], [None]]
+    assert [t["x"] for t in points(views["size on disk"])] == [[2.0]] * 4
 
 
 def test_values_far_apart_get_a_logarithmic_axis(make_row, compare_rows) -> None:
-    near = figures.accuracy_against_latency(compare_rows(make_row("dense"), make_row("x", ms=5.0)))
-    far = figures.accuracy_against_latency(compare_rows(make_row("dense"), make_row("x", ms=0.4)))
+    near = costs(compare_rows(make_row("dense"), make_row("x", ms=5.0)))["latency"]
+    far = costs(compare_rows(make_row("dense"), make_row("x", ms=0.4)))["latency"]
     assert near["layout"]["xaxis"]["rangemode"] == "tozero"
     assert far["layout"]["xaxis"]["type"] == "log"
     assert {"0.2", "0.5", "1", "10"} <= set(far["layout"]["xaxis"]["ticktext"])
 
 
-def test_the_frontier_holds_only_models_that_none_beats(comparison) -> None:
-    frontier = figures.accuracy_against_latency(comparison)["data"][0]
-    assert list(zip(frontier["x"], frontier["y"], strict=True)) == [(1.0, 88.0), (4.0, 90.0)]
+def test_each_runtime_has_its_own_frontier(comparison) -> None:
+    assert stairs(costs(comparison)["latency"]) == [[(5.0, 89.0), (10.0, 90.0)], [(1.0, 88.0), (4.0, 90.0)]]
 
 
-def test_macs_plot_has_one_point_a_model(comparison) -> None:
-    assert [t["x"] for t in points(figures.accuracy_against_macs(comparison))] == [[5.0], [3.0]]
+def test_the_frontier_leaves_out_what_is_beaten_in_both() -> None:
+    assert frontier([(3, 80), (1, 70), (2, 60), (3, 90), (4, 90)]) == [(1, 70), (3, 90)]
 
 
 def test_nothing_to_plot_gives_nothing(make_row, compare_rows) -> None:
-    assert figures.accuracy_against_latency(compare_rows(make_row("dense", ms=None))) is None
-    assert figures.accuracy_against_macs(compare_rows(make_row("dense", macs=None))) is None
-    assert figures.token_counts([]) is None
+    assert "latency" not in costs(compare_rows(make_row("dense", ms=None)))
+    assert "MACs" not in costs(compare_rows(make_row("dense", macs=None)))
+    assert figures.token_counts([], Colours()) is None
+    assert figures.training_curves({}, Colours()) == {}
 
 
-def test_token_counts_are_a_stair(maps) -> None:
-    (trace,) = figures.token_counts([maps])["data"]
-    assert (trace["x"], trace["y"], trace["name"]) == ([0, 1], [5, 4], "slim")
+def test_token_counts_are_a_stair_in_the_models_colour(maps) -> None:
+    colours = Colours({"dense": 0})
+    (trace,) = figures.token_counts([("slim", maps)], colours)["data"]
+    assert (trace["x"], trace["y"], trace["name"], trace["meta"]["series"]) == ([0, 1], [5, 4], "slim", 1)
+
+
+def test_training_shows_what_was_logged(comparison) -> None:
+    curve = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), top1_percent=())
+    made = figures.training_curves({"dense": curve}, Colours())
+    assert list(made) == ["loss", "rate"], "no validation, no plot of it"
+    steps, epochs = made["loss"]["data"]
+    assert (steps["y"], epochs["y"]) == ([2.0, 1.5], [1.75])
+
+
+def test_calibration_is_drawn_by_runtime(comparison, evidence) -> None:
+    made = figures.calibration(comparison, evidence, Colours())
+    assert list(made) == ["torch", "openvino"]
+    figure, by_model = made["torch"]
+    assert list(by_model) == ["dense", "slim"]
+    # dense: three answers at 0.9 of which two are right, one right at 0.5.
+    assert by_model["dense"].ece == pytest.approx((3 * abs(2 / 3 - 0.9) + abs(1 - 0.5)) / 4)
+    assert figure["data"][1]["customdata"] == [1, 3]
 
 
 def test_names_are_not_read_as_markup(make_row, compare_rows) -> None:
-    figure = figures.accuracy_against_latency(compare_rows(make_row("dense"), make_row("<b>x</b>")))
-    assert points(figure)[1]["name"] == "&lt;b&gt;x&lt;/b&gt;"
+    figure = costs(compare_rows(make_row("dense"), make_row("<b>x</b>%{y}")))["latency"]
+    assert points(figure)[1]["name"] == "&lt;b&gt;x&lt;/b&gt;%{y}"
+    assert "<b>" not in points(figure)[1]["hovertemplate"] and "%{y}" not in points(figure)[1]["hovertemplate"]

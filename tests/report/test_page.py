@@ -1,9 +1,8 @@
 """The page: complete, escaped, self-contained, and drawn by a real browser."""
 
-import os
+import base64
+import hashlib
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,34 +11,17 @@ import pytest
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
 from leanvit.report import write_report
-from leanvit.report.material import Material, Measurement
+from leanvit.report.material import Material, Measurement, read_run
 from leanvit.report.page import render
+from leanvit.report.sections import sections
 from leanvit.verbs.folders import Command
 
 HOSTILE = """</script><script>alert('x')</script>"><img src=x onerror=alert(1)>{{ 7*7 }}"""
 
 
-@pytest.fixture
-def material(comparison, maps) -> Material:
-    command = Command("measure", "leanvit measure runs/slim", "2026-01-02T03:04:05+00:00", 1.5, {"torch": "2.9"}, "")
-    return Material(
-        folder=Path("runs/slim"),
-        name="evit",
-        model="vit_tiny_patch16_224",
-        model_args={"depth": 2},
-        classes=("zero", "one"),
-        data="digits",
-        asked=({"method": "evit", "asked": {"keep_rate": 0.7}, "achieved": {"tokens": [5, 4]}},),
-        commands=(command,),
-        measurements=(Measurement("measure.json", comparison, command.command),),
-        tokens=maps,
-        made_with={"timm": "1.0"},
-    )
-
-
 def own_text(page: str) -> str:
     """The page without plotly, whose text is not ours."""
-    return page[: page.index("<script>")]
+    return page[: page.index('<script type="application/json"')] + page[page.index('id="figures"') :][:20_000]
 
 
 def test_the_page_holds_everything(material) -> None:
@@ -49,6 +31,11 @@ def test_the_page_holds_everything(material) -> None:
         "both in openvino, batch 8",
         "The change of runtime alone: dense, torch f32 to openvino f32: 2.50×",
         "ms / batch of 8",
+        '<b class="bad">2</b> lost the right one, <b class="ok">1</b> gained it',
+        "expected calibration error",
+        "after block 0: 3 tokens for 4 patches",
+        "data digits, 4 images",
+        "This page is one file of",
         "keep_rate <b>0.7</b>",
         "leanvit measure runs/slim",
         "torch 2.9",
@@ -61,9 +48,16 @@ def test_the_page_holds_everything(material) -> None:
         assert part in text, part
 
 
-def test_what_comes_from_runs_is_escaped(material, make_row, compare_rows, maps) -> None:
+def test_what_comes_from_runs_is_escaped(material, make_row, compare_rows, maps, evidence) -> None:
     hostile_row = replace(make_row(HOSTILE), notes=(HOSTILE,))
     comparison = replace(compare_rows(make_row("dense"), hostile_row), environment={"cpu": HOSTILE, HOSTILE: HOSTILE})
+    dense = evidence.answers["dense"]
+    answers = replace(
+        evidence,
+        data=HOSTILE,
+        keys=(HOSTILE, "b", "c", "d"),
+        answers={"dense": dense, HOSTILE: replace(dense, classes=1 - dense.classes)},
+    )
     hostile = replace(
         material,
         name=HOSTILE,
@@ -73,13 +67,13 @@ def test_what_comes_from_runs_is_escaped(material, make_row, compare_rows, maps)
         data=HOSTILE,
         asked=({"method": HOSTILE, "asked": {HOSTILE: HOSTILE}, "achieved": {HOSTILE: [HOSTILE]}},),
         commands=(Command(HOSTILE, HOSTILE, HOSTILE, 1.0, {HOSTILE: HOSTILE}, HOSTILE),),
-        measurements=(Measurement(HOSTILE, comparison, HOSTILE),),
-        tokens=replace(maps, name=HOSTILE, pictures=(replace(maps.pictures[0], key=HOSTILE, png=HOSTILE),)),
+        measurements=(Measurement(HOSTILE, comparison, HOSTILE, answers, {HOSTILE: HOSTILE}),),
+        tokens=replace(maps, name=HOSTILE, pictures=(replace(maps.pictures[0], key=HOSTILE, image=HOSTILE),)),
         made_with={HOSTILE: HOSTILE},
     )
     page = render([hostile, material])
     assert "alert('x')" in own_text(page).replace("&#39;", "'"), "the text itself is shown"
-    assert "<script>alert" not in page and "<img" not in page
+    assert "<script>alert" not in page and "<img src=x" not in page
     assert "</script><script>alert" not in page
     assert ">49<" not in page, "nothing is evaluated"
 
@@ -91,10 +85,72 @@ def test_the_page_asks_the_network_for_nothing(material) -> None:
     assert "@import" not in text and "url(" not in text
 
 
+def test_nothing_is_fetched_and_only_the_pages_own_scripts_run(material) -> None:
+    page = render([material])
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
+    assert "default-src 'none'" in policy and "unsafe-eval" not in policy
+    allowed = set(re.findall(r"'sha256-([^']*)'", policy))
+    scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    found = {base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts}
+    assert len(scripts) == 3 and found == allowed
+
+
 def test_a_run_that_was_not_measured_says_so(material) -> None:
-    text = own_text(render([replace(material, measurements=(), tokens=None)]))
+    text = own_text(render([replace(material, measurements=(), tokens=None, curve=None)]))
     assert "leanvit measure RUN --data DATA" in text
     assert "tokens were not traced" in text
+
+
+def test_a_run_of_an_older_leanvit_says_what_is_missing_and_what_makes_it(material) -> None:
+    old = replace(material.measurements[0], evidence=None, pictures={})
+    text = own_text(render([replace(material, measurements=(old,))]))
+    assert "4.00×" in text and "expected calibration error" not in text
+    assert "Measuring anew keeps them" in text and text.count("<code>leanvit measure runs/slim</code>") == 2
+
+
+def test_counted_parameters_of_int8_are_shown(material, make_row, compare_rows) -> None:
+    slim = replace(make_row("slim"), precision="int8 simulated", params=804_234, weights_bytes=871_520)
+    measured = Measurement("measure.json", compare_rows(make_row("dense"), slim), "")
+    text = own_text(render([replace(material, measurements=(measured,))]))
+    assert ">0.804</td>" in text and ">0.831</td>" in text
+
+
+def other_run(material: Material, comparison, data: str, evidence=None) -> Material:
+    measured = Measurement("measure.json", comparison, "", evidence)
+    return replace(material, folder=Path("runs/other"), data=data, measurements=(measured,), tokens=None, curve=None)
+
+
+def test_runs_on_other_data_are_never_in_one_plot(material, comparison) -> None:
+    made = sections([material, other_run(material, replace(comparison, images=50), "photos")])
+    assert [(part.title, part.images) for part in made.data] == [("digits", 4), ("photos", 50)]
+    assert [len(part.benches[0].tables) for part in made.data] == [1, 1]
+    text = own_text(render([material, other_run(material, replace(comparison, images=50), "photos")]))
+    assert "figures of one part are not comparable" in text
+
+
+def test_the_same_name_with_other_images_is_other_data(material, comparison, evidence) -> None:
+    moved = replace(evidence, keys=("e", "f", "g", "h"))
+    made = sections([material, other_run(material, comparison, "digits", moved)])
+    assert len(made.data) == 2
+    assert len({part.title for part in made.data}) == 2, "told apart by their images"
+
+
+def test_runs_on_the_same_images_share_a_plot_and_keep_their_names(material, comparison, evidence) -> None:
+    made = sections([material, other_run(material, comparison, "digits", evidence)])
+    (part,) = made.data
+    (bench,) = part.benches
+    assert [table.title for table in bench.tables] == ["slim · measure.json", "other · measure.json"]
+    names = {entry["name"] for entry in made.plots[bench.plot]["latency"]["legend"]}
+    assert {"dense [slim]", "dense [other]"} <= names and "did not take turns" in bench.note
+
+
+def test_another_machine_or_batch_gets_its_own_plot(material, comparison, evidence) -> None:
+    elsewhere = replace(comparison, environment={"cpu": "Another", "threads": 1})
+    (part,) = sections([material, other_run(material, elsewhere, "digits", evidence)]).data
+    assert [bench.conditions for bench in part.benches] == [
+        "images of 1×8×8, batch 8, A Processor, 2 threads",
+        "images of 1×8×8, batch 8, Another, 1 thread",
+    ]
 
 
 # --- from folders -------------------------------------------------------------------------------------------------
@@ -118,7 +174,7 @@ def test_a_report_of_a_folder(run) -> None:
 def test_measurements_come_in_the_order_they_were_made(run, comparison) -> None:
     for number in (10, 2):
         (run / f"measure-{number}.json").write_text(comparison.to_json())
-    shown = re.findall(r"run · (measure[-\d]*\.json)", own_text(write_report([run]).read_text()))
+    shown = re.findall(r"<h3>run · (measure[-\d]*\.json)", own_text(write_report([run]).read_text()))
     assert shown == ["measure.json", "measure-2.json", "measure-10.json"]
 
 
@@ -136,6 +192,8 @@ def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
         ("measure.json", "{", "not a comparison"),
         ("tokens.json", "[]", "not token maps"),
         ("commands.jsonl", '{"verb": 3}', "not a record of commands"),
+        ("train.jsonl", "nothing\n", "not a log of training"),
+        ("predictions.safetensors", "{", "cannot be read as evidence"),
     ],
 )
 def test_a_damaged_file_is_named(run, name, content, message) -> None:
@@ -153,55 +211,14 @@ def test_bad_input_is_named(run, tmp_path) -> None:
         write_report([])
 
 
-# --- in a browser -------------------------------------------------------------------------------------------------
+def test_answers_of_a_replaced_measurement_are_not_taken_for_this_one(run, evidence, comparison) -> None:
+    replace(evidence, of="0" * 64).save(run / "predictions.safetensors")
+    assert read_run(run).measurements[0].evidence is None
+    evidence.save(run / "predictions.safetensors")
+    assert read_run(run).measurements[0].evidence is not None
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    named = os.environ.get("LEANVIT_CHROMIUM")
-    found = named or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not found:
-        pytest.skip("no Chromium on this machine (looked for chromium, chromium-browser, google-chrome)")
-    return found
-
-
-def browse(chromium: str, page: Path, profile: Path) -> tuple[str, list[str]]:
-    """The document after its scripts ran, without a network, and what the console said."""
-    done = subprocess.run(
-        [
-            chromium,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--host-resolver-rules=MAP * ~NOTFOUND",
-            f"--user-data-dir={profile}",
-            "--virtual-time-budget=5000",
-            "--window-size=1200,2000",
-            "--dump-dom",
-            page.resolve().as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def test_a_browser_draws_every_plot_without_an_error(chromium, material, tmp_path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text(render([material]), encoding="utf-8")
-    document, console = browse(chromium, page, tmp_path / "profile")
-    assert console == []
-    for plot in ("plot-0-latency", "plot-0-macs", "plot-tokens"):
-        drawn = document.split(f'id="{plot}"')[1][:4000]
-        assert "main-svg" in drawn, plot
-    assert document.count('class="errorbar"') + document.count('class="errorbars"') >= 6
-
-
-def test_an_error_in_a_page_would_be_noticed(chromium, tmp_path) -> None:
-    page = tmp_path / "page.html"
-    page.write_text("<script>nothingOfThisName()</script>", encoding="utf-8")
-    _, console = browse(chromium, page, tmp_path / "profile")
-    assert any("nothingOfThisName" in line for line in console)
+def test_answers_of_other_rows_are_refused(run, evidence) -> None:
+    replace(evidence, answers={"dense": evidence.answers["dense"]}).save(run / "predictions.safetensors")
+    with pytest.raises(CheckpointError, match=r"does not hold the answers of measure\.json"):
+        read_run(run)

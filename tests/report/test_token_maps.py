@@ -10,7 +10,7 @@ import leanvit as lv
 from leanvit.errors import CheckpointError
 from leanvit.recipe import Root
 from leanvit.report.token_maps import TokenMaps, trace_tokens
-from leanvit.report.token_pictures import draw, strips, thinned
+from leanvit.report.token_pictures import draw, stacks
 
 KWARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 3, "embed_dim": 24, "num_heads": 3}
 
@@ -60,7 +60,7 @@ def test_json_round_trip(maps) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"extra": 1}, "extra"),
         ({"grid": [2, 3]}, "6 patches"),
         ({"tokens": ["a"]}, "tokens.0"),
@@ -76,36 +76,52 @@ def test_truncated_json_is_refused(maps) -> None:
         TokenMaps.from_json(maps.to_json()[:40])
 
 
+def test_format_1_is_still_read(maps) -> None:
+    old = json.loads(maps.to_json())
+    old["format"] = 1
+    old["pictures"] = [{("png" if key == "image" else key): v for key, v in p.items()} for p in old["pictures"]]
+    assert TokenMaps.from_json(json.dumps(old)) == maps
+
+
+def test_photos_are_kept_small(dense, shared) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, embed_dim=24, num_heads=3).eval()
+    lean = lv.compress(
+        model,
+        [lv.EViT(keep_rate=0.5, blocks=(1,))],
+        root=Root("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 24, "num_heads": 3}),
+    )
+    photos = lv.open_dataset(str(shared / "data" / "imagenet_sample"), "val", limit=2)
+    maps = trace_tokens(lean, photos, lv.Preprocess.of(model), name="lean", count=2)
+    assert [stack.source[:15] for stack in stacks(maps, photos.classes)] == ["data:image/jpeg"] * 2
+    assert all(len(picture.image) < 60_000 for picture in maps.pictures)
+
+
 def test_a_drawing_outlines_small_groups_and_veils_large_ones() -> None:
     owners = [0] * 6 + [1, 1] + list(range(2, 10))  # a 4x4 grid: six fused, two merged, eight alone
     drawing = draw(owners, (4, 4), block=3, tokens=10)
-    assert drawing.veil.count("z") == 6
-    (outline,) = drawing.outlines
-    assert outline.size == 2 and outline.path.count("M") == 6, "two neighbours have six outer edges"
-    assert drawing.alone == 8
+    assert drawing.veil == "M0 0h40v10h-40zM0 10h20v10h-20z"
+    (group,) = drawing.groups
+    assert group.size == 2 and group.area == "M20 10h20v10h-20z"
+    assert group.border == "M20 10h20M20 20h20M20 10v10M40 10v10", "two neighbours have one border"
+    assert (drawing.alone, drawing.merged, drawing.fused, drawing.dropped) == (8, 2, 6, 0)
 
 
 def test_dropped_patches_are_veiled() -> None:
     drawing = draw([-1, 0, 1, 2], (2, 2), block=0, tokens=3)
-    assert drawing.veil == "M0 0h10v10h-10z"
-    assert drawing.outlines == ()
+    assert (drawing.veil, drawing.dropped) == ("M0 0h10v10h-10z", 1)
+    assert drawing.groups == ()
 
 
 def test_a_border_does_not_wrap_round_the_rows() -> None:
     """Of 6 rows of 4: patches 3 and 4 touch in index, not in space; 0 and 4 touch in space."""
     apart = draw([0, 1, 2, 9, 9, *range(10, 29)], (6, 4), block=0, tokens=23)
-    assert apart.outlines[0].path.count("M") == 8
+    assert apart.groups[0].area == "M30 0h10v10h-10zM0 10h10v10h-10z" and apart.groups[0].border.count("M") == 8
     together = draw([9, 1, 2, 3, 9, *range(10, 29)], (6, 4), block=0, tokens=23)
-    assert together.outlines[0].path.count("M") == 6
+    assert together.groups[0].border == "M0 0h10M0 20h10M0 0v20M10 0v20"
 
 
-def test_strips_name_the_classes(maps) -> None:
-    (strip,) = strips(maps, ["zero", "one"])
-    assert (strip.target, strip.answer, strip.right) == ("zero", "one", False)
-    assert [d.tokens for d in strip.drawings] == [3], "patch tokens, without the class token"
-    assert strips(maps, [])[0].target == "0"
-
-
-def test_many_blocks_are_thinned_evenly() -> None:
-    assert thinned(list(range(12)), 6) == [0, 2, 4, 7, 9, 11]
-    assert thinned([1, 2], 6) == [1, 2]
+def test_stacks_name_the_classes(maps) -> None:
+    (stack,) = stacks(maps, ["zero", "one"])
+    assert (stack.target, stack.answer, stack.right) == ("zero", "one", False)
+    assert [d.tokens for d in stack.drawings] == [3], "patch tokens, without the class token"
+    assert stacks(maps, [])[0].target == "0"

@@ -60,7 +60,7 @@ def test_every_model_is_measured_in_both_runtimes(demo) -> None:
 
 def test_the_page_shows_it(demo) -> None:
     text = demo.page.read_text(encoding="utf-8")
-    text = text[: text.index("<script>")]
+    text = text[: text.index('<script type="application/json"')]
     for part in ("The change of runtime alone", "evit + int8", ", batch 4", "leanvit train"):
         assert part in text
-    assert text.count('<div class="strip">') == 6 * 3, "six images for evit, tome, evit + int8"
+    assert text.count('<figure class="stack">') == 6 * 3, "six images for evit, tome, evit + int8"

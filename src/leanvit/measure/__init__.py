@@ -37,6 +37,8 @@ _HOME = {  # public name -> module that defines it
     "label_accuracy": "multilabel",
     "map_interval": "multilabel",
     "mean_average_precision": "multilabel",
+    "Reliability": "calibration",
+    "reliability": "calibration",
     "Comparison": "comparison",
     "Row": "comparison",
     "compare": "comparing",

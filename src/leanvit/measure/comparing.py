@@ -45,6 +45,7 @@ def compare(
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     progress: Callable[[str], None] | None = None,
     meter: Meter | NoMeter | None = None,
+    on_predictions: Callable[[dict[str, Predictions]], None] | None = None,
 ) -> Comparison:
     """Measure every model on the same images, and its speed in rounds where the models take turns.
 
@@ -61,6 +62,7 @@ def compare(
         files: name -> file or folder whose size is the row's `disk_bytes`.
         progress: called with a line of text before each stage.
         meter: what counts energy; by default the counter of the models' device, where the machine offers one.
+        on_predictions: called once with what each model answered, by name: for those who keep it.
 
     Raises BadInput before any work when names, baseline, batch sizes, files or devices do not fit.
     """
@@ -77,6 +79,8 @@ def compare(
 
     tell(f"accuracy of {', '.join(models)}")
     predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
+    if on_predictions is not None:
+        on_predictions(predictions)
     x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
     tell(f"latency: {rounds} rounds at batch {latency_batch}")
     timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}

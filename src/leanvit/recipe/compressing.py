@@ -35,6 +35,7 @@ class Recovery:
     temperature: float = 2.0
     each: bool = False
     out: Path | None = None  # where the resumable training state goes; None: nothing is written
+    log: Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -154,10 +155,11 @@ def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[i
 
 
 def _recover(lean: OpenModel, dense: OpenModel, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
-    from leanvit.training import RECOVERY, recover
+    from leanvit.training import RECOVERY, JsonlLog, recover
 
     config = replace(RECOVERY, epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)
     callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
+    callbacks += [JsonlLog(recovery.log)] if recovery.log else []
     result = recover(
         lean,
         dense,

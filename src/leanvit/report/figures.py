@@ -1,158 +1,167 @@
-"""The page's plots as plain plotly figures (JSON). Colours and fonts come from the page, which knows light and dark."""
+"""The page's plots as plain plotly figures (JSON). Colours, fonts and the legend are made by the page.
+
+A trace's `meta` holds its `series` (a colour's number; -1: no model's) and its `groups`: it is shown while none of
+them is switched off in the legend. A figure's `legend` lists the switches.
+"""
 
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leanvit.measure import Comparison, Row
+from leanvit.measure import Comparison, Reliability, reliability
+from leanvit.report.curves import Curve, Points
+from leanvit.report.evidence import Evidence
 from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.token_maps import TokenMaps
 
+
+class Colours(dict[str, int]):
+    """A number for each model, the same in every plot of a page; numbers are given as names come."""
+
+    def __missing__(self, name: str) -> int:
+        self[name] = len(self)
+        return self[name]
+
+
 Figure = dict[str, Any]
+Trace = dict[str, Any]
 
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
-
-
-def accuracy_against_latency(comparison: Comparison) -> Figure | None:
-    """Top-1 with its interval against the median latency with its quartiles; None where nothing was timed."""
-    points = []
-    for row in comparison.rows:
-        spread = row.latency_ms
-        if spread is not None:
-            points.append(_Point(row, spread.median, spread.q75 - spread.median, spread.median - spread.q25))
-    return _pareto(points, f"latency [ms / batch of {comparison.latency_batch}]")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
 
-def accuracy_against_macs(comparison: Comparison) -> Figure | None:
-    """Top-1 with its interval against MACs; one point a model."""
-    rows = [row for row in comparison.rows if row.macs_per_image is not None]
-    return _pareto([_Point(row, (row.macs_per_image or 0) / 1e6) for row in rows], "MACs [M / image]")
+def entry(name: str, *, group: str, series: int = -1, symbol: str = "circle") -> dict[str, Any]:
+    """One switch of a legend: what it is called, what it switches, its colour's number and its symbol."""
+    return {"name": name, "group": group, "series": series, "symbol": symbol}
 
 
-@dataclass(frozen=True)
-class _Point:
-    row: Row
-    x: float
-    plus: float = 0.0
-    minus: float = 0.0
+def plain(text: str) -> str:
+    """Plotly reads some HTML in its texts: names are shown as they are."""
+    return html.escape(text, quote=False)
 
 
-def _pareto(points: Sequence[_Point], axis: str) -> Figure | None:
-    """A colour a model, a symbol a runtime, and the stair of the points that none beats in both."""
-    if not points:
-        return None
-    models = list(dict.fromkeys(model_of(p.row) for p in points))
-    runtimes = list(dict.fromkeys(runtime_of(p.row) for p in points))
-    traces = [_marker(p, models.index(model_of(p.row)), runtimes.index(runtime_of(p.row))) for p in points]
-    first: set[int] = set()
-    for trace in traces:  # the legend explains each colour once
-        trace["showlegend"] = trace["meta"]["series"] not in first
-        first.add(trace["meta"]["series"])
-    keys = [_runtime_key(name, number) for number, name in enumerate(runtimes)] if len(runtimes) > 1 else []
-    layout = {
-        "xaxis": {"title": {"text": axis}, **_scale([p.x for p in points])},
-        "yaxis": {"title": {"text": "top-1 [%]"}},
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-    }
-    return {"data": [_frontier([(p.x, p.row.top1_percent.value) for p in points]), *traces, *keys], "layout": layout}
-
-
-def _scale(xs: Sequence[float]) -> dict[str, Any]:
-    """From zero, or logarithmic with ticks at 1, 2 and 5 where the values lie far apart."""
-    if max(xs) <= 6 * min(xs):
-        return {"rangemode": "tozero"}
-    decades = range(math.floor(math.log10(min(xs))), math.ceil(math.log10(max(xs))) + 1)
-    ticks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-
-
-def _marker(point: _Point, model: int, runtime: int) -> dict[str, Any]:
-    top1, name = point.row.top1_percent, _plain(model_of(point.row))
-    where = _plain(f"{runtime_of(point.row)} {point.row.precision or ''}".strip())
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "x": [point.x],
-        "y": [top1.value],
-        "error_y": _error([top1.high - top1.value], [top1.value - top1.low]),
-        "marker": {"size": 11, "symbol": _SYMBOLS[runtime % len(_SYMBOLS)]},
-        "meta": {"series": model},
-        "hovertemplate": f"{name}, {where}<br>%{{x:.4g}}; top-1 %{{y:.2f}} %<extra></extra>",
-    }
-    if point.plus or point.minus:
-        trace["error_x"] = _error([point.plus], [point.minus])
-    return trace
-
-
-def _runtime_key(name: str, number: int) -> dict[str, Any]:
-    """A legend entry for a symbol, without points."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": _plain(name),
-        "x": [None],
-        "y": [None],
-        "marker": {"size": 9, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
-        "meta": {"series": -1},
-    }
-
-
-def _error(plus: list[float], minus: list[float]) -> dict[str, Any]:
-    return {"type": "data", "symmetric": False, "array": plus, "arrayminus": minus, "thickness": 1, "width": 3}
-
-
-def _frontier(points: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """The models that none beats in both: a stair from cheap to accurate."""
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": "best trade-off",
-        "x": [x for x, _ in best],
-        "y": [y for _, y in best],
-        "line": {"shape": "hv", "dash": "dot", "width": 1},
-        "hoverinfo": "skip",
-        "showlegend": False,
-        "meta": {"series": -1},
-    }
-
-
-def token_counts(maps: Sequence[TokenMaps]) -> Figure | None:
+def token_counts(maps: Sequence[tuple[str, TokenMaps]], colours: Colours) -> Figure | None:
     """Sequence length in each block's MLP, one stair a model; None where no model was traced."""
     if not maps:
         return None
     traces = [
         {
-            "type": "scatter",
+            **_line(name, colours[name], list(range(len(one.tokens))), list(one.tokens)),
             "mode": "lines+markers",
-            "name": _plain(one.name),
-            "x": list(range(len(one.tokens))),
-            "y": list(one.tokens),
             "line": {"shape": "hvh", "width": 2},
-            "marker": {"size": 6, "symbol": _SYMBOLS[number % len(_SYMBOLS)]},
-            "meta": {"series": number},
-            "hovertemplate": "block %{x}: %{y} tokens<extra>" + _plain(one.name) + "</extra>",
+            "marker": {"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
+            "hovertemplate": "block %{x}: %{y} tokens<extra>" + plain(name) + "</extra>",
         }
-        for number, one in enumerate(maps)
+        for number, (name, one) in enumerate(maps)
     ]
-    layout = {
-        "xaxis": {"title": {"text": "block"}, "dtick": 1 if max(len(m.tokens) for m in maps) <= 14 else 2},
-        "yaxis": {"title": {"text": "tokens in the MLP"}, "rangemode": "tozero"},
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+    longest = max(len(one.tokens) for _, one in maps)
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "block"}, "dtick": 1 if longest <= 14 else 2},
+            "yaxis": {"title": {"text": "tokens in the MLP"}, "rangemode": "tozero"},
+        },
+        "legend": [
+            entry(name, series=colours[name], symbol=SYMBOLS[i % len(SYMBOLS)], group=f"model:{name}")
+            for i, (name, _) in enumerate(maps)
+        ],
     }
-    return {"data": traces, "layout": layout}
 
 
-def _plain(text: str) -> str:
-    """Plotly reads some HTML in its texts: names are shown as they are."""
-    return html.escape(text, quote=False)
+def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, Figure]:
+    """Loss, validation accuracy and learning rate by step, a colour a run; only what some run logged."""
+    wanted = {
+        "loss": ("training loss", lambda c: c.loss, "%{y:.4g}"),
+        "accuracy": ("validation top-1 [%]", lambda c: c.top1_percent, "%{y:.2f} %"),
+        "rate": ("learning rate", lambda c: c.lr, "%{y:.3g}"),
+    }
+    made = {}
+    for key, (title, points, shown) in wanted.items():
+        traces = []
+        for name, curve in curves.items():
+            found: Points = points(curve)
+            if not found:
+                continue
+            trace = _line(name, colours[name], [x for x, _ in found], [y for _, y in found])
+            trace["hovertemplate"] = f"step %{{x}}: {shown}<extra>{plain(name)}</extra>"
+            if key == "loss" and curve.epoch_loss:
+                mean = curve.epoch_loss
+                traces.append(
+                    {**trace, "opacity": 0.35, "line": {"width": 1}, "hoverinfo": "skip", "hovertemplate": None}
+                )
+                trace = {**trace, "x": [x for x, _ in mean], "y": [y for _, y in mean]}
+                trace["hovertemplate"] = f"mean of the epoch to step %{{x}}: {shown}<extra>{plain(name)}</extra>"
+            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" else "lines"})
+        if traces:
+            made[key] = {
+                "data": traces,
+                "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": title}}},
+                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in curves],
+            }
+    return made
+
+
+def calibration(
+    comparison: Comparison, evidence: Evidence, colours: Colours
+) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
+    """For each runtime the reliability diagram of all its models, and the reliability behind it by model."""
+    made = {}
+    for runtime in dict.fromkeys(runtime_of(row) for row in comparison.rows):
+        found = {
+            model_of(row): reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
+            for row in comparison.rows
+            if runtime_of(row) == runtime
+        }
+        figure = {
+            "data": [_diagonal(), *(_reliability(name, colours[name], one) for name, one in found.items())],
+            "layout": {
+                "xaxis": {"title": {"text": "confidence of the answer [%]"}, "range": [0, 103]},
+                "yaxis": {"title": {"text": "answered rightly [%]"}, "range": [0, 103]},
+            },
+            "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in found],
+        }
+        made[runtime] = (figure, found)
+    return made
+
+
+def _reliability(name: str, number: int, found: Reliability) -> Trace:
+    images = sum(b.count for b in found.bins)
+    trace = _line(name, number, [100 * b.confidence for b in found.bins], [100 * b.accuracy for b in found.bins])
+    return {
+        **trace,
+        "mode": "lines+markers",
+        "line": {"width": 1.5},
+        # An area that grows with the images of the bin: few images say little.
+        "marker": {"size": [5 + 20 * (b.count / images) ** 0.5 for b in found.bins], "opacity": 0.75},
+        "customdata": [b.count for b in found.bins],
+        "hovertemplate": "%{customdata} images: confidence %{x:.1f} %, right %{y:.1f} %<extra>"
+        + plain(name)
+        + "</extra>",
+    }
+
+
+def _diagonal() -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "perfectly calibrated",
+        "x": [0, 100],
+        "y": [0, 100],
+        "line": {"dash": "dot", "width": 1},
+        "hoverinfo": "skip",
+        "meta": {"series": -1, "groups": []},
+    }
+
+
+def _line(name: str, number: int, x: list[Any], y: list[Any]) -> Trace:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": plain(name),
+        "x": x,
+        "y": y,
+        "line": {"width": 2},
+        "marker": {"size": 6},
+        "meta": {"series": number, "groups": [f"model:{name}"]},
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,23 @@ from typing import Any
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import Comparison
 from leanvit.recipe.store import read_run_file
+from leanvit.report.curves import Curve, read_curve
+from leanvit.report.disagreements import load_pictures
+from leanvit.report.evidence import Evidence
+from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
 from leanvit.report.token_maps import TOKENS, TokenMaps
-from leanvit.verbs.folders import Command, commands_of
+from leanvit.verbs.folders import TRAINING_LOG, Command, commands_of
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One comparison and where it is from."""
+    """One comparison, where it is from, and what was kept beside it."""
 
     file: str
     comparison: Comparison
     command: str
+    evidence: Evidence | None = None
+    pictures: dict[str, str] = field(default_factory=dict)  # by key; base64
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,12 @@ class Material:
     commands: tuple[Command, ...]
     measurements: tuple[Measurement, ...]
     tokens: TokenMaps | None
+    curve: Curve | None = None
     made_with: dict[str, str] = field(default_factory=dict)
+
+    def data_of(self, measurement: Measurement) -> str:
+        """Spec of the data a comparison was made on; the run's own where the comparison does not say."""
+        return measurement.evidence.data if measurement.evidence else self.data
 
 
 def read_run(folder: Path) -> Material:
@@ -61,23 +72,43 @@ def read_run(folder: Path) -> Material:
         commands=commands,
         measurements=tuple(_measurement(path, commands) for path in _measure_files(folder)),
         tokens=_tokens(folder / TOKENS),
+        curve=read_curve(folder / TRAINING_LOG),
         made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
     )
 
 
 def _measure_files(folder: Path) -> list[Path]:
     """`measure.json`, `measure-2.json`, ... in the order they were made."""
-    numbered = [(re.fullmatch(r"measure(?:-(\d+))?\.json", path.name), path) for path in folder.glob("measure*.json")]
-    return [path for _, path in sorted((int(m.group(1) or 1), path) for m, path in numbered if m)]
+    numbered = [(measurement_number(path.name), path) for path in folder.glob("measure*.json")]
+    return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
 
 
 def _measurement(path: Path, commands: tuple[Command, ...]) -> Measurement:
     made = [c.command for c in commands if c.wrote == path.name]
+    content = path.read_bytes()
     try:
-        comparison = Comparison.from_json(path.read_bytes())
+        comparison = Comparison.from_json(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return Measurement(path.name, comparison, made[-1] if made else "")
+    evidence = _evidence(path, content, comparison)
+    pictures = load_pictures(pictures_file(path)) if evidence else {}
+    return Measurement(path.name, comparison, made[-1] if made else "", evidence, pictures)
+
+
+def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | None:
+    """The answers kept beside a comparison; None if there are none, or they are those of one that was replaced."""
+    file = evidence_file(path)
+    if not file.is_file():
+        return None
+    evidence = Evidence.load(file)
+    if evidence.of != hashlib.sha256(content).hexdigest():
+        return None
+    missing = [row.name for row in comparison.rows if row.name not in evidence.answers]
+    if missing or len(evidence.keys) != comparison.images:
+        raise CheckpointError(
+            f"{file} does not hold the answers of {path.name}: {missing or 'another number of images'}"
+        )
+    return evidence
 
 
 def _tokens(path: Path) -> TokenMaps | None:

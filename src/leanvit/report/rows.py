@@ -91,7 +91,7 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
         ("speed-up", "× dense"),
         ("energy", "J / image"),
         ("peak memory", "MiB"),
-        ("weights", "MiB"),
+        ("weights", "MiB in memory"),
         ("on disk", "MiB"),
     ]
 
@@ -148,8 +148,8 @@ def headline(comparison: Comparison) -> Headline | None:
         reference=model_of(comparison.row(comparison.baseline)),
         runtime=runtime,
         speedup=f"{factor:.2f}×",
-        change=NONE if change is None else f"{_signed(change.value)} points",
-        interval="" if change is None else f"{_signed(change.low)} … {_signed(change.high)}",
+        change=NONE if change is None else f"{signed(change.value)} points",
+        interval="" if change is None else f"{signed(change.low)} … {signed(change.high)}",
         images=comparison.images,
         batch=comparison.latency_batch,
     )
@@ -188,13 +188,13 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         Cell()
         if change is None
         else Cell(
-            _signed(change.value),
-            f"{_signed(change.low)} … {_signed(change.high)}",
+            signed(change.value),
+            f"{signed(change.low)} … {signed(change.high)}",
             f"{change.lost} images lost, {change.gained} gained; McNemar p = {change.p_value:.3g}",
         ),
         _interval(row.agreement_percent),
         Cell(_number(twin.macs_per_image, 1e6), title=own if twin.macs_per_image else ""),
-        _params(twin, own),
+        Cell(_number(twin.params, 1e6), title=own if twin.params else ""),
         _spread(row.latency_ms),
         Cell(NONE if row.images_per_s is None else f"{row.images_per_s:,.0f}"),
         Cell("1" if row is reference_of(comparison, runtime_of(row)) else NONE)
@@ -213,12 +213,6 @@ def _twin(comparison: Comparison, row: Row) -> Row:
         return row
     same = [r for r in comparison.rows if model_of(r) == model_of(row) and r.macs_per_image is not None]
     return same[0] if same else row
-
-
-def _params(twin: Row, title: str) -> Cell:
-    if is_simulated(twin):
-        return Cell(title="quantized weights are not parameters; see the size on disk")
-    return Cell(_number(twin.params, 1e6), title=title)
 
 
 def _number(value: float | None, unit: float) -> str:
@@ -244,7 +238,8 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Two decimals, always with a sign."""
     return f"{value:+.2f}".replace("-", "−")
 
 
@@ -260,7 +255,7 @@ def _missing(rows: Sequence[Row]) -> list[str]:
     if simulated:
         found.append(
             f"in PyTorch int8 is simulated (integers held in floats): {', '.join(simulated)}. The accuracy is int8's; "
-            "speed and size are those of an artefact (leanvit export). Its weights are not parameters any more"
+            "its speed is that of an artefact (leanvit export)"
         )
     elsewhere = [row.name for row in rows if row.macs_per_image is None and not row.notes]
     if elsewhere:

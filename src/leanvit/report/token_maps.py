@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.report.thumbnails import encoded
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset, Preprocess
 
 TOKENS = "tokens.json"
-FORMAT = 1
+FORMAT = 2
 IMAGES = 6
+SIDE = 224  # pixels of a picture's longer side
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Picture:
     key: str
     target: int
     answer: int
-    png: str  # base64
+    image: str  # base64 of PNG or JPEG
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class TokenMaps:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> TokenMaps:
-        """Read `to_json`'s text strictly. Raises `CheckpointError`."""
+        """Read `to_json`'s text, or format 1's, strictly. Raises `CheckpointError`."""
         from pydantic import TypeAdapter, ValidationError
 
         try:
-            maps = TypeAdapter(cls).validate_json(text)
+            maps = TypeAdapter(cls).validate_json(_newest(text))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise CheckpointError(f"not token maps: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -140,18 +140,27 @@ def _shown_class(target: Any) -> int:
 def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Sequence[int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
-        Picture(sample.key, _shown_class(sample.target), answer, _png(transform(sample.image)))
+        Picture(sample.key, _shown_class(sample.target), answer, _encoded(transform(sample.image)))
         for sample, answer in zip(dataset, answers, strict=True)
     )
 
 
-def _png(pixels: Any) -> str:
-    """(H, W, C) uint8 -> base64 of a PNG."""
+def _newest(text: str | bytes) -> str | bytes:
+    """Format 1, which called an image `png`, as format 2; any other text as it is."""
+    try:
+        content = json.loads(text)
+        if content["format"] != 1:
+            return text
+        named = [{"image" if key == "png" else key: value for key, value in p.items()} for p in content["pictures"]]
+        return json.dumps({**content, "format": FORMAT, "pictures": named})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return text
+
+
+def _encoded(pixels: Any) -> str:
+    """(H, W, C) uint8 -> a small picture as base64."""
     import numpy as np
     from PIL import Image
 
     values = np.asarray(pixels)
-    image = Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return encoded(Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values), side=SIDE)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
-from leanvit.measure import Comparison, compare
+from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import Data, Recovery, check_order, knobs_of, save
 from leanvit.recipe import compress as compress_model
+from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
+from leanvit.verbs.folders import TRAINING_LOG, Stopwatch, clear_run, new_folder
 from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, say_bad, silent
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ def compress(
     Args:
         model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`.
         methods: methods like `EViT(keep_rate=0.7)`, in the order they are applied.
-        data: data spec. Methods that calibrate and the recovery learn from its `train` split; `val` is measured.
+        data: data spec. Methods that calibrate and the recovery learn from its `train` split, which is opened only
+            where something learns; `val` is measured.
         recovery: train after compression.
         limit: images taken of each split.
         measured: compare dense, each step and all on the `val` split; needs data.
@@ -94,7 +97,8 @@ def compress(
         BadInput, Refused: before any work starts, for what does not fit.
     """
     watch = Stopwatch("compress", command)
-    train = None if data is None else open_split(data, "train", seed=seed, limit=limit, say=say)
+    learning = adapt or recovery is not None or any(m.needs_data for m in methods)
+    train = open_split(data, "train", seed=seed, limit=limit, say=say) if data is not None and learning else None
     if adapt and train is None:
         raise BadInput("--adapt needs --data, which it adapts to")
     start = load_model(
@@ -107,29 +111,40 @@ def compress(
         say=say,
     )
     check_order(start.model.traits(), methods)
-    if train is not None:
-        require_fit(start, train, adapted=adapt)
-    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say).cached()
+    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
+    known = train or validation
+    if known is not None:
+        require_fit(start, known, adapted=adapt)
+    validation = validation.cached() if validation is not None else None
     folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
 
     steps = _Steps(first=row_name(start.model), say=say, keep=measured and validation is not None)
-    lean = compress_model(
-        start.model,
-        methods,
-        None if train is None else Data(train.cached(), start.preprocess, seed=seed),
-        recovery=recovery,
-        on_step=steps.take,
-    )
+    with TemporaryDirectory(prefix="leanvit-") as scratch:
+        log = Path(scratch) / TRAINING_LOG
+        lean = compress_model(
+            start.model,
+            methods,
+            None if train is None else Data(train.cached(), start.preprocess, seed=seed),
+            recovery=replace(recovery, log=log) if recovery and recovery.log is None else recovery,
+            on_step=steps.take,
+        )
+        curve = log.read_bytes() if log.is_file() else b""
     asked = tuple(Asked(m.slug, knobs_of(m), _achieved(m, lean)) for m in methods)
-    classes = tuple(train.classes) if train is not None else start.classes
-    info = {**{k: v for k, v in start.info.items() if k != "made_with"}, "asked": [vars(a) for a in asked]}
+    classes = tuple(known.classes) if known is not None else start.classes
+    info = {k: v for k, v in start.info.items() if k != "made_with"}
+    info |= {"asked": [*info.get("asked", []), *(vars(a) for a in asked)], **({"data": data} if data else {})}
     clear_run(folder, overwrite=overwrite)
     save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
+    if curve:
+        write_atomic(folder / TRAINING_LOG, curve)
     comparison = None
     if validation is not None and measured:
         runners = {name: as_runner(step, start.preprocess) for name, step in steps.models.items()}
-        comparison = compare(runners, validation, latency_batch=latency_batch, progress=say)
-        write_atomic(folder / "measure.json", comparison.to_json().encode())
+        answers: dict[str, Predictions] = {}
+        comparison = compare(
+            runners, validation, latency_batch=latency_batch, progress=say, on_predictions=answers.update
+        )
+        keep(comparison, answers, validation, folder / "measure.json")
     if validation is not None:
         maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
         write_atomic(folder / TOKENS, maps.to_json().encode())

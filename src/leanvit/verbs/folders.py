@@ -17,7 +17,18 @@ from leanvit.errors import BadInput, CheckpointError
 
 RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
-_LEFT = ("measure*.json", "tokens.json", COMMANDS, "train.jsonl", "training", "artefacts", "report*.html")
+TRAINING_LOG = "train.jsonl"
+_LEFT = (
+    "measure*.json",
+    "predictions*.safetensors",
+    "disagreements*.json",
+    "tokens.json",
+    COMMANDS,
+    TRAINING_LOG,
+    "training",
+    "artefacts",
+    "report*.html",
+)
 _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 

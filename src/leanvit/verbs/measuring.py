@@ -10,7 +10,8 @@ from typing import Any
 
 from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.files import write_atomic
-from leanvit.measure import Comparison, compare
+from leanvit.measure import Comparison, Predictions, compare
+from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, new_file
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
@@ -79,6 +80,7 @@ def measure(
     default = own.folder / "measure.json" if own.folder else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
+    answers: dict[str, Predictions] = {}
     with Opener(latency_batch, say) as opener:
         lines = _runners(loaded, chosen, opener, lenient=all_runtimes)
         left_out |= lines.left_out
@@ -89,15 +91,16 @@ def measure(
             rounds=rounds,
             files=lines.files,
             progress=say,
+            on_predictions=answers.update,
         )
+    inside = file is not None and own.folder is not None and file.parent == own.folder
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, comparison.to_json().encode())
+        keep(comparison, answers if inside else {}, validation, file)
     if own.folder is not None:
         if not (own.folder / TOKENS).exists():
             maps = trace_tokens(own.model, validation, own.preprocess, name=own.name)
             write_atomic(own.folder / TOKENS, maps.to_json().encode())
-        inside = file is not None and file.parent == own.folder
         watch.record(own.folder, wrote=file.name if inside and file else "")
     say_bad(say, validation)
     return Measured(comparison, file, left_out)

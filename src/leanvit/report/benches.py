@@ -1,0 +1,75 @@
+"""Comparisons sorted by what may be compared: the data first, then the conditions in which speed was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leanvit.report.material import Material, Measurement
+from leanvit.report.pareto import Point
+from leanvit.report.rows import model_of, runtime_of
+
+Measured = tuple[Material, Measurement]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measurements that share images, input size, batch and machine: their points may stand in one plot."""
+
+    input_size: tuple[int, ...]
+    batch: int
+    machine: str
+    measured: tuple[Measured, ...]
+
+    @property
+    def points(self) -> list[Point]:
+        """A point for each row; a run's name is added where two measurements name different models alike."""
+        several = len(self.measured) > 1
+        found: dict[tuple[str, str], Point] = {}
+        for material, measurement in self.measured:
+            for row in measurement.comparison.rows:
+                name = f"{model_of(row)} [{material.folder.name}]" if several else model_of(row)
+                found[name, f"{runtime_of(row)} {measurement.file}"] = Point(measurement.comparison, row, name)
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class DataGroup:
+    """Everything measured on the same images."""
+
+    data: str
+    images: int
+    fingerprint: str  # of keys and labels; empty where they were not kept
+    benches: tuple[Bench, ...]
+
+    @property
+    def measured(self) -> tuple[Measured, ...]:
+        return tuple(one for bench in self.benches for one in bench.measured)
+
+
+def by_data(materials: Sequence[Material]) -> list[DataGroup]:
+    """Groups in the order in which the runs name their data. Images that are not known to be the same stay apart."""
+    groups: dict[tuple[str, int, str], list[Measured]] = {}
+    for material in materials:
+        for measurement in material.measurements:
+            groups.setdefault(_data_key(material, measurement), []).append((material, measurement))
+    return [DataGroup(*key, _benches(measured)) for key, measured in groups.items()]
+
+
+def _data_key(material: Material, measurement: Measurement) -> tuple[str, int, str]:
+    fingerprint = measurement.evidence.fingerprint if measurement.evidence else ""
+    return material.data_of(measurement), measurement.comparison.images, fingerprint
+
+
+def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
+    found: dict[tuple[tuple[int, ...], int, str], list[Measured]] = {}
+    for one in measured:
+        comparison = one[1].comparison
+        key = (tuple(comparison.input_size), comparison.latency_batch, _machine(comparison.environment))
+        found.setdefault(key, []).append(one)
+    return tuple(Bench(*key, tuple(members)) for key, members in found.items())
+
+
+def _machine(environment: dict[str, object]) -> str:
+    cpu, threads = environment.get("cpu", "unknown machine"), environment.get("threads")
+    return f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}" if threads else str(cpu)

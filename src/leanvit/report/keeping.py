@@ -1,0 +1,59 @@
+"""What the verbs keep of a measurement for the page, beside `measure.json` in a run folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leanvit.files import write_atomic
+from leanvit.measure import Comparison
+from leanvit.report.disagreements import pictures, save_pictures, worst
+from leanvit.report.evidence import Evidence
+from leanvit.report.rows import reference_of, runtime_of
+
+if TYPE_CHECKING:
+    from leanvit.data import Dataset
+    from leanvit.measure import Predictions
+
+
+def measurement_number(name: str) -> int | None:
+    """1 for `measure.json`, 2 for `measure-2.json`; None for another file."""
+    found = re.fullmatch(r"measure(?:-(\d+))?\.json", name)
+    return int(found[1] or 1) if found else None
+
+
+def evidence_file(measured: Path) -> Path:
+    """`predictions.safetensors` of `measure.json`, `predictions-2.safetensors` of `measure-2.json`."""
+    return measured.with_name(measured.stem.replace("measure", "predictions", 1) + ".safetensors")
+
+
+def pictures_file(measured: Path) -> Path:
+    """`disagreements.json` of `measure.json`, and so on."""
+    return measured.with_name(measured.stem.replace("measure", "disagreements", 1) + ".json")
+
+
+def pairs(comparison: Comparison) -> list[tuple[str, str]]:
+    """(dense, lean) names of rows that are compared image by image: each row with the baseline in its own runtime."""
+    found = []
+    for row in comparison.rows:
+        reference = reference_of(comparison, runtime_of(row))
+        if reference is not None and reference.name != row.name:
+            found.append((reference.name, row.name))
+    return found
+
+
+def keep(comparison: Comparison, predictions: Mapping[str, Predictions], dataset: Dataset, file: Path) -> None:
+    """Write a comparison to `file`; beside it, if it is a run's measurement, its answers and the worst disagreements.
+
+    A comparison too large for its answers to be kept (`evidence.LIMIT_BYTES`) is written alone. The comparison comes
+    last: what lies beside an older one names that one, and is not taken for this one's.
+    """
+    content = comparison.to_json().encode()
+    if measurement_number(file.name) is not None and predictions:
+        evidence = Evidence.of_predictions(predictions, data=dataset.spec, comparison=content)
+        if evidence.save(evidence_file(file)):
+            shown = [d.key for dense, lean in pairs(comparison) for d in worst(evidence, dense, lean)]
+            save_pictures(pictures_file(file), pictures(dataset, shown))
+    write_atomic(file, content)

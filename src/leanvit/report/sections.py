@@ -1,0 +1,323 @@
+"""The parts of a page, in the order in which they are read, as plain data for the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leanvit.report import figures, rows
+from leanvit.report.benches import Bench, DataGroup, by_data
+from leanvit.report.changes import Changes, changes
+from leanvit.report.material import Material, Measurement
+from leanvit.report.pareto import accuracy_against_cost
+from leanvit.report.token_maps import TokenMaps
+from leanvit.report.token_pictures import Stack, stacks
+from leanvit.verbs.folders import Command
+
+Views = dict[str, figures.Figure]
+
+
+@dataclass
+class Plots:
+    """Every plot of the page: an id -> its figures by the name of the view; and the colours that they share."""
+
+    views: dict[str, Views] = field(default_factory=dict)
+    colours: figures.Colours = field(default_factory=figures.Colours)
+
+    def add(self, views: Views) -> str:
+        """The plot's id, empty for a plot without a view."""
+        if not views:
+            return ""
+        name = f"plot-{len(self.views)}"
+        self.views[name] = views
+        return name
+
+
+@dataclass(frozen=True)
+class Table:
+    """One measurement as a table."""
+
+    title: str
+    note: str
+    table: rows.Table
+    command: str
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The calibration of all models in one runtime."""
+
+    runtime: str
+    plot: str
+    ece_percent: tuple[tuple[str, float], ...]  # by model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one measurement tells image by image."""
+
+    title: str
+    changes: tuple[Changes, ...]
+    chosen: int  # which of them is shown first
+    reliability: tuple[Reliability, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class BenchPart:
+    """One plot and the measurements in it."""
+
+    conditions: str
+    plot: str
+    views: tuple[str, ...]
+    tables: tuple[Table, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class DataPart:
+    """Everything measured on one set of images."""
+
+    title: str
+    images: int
+    benches: tuple[BenchPart, ...]
+    answers: tuple[Answers, ...]
+    without_answers: tuple[str, ...]  # commands that would make them
+
+
+@dataclass(frozen=True)
+class TokenPart:
+    """One model's token maps."""
+
+    name: str
+    source: str
+    maps: TokenMaps
+    stacks: tuple[Stack, ...]
+    labels: tuple[str, ...]  # of the slider's places: as given, then each reducing block
+
+
+@dataclass(frozen=True)
+class Sections:
+    """The whole page."""
+
+    title: str
+    heading: str
+    chips: tuple[str, ...]
+    headline: rows.Headline | None
+    headline_data: str  # named where the runs stand on several
+    data: tuple[DataPart, ...]
+    token_plot: str
+    tokens: tuple[TokenPart, ...]
+    training: dict[str, str]  # what -> id of its plot
+    commands: tuple[Command, ...]
+    made_with: tuple[tuple[str, str], ...]
+    machine: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    plots: dict[str, Views]
+
+
+def sections(materials: Sequence[Material]) -> Sections:
+    """Everything that the runs give, sorted."""
+    plots = Plots()
+    groups = by_data(materials)
+    measured = [one for group in groups for one in group.measured]
+    said, headline = _first_headline(groups)
+    maps = _traced(materials)
+    curves = {_run_name(m, materials): m.curve for m in materials if m.curve is not None}
+    data = tuple(_data_part(group, plots, groups) for group in groups)
+    counts = figures.token_counts([(name, one) for name, _, one in maps], plots.colours)
+    training = figures.training_curves(curves, plots.colours)
+    last = measured[-1][1].comparison.environment if measured else {}
+    return Sections(
+        title=f"{_heading(materials)}: {', '.join(dict.fromkeys(m.name for m in materials))}",
+        heading=_heading(materials),
+        chips=_chips(materials, groups),
+        headline=headline,
+        headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
+        data=data,
+        token_plot=plots.add({"": counts} if counts else {}),
+        tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
+        training={key: plots.add({"": figure}) for key, figure in training.items()},
+        commands=_commands(materials),
+        made_with=_versions(materials),
+        machine=tuple((k, _text(v)) for k, v in last.items()),
+        notes=_notes(materials, [m for _, m in measured]),
+        plots=plots.views,
+    )
+
+
+# --- the head -----------------------------------------------------------------------------------------------------
+
+
+def _heading(materials: Sequence[Material]) -> str:
+    models = list(dict.fromkeys(m.model for m in materials))
+    return models[0] if len(models) == 1 else f"{', '.join(models[:3])}{' …' if len(models) > 3 else ''}"
+
+
+def _chips(materials: Sequence[Material], groups: Sequence[DataGroup]) -> tuple[str, ...]:
+    """What all runs share; the arguments of the model only where all stand on the same."""
+    first = materials[0]
+    same = all((m.model, m.model_args) == (first.model, first.model_args) for m in materials)
+    found = [f"{key} {value}" for key, value in first.model_args.items()] if same else []
+    found += [f"data {_data_name(group, groups)}, {group.images} images" for group in groups]
+    if not groups and first.data:
+        found.append(f"data {first.data}")
+    found += dict.fromkeys(bench.machine for group in groups for bench in group.benches)
+    return tuple(found)
+
+
+def _first_headline(groups: Sequence[DataGroup]) -> tuple[DataGroup | None, rows.Headline | None]:
+    for group in groups:
+        for _, measurement in group.measured:
+            found = rows.headline(measurement.comparison)
+            if found:
+                return group, found
+    return None, None
+
+
+def _data_name(group: DataGroup, groups: Sequence[DataGroup]) -> str:
+    """The last part of a path, where that names one data set only; else the whole spec."""
+    short = Path(group.data).name
+    specs = {other.data for other in groups if Path(other.data).name == short}
+    return (short if len(specs) == 1 else group.data) or "unnamed data"
+
+
+# --- by data ------------------------------------------------------------------------------------------------------
+
+
+def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup]) -> DataPart:
+    several = len(group.measured) > 1
+    answered = [one for one in group.measured if one[1].evidence is not None]
+    alike = sum(_data_name(other, groups) == _data_name(group, groups) for other in groups) > 1
+    apart = f" (images {group.fingerprint or 'not recorded'})" if alike else ""
+    return DataPart(
+        title=f"{_data_name(group, groups)}{apart}",
+        images=group.images,
+        benches=tuple(_bench_part(bench, plots, several=several) for bench in group.benches),
+        answers=tuple(_answers(material, m, plots, several=several) for material, m in answered),
+        without_answers=tuple(
+            m.command or f"leanvit measure {material.folder} --data {group.data or 'DATA'}"
+            for material, m in group.measured
+            if m.evidence is None
+        ),
+    )
+
+
+def _bench_part(bench: Bench, plots: Plots, *, several: bool) -> BenchPart:
+    views = accuracy_against_cost(bench.points, plots.colours)
+    size = "×".join(map(str, bench.input_size))
+    note = ""
+    if len(bench.measured) > 1:
+        note = (
+            f"{len(bench.measured)} measurements in one plot: their models did not take turns, so compare latencies "
+            "across them with care; accuracies, MACs and sizes compare as they are."
+        )
+    return BenchPart(
+        conditions=f"images of {size}, batch {bench.batch}, {bench.machine}",
+        plot=plots.add(views),
+        views=tuple(views),
+        tables=tuple(_table(material, m, several=several) for material, m in bench.measured),
+        note=note,
+    )
+
+
+def _table(material: Material, measurement: Measurement, *, several: bool) -> Table:
+    comparison = measurement.comparison
+    return Table(
+        title=f"{material.folder.name} · {measurement.file}" if several else "",
+        note=f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}.",
+        table=rows.table(comparison),
+        command=measurement.command,
+    )
+
+
+def _answers(material: Material, measurement: Measurement, plots: Plots, *, several: bool) -> Answers:
+    comparison, evidence = measurement.comparison, measurement.evidence
+    assert evidence is not None
+    found = tuple(changes(comparison, evidence, material.classes, measurement.pictures))
+    return Answers(
+        title=f"{material.folder.name} · {measurement.file}" if several else "",
+        changes=found,
+        chosen=_chosen(found, rows.headline(comparison)),
+        reliability=tuple(
+            Reliability(runtime, plots.add({"": figure}), tuple((n, 100 * r.ece) for n, r in by_model.items()))
+            for runtime, (figure, by_model) in figures.calibration(comparison, evidence, plots.colours).items()
+        ),
+        images=len(evidence.keys),
+    )
+
+
+def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
+    """The pair of the headline, else the first."""
+    if headline is None:
+        return 0
+    wanted = (headline.name, headline.runtime)
+    return next((i for i, one in enumerate(found) if (one.model, one.runtime) == wanted), 0)
+
+
+# --- tokens and training ------------------------------------------------------------------------------------------
+
+
+def _traced(materials: Sequence[Material]) -> list[tuple[str, Material, TokenMaps]]:
+    return [(_run_name(m, materials), m, m.tokens) for m in materials if m.tokens is not None]
+
+
+def _run_name(material: Material, materials: Sequence[Material]) -> str:
+    """The model's name; with its folder where several runs share it."""
+    alike = [m for m in materials if m.name == material.name]
+    return material.name if len(alike) == 1 else f"{material.name} [{material.folder}]"
+
+
+def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:
+    patches = maps.grid[0] * maps.grid[1]
+    after = (
+        f"after block {r.block}: {r.tokens - maps.num_prefix} tokens for {patches} patches" for r in maps.reductions
+    )
+    return TokenPart(
+        name=name,
+        source=" + ".join(dict.fromkeys(r.source for r in maps.reductions if r.source)),
+        maps=maps,
+        stacks=tuple(stacks(maps, material.classes)),
+        labels=(f"the image as given: {patches} patches", *after),
+    )
+
+
+# --- how it was made ----------------------------------------------------------------------------------------------
+
+
+def _commands(materials: Sequence[Material]) -> tuple[Command, ...]:
+    """Every command once, in the order they ran: runs share those that made what they started from."""
+    found = {(c.at, c.command): c for material in materials for c in material.commands if c.command}
+    return tuple(sorted(found.values(), key=lambda c: c.at))
+
+
+def _versions(materials: Sequence[Material]) -> tuple[tuple[str, str], ...]:
+    """Every version that some command ran with, oldest first where they differ."""
+    found: dict[str, dict[str, None]] = {}
+    for material in materials:
+        for versions in (material.made_with, *(c.versions for c in material.commands)):
+            for package, number in versions.items():
+                found.setdefault(str(package), {})[str(number)] = None
+    return tuple((package, ", ".join(numbers)) for package, numbers in sorted(found.items()))
+
+
+def _notes(materials: Sequence[Material], measured: Sequence[Measurement]) -> tuple[str, ...]:
+    said = [note for m in measured for note in rows.notes(m.comparison)]
+    for material in materials:
+        if not material.measurements and not measured:
+            said.append(f"{material.folder}: not measured yet (leanvit measure {material.folder} --data DATA)")
+        if material.tokens is None:
+            said.append(
+                f"{material.folder}: tokens were not traced (leanvit measure {material.folder} --data DATA does it)"
+            )
+    return tuple(dict.fromkeys(said))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)
