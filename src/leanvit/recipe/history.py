@@ -17,6 +17,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
+from leanvit.measure.machine import memory_bytes
 from leanvit.recipe.method import Plan
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
@@ -83,17 +84,39 @@ def _check_argument(key: str, value: Any) -> None:
 
 
 def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
-    """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone."""
+    """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone.
+
+    Raises `BadInput` for arguments that timm cannot build a model with, or one that is larger than this machine.
+    """
+    if device != "meta":
+        _refuse_larger_than_memory(root, _built(root, pretrained=False, device="meta"))
+    opened = open_model(_built(root, pretrained=pretrained, device=device), check=device != "meta")
+    opened.history = History(root)
+    return opened
+
+
+def _built(root: Root, *, pretrained: bool, device: str) -> nn.Module:
     kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in root.kwargs.items()}
     try:
         with torch.device(device):
-            model = timm.create_model(root.name, pretrained=pretrained, **kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        given = ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
-        raise BadInput(f"timm cannot build {root.name} with {given}: {error}") from error
-    opened = open_model(model, check=device != "meta")
-    opened.history = History(root)
-    return opened
+            return timm.create_model(root.name, pretrained=pretrained, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = str(error) or type(error).__name__
+        raise BadInput(f"timm cannot build {root.name} with {_given(root)}: {reason}") from error
+
+
+def _refuse_larger_than_memory(root: Root, planned: nn.Module) -> None:
+    needed = sum(t.numel() * t.element_size() for t in (*planned.parameters(), *planned.buffers()))
+    memory = memory_bytes()
+    if memory is not None and needed > memory:
+        raise BadInput(
+            f"{root.name} with {_given(root)} has weights of {needed / 2**30:.0f} GiB; this machine has "
+            f"{memory / 2**30:.0f} GiB of memory"
+        )
+
+
+def _given(root: Root) -> str:
+    return ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
 
 
 def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Root:

@@ -176,9 +176,20 @@ def read_run_file(path: Path) -> _RunFile:
     """`leanvit.json`, validated strictly."""
     name = path / JSON_NAME
     if not name.is_file():
-        raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it")
+        raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
     return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
+
+
+def _instead(path: Path) -> str:
+    """What a folder without a run holds that is close to one."""
+    if (path / "artefact.json").is_file():
+        return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
+    if (path / "training/state.safetensors").is_file():
+        return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
+    if any(path.glob("weights-*.safetensors")):
+        return ". It holds weights alone: writing it was interrupted, or the file was lost; make the run again"
+    return ""
 
 
 def _checked_weights(path: Path, file: _RunFile) -> Path:

@@ -32,15 +32,12 @@ def assemble(
     *,
     objective: Objective | None,
     validate: Dataset | None,
+    convert: bool = False,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
-    check_fits(model, preprocess, dataset)
-    steps_per_epoch = _steps_per_epoch(dataset, config)
-    if validate is not None and list(validate.classes) != list(dataset.classes):
-        raise BadInput(
-            f"validate has other classes than the training data: {len(validate.classes)} "
-            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
-        )
+    steps_per_epoch = check_run(
+        model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
+    )
     if objective is not None and config.label_smoothing:
         raise BadInput(
             f"label_smoothing={config.label_smoothing} is of the default objective, but an objective is given: "
@@ -63,6 +60,25 @@ def assemble(
     )
 
 
+def check_run(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    preprocess: Preprocess,
+    config: FitConfig,
+    validate: Dataset | None = None,
+    convert: bool = False,
+) -> int:
+    """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
+    check_fits(model, preprocess, dataset, convert=convert)
+    if validate is not None and list(validate.classes) != list(dataset.classes):
+        raise BadInput(
+            f"validate has other classes than the training data: {len(validate.classes)} "
+            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
+        )
+    return _steps_per_epoch(dataset, config)
+
+
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     """Make the run's folder. Raises BadInput where it cannot hold the run, or holds an unfinished one."""
     if out.exists() and not out.is_dir():
@@ -70,9 +86,9 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     folder = (out / STATE).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:  # ours and safetensors', of a killed save
+        for leftover in folder.glob(".*.part"):  # of a killed save (write_atomic)
             leftover.unlink()
-        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe = folder / f".probe-{os.getpid()}.part"
         probe.touch()
         probe.unlink()
     except OSError as error:

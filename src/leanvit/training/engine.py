@@ -70,6 +70,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     validate: Dataset | None = None,
+    convert: bool = False,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on.
 
@@ -80,6 +81,7 @@ def fit(
             writes nothing.
         resume: continue the run in `out` at its exact step, mid-epoch included.
         validate: data whose top-1 is taken after each epoch.
+        convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -91,7 +93,7 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
-    run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate)
+    run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     about = about_run(run, dataset)
     if out:
         claim_folder(out, run, resume=resume)

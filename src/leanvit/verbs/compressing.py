@@ -13,10 +13,10 @@ from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, compare
-from leanvit.recipe import Data, Recovery, check_order, knobs_of, save
+from leanvit.recipe import Data, Recovery, check_needs, check_order, knobs_of, save
 from leanvit.recipe import compress as compress_model
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
+from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, require_whole
 from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, silent
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def compress(
     *,
     recovery: Recovery | None = None,
     adapt: bool = False,
+    convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -82,7 +83,8 @@ def compress(
     """Apply methods to a model and save the lean one with its history.
 
     Args:
-        model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`.
+        model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`;
+            `convert`: see `train`.
         methods: methods like `EViT(keep_rate=0.7)`, in the order they are applied.
         data: data spec. Methods that calibrate and the recovery learn from its `train` split; `val` is measured.
         recovery: train after compression.
@@ -94,6 +96,7 @@ def compress(
         BadInput, Refused: before any work starts, for what does not fit.
     """
     watch = Stopwatch("compress", command)
+    require_whole("--batch", latency_batch, least=1)
     train = None if data is None else open_split(data, "train", seed=seed, limit=limit, say=say)
     if adapt and train is None:
         raise BadInput("--adapt needs --data, which it adapts to")
@@ -107,8 +110,9 @@ def compress(
         say=say,
     )
     check_order(start.model.traits(), methods)
+    check_needs(methods, train, recovery)
     if train is not None:
-        require_fit(start, train, adapted=adapt)
+        require_fit(start, train, adapted=adapt, convert=convert)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say).cached()
     folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
 

@@ -9,9 +9,12 @@ from typing import Any
 
 from leanvit.deploy import RUNTIMES
 from leanvit.deploy import export as export_model
+from leanvit.deploy.artefact import JSON_NAME
 from leanvit.errors import unknown
-from leanvit.verbs.folders import Stopwatch, new_folder
+from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
 from leanvit.verbs.models import Say, load_model, silent
+
+MAX_BATCH = 65536  # the most that `deploy` traces
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,12 @@ def export(
     watch = Stopwatch("export", command)
     if to not in RUNTIMES:
         raise unknown("runtime", to, RUNTIMES)
+    if batch is not None:
+        require_whole("--batch", batch, least=1, most=MAX_BATCH)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     if out is None and one.folder is not None:
         out = artefact_folder(one.folder, to)
-    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite)
+    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,))
     say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
     artefact = export_model(
         one.model, folder, to=to, preprocess=one.preprocess, batch=batch, labels=one.classes, overwrite=overwrite

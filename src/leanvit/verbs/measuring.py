@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ from leanvit.files import write_atomic
 from leanvit.measure import Comparison, compare
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.exporting import artefact_folder
-from leanvit.verbs.folders import Stopwatch, new_file
+from leanvit.verbs.folders import Stopwatch, new_file, require_whole
 from leanvit.verbs.models import Loaded, Say, as_runner, load_model, open_split, require_fit, silent
 
 RUNTIMES = ("torch", "openvino", "onnx")
@@ -44,6 +45,7 @@ def measure(
     runtimes: Sequence[str] = ("torch",),
     latency_batch: int = 8,
     rounds: int = 15,
+    convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -60,6 +62,7 @@ def measure(
         data: data spec; its `val` split is measured.
         runtimes: of `RUNTIMES`; each model gets a row in each. What a run has not exported is exported for the
             measurement, at `latency_batch`, and thrown away after it.
+        convert: see `train`.
         model_args, pretrained, weights: for the timm names among them.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
@@ -71,10 +74,13 @@ def measure(
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise unknown("runtime", runtime, RUNTIMES)
+    require_whole("--batch", latency_batch, least=1)
+    require_whole("--rounds", rounds, least=3)
     validation = open_split(data, "val", limit=limit, say=say)
     loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
     for one in loaded:
-        require_fit(one, validation)
+        require_fit(one, validation, convert=convert, adaptable=False)
+    _require_one_size(loaded)
     own = loaded[-1]
     default = own.folder / "measure.json" if own.folder else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
@@ -91,13 +97,20 @@ def measure(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, comparison.to_json().encode())
-    if own.folder is not None:
+    if own.folder is not None and os.access(own.folder, os.W_OK):  # with --out, the run may be read-only
         if not (own.folder / TOKENS).exists():
             maps = trace_tokens(own.model, validation, own.preprocess, name=own.name)
             write_atomic(own.folder / TOKENS, maps.to_json().encode())
         inside = file is not None and file.parent == own.folder
         watch.record(own.folder, wrote=file.name if inside and file else "")
     return Measured(comparison, file)
+
+
+def _require_one_size(loaded: Sequence[Loaded]) -> None:
+    sizes = {one.name: one.preprocess.input_size for one in loaded}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
+        raise BadInput(f"models are compared at one input size (channels x height x width), these take {listed}")
 
 
 def _load(
