@@ -86,7 +86,10 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     folder = (out / STATE).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".*.part"):  # of a killed save (write_atomic)
+        for leftover in [
+            *folder.glob(".*.part"),
+            *folder.glob(".tmp*"),
+        ]:  # write_atomic's and safetensors', of a killed save
             leftover.unlink()
         probe = folder / f".probe-{os.getpid()}.part"
         probe.touch()

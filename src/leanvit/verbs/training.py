@@ -87,9 +87,8 @@ def train(
         )
     _require_dense(start)
     convert = require_fit(start, dataset, adapted=adapt, convert=convert)
-    check_run(start.model, dataset, preprocess=start.preprocess, config=config, validate=validation, convert=convert)
     folder = require_writable(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
-
+    check_run(start.model, dataset, preprocess=start.preprocess, config=config, validate=validation, convert=convert)
     clear_run(folder, overwrite=overwrite and not resume)
 
     history = start.model.history
