@@ -1,4 +1,4 @@
-"""What a kill leaves: states cut or of another run, weights without their JSON, folders without what makes them whole."""
+"""What a kill leaves: states cut or of another run, weights without their JSON, artefacts without theirs."""
 
 from __future__ import annotations
 

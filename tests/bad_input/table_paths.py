@@ -32,11 +32,11 @@ def _file_out(name: str, out: str, *says: str) -> list[Cli]:
 
 
 def _data(name: str, spec: str, *says: str) -> Cli:
-    return Cli(f"data {name}", ("measure", "run", "--data", spec), says)
+    return Cli(f"path of data, {name}", ("measure", "run", "--data", spec), says)
 
 
 def _model(name: str, spec: str, *says: str) -> Cli:
-    return Cli(f"model {name}", ("export", spec, "--out", "new"), says)
+    return Cli(f"path of a model, {name}", ("export", spec, "--out", "new"), says)
 
 
 CLI = [
@@ -146,7 +146,7 @@ CASES = [
         ("holds an artefact", "overwrite"),
     ),
     Case("recipe file missing", lambda: load_recipe("nothing"), ("recipe nothing", "No such file")),
-    Case("data missing", lambda: open_dataset("nothing"), ("data 'nothing' does not exist", "accepted")),
+    Case("dataset missing", lambda: open_dataset("nothing"), ("data 'nothing' does not exist", "accepted")),
     Case("data below a file", lambda: open_dataset("notes.txt/x"), ("data 'notes.txt/x' does not exist",)),
     Case("verb out empty", lambda: export("run", out=""), ("--out is ''", "path of a new file or folder")),
     Case(

@@ -41,6 +41,7 @@ FORBIDDEN = frozenset(
 )
 LIMITS = {"depth": 512, "img_size": 16384, "patch_size": 1024, "embed_dim": 65536, "num_heads": 1024}
 LARGEST = 10_000_000
+LEAST = {"depth": 1, "img_size": 1, "patch_size": 1, "embed_dim": 1, "num_heads": 1, "in_chans": 1, "num_classes": 0}
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,9 @@ def _check_argument(key: str, value: Any) -> None:
     if not all(isinstance(v, bool | int | float | str | None) for v in flat):
         raise BadInput(f"constructor argument {key} is {value!r}: a root holds numbers, text and lists of them only")
     limit = LIMITS.get(key, LARGEST)
+    too_small = [v for v in flat if isinstance(v, int | float) and not isinstance(v, bool) and v < LEAST.get(key, v)]
+    if too_small:
+        raise BadInput(f"constructor argument {key} is {value!r}; accepted: {LEAST[key]} or more")
     too_large = [v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v > limit]
     if too_large:
         raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
@@ -90,7 +94,11 @@ def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> Open
     """
     if device != "meta":
         _refuse_larger_than_memory(root, _built(root, pretrained=False, device="meta"))
-    opened = open_model(_built(root, pretrained=pretrained, device=device), check=device != "meta")
+    built = _built(root, pretrained=pretrained, device=device)
+    try:
+        opened = open_model(built, check=device != "meta")
+    except RuntimeError as error:  # the one forward pass of opening
+        raise BadInput(f"{root.name} with {_given(root)} cannot run: {error}") from error
     opened.history = History(root)
     return opened
 

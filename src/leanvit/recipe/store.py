@@ -89,14 +89,21 @@ def save(
 
     Raises:
         Refused: the history does not rebuild the model (checked before anything is written).
-        BadInput: there is a run already, or the path is not a folder that can be made.
+        BadInput: no opened model, there is a run already, or the path is not a folder that can be made.
         LeanvitError: a file cannot be written (disk full, read-only); a run that was there is unchanged.
     """
     path = Path(path)
-    if (path / JSON_NAME).exists() and not overwrite:
-        raise BadInput(f"{path} holds a run already: give another path, or overwrite")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file; accepted: a folder, or a path where one can be made")
+    if not isinstance(model, OpenModel):
+        raise BadInput(
+            f"model is a {type(model).__name__}; accepted: what open_model, compress or load gives, with its history"
+        )
+    try:
+        if (path / JSON_NAME).exists() and not overwrite:
+            raise BadInput(f"{path} holds a run already: give another path, or overwrite")
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path} is a file; accepted: a folder, or a path where one can be made")
+    except OSError as error:
+        raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     history = _proven_history(model)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -86,11 +86,6 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     folder = (out / STATE).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [
-            *folder.glob(".*.part"),
-            *folder.glob(".tmp*"),
-        ]:  # write_atomic's and safetensors', of a killed save
-            leftover.unlink()
         probe = folder / f".probe-{os.getpid()}.part"
         probe.touch()
         probe.unlink()
@@ -106,6 +101,13 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
                 f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
                 f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
             )
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove the temporary files of a save that was killed: write_atomic's, and safetensors' own."""
+    folder = (out / STATE).parent
+    for leftover in (*folder.glob(".*.part"), *folder.glob(".tmp*")):
+        leftover.unlink(missing_ok=True)
 
 
 def modules_of(run: Run) -> dict[str, nn.Module]:

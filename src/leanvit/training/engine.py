@@ -20,7 +20,15 @@ from torch import nn
 
 from leanvit.data import Batch, Dataset, Preprocess, keyed, loader
 from leanvit.errors import BadInput, LeanvitError
-from leanvit.training.assemble import about_run, assemble, claim_folder, modules_of, progress_of, restore_progress
+from leanvit.training.assemble import (
+    about_run,
+    assemble,
+    claim_folder,
+    clear_leftovers,
+    modules_of,
+    progress_of,
+    restore_progress,
+)
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
 from leanvit.training.checkpoint import BEST, STATE, Position, load_state, save_state, save_weights
 from leanvit.training.config import FitConfig
@@ -100,6 +108,8 @@ def fit(
         callbacks = [*callbacks, JsonlLog(out / "train.jsonl")]
     if out and resume:
         restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about))
+    if out:
+        clear_leftovers(out)
     begun = time.perf_counter() - run.seconds
 
     def save() -> None:

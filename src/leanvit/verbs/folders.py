@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -64,6 +65,8 @@ def require_writable(out: str | Path, *, what: str = "--out") -> Path:
         raise BadInput(f"{what} {str(out)!r} is not UTF-8 text: runtimes cannot open such a path") from None
     path = Path(out)
     try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a new path; what it is below, is seen next
+            path.lstat()
         found = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
         found.stat()
     except (OSError, ValueError) as error:

@@ -107,9 +107,9 @@ def measure(
 
 
 def _require_one_size(loaded: Sequence[Loaded]) -> None:
-    sizes = {one.name: one.preprocess.input_size for one in loaded}
-    if len(set(sizes.values())) > 1:
-        listed = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in sizes.items())
+    sizes = [one.preprocess.input_size for one in loaded]
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{one.base} {'x'.join(map(str, size))}" for one, size in zip(loaded, sizes, strict=True))
         raise BadInput(f"models are compared at one input size (channels x height x width), these take {listed}")
 
 
