@@ -146,7 +146,9 @@ CASES = [
     Case("run that is an artefact", lambda: load("artefact"), ("artefact holds no run", "It is an artefact")),
     Case("recipe that is JSON", lambda: load_recipe("run/leanvit.json"), ("leanvit.json is not TOML",)),
     Case("comparison that is none", lambda: Comparison.from_json(b"{}"), ("baseline|comparison|key",), CheckpointError),
-    Case("comparison cut", lambda: Comparison.from_json(b'{"rows": ['), ("JSON",), CheckpointError),
-    Case("token maps that are none", lambda: TokenMaps.from_json(b"[]"), ("token",), CheckpointError),
+    Case(
+        "comparison cut", lambda: Comparison.from_json(b'{"rows": ['), ("the text is no JSON object",), CheckpointError
+    ),
+    Case("token maps that are none", lambda: TokenMaps.from_json(b"[]"), ("not token maps",), CheckpointError),
     Case("plans on a lean run", lambda: reapply(load("lean"), []), ("applied to the root",), Refused),
 ]
