@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -26,19 +27,33 @@ class MissingExtra(LeanvitError, ImportError):
     """An optional dependency is not installed; the text holds the pip command."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def is_whole(value: object, *, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether a value is a whole number within bounds. True and False are not numbers here."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: object, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> bool:
+    """Whether a value is a finite number within bounds. True and False are not numbers here."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return least <= value <= most and value > above
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
     """Text that suggests the nearest known names, to append to an error message.
 
     >>> nearest("evitt", ["evit", "tome", "int8"])
     "did you mean 'evit'? Known: evit, int8, tome"
     """
     known = sorted(known)
-    close = get_close_matches(name, known, n=3, cutoff=0.6)
+    close = get_close_matches(str(name), known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     listed = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f"{hint}Known: {listed}"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
+def unknown(kind: str, name: object, known: Iterable[str]) -> BadInput:
     """The error for a name that is not in a set of names: `unknown method 'evitt': did you mean 'evit'? ...`."""
     return BadInput(f"unknown {kind} {name!r}: {nearest(name, known)}")

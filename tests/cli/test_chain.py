@@ -170,3 +170,19 @@ def test_weights_of_a_timm_name_are_checked(chain, invoke) -> None:
     result = invoke("export", "vit_tiny_patch16_224", "--weights", weights, "--out", chain.folder / "w")
     assert result.exit_code == 1
     assert "does not fit" in result.stderr
+
+
+def test_convert_trains_and_measures_what_must_be_enlarged(chain, invoke) -> None:
+    """Fourfold: refused without --convert (the table of wrong calls), and kept up by recovery and measurement."""
+    size = ["--model-arg", "img_size=32", "--model-arg", "patch_size=8", "--model-arg", "depth=1"]
+    small = ["--model-arg", "embed_dim=12", "--model-arg", "num_heads=1", "--model-arg", "in_chans=1"]
+    built = ["vit_tiny_patch16_224", *size, *small, "--model-arg", "num_classes=10"]
+    few = ["--data", "digits", "--limit", "64"]
+    large, lean = chain.folder / "large", chain.folder / "large-lean"
+    trained = invoke("train", *built, *few, "--convert", "--epochs", "1", "--batch-size", "32", "--out", large)
+    assert trained.exit_code == 0, trained.output
+    with_recovery = ["--with", "evit:blocks=[0]", "--recover", "1", "--no-measure"]
+    compressed = invoke("compress", large, *few, *with_recovery, "--out", lean)
+    assert compressed.exit_code == 0, compressed.output
+    measured = invoke("measure", *built, "--against", lean, *few, "--convert", "--rounds", "3", "--batch", "1")
+    assert measured.exit_code == 0, measured.output

@@ -1,15 +1,20 @@
 """The program as a whole: it answers at once, suggests, and ends with the right code."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import leanvit
 from leanvit import __version__
 from leanvit.cli.main import app
+from leanvit.errors import BadInput
 
 runner = CliRunner()
 
@@ -98,12 +103,103 @@ def test_an_interrupt_ends_with_130(monkeypatch) -> None:
     assert "stopped after step 3" in result.output
 
 
-def test_debug_shows_the_traceback() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "leanvit", "--debug", "methods", "evitt"], capture_output=True, text=True, check=False
+@pytest.mark.parametrize(("words", "variables"), [(["--debug"], {}), ([], {"LEANVIT_DEBUG": "1"})])
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(words: list[str], variables: dict[str, str]) -> None:
+    result = runner.invoke(app, [*words, "methods", "evitt"], env=variables)
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr and "BadInput" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("leanvit: unknown method 'evitt'")
+
+
+def test_help_tells_the_exit_codes() -> None:
+    shown = " ".join(runner.invoke(app, ["--help"]).output.split())
+    for meaning in ("0 it worked", "1 it failed", "2 the request must change", "130 it was interrupted"):
+        assert meaning in shown
+
+
+def test_an_unexpected_error_is_one_line_that_says_what_to_do(monkeypatch) -> None:
+    def broken(*_, **__):
+        raise ZeroDivisionError("a fault\nof the program")
+
+    monkeypatch.setattr("leanvit.report.write_report", broken, raising=False)
+    result = runner.invoke(app, ["report", "x"])
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(
+        "leanvit: unexpected error: ZeroDivisionError: a fault of the program; run again with --debug"
     )
-    assert done.returncode != 0
-    assert "Traceback" in done.stderr and "BadInput" in done.stderr
+    assert "report at" in line
+
+
+def test_warnings_of_libraries_are_not_shown_unless_debugging(monkeypatch) -> None:
+    def warns(*_, **__):
+        warnings.warn_explicit("an old habit", UserWarning, "/somewhere/library.py", 3)
+        warnings.warn_explicit("a gap in the count", UserWarning, leanvit.__file__, 3)
+        logging.getLogger("library").warning("chatter")
+        raise BadInput("the end")
+
+    monkeypatch.setattr("leanvit.report.write_report", warns, raising=False)
+    quiet = runner.invoke(app, ["report", "x"]).stderr
+    assert quiet.splitlines() == ["leanvit: warning: a gap in the count", "leanvit: the end"]
+    disabled = logging.root.manager.disable
+    with pytest.warns(UserWarning, match="an old habit"):  # pytest is the one that shows them here
+        runner.invoke(app, ["--debug", "report", "x"])
+    assert logging.root.manager.disable == disabled == 0
+
+
+def test_a_full_disk_behind_stdout_is_told() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "leanvit", "methods"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("leanvit: ") and line.endswith("No space left on device")
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "leanvit", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+def test_the_way_out_runs_exit_handlers_and_writes_the_output() -> None:
+    code = (
+        "import atexit, threading, time\n"
+        "from leanvit.cli.ending import leave\n"
+        "atexit.register(print, 'handler')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "print('output', end=' ')\n"
+        "leave(7)"
+    )
+    done = python(code)
+    assert (done.returncode, done.stdout) == (7, "output thread\nhandler\n")
+
+
+MEASURED = """
+import sys
+sys.argv = ["leanvit", "measure", sys.argv[1], "--data", "digits", "--limit", "20", "--rounds", "3", "--batch", "1"]
+import leanvit.cli.ending as ending
+def check(code):
+    heavy = {"sklearn", "scipy", "pandas", "pyarrow", "datasets", "plotly", "jinja2", "openvino", "nncf", "onnx",
+             "onnxruntime", "matplotlib"} & set(sys.modules)
+    assert not code and not heavy, (code, heavy)
+ending.leave = check
+from leanvit.cli.main import main
+assert "torch" not in sys.modules
+main()
+"""
+
+
+def test_measuring_a_run_imports_what_it_needs_and_no_more(chain) -> None:
+    done = python(MEASURED, str(chain.folder / "dense"))
+    assert done.returncode == 0, done.stderr
 
 
 def test_errors_go_to_stderr_and_stdout_stays_empty() -> None:

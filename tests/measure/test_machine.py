@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import torch
 
+from leanvit import __version__
 from leanvit.measure import environment
 from leanvit.measure.machine import PACKAGES, _flags
 
@@ -34,3 +36,19 @@ def test_versions_are_read_without_importing() -> None:
         "assert not heavy, heavy; assert found['versions']['torch'] and found['threads'] is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_openmp_was_told_is_recorded(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    found = environment()
+    assert found["omp_wait_policy"] == "PASSIVE" and found["omp_num_threads"] is None
+
+
+def test_leanvit_has_a_version_without_metadata(monkeypatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("leanvit.measure.machine.version", missing)
+    assert environment()["versions"]["leanvit"] == __version__
+    assert environment()["versions"]["torch"] is None

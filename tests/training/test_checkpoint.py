@@ -73,7 +73,7 @@ def test_no_temporary_files_stay(stopped):
 
 
 def test_leftovers_of_a_killed_save_are_cleared(stopped, resume):
-    leftovers = [(stopped / STATE).with_name(name) for name in (".state.safetensors.123.tmp", ".tmpAbCdEf")]
+    leftovers = [(stopped / STATE).with_name(name) for name in (".state.safetensors-123.part", ".tmpAbCdEf")]
     for leftover in leftovers:
         leftover.write_text("half")
     resume(stopped)

@@ -168,7 +168,7 @@ RANGES: dict[str, RangeRule] = {"minmax": minmax_range, "percentile": percentile
 
 def range_rule(name: str) -> RangeRule:
     """A rule by its name. Raises `BadInput` with the nearest names."""
-    if name not in RANGES:
+    if not isinstance(name, str) or name not in RANGES:
         raise unknown("calibration", name, RANGES)
     return RANGES[name]
 

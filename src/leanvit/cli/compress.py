@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values
 from leanvit.errors import BadInput
 
@@ -15,14 +16,9 @@ NAME = "compress"
 
 
 def command(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)
-    ] = None,
-    data: Annotated[str | None, typer.Option("--data", metavar="DATA", help=options.DATA_HELP)] = None,
-    with_: Annotated[
-        list[str] | None,
-        typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
-    ] = None,
+    model: options.OptionalModel = None,
+    data: options.OptionalData = None,
+    with_: options.Methods = None,
     recover: Annotated[
         int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
     ] = 0,
@@ -31,6 +27,7 @@ def command(
         Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe file (TOML) instead of --with.")
     ] = None,
     adapt: options.Adapt = False,
+    convert: options.Convert = False,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -38,8 +35,8 @@ def command(
     classes: options.Classes = None,
     shots: options.Shots = None,
     on_bad: options.OnBad = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency in the table.")] = 8,
+    seed: options.OptionalSeed = None,
+    batch: options.LatencyBatch = 8,
     measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
@@ -53,7 +50,7 @@ def command(
     if recipe is not None and with_:
         raise BadInput("--recipe names the methods: leave --with out")
     model_args = key_values(model_arg, "--model-arg")
-    from leanvit import verbs
+    run = load_verb("compress")
     from leanvit.recipe import Recovery, load_recipe, parse_with
 
     recovery = Recovery(epochs=recover, lr=recover_lr) if recover else None
@@ -71,12 +68,13 @@ def command(
         raise BadInput("give a MODEL")
 
     with output.stdout_for_result():
-        result = verbs.compress(
+        result = run(
             model,
             methods,
             None if data is None else data_spec(data, classes, shots, on_bad),
             recovery=recovery,
             adapt=adapt,
+            convert=convert,
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,

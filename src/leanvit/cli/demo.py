@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line
 
 NAME = "demo"
@@ -25,10 +26,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report."""
-    from leanvit import verbs
-
     with output.stdout_for_result():
-        result = verbs.demo(out, epochs=epochs, overwrite=overwrite, say=output.say, command=command_line())
+        result = load_verb("demo")(out, epochs=epochs, overwrite=overwrite, say=output.say, command=command_line())
     if as_json:
         output.print_json(result.to_json())
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, key_values
 
 NAME = "export"
@@ -15,12 +16,10 @@ NAME = "export"
 def command(
     run: options.Model,
     to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="openvino, onnx or torch.")] = "openvino",
-    batch: Annotated[
-        int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
-    ] = None,
     input_type: Annotated[
         str, typer.Option("--input", metavar="KIND", help="float: normalised images; u8: pixels, normalised inside.")
     ] = "float",
+    batch: options.FixedBatch = None,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -30,10 +29,8 @@ def command(
 ) -> None:
     """Export a model for deployment; by default into the run folder, under artefacts/."""
     model_args = key_values(model_arg, "--model-arg")
-    from leanvit import verbs
-
     with output.stdout_for_result():
-        result = verbs.export(
+        result = load_verb("export")(
             run,
             to=to,
             batch=batch,

@@ -1,44 +1,42 @@
 """The program `leanvit`: its verbs, and how errors end it.
 
-Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad input, a combination that is refused);
-130 it was interrupted. Nothing heavy is imported here: `leanvit --help` answers at once.
+Nothing heavy is imported here: `leanvit --help` answers at once.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, export, measure, methods, report, train
+from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
 from leanvit.cli.importing import import_modules
-from leanvit.errors import BadInput, LeanvitError, Refused
+
+EXIT_CODES = (
+    "Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad input, a combination that is "
+    "refused); 130 it was interrupted."
+)
 
 
 class _Program(TyperGroup):
-    """Turns the errors that a user can act on into one line and an exit code."""
+    """Turns every error into one line and an exit code; with `--debug` the traceback comes before the line."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (LeanvitError, OSError, KeyboardInterrupt) as error:
-            if ctx.params.get("debug"):
-                raise
-            raise typer.Exit(_explain(error)) from None
-
-
-def _explain(error: BaseException) -> int:
-    """Say what went wrong on stderr; returns the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        print(f"leanvit: {error or 'interrupted'}", file=sys.stderr)
-        return 130
-    text = str(error) or type(error).__name__
-    print(f"leanvit: {text}", file=sys.stderr)
-    return 2 if isinstance(error, BadInput | Refused) else 1
+        debug = bool(ctx.params.get("debug"))
+        with output.quiet_libraries(not debug):
+            try:
+                return super().invoke(ctx)
+            except (Exception, KeyboardInterrupt) as error:
+                if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                    raise  # typer's own: usage errors and ends with a code
+                if debug:
+                    traceback.print_exc()
+                raise typer.Exit(ending.explain(error)) from None
 
 
 app = typer.Typer(
@@ -48,6 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
 )
 
 
@@ -59,11 +58,13 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def program(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     modules: Annotated[
         list[str] | None,
         typer.Option("--import", metavar="MODULE", help="A module of yours that registers methods. Repeats."),
     ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="LEANVIT_DEBUG", help="Show tracebacks, and what libraries warn about.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
@@ -84,4 +85,10 @@ def main() -> None:
     # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
     # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be text
+    try:
+        app()
+    except SystemExit as end:
+        ending.leave(end.code)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values
 
 NAME = "measure"
@@ -15,25 +16,14 @@ NAME = "measure"
 def command(
     run: options.Model,
     data: options.DataSpec,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."
-        ),
-    ] = None,
-    runtime: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--runtime",
-            metavar="NAME",
-            help="torch, torch.compile, torch.export, openvino, openvino-bf16 or onnx. Repeats: a row for each.",
-        ),
-    ] = None,
     all_runtimes: Annotated[
         bool, typer.Option("--all-runtimes", help="Every runtime that is installed, in one comparison.")
     ] = False,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch of the latency.")] = 8,
+    against: options.Against = None,
+    runtime: options.Runtimes = None,
+    batch: options.LatencyBatch = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
+    convert: options.Convert = False,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -47,10 +37,8 @@ def command(
 ) -> None:
     """Measure a model, alone or against others; a run folder keeps the result."""
     model_args = key_values(model_arg, "--model-arg")
-    from leanvit import verbs
-
     with output.stdout_for_result():
-        result = verbs.measure(
+        result = load_verb("measure")(
             run,
             data_spec(data, classes, shots, on_bad),
             against=against or (),
@@ -58,6 +46,7 @@ def command(
             all_runtimes=all_runtimes,
             latency_batch=batch,
             rounds=rounds,
+            convert=convert,
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,

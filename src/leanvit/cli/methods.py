@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.recipe.papers import Paper, known_papers, paper
 
 NAME = "methods"
@@ -37,9 +38,7 @@ def _all(rows: list[Paper]) -> None:
 
 def _one(slug: str, as_json: bool) -> None:
     row = paper(slug)  # a wrong name shows before anything heavy is imported
-    from leanvit import verbs
-
-    told = verbs.explain(row.slug)
+    told = load_verb("explain")(row.slug)
     if as_json:
         output.print_json(told.to_json())
     else:

@@ -23,10 +23,8 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load timm's pret
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights of a timm name, as .safetensors.")
 ]
-DataSpec = Annotated[
-    str,
-    typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False),
-]
+DataSpec = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
+OptionalData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
 Classes = Annotated[
     str | None,
     typer.Option("--classes", metavar="A,B", help="Keep these classes only, by name or index; they become 0, 1, ..."),
@@ -41,10 +39,42 @@ OnBad = Annotated[
 Adapt = Annotated[
     bool, typer.Option("--adapt", help="Build a timm name so that it fits the data: classes, channels, resolution.")
 ]
+Convert = Annotated[
+    bool,
+    typer.Option("--convert", help="Let preprocessing make images fit: enlarged more than twofold, grey <-> colour."),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Take only N images of each split, even over the classes.")
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+OptionalSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")]
+LatencyBatch = Annotated[int, typer.Option("--batch", metavar="N", help="Images a call when latency is measured.")]
+FixedBatch = Annotated[
+    int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
+]
+OptionalModel = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
+]
+Against = Annotated[
+    list[str] | None,
+    typer.Option("--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."),
+]
+Runtimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="torch, torch.compile, torch.export, openvino, openvino-bf16 or onnx. Repeats: a row for each.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="K=V", help="Any other number of FitConfig, like ema_decay=0.999. Repeats."),
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; by default a name under runs/."),
@@ -60,9 +90,11 @@ def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise BadInput(f"{option} {pair!r} is not KEY=VALUE")
+        if key.strip() in found:
+            raise BadInput(f"{option} {key.strip()} is given twice: {found[key.strip()]!r} and {value!r}")
         try:
             found[key.strip()] = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also numbers of thousands of digits
             found[key.strip()] = value
     return found
 
@@ -78,5 +110,5 @@ def data_spec(data: str, classes: str | None, shots: int | None, on_bad: str | N
 
 
 def command_line() -> str:
-    """What was typed, for the record of the run."""
-    return shlex.join(["leanvit", *sys.argv[1:]])
+    """What was typed, for the record of the run; bytes that are not text are spelt out."""
+    return shlex.join(["leanvit", *sys.argv[1:]]).encode(errors="backslashreplace").decode()

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import leanvit
 
 
 def say(line: str) -> None:
@@ -19,6 +24,31 @@ def stdout_for_result() -> Iterator[None]:
     """While work runs, whatever libraries print goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+@contextlib.contextmanager
+def quiet_libraries(quiet: bool = True) -> Iterator[None]:
+    """Leanvit's own warnings are one line each; those of libraries, and their logs below errors, are not shown.
+
+    Python's -W and PYTHONWARNINGS keep their say over warnings.
+    """
+    if not quiet:
+        yield
+        return
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.showwarning = _show_own
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _show_own(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    if Path(filename).is_relative_to(Path(leanvit.__file__).parent) and not issubclass(category, DeprecationWarning):
+        say(f"leanvit: warning: {message}")
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values
 
 NAME = "train"
@@ -18,11 +19,9 @@ def command(
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
     lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="K=V", help="Any other number of FitConfig, like ema_decay=0.999. Repeats."),
-    ] = None,
+    set_: options.Settings = None,
     adapt: options.Adapt = False,
+    convert: options.Convert = False,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -39,14 +38,13 @@ def command(
     """Train a model on a data set; the result is a run folder."""
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, **key_values(set_, "--set")}
     model_args = key_values(model_arg, "--model-arg")
-    from leanvit import verbs
-
     with output.stdout_for_result():
-        result = verbs.train(
+        result = load_verb("train")(
             name,
             data_spec(data, classes, shots, on_bad),
             settings=settings,
             adapt=adapt,
+            convert=convert,
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,

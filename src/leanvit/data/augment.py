@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from PIL import Image
@@ -13,7 +13,7 @@ from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, is_number, nearest, unknown
 
 CROPS = ("auto", "pad", "resized", "none")
 
@@ -40,24 +40,35 @@ class Augment:
             raise unknown("Augment.crop", self.crop, CROPS)
         for name in ("hflip", "erase", "padding"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if not is_number(value, least=0, most=1):
                 raise BadInput(f"Augment.{name}={value!r}: accepted: 0 to 1")
-        if self.color_jitter < 0:
+        if not is_number(self.color_jitter, least=0):
             raise BadInput(f"Augment.color_jitter={self.color_jitter!r}: accepted: 0 or more")
         for name in ("scale", "ratio"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise BadInput(f"Augment.{name}={(low, high)!r}: accepted: (low, high) with 0 < low <= high")
+            value = getattr(self, name)
+            pair = isinstance(value, tuple) and len(value) == 2 and all(is_number(v, above=0) for v in value)
+            if not pair or value[0] > value[1]:
+                raise BadInput(f"Augment.{name}={value!r}: accepted: (low, high) with 0 < low <= high")
         if self.auto_augment is not None:
             _check_policy(self.auto_augment)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Augment:
+        """From the fields as JSON values (lists for tuples). Raises BadInput for an unknown field, by name."""
+        known = [field.name for field in fields(Augment)]
+        for name in data:
+            if name not in known:
+                raise BadInput(f"augment: unknown field {name!r}: {nearest(name, known)}")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return Augment(**values)
 
     @staticmethod
     def of(augment: Augment | str | None) -> Augment | None:
         """The preset of that name, or what was given; None is no augmentation. Raises BadInput for unknown names."""
         if augment is None or isinstance(augment, Augment):
             return augment
-        if augment not in PRESETS:
-            raise unknown("augment", str(augment), PRESETS)
+        if not isinstance(augment, str) or augment not in PRESETS:
+            raise unknown("augment", augment, PRESETS)
         return PRESETS[augment]
 
     def timm(self) -> dict[str, Any]:

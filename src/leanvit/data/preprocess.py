@@ -18,7 +18,7 @@ from torchvision import transforms
 
 from leanvit.data.augment import Augment, ShiftFlip, without_posterize_limit_
 from leanvit.data.decode import with_channels
-from leanvit.errors import BadInput, nearest, unknown
+from leanvit.errors import BadInput, is_number, nearest, unknown
 
 SMALL_SIDE = 64  # up to this many pixels an image is small: cropped with padding, never zoomed into
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
@@ -50,7 +50,7 @@ class Preprocess:
                 )
         if min(self.std) <= 0:
             raise BadInput(f"Preprocess.std={self.std}: accepted: values > 0")
-        if isinstance(self.crop_pct, bool) or not isinstance(self.crop_pct, int | float) or self.crop_pct <= 0:
+        if not is_number(self.crop_pct, above=0):
             raise BadInput(f"Preprocess.crop_pct={self.crop_pct!r}: accepted: a number > 0")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
         if self.interpolation not in _INTERPOLATIONS:

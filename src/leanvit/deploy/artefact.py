@@ -174,5 +174,6 @@ def read_artefact(path: str | Path) -> Artefact:
 def _parsed(path: Path) -> _File:
     name = path / JSON_NAME
     if not name.is_file():
-        raise BadInput(f"{path} holds no artefact: there is no {JSON_NAME} in it")
+        hint = ". It is a run: export it first (leanvit export)" if (path / "leanvit.json").is_file() else ""
+        raise BadInput(f"{path} holds no artefact: there is no {JSON_NAME} in it{hint}")
     return read_sealed(name, _File, kind=KIND, newest=FORMAT, changed="Export the model again")

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from leanvit import __version__
+
 PACKAGES = ("leanvit", "torch", "torchvision", "timm", "numpy", "openvino", "nncf", "onnx", "onnxruntime")
 CPU_FLAGS = (
     "avx2",
@@ -27,8 +29,10 @@ def environment() -> dict[str, Any]:
     """A JSON-ready description of this process's machine.
 
     `cpu_flags` are those of CPU_FLAGS that the CPU has (None where the system does not tell), `cores_usable` those that
-    this process may use, `threads` torch's (None before torch is loaded). `versions` maps a package to its version,
-    read without importing it (None: not installed); `cuda` is None, or name, capability, memory_bytes and version.
+    this process may use, `threads` torch's (None before torch is loaded), `omp_num_threads` and `omp_wait_policy` what
+    the environment tells OpenMP (None: nothing; waiting threads that spin cost their neighbours). `versions` maps a
+    package to its version, read without importing it (None: not installed); `cuda` is None, or name, capability,
+    memory_bytes and version.
     """
     cpu = _cpu_info()
     return {
@@ -36,8 +40,10 @@ def environment() -> dict[str, Any]:
         "cpu_flags": _flags(cpu),
         "cores_logical": os.cpu_count(),
         "cores_usable": _usable_cores(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "threads": _threads(),
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -62,7 +68,8 @@ def _usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """Physical memory of this machine; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -72,8 +79,8 @@ def _memory_bytes() -> int | None:
 def _version(package: str) -> str | None:
     try:
         return version(package)
-    except PackageNotFoundError:
-        return None
+    except PackageNotFoundError:  # leanvit itself may run from its source, without metadata
+        return __version__ if package == "leanvit" else None
 
 
 def _threads() -> int | None:

@@ -59,10 +59,10 @@ class Int8:
             raise BadInput(f"images is {self.images!r}; accepted: a whole number of calibration images, 1 or more")
         if not isinstance(self.products, bool):
             raise BadInput(f"products is {self.products!r}; accepted: true or false")
-        skip = (self.skip,) if isinstance(self.skip, str) else tuple(self.skip)
-        if not all(isinstance(pattern, str) for pattern in skip):
+        skip = (self.skip,) if isinstance(self.skip, str) else self.skip
+        if not isinstance(skip, tuple | list) or not all(isinstance(pattern, str) for pattern in skip):
             raise BadInput(f"skip is {self.skip!r}; accepted: patterns of site names, such as 'head' or 'blocks.0.*'")
-        object.__setattr__(self, "skip", skip)
+        object.__setattr__(self, "skip", tuple(skip))
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Calibrate. Returns {"sites": [{"site", "kind", "operands": {name: "u8" or "i8"}}, ...]}.

@@ -29,6 +29,7 @@ _HOME = {
     "Run": "store",
     "compress": "compressing",
     "apply": "compressing",
+    "check_needs": "compressing",
     "reapply": "compressing",
     "Recovery": "compressing",
     "Cell": "compat",

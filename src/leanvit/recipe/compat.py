@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
 
-from leanvit.errors import Refused
+from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import method_class
 from leanvit.recipe.papers import papers
 
@@ -48,7 +48,13 @@ def cell(first: str, second: str) -> Cell:
 
 
 def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
-    """Raise `Refused` (reason, and an order that works if there is one) unless the methods may run in this order."""
+    """Raise `Refused` (reason, and an order that works if there is one) unless the methods may run in this order.
+
+    Raises `BadInput` for what is no method.
+    """
+    for i, m in enumerate(methods):
+        if isinstance(m, type) or not hasattr(m, "slug"):
+            raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return

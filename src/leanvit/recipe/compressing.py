@@ -6,17 +6,20 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.errors import BadInput, Refused
+from leanvit.errors import BadInput, Refused, is_number, is_whole
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
+
+if TYPE_CHECKING:
+    from leanvit.data import Dataset
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -38,10 +41,14 @@ class Recovery:
     log: Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise BadInput(f"recovery epochs is {self.epochs}; accepted: 1 or more")
-        if not 0 <= self.alpha <= 1:
-            raise BadInput(f"recovery alpha is {self.alpha}; accepted: 0 to 1")
+        for name in ("epochs", "batch_size"):
+            if not is_whole(getattr(self, name), least=1):
+                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
+        for name in ("lr", "temperature"):
+            if not is_number(getattr(self, name), above=0):
+                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a number above 0")
+        if not is_number(self.alpha, least=0, most=1):
+            raise BadInput(f"recovery alpha is {self.alpha!r}; accepted: a number from 0 to 1")
 
 
 def compress(
@@ -69,7 +76,7 @@ def compress(
     """
     dense = _with_history(model, root)
     check_order(dense.traits(), methods)
-    _check_needs(methods, data, recovery)
+    check_needs(methods, data, recovery)
     lean = copy.deepcopy(dense)
     report = on_step or (lambda label, model: None)
     report("dense", lean)
@@ -129,7 +136,8 @@ def _with_history(model: nn.Module, root: Root | None) -> OpenModel:
     return opened
 
 
-def _check_needs(methods: Sequence[Any], data: Data | None, recovery: Recovery | None) -> None:
+def check_needs(methods: Sequence[Any], data: Data | Dataset | None, recovery: Recovery | None) -> None:
+    """Raise `BadInput` unless methods and recovery get the images that they need."""
     hungry = [m.slug for m in methods if m.needs_data]
     if hungry and data is None:
         raise BadInput(f"{', '.join(hungry)} calibrates on images: give data")
@@ -140,6 +148,12 @@ def _check_needs(methods: Sequence[Any], data: Data | None, recovery: Recovery |
     if not any(m.trainable_after for m in methods):
         named = ", ".join(m.slug for m in methods) or "no method"
         raise BadInput(f"recovery: {named} leaves nothing to train")
+    images = len(data.dataset if isinstance(data, Data) else data)
+    if images < recovery.batch_size:
+        raise BadInput(
+            f"recovery batch_size is {recovery.batch_size}, and there are {images} training images; accepted: up to "
+            f"{images}, or more images (--limit)"
+        )
 
 
 def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[int]:
@@ -170,5 +184,6 @@ def _recover(lean: OpenModel, dense: OpenModel, done: Sequence[Any], data: Data,
         temperature=recovery.temperature,
         callbacks=callbacks,
         out=recovery.out,
+        convert=True,  # whether data and model fit was decided when the dense model was made
     )
     return result.model

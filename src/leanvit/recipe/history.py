@@ -17,6 +17,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
+from leanvit.measure.machine import memory_bytes
 from leanvit.recipe.method import Plan
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
@@ -40,6 +41,7 @@ FORBIDDEN = frozenset(
 )
 LIMITS = {"depth": 512, "img_size": 16384, "patch_size": 1024, "embed_dim": 65536, "num_heads": 1024}
 LARGEST = 10_000_000
+LEAST = {"depth": 1, "img_size": 1, "patch_size": 1, "embed_dim": 1, "num_heads": 1, "in_chans": 1, "num_classes": 0}
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def _check_argument(key: str, value: Any) -> None:
     if not all(isinstance(v, bool | int | float | str | None) for v in flat):
         raise BadInput(f"constructor argument {key} is {value!r}: a root holds numbers, text and lists of them only")
     limit = LIMITS.get(key, LARGEST)
+    too_small = [v for v in flat if isinstance(v, int | float) and not isinstance(v, bool) and v < LEAST.get(key, v)]
+    if too_small:
+        raise BadInput(f"constructor argument {key} is {value!r}; accepted: {LEAST[key]} or more")
     too_large = [v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v > limit]
     if too_large:
         raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
@@ -96,17 +101,43 @@ def _listed(value: Any) -> Any:
 
 
 def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
-    """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone."""
+    """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone.
+
+    Raises `BadInput` for arguments that timm cannot build a model with, or one that is larger than this machine.
+    """
+    if device != "meta":
+        _refuse_larger_than_memory(root, _built(root, pretrained=False, device="meta"))
+    built = _built(root, pretrained=pretrained, device=device)
+    try:
+        opened = open_model(built, check=device != "meta")
+    except RuntimeError as error:  # the one forward pass of opening
+        raise BadInput(f"{root.name} with {_given(root)} cannot run: {error}") from error
+    opened.history = History(root)
+    return opened
+
+
+def _built(root: Root, *, pretrained: bool, device: str) -> nn.Module:
     kwargs: dict[str, Any] = {k: _tupled(v) for k, v in root.kwargs.items()}
     try:
         with torch.device(device):
-            model = timm.create_model(root.name, pretrained=pretrained, **kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        given = ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
-        raise BadInput(f"timm cannot build {root.name} with {given}: {error}") from error
-    opened = open_model(model, check=device != "meta")
-    opened.history = History(root)
-    return opened
+            return timm.create_model(root.name, pretrained=pretrained, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = str(error) or type(error).__name__
+        raise BadInput(f"timm cannot build {root.name} with {_given(root)}: {reason}") from error
+
+
+def _refuse_larger_than_memory(root: Root, planned: nn.Module) -> None:
+    needed = sum(t.numel() * t.element_size() for t in (*planned.parameters(), *planned.buffers()))
+    memory = memory_bytes()
+    if memory is not None and needed > memory:
+        raise BadInput(
+            f"{root.name} with {_given(root)} has weights of {needed / 2**30:.0f} GiB; this machine has "
+            f"{memory / 2**30:.0f} GiB of memory"
+        )
+
+
+def _given(root: Root) -> str:
+    return ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
 
 
 def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Root:

@@ -161,6 +161,8 @@ def parse_with(text: str) -> Any:
         name, equals, value = part.partition("=")
         if not equals or not name.strip():
             raise BadInput(f"{text!r}: {part!r} is not knob=value")
+        if name.strip() in knobs:
+            raise BadInput(f"{text!r}: {name.strip()} is given twice")
         knobs[name.strip()] = _json_or_text(value.strip())
     return make_method(slug.strip(), knobs)
 
@@ -180,7 +182,7 @@ def _split_outside_brackets(text: str) -> list[str]:
 def _json_or_text(value: str) -> Any:
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers of thousands of digits
         return value
 
 

@@ -72,7 +72,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadInput(f"recipe {path}: {error.strerror}") from error
+        raise BadInput(f"recipe {path}: {error.strerror}; accepted: the path of a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"recipe {path} is not TOML: {error}") from error
     try:
@@ -81,6 +81,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise BadInput(f"recipe {path}: {strict_message(error, _RecipeFile)}") from error
     try:
         methods = tuple(_method(i, row) for i, row in enumerate(file.method))
+        recovery = None if file.recovery is None else Recovery(**file.recovery.model_dump())
     except BadInput as error:
         raise BadInput(f"recipe {path}: {error}") from error
     return Recipe(
@@ -90,7 +91,7 @@ def load_recipe(path: str | Path) -> Recipe:
         data=file.data,
         out=file.out,
         seed=file.seed,
-        recovery=None if file.recovery is None else Recovery(**file.recovery.model_dump()),
+        recovery=recovery,
     )
 
 

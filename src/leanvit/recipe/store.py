@@ -91,14 +91,21 @@ def save(
 
     Raises:
         Refused: the history does not rebuild the model (checked before anything is written).
-        BadInput: there is a run already, or the path is not a folder that can be made.
+        BadInput: no opened model, there is a run already, or the path is not a folder that can be made.
         LeanvitError: a file cannot be written (disk full, read-only); a run that was there is unchanged.
     """
     path = Path(path)
-    if (path / JSON_NAME).exists() and not overwrite:
-        raise BadInput(f"{path} holds a run already: give another path, or overwrite")
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file; accepted: a folder, or a path where one can be made")
+    if not isinstance(model, OpenModel):
+        raise BadInput(
+            f"model is a {type(model).__name__}; accepted: what open_model, compress or load gives, with its history"
+        )
+    try:
+        if (path / JSON_NAME).exists() and not overwrite:
+            raise BadInput(f"{path} holds a run already: give another path, or overwrite")
+        if path.exists() and not path.is_dir():
+            raise BadInput(f"{path} is a file; accepted: a folder, or a path where one can be made")
+    except OSError as error:
+        raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     history = _proven_history(model)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -184,7 +191,7 @@ def read_run_file(path: Path) -> _RunFile:
     """`leanvit.json`, validated strictly."""
     name = path / JSON_NAME
     if not name.is_file():
-        raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it")
+        raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
     return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
 
@@ -198,6 +205,17 @@ def _check_methods_known(path: Path, file: _RunFile) -> None:
             f"{path}: its method {slug!r} is not leanvit's, it was registered by the module {module!r}: import that "
             f"module before loading, on the command line with leanvit --import {module!r}"
         )
+
+
+def _instead(path: Path) -> str:
+    """What a folder without a run holds that is close to one."""
+    if (path / "artefact.json").is_file():
+        return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
+    if (path / "training/state.safetensors").is_file():
+        return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
+    if any(path.glob("weights-*.safetensors")):
+        return ". It holds weights alone: writing it was interrupted, or the file was lost; make the run again"
+    return ""
 
 
 def _checked_weights(path: Path, file: _RunFile) -> Path:

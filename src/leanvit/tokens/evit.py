@@ -210,9 +210,9 @@ class EViT:
         for name in ("keep_rate", "blocks", "tokens"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        for rate in _several(self.keep_rate):
+        for rate in _several(self.keep_rate) or (self.keep_rate,):
             _check_rate("keep_rate", rate)
-        for count in _several(self.tokens):
+        for count in _several(self.tokens) or (self.tokens,):
             _check_tokens("tokens", count)
         self._check_blocks()
         for name in ("start_epoch", "shrink_epochs", "seed"):

@@ -1,5 +1,6 @@
 """Training: one readable loop, objectives, callbacks, and state that a killed run resumes from exactly."""
 
+from leanvit.training.assemble import check_run
 from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, NonFiniteLoss, fit, top1_accuracy
@@ -34,6 +35,7 @@ __all__ = [
     "ProgressBar",
     "Run",
     "SoftDistillation",
+    "check_run",
     "fit",
     "lr_at",
     "recover",

@@ -32,22 +32,12 @@ def assemble(
     *,
     objective: Objective | None,
     validate: AnyDataset | None,
+    convert: bool = False,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
-    check_fits(model, preprocess, dataset)
-    steps_per_epoch = _steps_per_epoch(dataset, config)
-    if validate is not None and list(validate.classes) != list(dataset.classes):
-        raise BadInput(
-            f"validate has other classes than the training data: {len(validate.classes)} "
-            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
-        )
-    if validate is not None and validate.multi_label != dataset.multi_label:
-        raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
-    if dataset.multi_label and config.mixes:
-        raise BadInput(
-            f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
-            "multi-label: set both to 0"
-        )
+    steps_per_epoch = check_run(
+        model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
+    )
     if objective is not None and objective.multi_label not in (None, dataset.multi_label):
         kind, mend = ("multi-label", "a binary") if dataset.multi_label else ("one class an image", "a softmax")
         raise BadInput(
@@ -77,6 +67,32 @@ def assemble(
     )
 
 
+def check_run(
+    model: nn.Module,
+    dataset: AnyDataset,
+    *,
+    preprocess: Preprocess,
+    config: FitConfig,
+    validate: AnyDataset | None = None,
+    convert: bool = False,
+) -> int:
+    """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
+    check_fits(model, preprocess, dataset, convert=convert)
+    if validate is not None and list(validate.classes) != list(dataset.classes):
+        raise BadInput(
+            f"validate has other classes than the training data: {len(validate.classes)} "
+            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
+        )
+    if validate is not None and validate.multi_label != dataset.multi_label:
+        raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
+    if dataset.multi_label and config.mixes:
+        raise BadInput(
+            f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
+            "multi-label: set both to 0"
+        )
+    return _steps_per_epoch(dataset, config)
+
+
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     """Make the run's folder. Raises BadInput where it cannot hold the run, or holds an unfinished one."""
     if out.exists() and not out.is_dir():
@@ -84,9 +100,7 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
     folder = (out / STATE).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*folder.glob(".*.tmp"), *folder.glob(".tmp*")]:  # ours and safetensors', of a killed save
-            leftover.unlink()
-        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe = folder / f".probe-{os.getpid()}.part"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -101,6 +115,13 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
                 f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
                 f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
             )
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove the temporary files of a save that was killed: write_atomic's, and safetensors' own."""
+    folder = (out / STATE).parent
+    for leftover in (*folder.glob(".*.part"), *folder.glob(".tmp*")):
+        leftover.unlink(missing_ok=True)
 
 
 def modules_of(run: Run) -> dict[str, nn.Module]:

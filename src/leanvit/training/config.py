@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from leanvit.data import Augment
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, is_number, is_whole
 
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
@@ -72,8 +72,7 @@ class FitConfig:
         if not isinstance(self.ema_warmup, bool):
             raise BadInput(f"ema_warmup={self.ema_warmup!r} is not accepted: give true or false")
         if isinstance(self.augment, dict):  # as `to_json` writes it
-            fields = {name: tuple(v) if isinstance(v, list) else v for name, v in self.augment.items()}
-            object.__setattr__(self, "augment", Augment(**fields))
+            object.__setattr__(self, "augment", Augment.from_json(self.augment))
         Augment.of(self.augment)
         if self.mixes and self.batch_size % 2:
             raise BadInput(
@@ -100,7 +99,7 @@ def _is_fraction(value: object) -> bool:
 
 
 def _whole(name: str, value: object, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least=least):
         raise BadInput(f"{name}={value!r} is not accepted: give a whole number >= {least}")
 
 
@@ -116,8 +115,7 @@ def _number(
     """Check least <= value <= most and above < value < below."""
     bounds = [(">=", least), (">", above), ("<=", most), ("<", below)]
     accepted = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not (least <= value <= most and above < value < below):  # type: ignore[operator]
+    if not is_number(value, least=least, most=most, above=above) or not value < below:  # type: ignore[operator]
         raise BadInput(f"{name}={value!r} is not accepted: give a number {accepted}")
 
 

@@ -21,7 +21,15 @@ from torch import nn
 from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.measure.multilabel import mean_average_precision
-from leanvit.training.assemble import about_run, assemble, claim_folder, modules_of, progress_of, restore_progress
+from leanvit.training.assemble import (
+    about_run,
+    assemble,
+    claim_folder,
+    clear_leftovers,
+    modules_of,
+    progress_of,
+    restore_progress,
+)
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
 from leanvit.training.checkpoint import BEST, STATE, Position, load_state, save_state, save_weights
 from leanvit.training.config import FitConfig
@@ -72,6 +80,7 @@ def fit(
     out: str | Path | None = None,
     resume: bool = False,
     validate: AnyDataset | None = None,
+    convert: bool = False,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on.
 
@@ -82,6 +91,7 @@ def fit(
             writes nothing.
         resume: continue the run in `out` at its exact step, mid-epoch included.
         validate: data whose top-1 is taken after each epoch.
+        convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -93,13 +103,15 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
-    run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate)
+    run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     about = about_run(run, dataset)
     if out:
         claim_folder(out, run, resume=resume)
         callbacks = [*callbacks, JsonlLog(out / "train.jsonl")]
     if out and resume:
         restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about))
+    if out:
+        clear_leftovers(out)
     begun = time.perf_counter() - run.seconds
 
     def save() -> None:

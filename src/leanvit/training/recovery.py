@@ -38,6 +38,7 @@ def recover(
     resume: bool = False,
     callbacks: Sequence[object] = (),
     validate: AnyDataset | None = None,
+    convert: bool = False,
 ) -> FitResult[M]:
     """Train `lean` in place under soft distillation from `teacher`, its dense root; arguments as in `fit`.
 
@@ -62,4 +63,5 @@ def recover(
         out=out,
         resume=resume,
         validate=validate,
+        convert=convert,
     )

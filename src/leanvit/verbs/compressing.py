@@ -14,11 +14,11 @@ from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
-from leanvit.recipe import Data, Recovery, check_order, knobs_of, save
+from leanvit.recipe import Data, Recovery, check_needs, check_order, knobs_of, save
 from leanvit.recipe import compress as compress_model
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import TRAINING_LOG, Stopwatch, clear_run, new_folder
+from leanvit.verbs.folders import TRAINING_LOG, Stopwatch, clear_run, new_folder, require_whole
 from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, say_bad, silent
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def compress(
     *,
     recovery: Recovery | None = None,
     adapt: bool = False,
+    convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -84,7 +85,8 @@ def compress(
     """Apply methods to a model and save the lean one with its history.
 
     Args:
-        model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`.
+        model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`;
+            `convert`: see `train`.
         methods: methods like `EViT(keep_rate=0.7)`, in the order they are applied.
         data: data spec. Methods that calibrate and the recovery learn from its `train` split, which is opened only
             where something learns; `val` is measured.
@@ -97,6 +99,7 @@ def compress(
         BadInput, Refused: before any work starts, for what does not fit.
     """
     watch = Stopwatch("compress", command)
+    require_whole("--batch", latency_batch, least=1)
     learning = adapt or recovery is not None or any(m.needs_data for m in methods)
     train = open_split(data, "train", seed=seed, limit=limit, say=say) if data is not None and learning else None
     if adapt and train is None:
@@ -111,10 +114,11 @@ def compress(
         say=say,
     )
     check_order(start.model.traits(), methods)
+    check_needs(methods, train, recovery)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
     known = train or validation
     if known is not None:
-        require_fit(start, known, adapted=adapt)
+        require_fit(start, known, adapted=adapt, convert=convert)
     validation = validation.cached() if validation is not None else None
     folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
 

@@ -16,7 +16,7 @@ from leanvit.report import write_report
 from leanvit.report.rows import model_of, runtime_of, speedup
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
-from leanvit.verbs.folders import Stopwatch, new_folder
+from leanvit.verbs.folders import STATE_FILE, Stopwatch, new_folder
 from leanvit.verbs.measuring import measure
 from leanvit.verbs.models import Say, silent
 from leanvit.verbs.training import train
@@ -116,7 +116,7 @@ def demo(
         BadInput: `out` is taken.
     """
     watch = Stopwatch("demo", command)
-    folder = new_folder(out, "demo", overwrite=overwrite)
+    folder = new_folder(out, "demo", overwrite=overwrite, holds=(f"{DENSE}/leanvit.json", f"{DENSE}/{STATE_FILE}"))
     training = {**TRAINING, **({} if epochs is None else {"epochs": epochs})}
     runs = {name: folder / name for name in (DENSE, *LEAN)}
     typed: list[str] = []

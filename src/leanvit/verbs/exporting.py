@@ -9,9 +9,12 @@ from typing import Any
 
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
-from leanvit.errors import BadInput, unknown
-from leanvit.verbs.folders import Stopwatch, new_folder
+from leanvit.deploy.artefact import JSON_NAME
+from leanvit.errors import unknown
+from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
 from leanvit.verbs.models import Say, load_model, silent
+
+MAX_BATCH = 65536  # the most that `deploy` traces
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,12 @@ def export(
     require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
-    if batch is not None and batch < 1:
-        raise BadInput(f"batch is {batch}; accepted: 1 and more, or none given for any number")
+    if batch is not None:
+        require_whole("--batch", batch, least=1, most=MAX_BATCH)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     if out is None and one.folder is not None:
         out = artefact_folder(one.folder, to)
-    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite)
+    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,))
     say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
     artefact = export_model(
         one.model,

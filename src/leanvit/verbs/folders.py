@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import BadInput, CheckpointError
+from leanvit.errors import BadInput, CheckpointError, is_whole
+from leanvit.files import write_atomic
 
+RUN_FILE, STATE_FILE = "leanvit.json", "training/state.safetensors"  # a run, and a training to go on with
 RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
@@ -32,19 +37,63 @@ _LEFT = (
 _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 
-def new_folder(out: str | Path | None, name: str, *, overwrite: bool = False) -> Path:
+def new_folder(
+    out: str | Path | None, name: str, *, overwrite: bool = False, holds: Sequence[str] = (RUN_FILE, STATE_FILE)
+) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
-    Raises `BadInput` if `out` is a file, or a folder that holds something and `overwrite` is off.
+    Args:
+        holds: files of which a folder must hold one to be replaced: `overwrite` is for what leanvit made.
+
+    Raises:
+        BadInput: `out` is a file, cannot be made or written, or holds something (and `overwrite` is off, or it is not
+            leanvit's).
     """
     if out is None:
-        return next(path for path in _numbered(RUNS / _plain(name)) if not path.exists())
-    out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"--out {out} is a file; accepted: a folder, or a path where one can be made")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise BadInput(f"--out {out} is not empty: give another path, or --overwrite")
-    return out
+        return require_writable(next(path for path in _numbered(RUNS / _plain(name)) if not path.exists()))
+    path = require_writable(out)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"--out {path} is a file; accepted: a folder, or a path where one can be made")
+    if not path.is_dir() or not any(path.iterdir()):
+        return path
+    ours = any((path / file).is_file() for file in holds)
+    if overwrite and not ours:
+        raise BadInput(f"--out {path} holds something that is not a run: --overwrite replaces runs; give another path")
+    if not overwrite and (path / STATE_FILE).is_file() and not (path / RUN_FILE).is_file():
+        raise BadInput(f"--out {path} holds an unfinished training: give --resume, another path, or --overwrite")
+    if not overwrite:
+        raise BadInput(f"--out {path} is not empty: give another path, or --overwrite")
+    return path
+
+
+def require_writable(out: str | Path, *, what: str = "--out") -> Path:
+    """The path, if something can be written there: asked before any work, and nothing is made. Raises `BadInput`."""
+    if not str(out):
+        raise BadInput(f"{what} is {str(out)!r}; accepted: the path of a new file or folder")
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{what} {str(out)!r} is not UTF-8 text: runtimes cannot open such a path") from None
+    path = Path(out)
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # a new path; what it is below, is seen next
+            path.lstat()
+        found = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+        found.stat()
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{what} {str(out)!r} cannot be made: {getattr(error, 'strerror', None) or error}") from None
+    if found != path and not found.is_dir():
+        raise BadInput(f"{what} {path} cannot be made: {found} is a file")
+    if not os.access(found, os.W_OK | (os.X_OK if found.is_dir() else 0)):
+        raise BadInput(f"{what} {path} cannot be written: {found} is read-only")
+    return path
+
+
+def require_whole(name: str, value: object, *, least: int, most: float = math.inf) -> None:
+    """Raise `BadInput` unless the value is a whole number within bounds."""
+    if not is_whole(value, least=least, most=most):
+        accepted = f"a whole number, {least} or more" if most == math.inf else f"a whole number, {least} to {most}"
+        raise BadInput(f"{name} is {value!r}; accepted: {accepted}")
 
 
 def clear_run(folder: Path, *, overwrite: bool) -> None:
@@ -61,13 +110,17 @@ def new_file(out: str | Path | None, default: Path | None, *, overwrite: bool = 
     if out is None:
         if default is None:
             raise BadInput("--out is needed here: there is no run folder to write into")
+        try:
+            require_writable(default.parent, what="the run folder")
+        except BadInput as error:
+            raise BadInput(f"{error}: give --out") from None
         return default if overwrite else next(path for path in _numbered(default) if not path.exists())
-    out = Path(out)
-    if out.is_dir():
-        raise BadInput(f"--out {out} is a folder; accepted: a file")
-    if out.exists() and not overwrite:
-        raise BadInput(f"--out {out} exists: give another path, or --overwrite")
-    return out
+    path = require_writable(out)
+    if path.is_dir():
+        raise BadInput(f"--out {path} is a folder; accepted: a file")
+    if path.exists() and not overwrite:
+        raise BadInput(f"--out {path} exists: give another path, or --overwrite")
+    return path
 
 
 def _numbered(path: Path) -> Iterator[Path]:
@@ -108,9 +161,10 @@ class Stopwatch:
     def record(self, folder: Path, *, wrote: str = "", before: tuple[Command, ...] = ()) -> None:
         """Append to the folder's record; `before`: the commands that made what this verb started from."""
         done = Command(self.verb, self.command, self.at, round(self.seconds, 2), _versions(), wrote)
+        path = folder / COMMANDS
+        old = path.read_bytes() if path.is_file() else b""
         lines = [json.dumps(asdict(c)) for c in (*before, done)]
-        with (folder / COMMANDS).open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        write_atomic(path, old + "".join(f"{line}\n" for line in lines).encode())
 
 
 def commands_of(folder: Path) -> tuple[Command, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import Stopwatch, new_file
+from leanvit.verbs.folders import Stopwatch, new_file, require_whole
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 
@@ -43,6 +44,7 @@ def measure(
     all_runtimes: bool = False,
     latency_batch: int = 8,
     rounds: int = 15,
+    convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -61,6 +63,7 @@ def measure(
             run has not exported is exported for the measurement, at `latency_batch`, and thrown away after it.
         all_runtimes: all of them in one comparison; what is not installed, or does not take a model, is left out and
             named with the reason (`Measured.left_out`).
+        convert: see `train`.
         model_args, pretrained, weights: for the timm names among them.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
@@ -70,12 +73,15 @@ def measure(
     """
     watch = Stopwatch("measure", command)
     chosen, left_out = _chosen_runtimes(runtimes, all_runtimes)
+    require_whole("--batch", latency_batch, least=1)
+    require_whole("--rounds", rounds, least=3)
     for what, reason in left_out.items():
         say(f"{what} is left out: {reason}")
     validation = open_split(data, "val", limit=limit, say=say)
     loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
     for one in loaded:
-        require_fit(one, validation)
+        require_fit(one, validation, convert=convert, adaptable=False)
+    _require_one_size(loaded)
     own = loaded[-1]
     default = own.folder / "measure.json" if own.folder else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
@@ -97,7 +103,7 @@ def measure(
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         keep(comparison, answers if inside else {}, validation, file)
-    if own.folder is not None:
+    if own.folder is not None and os.access(own.folder, os.W_OK):  # with --out, the run may be read-only
         if not (own.folder / TOKENS).exists():
             maps = trace_tokens(own.model, validation, own.preprocess, name=own.name)
             write_atomic(own.folder / TOKENS, maps.to_json().encode())
@@ -117,6 +123,13 @@ def _chosen_runtimes(runtimes: Sequence[str] | None, all_runtimes: bool) -> tupl
     for runtime in chosen:
         require(runtime)
     return chosen, {}
+
+
+def _require_one_size(loaded: Sequence[Loaded]) -> None:
+    sizes = [one.preprocess.input_size for one in loaded]
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{one.base} {'x'.join(map(str, size))}" for one, size in zip(loaded, sizes, strict=True))
+        raise BadInput(f"models are compared at one input size (channels x height x width), these take {listed}")
 
 
 def _load(

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
-from leanvit.errors import BadInput, CheckpointError, unknown
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, unknown
 from leanvit.recipe import Root, create, load_run
-from leanvit.verbs.folders import Command, commands_of
+from leanvit.verbs.folders import Command, commands_of, require_whole
 
 Say = Callable[[str], None]
 _LISTED = 20  # images that are named one by one
@@ -100,7 +100,17 @@ def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None
     Of a spec with `on_bad=skip` every image is decoded once, and those that cannot be read are left out from the start
     (a stream leaves them out as they come).
     """
-    dataset = open_dataset(spec, split, seed=seed, limit=limit)
+    if not isinstance(spec, str | Path) or not str(spec).strip():
+        raise BadInput(f"data is {spec!r}; accepted: digits, a folder, a file, or hf:NAME (leanvit train --help)")
+    if limit is not None:
+        require_whole("--limit", limit, least=1)
+    require_whole("--seed", seed, least=0)
+    try:
+        dataset = open_dataset(spec, split, seed=seed, limit=limit)
+    except OSError as error:
+        raise BadInput(f"data {spec!r} cannot be read: {error.strerror or error}{_at(error)}") from error
+    except UnicodeEncodeError as error:
+        raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {error.object!r}") from error
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
     say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
@@ -119,30 +129,74 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
             say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: leanvit data {dataset.spec!r} --all --json")
 
 
-def require_fit(loaded: Loaded, dataset: AnyDataset, *, adapted: bool = False) -> None:
-    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` where that would help.
+def require_fit(
+    loaded: Loaded, dataset: AnyDataset, *, adapted: bool = False, convert: bool = False, adaptable: bool = True
+) -> bool:
+    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
-    Preprocessing may enlarge images or convert their channels for a run, which was made that way, and for a model
-    that was adapted on request.
+    Preprocessing may enlarge images or convert their channels for a run, which was made that way, for a model that was
+    adapted on request, and where `convert` says so. Returns whether it may.
+
+    adaptable: whether the verb has `--adapt`.
     """
     named = loaded.folder is None and not adapted
+    convert = convert or not named
     try:
-        check_fits(loaded.model, loaded.preprocess, dataset, convert=not named)
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=convert)
     except BadInput as error:
-        hint = "\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)" if named else ""
-        raise BadInput(f"{error}{hint}") from None
+        hints = []
+        if named and adaptable:
+            hints.append("\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)")
+        if not convert and _bridged(loaded, dataset):
+            hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
+        raise BadInput(f"{error}{''.join(hints)}") from None
+    return convert
+
+
+def _bridged(loaded: Loaded, dataset: AnyDataset) -> bool:
+    try:
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=True)
+    except BadInput:
+        return False
+    return True
 
 
 def _is_folder(spec: str | Path) -> bool:
-    if Path(spec).is_dir():
-        return True
+    """Whether a MODEL is a folder. Raises `BadInput` for what is neither that nor a name."""
+    if not isinstance(spec, str | Path) or not str(spec).strip():
+        raise BadInput(f"MODEL is {spec!r}; accepted: a timm name, or the path of a run folder")
+    path = Path(spec)
+    try:
+        if path.is_dir():
+            return True
+        if path.is_file():
+            hint = _FILE_HINTS.get(path.suffix, "")
+            raise BadInput(f"MODEL {spec} is a file; accepted: a timm name, or the path of a run folder{hint}")
+    except OSError as error:
+        raise BadInput(f"MODEL {spec!r} cannot be read: {error.strerror or error}") from None
+    if path.is_symlink():
+        raise BadInput(f"MODEL {spec} is a link that leads nowhere; accepted: a timm name, or the path of a run folder")
     if isinstance(spec, Path) or "/" in spec.removeprefix("hf-hub:") or spec.startswith("."):
-        raise BadInput(f"there is no run folder at {spec}")
+        raise BadInput(f"there is no run folder at {spec}; accepted: a timm name, or the path of a run folder")
     return False
 
 
+_FILE_HINTS = {
+    ".toml": " (a recipe is given by --recipe)",
+    ".safetensors": " (weights are given by --weights, beside a timm name)",
+    ".json": " (give the folder that it is in)",
+}
+
+
+def _at(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
 def _of_run(path: Path) -> Loaded:
-    run = load_run(path)
+    try:
+        run = load_run(path)
+    except OSError as error:
+        raise BadInput(f"MODEL {path} cannot be read: {error.strerror or error}{_at(error)}") from error
     return Loaded(
         model=run.model,
         preprocess=run.preprocess or Preprocess.of(run.model),
@@ -159,7 +213,10 @@ def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str |
         raise unknown("model", name, timm.list_models())
     if pretrained and weights:
         raise BadInput("give pretrained or weights, not both")
-    model = create(Root(name, _json(kwargs)), pretrained=pretrained)
+    try:
+        model = create(Root(name, _json(kwargs)), pretrained=pretrained)
+    except OSError as error:
+        raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
     if weights:
         _load_weights(model, Path(weights))
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
@@ -171,6 +228,10 @@ def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDa
     changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)
     say(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
     return fitted
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from leanvit.errors import BadInput, Refused, nearest
 from leanvit.files import write_atomic
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.training import FitConfig, ProgressBar, Run, fit
+from leanvit.training import FitConfig, ProgressBar, Run, check_run, fit
 from leanvit.training.callbacks import METRICS
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder
+from leanvit.training.checkpoint import STATE
+from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, say_bad, silent
 
 
@@ -39,6 +40,7 @@ def train(
     *,
     settings: Mapping[str, Any] | None = None,
     adapt: bool = False,
+    convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -56,6 +58,7 @@ def train(
         name: timm name, or a dense run to train on from.
         data: data spec; trained on its `train` split, validated on `val`.
         settings: fields of `FitConfig`.
+        convert: accept images that preprocessing must enlarge more than twofold, or change the channels of.
         adapt: fit classes, channels and resolution of a timm name to the data.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
 
@@ -67,6 +70,8 @@ def train(
     config = _config(settings or {}, seed)
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
+    if resume and not (Path(str(out)) / STATE).is_file():
+        raise BadInput(f"--resume: {out} holds no training to go on with (there is no {STATE} in it)")
     start = None
     if not adapt:
         start = load_model(name, model_args=model_args, pretrained=pretrained, weights=weights, seed=seed)
@@ -83,9 +88,9 @@ def train(
             say=say,
         )
     _require_dense(start)
-    require_fit(start, dataset, adapted=adapt)
-    folder = Path(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
-
+    convert = require_fit(start, dataset, adapted=adapt, convert=convert)
+    folder = require_writable(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
+    check_run(start.model, dataset, preprocess=start.preprocess, config=config, validate=validation, convert=convert)
     clear_run(folder, overwrite=overwrite and not resume)
 
     history = start.model.history
@@ -98,6 +103,7 @@ def train(
         out=folder,
         resume=resume,
         validate=validation.cached(),
+        convert=convert,
     )
     final: Any = result.final
     final.history = history

@@ -1,0 +1,68 @@
+"""How the program ends: what is said of an error, the exit code, and a quick way out."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+from importlib.metadata import PackageNotFoundError, metadata
+
+from leanvit.errors import BadInput, LeanvitError, Refused
+
+
+def explain(error: BaseException) -> int:
+    """Say what went wrong on stderr, in one line where there is one; returns the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        print(f"leanvit: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
+        _drop_stdout()
+        return 1
+    if isinstance(error, LeanvitError | OSError):
+        print(f"leanvit: {error or type(error).__name__}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput | Refused) else 1
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = said if len(said) <= 300 else f"{said[:297]}..."
+    print(
+        f"leanvit: unexpected error: {said}; run again with --debug; report at {_project_page()}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def leave(code: object) -> None:
+    """End the process with the code of a `SystemExit`: exit handlers run and output is written, then it stops at once.
+
+    Python would first take every module apart: with PyTorch loaded, that is a second in which nothing happens.
+    """
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are told, other threads waited for
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or 1
+    except OSError as error:  # stdout is a full disk
+        print(f"leanvit: cannot write the output: {error.strerror}", file=sys.stderr)
+        code = code or 1
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+def _drop_stdout() -> None:
+    """What is still in the buffer goes nowhere, so that the flush at the end does not fail again."""
+    with contextlib.suppress(OSError, ValueError):  # not a real file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _project_page() -> str:
+    """The page that the installed package names, else where to look for it."""
+    try:
+        urls = metadata("leanvit").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        urls = []
+    return next((url.split(",", 1)[-1].strip() for url in urls), "the project page of leanvit")

@@ -1,0 +1,241 @@
+"""Shapes that do not fit: image sizes and patches, channels, classes, batches, lists and the model's depth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from wrong import NAME, Case, Cli, tiny
+
+from leanvit.data import Preprocess, adapted_kwargs, check_fits, open_dataset
+from leanvit.deploy import export, read_artefact
+from leanvit.deploy.running import Options, Runner
+from leanvit.errors import LeanvitError
+from leanvit.measure import compare, count, paired_latency
+from leanvit.recipe import Plan, Root, create, load, load_run, reapply
+from leanvit.recipe.compressing import Recovery, compress
+from leanvit.recipe.method import Data, parse_with
+from leanvit.training import FitConfig, fit
+
+TOO_LARGE = {
+    "embed_dim": 12,
+    "depth": 1,
+    "num_heads": 1,
+    "img_size": 32,
+    "patch_size": 8,
+    "in_chans": 1,
+    "num_classes": 10,
+}
+
+
+def _create(name: str, says: tuple[str, ...], **kwargs: object) -> Case:
+    return Case(name, lambda: create(Root(NAME, {"embed_dim": 12, "depth": 1, "num_heads": 1, **kwargs})), says)
+
+
+def _preprocess(name: str, says: tuple[str, ...], **fields: object) -> Case:
+    given = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), **fields}
+    return Case(f"preprocess {name}", lambda: Preprocess(**given), says)  # type: ignore[arg-type]
+
+
+def _fits(run: str, data: str, **kwargs: bool) -> None:
+    one = load_run(run)
+    assert one.preprocess is not None
+    check_fits(one.model, one.preprocess, open_dataset(data), **kwargs)
+
+
+def _runner() -> Runner:
+    return Runner(read_artefact("artefact"), lambda x: np.zeros((len(x), 10), np.float32), Options())
+
+
+def _fit(run: str, data: str) -> None:
+    one = load_run(run)
+    assert one.preprocess is not None
+    fit(one.model, open_dataset(data), preprocess=one.preprocess, config=FitConfig(batch_size=2))
+
+
+def _recover(batch: int) -> None:
+    one = load_run("run")
+    assert one.preprocess is not None
+    data = Data(open_dataset("digits", "train", limit=10), one.preprocess)
+    compress(one.model, [parse_with("evit")], data, recovery=Recovery(batch_size=batch))
+
+
+CASES = [
+    _create("patch larger than image", ("img_size=8", "cannot run"), img_size=8, patch_size=16),
+    _create("heads that do not divide", ("num_heads=5", "divisible"), num_heads=5),
+    _create("image size of three", ("img_size", "cannot build"), img_size=[8, 8, 8]),
+    _create("image size text", ("img_size=small", "cannot build"), img_size="small"),
+    _create("channels text", ("in_chans=rgb", "cannot build"), in_chans="rgb"),
+    _preprocess("two channels", ("input_size=", "1 or 3 channels"), input_size=(2, 8, 8), mean=(0.5, 0.5), std=(1, 1)),
+    _preprocess("flat size", ("input_size=", "channels, height, width"), input_size=(8, 8)),
+    _preprocess("size 0", ("input_size=", "channels, height, width"), input_size=(1, 0, 8)),
+    _preprocess("size fraction", ("input_size=", "list of int"), input_size=(1, 8.5, 8)),
+    _preprocess("size text", ("input_size=", "list of int"), input_size="8x8"),
+    _preprocess("mean of three", ("mean=", "1 values, one a channel"), mean=(0.5, 0.5, 0.5)),
+    _preprocess("mean number", ("mean=0.5", "list of float"), mean=0.5),
+    _preprocess("std 0", ("std=", "values > 0"), std=(0.0,)),
+    _preprocess("std nan", ("std=", "list of float|values > 0"), std=(float("nan"),)),
+    _preprocess("crop 0", ("crop_pct=0", "number > 0"), crop_pct=0),
+    _preprocess("crop nan", ("crop_pct=nan", "number > 0"), crop_pct=float("nan")),
+    _preprocess("crop bool", ("crop_pct=True", "number > 0"), crop_pct=True),
+    Case("classes", lambda: _fits("colour", "digits"), ("classes: the model has 2, the data 10", "num_classes=10")),
+    Case("channels", lambda: _fits("colour", "digits"), ("channels: the images have 1", "in_chans=1")),
+    Case("channels converted, classes not", lambda: _fits("colour", "digits", convert=True), ("num_classes=10",)),
+    Case(
+        "enlarged",
+        lambda: check_fits(
+            create(Root(NAME, TOO_LARGE)), Preprocess((1, 32, 32), (0.5,), (0.5,)), open_dataset("digits")
+        ),
+        ("images of 8x8 would be enlarged 4x to 32x32", "img_size=8, patch_size=1"),
+    ),
+    Case(
+        "preprocess of another size",
+        lambda: check_fits(load("run"), Preprocess((1, 16, 16), (0.5,), (0.5,)), open_dataset("digits")),
+        ("the model takes 8x8, preprocess gives 16x16", "Preprocess.of"),
+    ),
+    Case(
+        "preprocess of other channels",
+        lambda: check_fits(load("run"), Preprocess((3, 8, 8), (0.5,) * 3, (0.5,) * 3), open_dataset("digits")),
+        ("channels: the model takes 1, preprocess gives 3",),
+    ),
+    Case("fit of other classes", lambda: _fit("colour", "digits"), ("classes: the model has 2, the data 10",)),
+    Case("recovery larger than the data", lambda: _recover(64), ("batch_size is 64", "10 training images")),
+    Case("fit batch larger than the data", lambda: _fit_batch(50), ("batch_size=50", "digits has 10")),
+    Case(
+        "validation of other classes",
+        lambda: fit(
+            load("run"),
+            open_dataset("digits"),
+            preprocess=load_run("run").preprocess,  # type: ignore[arg-type]
+            config=FitConfig(),
+            validate=open_dataset("photos"),
+        ),
+        ("validate has other classes", r"2 \(cat, dog\) against 10"),
+    ),
+    Case(
+        "images of another size",
+        lambda: _runner()(torch.zeros(2, 1, 9, 9)),
+        ("images are float32", r"\(batch, 1, 8, 8\)"),
+    ),
+    Case("images of other channels", lambda: _runner()(torch.zeros(2, 3, 8, 8)), (r"\(2, 3, 8, 8\)", "takes float32")),
+    Case("one image without batch", lambda: _runner()(torch.zeros(1, 8, 8)), (r"\(1, 8, 8\)", r"\(batch, 1, 8, 8\)")),
+    Case("no image", lambda: _runner()(torch.zeros(0, 1, 8, 8)), (r"\(0, 1, 8, 8\)", "takes float32")),
+    Case(
+        "images of bytes",
+        lambda: _runner()(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)),
+        ("images are uint8", "float32"),
+    ),
+    Case("images of doubles", lambda: _runner()(np.zeros((1, 1, 8, 8))), ("images are float64", "takes float32")),
+    Case("no picture to classify", lambda: _runner().classify([]), ("images is empty", "one PIL image or more")),
+    Case("labels as text", lambda: _export(labels="abc"), ("labels is 'abc'", "list of class names")),
+    Case("labels too few", lambda: _export(labels=["a", "b"]), ("labels has 2", "the model has 10 classes")),
+    Case("export size", lambda: _export(size=16), ("images are 16x16, the model takes 8x8",), LeanvitError),
+    Case(
+        "rates for another depth",
+        lambda: compress(load("run"), [parse_with("evit:keep_rate=[1,0.5,1]")]),
+        ("keep_rate lists 3 blocks", "2 .one per block"),
+    ),
+    Case(
+        "block beyond the depth",
+        lambda: compress(load("run"), [parse_with("evit:blocks=[2]")]),
+        ("blocks holds 2", "0 to 1"),
+    ),
+    Case(
+        "merges beyond the depth",
+        lambda: compress(load("run"), [parse_with("tome:r=[1,1,1]")]),
+        ("r lists 3", "up to 2"),
+    ),
+    Case(
+        "plan of another depth",
+        lambda: reapply(load("run"), [Plan("evit", {}, {"blocks": [{"block": 5, "keep_rate": 0.5, "tokens": None}]})]),
+        ("reduces in block 5", "0 to 1"),
+    ),
+    Case("count of a wrong size", lambda: count(load("run"), (1, 9, 9)), ("images are 9x9, the model takes 8x8",)),
+    Case("compare of nothing", lambda: compare({}, open_dataset("digits")), ("models|candidates", "at least one|none")),
+    Case(
+        "compare of two sizes",
+        lambda: compare({n: _with_preprocess(n) for n in ("run", "larger")}, open_dataset("digits", "val", limit=10)),
+        ("compared at one input size", r"\(1, 8, 8\), \(1, 16, 16\)"),
+    ),
+    Case(
+        "compare with an unknown baseline",
+        lambda: compare({"run": load("run")}, open_dataset("digits"), baseline="rum"),
+        ("baseline 'rum'", "did you mean 'run'"),
+    ),
+    Case(
+        "latency of another batch",
+        lambda: paired_latency({"a": lambda x: x}, lambda n: torch.zeros(n + 1, 1), batch=2),
+        (r"make_input\(2\) must give 2 images", "it gave 3"),
+    ),
+    Case("latency of no call", lambda: paired_latency({"a": 3}, torch.zeros, batch=1), ("'a' must be callable", "int")),  # type: ignore[dict-item]
+    Case("no small images to adapt to", lambda: adapted_kwargs("vitt", {}, open_dataset("photos")), ("model 'vitt'",)),
+]
+
+
+def _fit_batch(batch: int) -> None:
+    one = load_run("run")
+    assert one.preprocess is not None
+    fit(one.model, open_dataset("digits", limit=10), preprocess=one.preprocess, config=FitConfig(batch_size=batch))
+
+
+def _with_preprocess(run: str) -> object:
+    one = load_run(run)
+    one.model.preprocess = one.preprocess  # type: ignore[assignment]
+    return one.model
+
+
+def _export(size: int = 8, **arguments: object) -> None:
+    preprocess = Preprocess((1, size, size), (0.5,), (0.5,))
+    export(load("run"), "new", to="torch", preprocess=replace(preprocess), **arguments)  # type: ignore[arg-type]
+
+
+_DIGITS = ("--data", "digits", "--limit", "20")
+_FIXED = tiny("num_classes=10", "in_chans=1")
+
+CLI = [
+    Cli(
+        "train enlarges",
+        ("train", NAME, *_DIGITS, *_FIXED, "--out", "new"),
+        ("8x8 would be enlarged 28x to 224x224", "img_size=8, patch_size=1", "--adapt", "--convert"),
+    ),
+    Cli(
+        "compress enlarges",
+        ("compress", NAME, *_DIGITS, *_FIXED, "--with", "evit", "--out", "new"),
+        ("8x8 would be enlarged 28x", "--adapt", "--convert"),
+    ),
+    Cli(
+        "measure enlarges",
+        ("measure", NAME, *_DIGITS, *_FIXED),
+        ("8x8 would be enlarged 28x", "img_size=8", "--convert"),
+    ),
+    Cli(
+        "train channels",
+        ("train", NAME, *_DIGITS, *tiny("num_classes=10", "img_size=8", "patch_size=2")),
+        ("in_chans=1",),
+    ),
+    Cli(
+        "train classes converted",
+        ("train", NAME, *_DIGITS, *tiny("img_size=8", "patch_size=2", "in_chans=1"), "--convert"),
+        ("the model has 1000, the data 10", "num_classes=10", "--adapt"),
+    ),
+    Cli("train kept classes", ("train", NAME, *_DIGITS, *tiny("num_classes=7"), "--adapt"), ("has 7, the data 10",)),
+    Cli("measure classes", ("measure", "colour", *_DIGITS), ("the model has 2, the data 10", "num_classes=10")),
+    Cli(
+        "measure data of other classes",
+        ("measure", "run", "--data", "photos"),
+        ("the model has 10, the data 2", "photos"),
+    ),
+    Cli(
+        "measure two sizes",
+        ("measure", "run", "--against", "larger", *_DIGITS, "--runtime", "openvino"),
+        ("one input size", "1x8x8", "1x16x16"),
+    ),
+    Cli("train run classes", ("train", "run", "--data", "photos", "--out", "new"), ("has 10, the data 2",)),
+    Cli("compress run classes", ("compress", "run", "--data", "photos", "--with", "evit"), ("has 10, the data 2",)),
+    Cli(
+        "export a patch larger than the image",
+        ("export", NAME, *tiny("img_size=8"), "--out", "new"),
+        ("img_size=8", "cannot run"),
+    ),
+]

@@ -1,0 +1,272 @@
+"""Values out of range: every knob of every method, every number of a training, every option of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from wrong import NAME, Case, Cli, tiny
+
+from leanvit.data import Augment, Preprocess, loader, open_dataset
+from leanvit.deploy import Options
+from leanvit.recipe import Recovery, parse_with
+from leanvit.training import FitConfig
+from leanvit.verbs import compress, demo, export, measure, train
+
+HUGE = 10**400  # a whole number that no float can hold
+
+
+def _knob(slug: str, knob: str, value: str, *says: str) -> Case:
+    """A knob as it is typed: JSON, else text."""
+    return Case(f"{slug}:{knob}={value}", lambda: parse_with(f"{slug}:{knob}={value}"), says)
+
+
+def _field(make: Callable[..., Any], field: str, value: Any, *says: str, name: str = "", **others: Any) -> Case:
+    shown = "10^400" if value == HUGE else repr(value)
+    return Case(f"{name or make.__name__}.{field}={shown}", lambda: make(**{field: value}, **others), says)
+
+
+def _train(field: str, value: Any, *says: str, **others: Any) -> Case:
+    return _field(FitConfig, field, value, rf"{field}=", *says, **others)
+
+
+RATE = "above 0, up to 1"
+WHOLE = r"whole number >= "
+NAN, INF = float("nan"), float("inf")
+
+METHODS = [
+    *(
+        _knob("evit", "keep_rate", v, "keep_rate is", RATE)
+        for v in ("0", "-0.5", "1.1", "NaN", "Infinity", "true", "high")
+    ),
+    _knob("evit", "keep_rate", "[]", r"keep_rate is \(\)", RATE),
+    _knob("evit", "keep_rate", "[0.5,2]", "keep_rate is 2", RATE),
+    _knob("evit", "keep_rate", "null", "keep_rate is None", RATE),
+    *(
+        _knob("evit", "tokens", v, "tokens is", "whole number, 1 or more")
+        for v in ("0", "-3", "2.5", "true", "many", "[0]")
+    ),
+    _knob("evit", "tokens", "[]", r"tokens is \(\)", "1 or more"),
+    *(
+        _knob("evit", "blocks", v, "blocks is", "block numbers, from 0")
+        for v in ("3", "[-1]", "[1.5]", "[true]", "all")
+    ),
+    _knob("evit", "blocks", "[1,1]", r"blocks is \(1, 1\)", "number twice"),
+    _knob("evit", "blocks", "[1,2", r"blocks is '\[1,2'", "block numbers"),
+    Case(
+        "evit blocks beside a list",
+        lambda: parse_with("evit:blocks=[1],keep_rate=[0.5,0.5]"),
+        ("keep_rate lists every block", "one of the two"),
+    ),
+    Case(
+        "evit schedule of several rates",
+        lambda: parse_with("evit:keep_rate=[0.5,0.7],start_epoch=1"),
+        ("keep_rate is", "a schedule steers a single rate"),
+    ),
+    *(_knob("evit", k, "-1", f"{k} is -1", "0 or more") for k in ("start_epoch", "shrink_epochs", "seed")),
+    *(_knob("evit", k, "1.5", f"{k} is 1.5", "whole number") for k in ("start_epoch", "shrink_epochs", "seed")),
+    *(_knob("evit", k, "NaN", f"{k} is nan", "whole number") for k in ("start_epoch", "seed")),
+    *(_knob("evit", "fuse", v, "fuse is", "true or false") for v in ("1", "yes", "null")),
+    *(_knob("evit", "select", v, "unknown select", "attention") for v in ("3", "[1]", "null")),
+    *(
+        _knob("tome", "r", v, "r is", "whole number, 0 or more")
+        for v in ("-1", "1.5", "NaN", "true", "all", "null", "[]")
+    ),
+    _knob("tome", "r", "[3,2.0]", "inflection is 2.0", r"\[-1, 1\]"),
+    _knob("tome", "r", "[3,NaN]", "inflection is nan", r"\[-1, 1\]"),
+    _knob("tome", "r", "[3,-1,2]", r"r is \(3, -1, 2\)", "0 or more"),
+    *(_knob("tome", "prop_attn", v, "prop_attn is", "true or false") for v in ("1", "on")),
+    *(_knob("int8", "images", v, "images is", "1 or more") for v in ("0", "-1", "2.5", "NaN", "true", "all")),
+    *(_knob("int8", "calibration", v, "unknown calibration", "minmax") for v in ("3", "[1]", "null")),
+    *(_knob("int8", "products", v, "products is", "true or false") for v in ("1", "no")),
+    *(_knob("int8", "skip", v, "skip is", "patterns of site names") for v in ("3", "[1]", "null", "true")),
+    Case("method without knob text", lambda: parse_with("evit:0.7"), ("'0.7' is not knob=value",)),
+]
+
+TRAINING = [
+    *(_train("epochs", v, WHOLE + "1") for v in (0, -1, 1.5, NAN, INF, True, "3", None)),
+    *(_train("batch_size", v, WHOLE + "1") for v in (0, -4, 2.0, True, "128")),
+    *(_train("accumulate", v, WHOLE + "1") for v in (0, -1, 0.5, False)),
+    *(_train("lr", v, "number > 0") for v in (0, -1e-3, NAN, INF, True, "fast", None)),
+    _train("min_lr", -1.0, "number >= 0"),
+    _train("min_lr", 1.0, "<= 0.001"),
+    _train("min_lr", NAN, "number >= 0"),
+    *(_train("warmup_epochs", v, "number >= 0 and < 10") for v in (-1, 10, NAN, True, "one")),
+    *(_train("weight_decay", v, "number >= 0") for v in (-0.1, NAN, INF, True, "x")),
+    *(_train("label_smoothing", v, "number >= 0 and < 1") for v in (-0.1, 1.0, NAN, HUGE)),
+    *(_train("mixup", v, "number >= 0") for v in (-1, NAN, INF, True)),
+    *(_train("cutmix", v, "number >= 0") for v in (-1, NAN, "on")),
+    *(_train("clip_grad", v, "number > 0") for v in (0, -1.0, NAN, True, "norm")),
+    *(_train("ema_decay", v, "number >= 0 and < 1") for v in (-0.1, 1, NAN, HUGE, True)),
+    *(_train("betas", v, "two numbers >= 0 and < 1") for v in (0.9, (0.9,), (0.9, 1.0), (NAN, 0.9), (True, 0.9), "ab")),
+    *(_train("ema_warmup", v, "true or false") for v in (1, "yes", None)),
+    *(_train("seed", v, WHOLE + "0") for v in (-1, 0.5, True, "x", None)),
+    *(_train("workers", v, WHOLE + "0") for v in (-1, 1.5, True)),
+    *(_train("save_every", v, WHOLE + "1") for v in (0, -2, 1.5, True)),
+    *(_train("schedule", v, "one of 'cosine'") for v in (3, None)),
+    *(_field(FitConfig, "augment", v, "unknown augment", "light") for v in (3, True, ["light"])),
+    _train("batch_size", 7, "in pairs", "even batch_size", mixup=0.2),
+    *(
+        _field(Augment, f, v, rf"Augment\.{f}=", "0 to 1")
+        for f in ("hflip", "erase", "padding")
+        for v in (-0.1, 1.5, NAN)
+    ),
+    *(_field(Augment, "hflip", v, r"Augment\.hflip=", "0 to 1") for v in (True, "often")),
+    *(_field(Augment, "color_jitter", v, r"color_jitter=", "0 or more") for v in (-1, NAN, "a lot")),
+    *(
+        _field(Augment, "scale", v, r"scale=", "low, high")
+        for v in ((0.0, 1.0), (1.0, 0.5), 0.5, (0.1,), (NAN, 1.0), "ab")
+    ),
+    *(_field(Augment, "ratio", v, r"ratio=", "low, high") for v in ((-1.0, 1.0), ("a", "b"), (0.5, INF))),
+    *(_field(Recovery, "epochs", v, "recovery epochs is", "1 or more") for v in (0, -1, 1.5, True)),
+    *(_field(Recovery, "batch_size", v, "recovery batch_size is", "1 or more") for v in (0, 2.5)),
+    *(_field(Recovery, "lr", v, "recovery lr is", "above 0") for v in (0, -1, NAN, INF, "fast")),
+    *(_field(Recovery, "alpha", v, "recovery alpha is", "0 to 1") for v in (-0.1, 1.1, NAN, True)),
+    *(_field(Recovery, "temperature", v, "recovery temperature is", "above 0") for v in (0, -2.0, NAN)),
+]
+
+OTHERS = [
+    *(_field(Options, "threads", v, "threads is", "1 and more") for v in (0, -1, True)),
+    Case("limit of data 0", lambda: open_dataset("digits", limit=0), ("limit=0", ">= 1")),
+    Case("limit of data negative", lambda: open_dataset("digits", limit=-5), ("limit=-5", ">= 1")),
+    Case(
+        "verb train limit text",
+        lambda: train("run", "digits", limit="5"),
+        ("--limit is '5'", "whole number, 1 or more"),
+    ),  # type: ignore[arg-type]
+    Case("train limit bool", lambda: train("run", "digits", limit=True), ("--limit is True", "whole number")),
+    Case("train limit float", lambda: train("run", "digits", limit=2.5), ("--limit is 2.5", "whole number")),  # type: ignore[arg-type]
+    Case(
+        "verb compress seed",
+        lambda: compress("run", [parse_with("evit")], "digits", seed=-1),
+        ("--seed is -1", "0 or more"),
+    ),
+    Case(
+        "compress latency batch",
+        lambda: compress("run", [parse_with("evit")], "digits", latency_batch=0),
+        ("--batch is 0", "1 or more"),
+    ),
+    *(
+        Case(f"verb measure rounds {v!r}", lambda v=v: measure("run", "digits", rounds=v), ("--rounds is", "3 or more"))  # type: ignore[misc]
+        for v in (2, 0, -1, 3.5, True, "many")
+    ),
+    *(
+        Case(
+            f"verb measure batch {v!r}",
+            lambda v=v: measure("run", "digits", latency_batch=v),
+            ("--batch is", "1 or more"),
+        )  # type: ignore[misc]
+        for v in (0, -8, 1.5, True, None)
+    ),
+    *(
+        Case(f"verb export batch {v!r}", lambda v=v: export("run", batch=v, out="new"), ("--batch is", "1 to 65536"))  # type: ignore[misc]
+        for v in (0, -1, 2.5, True, 10**9, "8")
+    ),
+    Case("demo epochs", lambda: demo("new", epochs=0), ("epochs=0", "whole number >= 1")),
+    *(
+        Case(
+            f"loader batch {v!r}", lambda v=v: loader(open_dataset("digits"), PRE, batch_size=v), ("batch_size", ">= 1")
+        )  # type: ignore[misc]
+        for v in (0, -1)
+    ),
+]
+PRE = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
+CASES = [*METHODS, *TRAINING, *OTHERS]
+
+
+def _argument(pair: str, *says: str) -> Cli:
+    return Cli(f"model argument {pair}", ("export", NAME, *tiny(pair), "--out", "new"), says)
+
+
+def _train_cli(name: str, *words: str, says: tuple[str, ...]) -> Cli:
+    argv = ("train", NAME, "--data", "digits", "--adapt", *tiny(), "--limit", "20", "--out", "new", *words)
+    return Cli(f"train {name}", argv, says)
+
+
+def _measure_cli(name: str, *words: str, says: tuple[str, ...]) -> Cli:
+    return Cli(f"measure {name}", ("measure", "run", "--data", "digits", "--limit", "20", *words), says)
+
+
+CLI = [
+    _train_cli("epochs 0", "--epochs", "0", says=("epochs=0", "whole number >= 1")),
+    _train_cli("epochs text", "--epochs", "ten", says=("'--epochs'", "valid integer")),
+    _train_cli("epochs fraction", "--epochs", "1.5", says=("'--epochs'", "valid integer")),
+    _train_cli("lr nan", "--lr", "nan", says=("lr=nan", "number > 0")),
+    _train_cli("lr inf", "--lr", "inf", says=("lr=inf", "number > 0")),
+    _train_cli("lr negative", "--lr", "-1", says=("lr=-1.0", "number > 0")),
+    _train_cli("lr text", "--lr", "fast", says=("'--lr'", "valid (number|float)")),
+    _train_cli("batch 0", "--batch-size", "0", says=("batch_size=0", "whole number >= 1")),
+    _train_cli("batch too large", "--batch-size", "64", says=("batch_size=64", "digits has 20", "smaller batch_size")),
+    _train_cli("seed negative", "--seed", "-1", says=("seed=-1", "whole number >= 0")),
+    _train_cli("limit 0", "--limit", "0", says=("--limit is 0", "1 or more")),
+    _train_cli("limit text", "--limit", "all", says=("'--limit'", "valid integer")),
+    _train_cli("set lr NaN", "--set", "lr=NaN", says=("lr=nan", "number > 0")),
+    _train_cli("set lr text", "--set", "lr=fast", says=("lr='fast'", "number > 0")),
+    _train_cli("set lr bool", "--set", "lr=true", says=("lr=True", "number > 0")),
+    _train_cli("set lr too large", "--set", "lr=1e999", says=("lr=inf", "number > 0")),
+    _train_cli("set many digits", "--set", "clip_grad=" + "9" * 5000, says=("clip_grad=", "number > 0")),
+    _train_cli("set nested", "--set", "betas=" + "[" * 50_000, says=("betas=", "two numbers")),
+    _train_cli("set betas", "--set", "betas=[0.9]", says=(r"betas=\(0.9,\)", "two numbers")),
+    _train_cli("set seed", "--set", "seed=-3", says=("seed=-3", ">= 0")),
+    _train_cli("set augment", "--set", "augment=heavy", says=("unknown augment 'heavy'", "light")),
+    _train_cli("set save_every", "--set", "save_every=0", says=("save_every=0", ">= 1")),
+    _train_cli("set workers", "--set", "workers=-1", says=("workers=-1", ">= 0")),
+    _measure_cli("rounds 2", "--rounds", "2", says=("--rounds is 2", "3 or more")),
+    _measure_cli("rounds text", "--rounds", "x", says=("'--rounds'", "valid integer")),
+    _measure_cli("batch 0", "--batch", "0", says=("--batch is 0", "1 or more")),
+    _measure_cli("batch negative", "--batch", "-1", says=("--batch is -1", "1 or more")),
+    _measure_cli("limit negative", "--limit", "-1", says=("--limit is -1", "1 or more")),
+    Cli("export batch 0", ("export", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "1 to 65536")),
+    Cli("export batch huge", ("export", "run", "--batch", "9999999", "--out", "new"), ("--batch is 9999999", "65536")),
+    Cli("export batch text", ("export", "run", "--batch", "any"), ("'--batch'", "valid integer")),
+    Cli("compress batch 0", ("compress", "run", "--with", "evit", "--batch", "0"), ("--batch is 0", "1 or more")),
+    Cli(
+        "recover negative",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--recover", "-1"),
+        ("recovery epochs is -1", "1 or more"),
+    ),
+    Cli(
+        "recover lr",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--recover", "1", "--recover-lr", "nan"),
+        ("recovery lr is nan", "above 0"),
+    ),
+    Cli(
+        "recover too few images",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--limit", "20", "--recover", "1"),
+        ("recovery batch_size is 64", "20 training images", "--limit"),
+    ),
+    Cli("compress seed", ("compress", "run", "--with", "evit", "--data", "digits", "--seed", "-1"), ("--seed is -1",)),
+    Cli("compress knob", ("compress", "run", "--with", "evit:keep_rate=1.5"), ("keep_rate is 1.5", RATE)),
+    Cli("compress block", ("compress", "run", "--with", "evit:blocks=[7]"), ("blocks holds 7", "0 to 1")),
+    Cli(
+        "compress rates",
+        ("compress", "run", "--with", "evit:keep_rate=[1,1,1]"),
+        ("keep_rate lists 3", "2 .one per block"),
+    ),
+    Cli("compress merges", ("compress", "run", "--with", "tome:r=[1,1,1]"), ("r lists 3 blocks", "up to 2")),
+    Cli(
+        "compress skip",
+        ("compress", "run", "--data", "digits", "--limit", "8", "--no-measure", "--with", "int8:skip=hed,images=4"),
+        ("skip pattern 'hed' fits no site", "did you mean 'head'"),
+    ),
+    Cli("demo epochs 0", ("demo", "--out", "new", "--epochs", "0"), ("epochs=0", "whole number >= 1")),
+    _argument("depth=-1", "depth is -1", "accepted: 1 or more"),
+    _argument("depth=513", "depth is 513", "up to 512"),
+    _argument("depth=two", "depth=two"),
+    _argument("embed_dim=0", "embed_dim is 0", "accepted: 1 or more"),
+    _argument("embed_dim=1000000", "embed_dim is 1000000", "up to 65536"),
+    _argument("num_heads=0", "num_heads is 0", "accepted: 1 or more"),
+    _argument("num_heads=5", "num_heads=5", "divisible"),
+    _argument("patch_size=0", "patch_size is 0", "accepted: 1 or more"),
+    _argument("img_size=0", "img_size is 0", "accepted: 1 or more"),
+    _argument("img_size=-16", "img_size is -16", "accepted: 1 or more"),
+    _argument("in_chans=0", "in_chans is 0", "accepted: 1 or more"),
+    _argument("in_chans=-3", "in_chans is -3", "accepted: 1 or more"),
+    _argument("num_classes=-1", "num_classes is -1", "accepted: 0 or more"),
+    _argument("drop_rate=2", "drop_rate=2"),
+    Cli(
+        "model larger than memory",
+        ("export", NAME, *tiny("embed_dim=65536", "depth=32"), "--out", "new"),
+        ("embed_dim=65536", "GiB; this machine has"),
+    ),
+]
