@@ -14,7 +14,7 @@ demo: $(VENV)/.user  ## train a small ViT, make it lean, measure it, write the r
 	$(BIN)/leanvit demo $(ARGS)
 
 test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .

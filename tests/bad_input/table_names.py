@@ -125,7 +125,7 @@ CLI = [
         ("measure", "run", "--data", "digits", "--runtime", "torch", "--runtime", "tensorrt"),
         ("unknown runtime 'tensorrt'", "Known: .*torch"),
     ),
-    Cli("data", ("measure", "run", "--data", "digit"), ("data 'digit'", "did you mean 'digits'", "accepted: 'digits'")),
+    Cli("data", ("measure", "run", "--data", "digit"), ("data 'digit'", "did you mean 'digits'", "accepted forms")),
     Cli("data empty", ("measure", "run", "--data", ""), ("data is ''", "accepted: digits, a folder")),
     Cli("data folder", ("measure", "run", "--data", "photoz"), ("data 'photoz'", "did you mean 'photos'")),
     Cli("data hub without name", ("measure", "run", "--data", "hf:"), ("data 'hf:' names nothing", "hf:NAME")),
@@ -159,9 +159,6 @@ CLI = [
         "wrong order",
         ("compress", "run", "--data", "digits", "--with", "int8", "--with", "evit"),
         ("evit needs float weights", "which int8 takes away", "This order works: evit, int8"),
-    ),
-    Cli(
-        "int8 to onnx", ("export", "int8", "--to", "onnx", "--out", "new"), ("int8 is not exported to ONNX", "openvino")
     ),
     _setting("epoch", "epochs"),
     _setting("weigth_decay", "weight_decay"),

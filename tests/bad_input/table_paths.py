@@ -65,8 +65,8 @@ CLI = [
     Cli(
         "measure without a folder to write into", ("measure", "notes.txt", "--data", "digits"), ("notes.txt is a file",)
     ),
-    _data("missing", "nothing/here", "data 'nothing/here' does not exist", "accepted: 'digits'"),
-    _data("a text file", "notes.txt", "data 'notes.txt' is a .txt file", "accepted: 'digits'"),
+    _data("missing", "nothing/here", "data 'nothing/here' does not exist", "accepted forms"),
+    _data("a text file", "notes.txt", "data 'notes.txt' is a .txt file", "accepted forms"),
     _data("a tar file", "shards.tar", "shards.tar", "accepted|shard"),
     _data("an empty folder", "empty", "data 'empty' holds no class folders", "<class>/<image>"),
     _data("empty classes", "empty-classes", "empty-classes", "no images"),

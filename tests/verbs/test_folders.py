@@ -19,6 +19,9 @@ def test_a_folder_that_holds_something_needs_overwrite(tmp_path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(BadInput, match="not empty"):
         new_folder(tmp_path, "x")
+    with pytest.raises(BadInput, match="not a run"):
+        new_folder(tmp_path, "x", overwrite=True)
+    (tmp_path / "leanvit.json").write_text("{}")
     assert new_folder(tmp_path, "x", overwrite=True) == tmp_path
     with pytest.raises(BadInput, match="is a file"):
         new_folder(tmp_path / "file", "x", overwrite=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.vit import OpenViT
+from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
 
 
@@ -22,7 +23,7 @@ def set_attention_widths(
     attn: Attention, *, heads: int | None = None, qk_dim: int | None = None, v_dim: int | None = None
 ) -> None:
     """Change the number of heads and the widths per head. The attention scale stays as stored."""
-    if type(attn) is not Attention or attn.rotary is not None:
+    if not (type(attn) is Attention or isinstance(attn, WindowAttention)) or attn.rotary is not None:
         raise Refused(f"{attn.name}: widths can be changed where one linear makes q, k and v, without rotary positions")
     heads = attn.heads if heads is None else heads
     qk_dim = attn.qk_dim if qk_dim is None else qk_dim

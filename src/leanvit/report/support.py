@@ -47,6 +47,11 @@ def _vit(**changes: Any) -> dict[str, Any]:
     return small | changes
 
 
+def _swin() -> dict[str, Any]:
+    sizes = {"img_size": 56, "patch_size": 2, "window_size": 7, "embed_dim": 12, "num_classes": 7}
+    return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]}
+
+
 EXAMPLES = (
     Example("ViT (AugReg, DeiT)", "vit_tiny_patch16_224", _vit()),
     Example("DeiT, distilled", "deit_tiny_distilled_patch16_224", _vit()),
@@ -69,6 +74,16 @@ EXAMPLES = (
     Example("DINOv3", "vit_small_patch16_dinov3", _vit()),
     Example("Sapiens2 (grouped queries)", "vit_base_patch16_sapiens2", _vit(num_heads=4, num_kv_heads=2)),
     Example("Perception Encoder", "vit_pe_core_tiny_patch16_384", _vit(attn_pool_num_heads=3)),
+    Example("Swin", "swin_tiny_patch4_window7_224", _swin()),
+    Example("Swin V2", "swinv2_tiny_window8_256", _swin()),
+    Example("MobileViT (traced)", "mobilevit_xxs", {"num_classes": 7}),
+    Example("MobileViT V2 (traced)", "mobilevitv2_050", {"num_classes": 7}),
+    Example("EfficientFormer (traced)", "efficientformer_l1", {"depths": [1, 1, 1, 2], "num_classes": 7}),
+    Example("EfficientFormer V2 (traced)", "efficientformerv2_s0", {"depths": [1, 1, 2, 3], "num_classes": 7}),
+    Example("TinyViT (traced)", "tiny_vit_5m_224", {"depths": [1, 1, 2, 1], "num_classes": 7}),
+    Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
+    Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
+    Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
 )
 
 _QUICK = {"images": 16}  # knobs that only say how much data is looked at

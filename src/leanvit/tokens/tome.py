@@ -227,7 +227,7 @@ class ToMe:
         Where the model attends in windows, tokens merge in each window for the MLP alone (`tokens/tome_windows.py`).
         """
         rows = [_checked_row(row, model) for row in structure["blocks"]]
-        if any(isinstance(block.attn, WindowAttention) for block in model.blocks):
+        if any(isinstance(attn, WindowAttention) for block in model.blocks for attn in block.attentions()):
             from leanvit.tokens.tome_windows import merge_in_windows  # it builds on this file's algorithm
 
             return merge_in_windows(model, rows)
