@@ -66,6 +66,11 @@ class Comparison:
         if len(set(names)) != len(names) or self.baseline not in names:
             raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {names}")
 
+    @property
+    def score_name(self) -> str:
+        """What `top1_percent` is called: of several labels an image, the share of images with all of them right."""
+        return "all labels right" if self.multi_label else "top-1"
+
     def row(self, name: str) -> Row:
         """The row of a name. Raises BadInput, with the nearest names, for one that is not there."""
         by_name = {row.name: row for row in self.rows}

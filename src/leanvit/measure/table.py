@@ -35,7 +35,7 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         "precision": lambda r: r.precision or NONE,
         "mAP [%]": lambda r: _interval(r.map_percent),
         "labels right [%]": lambda r: _interval(r.labels_percent),
-        "all labels right [%]" if comparison.multi_label else "top-1 [%]": lambda r: _interval(r.top1_percent),
+        f"{comparison.score_name} [%]": lambda r: _interval(r.top1_percent),
         "change [points]": lambda r: _interval(r.change_points, sign=True),
         "agreement [%]": lambda r: _interval(r.agreement_percent),
         "params [M]": lambda r: _number(r.params, 1e6),

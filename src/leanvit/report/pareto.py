@@ -58,7 +58,7 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
             ],
             "layout": {
                 "xaxis": {"title": {"text": axis.title(points[0].comparison)}, **_scale(known, axis)},
-                "yaxis": {"title": {"text": "top-1 [%]"}},
+                "yaxis": {"title": {"text": f"{points[0].comparison.score_name} [%]"}},
             },
             "legend": [
                 *(entry(name, series=colours[name], group=f"model:{name}") for name in models),
@@ -115,7 +115,7 @@ def _details(point: Point) -> list[str]:
     comparison, row, top1 = point.comparison, point.row, point.row.top1_percent
     lines = [
         f"{point.model}, {runtime_of(row)} {row.precision or ''}".strip(),
-        f"top-1 {top1.value:.2f} % ({top1.low:.2f} … {top1.high:.2f})",
+        f"{comparison.score_name} {top1.value:.2f} % ({top1.low:.2f} … {top1.high:.2f})",
     ]
     if row.change_points is not None:
         change = row.change_points

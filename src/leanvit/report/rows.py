@@ -55,6 +55,7 @@ class Headline:
     reference: str
     runtime: str
     speedup: str
+    score: str  # what the change is of
     change: str
     interval: str
     images: int
@@ -81,7 +82,8 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
     """(heading, unit) of each column after the name."""
     return [
         ("precision", ""),
-        ("top-1", "%"),
+        (comparison.score_name, "%"),
+        ("mAP", "%"),
         ("change", "points"),
         ("agreement", "% same answer"),
         ("MACs", "M / image"),
@@ -148,6 +150,7 @@ def headline(comparison: Comparison) -> Headline | None:
         reference=model_of(comparison.row(comparison.baseline)),
         runtime=runtime,
         speedup=f"{factor:.2f}×",
+        score=comparison.score_name,
         change=NONE if change is None else f"{signed(change.value)} points",
         interval="" if change is None else f"{signed(change.low)} … {signed(change.high)}",
         images=comparison.images,
@@ -185,6 +188,7 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
     return (
         Cell(row.precision or NONE),
         _interval(row.top1_percent),
+        _interval(row.map_percent),
         Cell()
         if change is None
         else Cell(
