@@ -24,6 +24,7 @@ check: $(VENV)/.dev  ## ruff and mypy
 bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)
 	$(BIN)/python benchmarks/demo_digits.py
 	$(BIN)/python benchmarks/tokens_deit_small.py
+	$(BIN)/python benchmarks/outlets.py
 
 docs: $(VENV)/.docs  ## the documentation, as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
