@@ -325,6 +325,7 @@ def test_exported_for_any_batch(name: str) -> None:
             torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.9."), reason="the compiler of torch 2.9 breaks the graph")
 def test_captured_whole_by_the_compiler() -> None:
     model, opened = pair("efficientvit_b0")
     compiled = torch.compile(opened, backend="eager", fullgraph=True)

@@ -85,7 +85,7 @@ class OpenTraced(OpenModel):
         kwargs = dict(kwargs or {})
         shape = tuple(int(n) for n in x.shape[1:])
         kind = x.device.type
-        amp = torch.is_autocast_enabled(kind) if torch.amp.is_autocast_available(kind) else False
+        amp = kind != "meta" and torch.is_autocast_enabled(kind)
         key = (method, repr(kwargs), shape, x.dtype, x.device, amp, self._modes())
         if key not in self._graphs:
             self._graphs[key] = self._recorded(method, x, kwargs)

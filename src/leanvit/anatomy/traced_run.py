@@ -161,12 +161,13 @@ def _cat(run: Run, s: Step) -> Any:
 
 def _move(run: Run, s: Step) -> Any:
     x, *args = run.get(s.args)
-    kwargs = run.get(s.kwargs)
-    return run.ops.rearrange(s.site, x, lambda t: s.target(t, *args, **kwargs))
+    move, kwargs = s.target, run.get(s.kwargs)  # a name of its own: older compilers take `s.target(...)` for a method
+    return run.ops.rearrange(s.site, x, lambda t: move(t, *args, **kwargs))
 
 
 def _compute(run: Run, s: Step) -> Any:
-    return s.target(*run.get(s.args), **run.get(s.kwargs))
+    function = s.target
+    return function(*run.get(s.args), **run.get(s.kwargs))
 
 
 HANDLERS: dict[str, Callable[[Run, Step], Any]] = {
