@@ -118,6 +118,17 @@ def test_help_tells_the_exit_codes() -> None:
         assert meaning in shown
 
 
+def test_an_interrupt_during_a_compiled_import_ends_with_130(monkeypatch) -> None:
+    """A compiled module that is interrupted while it loads raises ImportError from the interrupt."""
+
+    def stop(*args: object, **options: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr("leanvit.report.write_report", stop, raising=False)
+    result = runner.invoke(app, ["report", "runs/x"])
+    assert result.exit_code == 130 and result.stderr.strip() == "leanvit: interrupted"
+
+
 def test_an_unexpected_error_is_one_line_that_says_what_to_do(monkeypatch) -> None:
     def broken(*_, **__):
         raise ZeroDivisionError("a fault\nof the program")

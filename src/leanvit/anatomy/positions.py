@@ -41,6 +41,11 @@ def rows_at(table: Tensor, places: Tensor | None) -> Tensor:
     return rows.unsqueeze(1) if table.ndim == 2 else rows.transpose(0, 1)
 
 
+def bias_of(table: Tensor, index: Tensor) -> Tensor:
+    """Bias from a table of relative positions: (positions, H) by (N, N) int64 -> (1, H, N, N)."""
+    return table[index.flatten()].unflatten(0, tuple(index.shape)).permute(2, 0, 1).contiguous().unsqueeze(0)
+
+
 def bias_at(bias: Tensor, state: State) -> Tensor:
     """Bias between the tokens at hand: (1, H, N0, N0), N0 the prefix and the whole grid -> (B, H, N, N).
 

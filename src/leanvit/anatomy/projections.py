@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention, head_cut
 from leanvit.anatomy.ops import Ops
-from leanvit.anatomy.positions import bias_at
+from leanvit.anatomy.positions import bias_at, bias_of
 from leanvit.anatomy.state import State
 
 
@@ -118,7 +118,6 @@ class BeitAttention(BiasedAttention):
     def position_bias(self, state: State) -> Tensor | None:
         table, bias = self.relative_position_bias_table, state.position_bias
         if table is not None:
-            index = self.relative_position_index  # (N, N) rows of the table (distances, H)
-            own = table[index.flatten()].unflatten(0, tuple(index.shape)).permute(2, 0, 1).contiguous().unsqueeze(0)
+            own = bias_of(table, self.relative_position_index)
             bias = own if bias is None else own + bias
         return None if bias is None else bias_at(bias, state)

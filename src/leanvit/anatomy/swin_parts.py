@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Block, apply_norm
 from leanvit.anatomy.ops import Ops
+from leanvit.anatomy.positions import bias_of
 from leanvit.anatomy.score import Phases
 from leanvit.anatomy.state import State
 from leanvit.anatomy.windows import WindowAttention
@@ -34,7 +35,7 @@ class SwinAttention(WindowAttention):
         self.keep("relative_position_index", relative_index(self.window))
 
     def own_phases(self, state: State) -> Phases:
-        bias = _looked_up(self.relative_position_bias_table, self.relative_position_index)
+        bias = bias_of(self.relative_position_bias_table, self.relative_position_index)
         return super().own_phases(state).with_(model_bias=bias)
 
     def refit(self) -> None:
@@ -84,7 +85,7 @@ class SwinV2Attention(WindowAttention):
         bias = ops.rearrange(
             f"{at}.relative_position_bias",
             table,
-            lambda t: _looked_up(t.flatten(0, 2), self.relative_position_index),
+            lambda t: bias_of(t.flatten(0, 2), self.relative_position_index),
         )
         bias = ops.scale(f"{at}.relative_position_scale", ops.sigmoid(f"{at}.relative_position_gate", bias), 16)
         sharpness = torch.clamp(self.logit_scale, max=MAX_LOGIT_SCALE).exp()
@@ -136,11 +137,6 @@ def log_coordinates(window: tuple[int, int], pretrained: tuple[int, int]) -> Ten
     grid = torch.meshgrid(*(side / far for side, far in zip(sides, reach, strict=True)), indexing="ij")
     linear = torch.stack(grid, dim=-1).unsqueeze(0) * 8
     return torch.sign(linear) * torch.log2(torch.abs(linear) + 1.0) / math.log2(8)
-
-
-def _looked_up(table: Tensor, index: Tensor) -> Tensor:
-    """(positions, heads) by (area, area) -> (1, heads, area, area)."""
-    return table[index.flatten()].unflatten(0, tuple(index.shape)).permute(2, 0, 1).contiguous().unsqueeze(0)
 
 
 class PatchMerging(nn.Module):

@@ -14,8 +14,9 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 
 def explain(error: BaseException) -> int:
     """Say what went wrong on stderr, in one line where there is one; returns the exit code."""
-    if isinstance(error, KeyboardInterrupt):
-        print(f"leanvit: {error or 'interrupted'}", file=sys.stderr)
+    interrupt = _interrupt_behind(error)
+    if interrupt is not None:
+        print(f"leanvit: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
     if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
         _drop_stdout()
@@ -30,6 +31,13 @@ def explain(error: BaseException) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an error was raised from: one that hits the import of a compiled module becomes ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error
 
 
 def leave(code: object) -> None:

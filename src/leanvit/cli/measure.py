@@ -16,11 +16,11 @@ NAME = "measure"
 def command(
     run: options.Model,
     data: options.DataSpec,
+    against: options.Against = None,
+    runtime: options.Runtimes = None,
     all_runtimes: Annotated[
         bool, typer.Option("--all-runtimes", help="Every runtime that is installed, in one comparison.")
     ] = False,
-    against: options.Against = None,
-    runtime: options.Runtimes = None,
     batch: options.LatencyBatch = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
     convert: options.Convert = False,

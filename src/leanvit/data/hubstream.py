@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from leanvit.data import arrow
 from leanvit.data import labels as labelling
 from leanvit.data.sources import Source
 from leanvit.data.specs import Spec
-from leanvit.data.stream import BUFFER, Encoded, Stream, as_bytes, checked_epoch, probe_stream
+from leanvit.data.stream import Encoded, Stream, as_bytes, in_epochs, probe_stream
 from leanvit.errors import BadInput
 
 
@@ -104,8 +104,4 @@ def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: l
         channels=channels,
         image_size=image_size,
     )
-    if split in ("val", "test"):
-        return whole
-    resampled = spec.on("resampled")
-    length = checked_epoch(spec.text, spec.whole("epoch"), held, resampled=resampled)
-    return replace(whole, length=length, resampled=resampled, buffer=spec.whole("buffer", BUFFER) or BUFFER)
+    return in_epochs(whole, spec)

@@ -12,7 +12,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -23,7 +23,7 @@ from leanvit.data.arrow import require
 from leanvit.data.imagefolder import EXTENSIONS
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
-from leanvit.data.stream import BUFFER, Encoded, Stream, checked_epoch, probe_stream
+from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
 from leanvit.errors import BadInput
 
 LABELS = ("cls", "json", "txt")  # in the order in which they are looked for
@@ -120,11 +120,7 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
         multi_label=multi,
         note="keys are not unique over the shards: each has its shard's name in front" if twice else "",
     )
-    if split in ("val", "test"):
-        return whole  # measured in full, in the stored order
-    resampled = spec.on("resampled")
-    length = checked_epoch(spec.text, spec.whole("epoch"), held, resampled=resampled)
-    return replace(whole, length=length, resampled=resampled, buffer=spec.whole("buffer", BUFFER) or BUFFER)
+    return in_epochs(whole, spec)
 
 
 def _files(spec: Spec, pattern: str) -> list[Path]:

@@ -21,6 +21,7 @@ import numpy as np
 from leanvit.data import keyed
 from leanvit.data.dataset import Dataset, Sample, as_sample_image
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
+from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
 
 BUFFER = 1000  # samples among which the next one is drawn
@@ -167,6 +168,15 @@ def checked_epoch(spec: str, epoch: int | None, held: int, *, resampled: bool) -
             f"data {spec!r}: epoch={epoch}, but a pass has {held} samples: give at most that, or resampled as well"
         )
     return held if epoch is None else epoch
+
+
+def in_epochs(whole: Stream, spec: Spec) -> Stream:
+    """A split as it is read: val and test in full and in the stored order, others by the spec's epoch options."""
+    if whole.split in ("val", "test"):
+        return whole
+    resampled = spec.on("resampled")
+    length = checked_epoch(spec.text, spec.whole("epoch"), whole.length, resampled=resampled)
+    return replace(whole, length=length, resampled=resampled, buffer=spec.whole("buffer", BUFFER) or BUFFER)
 
 
 def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[int, int]]:

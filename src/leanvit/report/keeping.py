@@ -47,9 +47,9 @@ def pairs(comparison: Comparison) -> list[tuple[str, str]]:
 def keep(comparison: Comparison, predictions: Mapping[str, Predictions], dataset: Dataset, file: Path) -> None:
     """Write a comparison to `file`; beside it, if it is a run's measurement, its answers and the worst disagreements.
 
-    A comparison too large for its answers to be kept (`evidence.LIMIT_BYTES`) is written alone, and so
-    is one of several labels an image, whose answers are no single class. The comparison comes
-    last: what lies beside an older one names that one, and is not taken for this one's.
+    A comparison too large for its answers to be kept (`evidence.LIMIT_BYTES`) is written alone, and so is one of
+    several labels an image, whose answers are no single class. The comparison comes last: what lies beside an older one
+    names that one, and is not taken for this one's.
     """
     content = comparison.to_json().encode()
     if measurement_number(file.name) is not None and predictions and not comparison.multi_label:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
 from leanvit.errors import BadInput, LeanvitError
@@ -161,7 +161,6 @@ def fit(
     )
 
 
-@torch.no_grad()
 def top1_accuracy(
     model: nn.Module,
     dataset: AnyDataset,
@@ -173,39 +172,52 @@ def top1_accuracy(
     each_batch: Callable[[], object] = lambda: None,
 ) -> float:
     """Fraction of `dataset` that the model classifies rightly, with the eval transform; puts the model in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    right = seen = 0
-    for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers):
-        each_batch()
-        with _autocast(device, amp):
-            logits = mean_head(model(batch.images.to(device)))
-        right += int((logits.argmax(dim=-1).cpu() == batch.targets).sum())
-        seen += len(batch)  # fewer than the data set where images that cannot be read are skipped
-    return right / max(seen, 1)
+    return _top1(
+        _answers(
+            model,
+            dataset,
+            preprocess=preprocess,
+            batch_size=batch_size,
+            workers=workers,
+            amp=amp,
+            each_batch=each_batch,
+        )
+    )
 
 
 @torch.no_grad()
-def label_precision(
+def _answers(
     model: nn.Module,
     dataset: AnyDataset,
     *,
     preprocess: Preprocess,
-    batch_size: int = 128,
-    workers: int = 0,
-    amp: str = "fp32",
-    each_batch: Callable[[], object] = lambda: None,
-) -> float:
-    """Mean average precision (a fraction) of the model on multi-label data; otherwise as `top1_accuracy`."""
+    batch_size: int,
+    workers: int,
+    amp: str,
+    each_batch: Callable[[], object],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits (B, classes), targets) of each batch on the CPU, in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    logits, targets = [], []
     for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers):
         each_batch()
         with _autocast(device, amp):
-            logits.append(mean_head(model(batch.images.to(device))).float().cpu())
-        targets.append(batch.targets)
-    return mean_average_precision(torch.cat(logits), torch.cat(targets))
+            logits = mean_head(model(batch.images.to(device)))
+        yield logits.cpu(), batch.targets
+
+
+def _top1(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
+    right = seen = 0
+    for logits, targets in answers:
+        right += int((logits.argmax(dim=-1) == targets).sum())
+        seen += len(targets)  # fewer than the data set where images that cannot be read are skipped
+    return right / max(seen, 1)
+
+
+def _mean_precision(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Mean average precision, a fraction, of several labels an image."""
+    logits, targets = zip(*answers, strict=True)
+    return mean_average_precision(torch.cat(logits).float(), torch.cat(targets))
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -302,8 +314,7 @@ def _refuse_non_finite(run: Run, batches: list[Batch]) -> None:
 
 
 def _validated(run: Run, validate: AnyDataset, *, each_batch: Callable[[], object]) -> float:
-    measured = label_precision if validate.multi_label else top1_accuracy
-    return measured(
+    answers = _answers(
         run.ema or run.model,
         validate,
         preprocess=run.preprocess,
@@ -312,6 +323,7 @@ def _validated(run: Run, validate: AnyDataset, *, each_batch: Callable[[], objec
         amp=run.config.amp,
         each_batch=each_batch,
     )
+    return _mean_precision(answers) if validate.multi_label else _top1(answers)
 
 
 def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:

@@ -116,7 +116,7 @@ def compress(
     check_order(start.model.traits(), methods)
     check_needs(methods, train, recovery)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
-    known = train or validation
+    known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert)
     validation = validation.cached() if validation is not None else None

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from leanvit.measure import Comparison
 from leanvit.measure.latency import Spread
 from leanvit.recipe import Recovery, parse_with
+from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
 from leanvit.report.rows import model_of, runtime_of, speedup
+from leanvit.training.checkpoint import STATE
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
-from leanvit.verbs.folders import STATE_FILE, Stopwatch, new_folder
+from leanvit.verbs.folders import Stopwatch, new_folder
 from leanvit.verbs.measuring import measure
 from leanvit.verbs.models import Say, silent
 from leanvit.verbs.training import train
@@ -116,7 +118,7 @@ def demo(
         BadInput: `out` is taken.
     """
     watch = Stopwatch("demo", command)
-    folder = new_folder(out, "demo", overwrite=overwrite, holds=(f"{DENSE}/leanvit.json", f"{DENSE}/{STATE_FILE}"))
+    folder = new_folder(out, "demo", overwrite=overwrite, holds=(Path(DENSE, JSON_NAME), Path(DENSE, STATE)))
     training = {**TRAINING, **({} if epochs is None else {"epochs": epochs})}
     runs = {name: folder / name for name in (DENSE, *LEAN)}
     typed: list[str] = []

@@ -18,8 +18,9 @@ from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError, is_whole
 from leanvit.files import write_atomic
+from leanvit.recipe.store import JSON_NAME
+from leanvit.training.checkpoint import STATE
 
-RUN_FILE, STATE_FILE = "leanvit.json", "training/state.safetensors"  # a run, and a training to go on with
 RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
@@ -38,7 +39,7 @@ _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 
 def new_folder(
-    out: str | Path | None, name: str, *, overwrite: bool = False, holds: Sequence[str] = (RUN_FILE, STATE_FILE)
+    out: str | Path | None, name: str, *, overwrite: bool = False, holds: Sequence[str | Path] = (JSON_NAME, STATE)
 ) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
@@ -59,7 +60,7 @@ def new_folder(
     ours = any((path / file).is_file() for file in holds)
     if overwrite and not ours:
         raise BadInput(f"--out {path} holds something that is not a run: --overwrite replaces runs; give another path")
-    if not overwrite and (path / STATE_FILE).is_file() and not (path / RUN_FILE).is_file():
+    if not overwrite and (path / STATE).is_file() and not (path / JSON_NAME).is_file():
         raise BadInput(f"--out {path} holds an unfinished training: give --resume, another path, or --overwrite")
     if not overwrite:
         raise BadInput(f"--out {path} is not empty: give another path, or --overwrite")
