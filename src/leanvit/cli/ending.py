@@ -5,18 +5,33 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import sys
 import threading
 from importlib.metadata import PackageNotFoundError, metadata
+from types import FrameType
 
 from leanvit.errors import BadInput, LeanvitError, Refused
+
+_pressed = threading.Event()
+
+
+def note_interrupts() -> None:
+    """Remember a Ctrl-C: compiled code that calls Python turns its exception into errors of other kinds."""
+
+    def pressed(number: int, frame: FrameType | None) -> None:
+        _pressed.set()
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, pressed)
 
 
 def explain(error: BaseException) -> int:
     """Say what went wrong on stderr, in one line where there is one; returns the exit code."""
     interrupt = _interrupt_behind(error)
-    if interrupt is not None:
-        print(f"leanvit: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+    if interrupt is not None or _pressed.is_set():
+        print(f"leanvit: {str(interrupt or '') or 'interrupted'}", file=sys.stderr)
         return 130
     if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
         _drop_stdout()

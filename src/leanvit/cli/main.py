@@ -85,6 +85,7 @@ def main() -> None:
     # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
     # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    ending.note_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file name need not be text
