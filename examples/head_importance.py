@@ -9,6 +9,7 @@ Departure: heads are cut out, not masked, in one step; one stays in every block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -45,13 +46,12 @@ class HeadImportance:
             raise BadInput(f"ratio is {self.ratio!r}; accepted: 0 or more, below 1")
 
     def learn(self, model: OpenModel, data: Data) -> dict[str, Any]:
-        """Which heads of each block stay. The uncut parts wait on the model for `fold`."""
+        """Which heads of each block stay."""
         attns = [block.attn for block in model.blocks]
         if not isinstance(model, OpenViT) or any(a.gate or a.norm.state_dict() or a.qk_dim != a.v_dim for a in attns):
             raise Refused("head_importance knows plain ViTs only, with nothing in their attention but q, k, v and proj")
         seen = loader(data.dataset.limited(self.images, seed=data.seed), data.preprocess, batch_size=data.batch_size)
         kept = kept_heads(importance(model, seen), self.ratio)
-        model.uncut = [dict(attn.named_children()) for attn in attns]
         return {"heads": kept}
 
     def shape(self, model: OpenModel, structure: dict[str, Any]) -> None:
@@ -59,16 +59,18 @@ class HeadImportance:
         for block, heads in zip(model.blocks, structure["heads"], strict=True):
             set_attention_widths(block.attn, heads=len(heads))
 
-    def fold(self, model: OpenModel, structure: dict[str, Any]) -> None:
-        """Move in the values that stay: rows of qkv, columns of proj."""
-        for block, heads, old in zip(model.blocks, structure["heads"], vars(model).pop("uncut"), strict=True):
-            attn, places = block.attn, torch.arange(old["proj"].in_features).unflatten(0, (-1, block.attn.v_dim))
+    def fold(self, model: OpenModel, structure: dict[str, Any], before: Mapping[str, Tensor]) -> None:
+        """Move in the values that stay: rows of qkv, columns of proj. `before`: the state dict of the uncut model."""
+        for i, (block, heads) in enumerate(zip(model.blocks, structure["heads"], strict=True)):
+            attn = block.attn
+            old = {
+                n.removeprefix(f"blocks.{i}.attn."): t for n, t in before.items() if n.startswith(f"blocks.{i}.attn.")
+            }
+            places = torch.arange(old["proj.weight"].shape[1]).unflatten(0, (-1, attn.v_dim))
             columns = places[heads].flatten()  # (heads * v_dim,)
             rows = torch.cat([columns + part * places.numel() for part in range(3)])  # q, k, v
-            attn.proj.load_state_dict(old["proj"].state_dict() | {"weight": old["proj"].weight[:, columns]})
-            attn.qkv.load_state_dict({name: value[rows] for name, value in old["qkv"].state_dict().items()})
-            for norm in ("q_norm", "k_norm"):
-                getattr(attn, norm).load_state_dict(old[norm].state_dict())
+            kept = {n: t[rows] if n.startswith("qkv.") else t for n, t in old.items()}
+            attn.load_state_dict(kept | {"proj.weight": old["proj.weight"][:, columns]})
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         return {"heads": [block.attn.heads for block in model.blocks]}

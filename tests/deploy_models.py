@@ -42,7 +42,7 @@ def small_int8(method: Int8 | None = None) -> OpenViT:
     model, method = small(), method or Int8(images=16)
     structure = method.learn(model, Noise())  # type: ignore[arg-type]
     method.shape(model, structure)
-    method.fold(model, structure)
+    method.fold(model, structure, {})
     return model
 
 

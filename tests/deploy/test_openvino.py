@@ -84,7 +84,7 @@ def test_products_of_attention_run_int8_in_one_kernel() -> None:
 
     structure = method.learn(model, Noise())  # type: ignore[arg-type]
     method.shape(model, structure)
-    method.fold(model, structure)
+    method.fold(model, structure, {})
     compiled = compile_model(convert(trace(model, (3, 32, 32), 2)), Options())
     fused = [row for row in executed(compiled) if row["kind"] == "Subgraph" and "matmul" in row["covers"].lower()]
     fused += [row for row in executed(compiled) if row["kind"] == "Subgraph" and "oftmax" in row["covers"]]
@@ -177,7 +177,7 @@ def test_class_attention_leaves_the_int8_kernel_whole() -> None:
     with torch.no_grad():
         structure = rounded.learn(model, Noise())  # type: ignore[arg-type]
         rounded.shape(model, structure)
-        rounded.fold(model, structure)
+        rounded.fold(model, structure, {})
         compiled = compile_model(convert(trace(model, (3, 32, 32), 2)), Options())
     maps = [r for r in executed(compiled) if r["kind"] == "Subgraph" and r["covers"].lower().count("matmul") >= 2]
     assert len([r for r in maps if "softmax" in r["covers"].lower()]) == 2

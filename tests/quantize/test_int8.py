@@ -68,7 +68,7 @@ def quantized(method: Int8 | None = None, model: OpenViT | None = None) -> tuple
     method, model = method or Int8(images=32), model or trained()
     structure = method.learn(model, Patterns())  # type: ignore[arg-type]
     method.shape(model, structure)
-    method.fold(model, structure)
+    method.fold(model, structure, {})
     return model, structure
 
 
@@ -208,7 +208,7 @@ def test_skip_that_fits_nothing() -> None:
 def test_fold_without_learn() -> None:
     model, structure = quantized()
     with pytest.raises(Refused, match="no calibration"):
-        Int8().fold(model, structure)
+        Int8().fold(model, structure, {})
 
 
 def test_quantizing_twice() -> None:

@@ -86,7 +86,7 @@ def test_what_stays_float_is_listed(dense: Any) -> None:
     method = Int8(images=8, products=False, skip=("stem.conv",))
     structure = method.learn(model, Noise(64))  # type: ignore[arg-type]
     method.shape(model, structure)
-    method.fold(model, structure)
+    method.fold(model, structure, {})
     rows = {(row["site"], row["operand"]): row["bits"] for row in describe(model)}
     assert rows["stem.conv", "weight"] == 32 and rows["final_conv.conv", "weight"] == 8
     products = {site for site, operand in rows if operand == "a"}
@@ -111,7 +111,7 @@ def test_a_convolution_of_another_kind_stays_float_and_is_listed() -> None:
     method = Int8(images=8)
     structure = method.learn(opened.eval(), Noise(16))  # type: ignore[arg-type]
     method.shape(opened, structure)
-    method.fold(opened, structure)
+    method.fold(opened, structure, {})
     bits = {(row["site"], row["operand"]): row["bits"] for row in describe(opened)}
     assert bits == {
         ("same", "input"): 32,

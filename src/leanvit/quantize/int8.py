@@ -12,7 +12,7 @@ and removes it. After a load there is no calibration: the state dict brings the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
@@ -109,7 +109,7 @@ class Int8:
         ops = QuantOps(quantizers).to(device)
         model.set_ops(ops.train(model.training))
 
-    def fold(self, model: OpenModel, structure: Structure) -> None:
+    def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
         """Fill the quantizers from `model.calibration`. Raises `Refused` if `learn` has not run on this model."""
         calibration = vars(model).pop("calibration", None)
         if calibration is None:

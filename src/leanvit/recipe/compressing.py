@@ -82,7 +82,7 @@ def compress(
     report("dense", lean)
     due = _recovery_points(methods, recovery)
     for i, m in enumerate(methods):
-        apply(lean, m, data)
+        apply(lean, m, replace(data, teacher=dense) if isinstance(data, Data) else data)
         report(m.slug, lean)
         if i in due and recovery is not None and data is not None:
             lean = _recover(lean, dense, methods[: i + 1], data, recovery)
@@ -97,12 +97,17 @@ def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
         m.prepare(model)
     structure = m.learn(model.eval(), data) if hasattr(m, "learn") else {}
     plan = Plan(m.slug, knobs_of(m), structure)
-    histories.shape(model, plan)
-    if hasattr(m, "fold"):
-        with torch.no_grad():
-            m.fold(model, dict(structure))
+    _build(model, m, plan)
     model.train(training)
     return plan
+
+
+@torch.no_grad()
+def _build(model: OpenModel, m: Any, plan: Plan) -> None:
+    before = dict(model.state_dict()) if hasattr(m, "fold") else {}
+    histories.shape(model, plan)
+    if hasattr(m, "fold"):
+        m.fold(model, dict(plan.structure), before)
 
 
 def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenModel:
@@ -121,10 +126,7 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
         raise Refused(f"{', '.join(learned)} learns values from data: run compress with it again instead")
     lean = copy.deepcopy(dense)
     for plan, m in zip(plans, made, strict=True):
-        histories.shape(lean, plan)
-        if hasattr(m, "fold"):
-            with torch.no_grad():
-                m.fold(lean, dict(plan.structure))
+        _build(lean, m, plan)
     return lean.eval()
 
 

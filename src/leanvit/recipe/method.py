@@ -18,13 +18,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from leanvit.errors import BadInput, nearest
 from leanvit.recipe.papers import Paper, add_paper, paper, papers
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset, Preprocess
@@ -35,8 +36,11 @@ Structure = dict[str, Any]
 class Method(Protocol):
     """The declarations that every method carries (as class variables) and the one step that none can miss.
 
-    Optional steps: `prepare(model)`, `learn(model, data) -> Structure`, `fold(model, structure)`,
+    Optional steps: `prepare(model)`, `learn(model, data) -> Structure`, `fold(model, structure, before)`,
     `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against achieved).
+
+    `before` is the model's state dict as it was before `shape` (after `learn`): what a method that cuts or merges
+    weights takes them from.
     """
 
     slug: ClassVar[str]
@@ -209,6 +213,9 @@ class Data:
     preprocess: Preprocess
     seed: int = 0
     batch_size: int = 32
+    teacher: nn.Module | None = None  # the dense root with its original weights; `compress` gives it
+    out: Path | None = None  # where a method that trains keeps its resumable state; None: nowhere
+    callbacks: tuple[object, ...] = ()  # of the training that a method does (progress); see `leanvit.training`
 
     def images(self, count: int) -> Iterator[Tensor]:
         """Batches of `count` training images in all, drawn by the seed, prepared as for evaluation."""
