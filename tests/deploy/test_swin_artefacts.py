@@ -17,7 +17,6 @@ from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.quantize.int8 import Int8, describe
 from leanvit.recipe import compress, load, save
 from leanvit.recipe.history import Root
-from leanvit.recipe.method import Data
 from leanvit.tokens.tome import ToMe
 from zoo import SMALL_SWIN, build_swin
 
@@ -28,7 +27,7 @@ CASES = [
 ]
 
 
-class NoiseData(Data):
+class NoiseData:
     def __init__(self) -> None:
         pass
 

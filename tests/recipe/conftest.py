@@ -7,19 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.recipe import compress
-from leanvit.recipe.method import Data
 
 
-class NoiseData(Data):
+class NoiseData:
     """Calibration images without a data set: noise at the model's size."""
 
     def __init__(self, size: tuple[int, int, int] = (3, 32, 32)) -> None:
-        object.__setattr__(self, "size", size)
+        self.size = size
 
     def images(self, count: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(1)
         for start in range(0, count, 16):
-            yield torch.randn(min(16, count - start), *self.size, generator=generator)  # type: ignore[attr-defined]
+            yield torch.randn(min(16, count - start), *self.size, generator=generator)
 
 
 @pytest.fixture
