@@ -101,7 +101,7 @@ METHODS = [
     *(_pruning("prune_per_step", v, "prune_per_step is", "whole number") for v in ("0", "2.5", "all")),
     *(_pruning(k, v, f"{k} is", "0 or more") for k in ("eta", "weight_decay", "distillation") for v in ("-1", "NaN")),
     *(_pruning(k, v, f"{k} is", "above 0") for k in ("lr", "temperature") for v in ("0", "Infinity", "true")),
-    *(_pruning("kinds", v, "kind", "embed") for v in ("[]", "3", "mlp", "[heads]", "[1]")),
+    *(_pruning("kinds", v, "kind", "embed") for v in ("[]", "3", "heads", "[mlp,heads]", "[1]")),
     *(_pruning("emb_norm", v, "unknown emb_norm", "plain") for v in ("3", "null", "excat")),
     *(_pruning("runtime", v, "unknown runtime", "torch") for v in ("3", "null", "tensorrt")),
     *(_pruning("table", v, "table is") for v in ("3", "latencies.json")),

@@ -286,7 +286,7 @@ def test_targets_out_of_reach_are_refused_before_training() -> None:
     with pytest.raises(Refused, match=r"macs is 0\.01, but this model can be cut to 0\.\d+ at the least"):
         compress(dense(), [NViT(macs=0.01, **QUICK)], quiet)
     with pytest.raises(Refused, match="too coarse"):
-        compress(dense(), [NViT(macs=0.7, kinds=("head",), **QUICK)], quiet)
+        compress(dense(), [NViT(macs=0.77, kinds=("head",), **QUICK)], quiet)
 
 
 def test_recovery_follows() -> None:
@@ -294,6 +294,12 @@ def test_recovery_follows() -> None:
 
     lean = compress(dense(), [NViT(macs=0.5, **QUICK)], data(), recovery=Recovery(epochs=1, batch_size=16))
     assert torch.isfinite(lean(picture())).all()
+
+
+def test_kinds_as_they_are_typed() -> None:
+    for text in ("[qk,mlp]", '["qk", "mlp"]'):
+        assert parse_with(f"nvit:macs=0.5,kinds={text}").kinds == ("qk", "mlp")
+    assert parse_with("nvit:macs=0.5,kinds=mlp").kinds == ("mlp",)
 
 
 @pytest.mark.parametrize(

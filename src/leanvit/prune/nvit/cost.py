@@ -70,7 +70,7 @@ class Macs:
     units: Layout
     traffic: Traffic
     widths: Mapping[str, int]  # of all lists as they are now
-    rest: int  # of what no part describes
+    rest: int  # of what no part describes (products in steps of methods, patch mergings), at the present widths
 
     @staticmethod
     def of(model: OpenModel) -> Macs:

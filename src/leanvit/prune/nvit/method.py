@@ -98,9 +98,11 @@ class NViT:
     def _check_kinds(self) -> None:
         if isinstance(self.kinds, list):
             object.__setattr__(self, "kinds", tuple(self.kinds))
+        if isinstance(self.kinds, str):  # as it is typed: kinds=[head,mlp] or kinds=mlp
+            object.__setattr__(self, "kinds", tuple(k.strip() for k in self.kinds.strip("[]").split(",")))
         if self.kinds is None:
             return
-        if not isinstance(self.kinds, tuple) or not self.kinds:
+        if not isinstance(self.kinds, tuple) or not self.kinds or not all(isinstance(k, str) for k in self.kinds):
             raise BadInput(f"kinds is {self.kinds!r}; accepted: some of {', '.join(KINDS)}")
         for kind in self.kinds:
             if kind not in KINDS:
