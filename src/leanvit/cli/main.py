@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from leanvit import __version__
 from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
 from leanvit.cli.importing import import_modules
+from leanvit.errors import BadInput
 
 EXIT_CODES = (
     "Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad input, a combination that is "
@@ -58,6 +59,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def program(
+    ctx: typer.Context,
     modules: Annotated[
         list[str] | None,
         typer.Option("--import", metavar="MODULE", help="A module of yours that registers methods. Repeats."),
@@ -73,6 +75,11 @@ def program(
 
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
+    processes = output.place()[1]
+    if processes > 1 and ctx.invoked_subcommand != train.NAME:
+        raise BadInput(
+            f"{ctx.invoked_subcommand} runs in one process, but torchrun started {processes}: start it without"
+        )
     import_modules(modules or ())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import leanvit
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun says; (0, 1) without. The first process speaks for all."""
+    try:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError:
+        return 0, 1
 
 
 def say(line: str) -> None:

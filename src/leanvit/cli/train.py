@@ -35,7 +35,10 @@ def command(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a model on a data set; the result is a run folder."""
+    """Train a model on a data set; the result is a run folder.
+
+    On several processes: `torchrun --nproc-per-node N -m leanvit train ...`; the batch size is that of all together.
+    """
     settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, **key_values(set_, "--set")}
     model_args = key_values(model_arg, "--model-arg")
     with output.stdout_for_result():
@@ -56,6 +59,8 @@ def command(
             say=output.say,
             command=command_line(),
         )
+    if output.place()[0] > 0:
+        return
     if as_json:
         output.print_json(result.to_json())
         return

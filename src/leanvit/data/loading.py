@@ -6,7 +6,7 @@ batch, which is then shorter, and no other batch changes. So neither workers nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -66,6 +66,7 @@ class Loader:
     workers: int = 0
     on_bad: str = "error"
     train: bool = False
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -85,10 +86,10 @@ class Loader:
             if isinstance(fetched, LeanvitError):
                 raise fetched
             self._note(fetched.bad)
-            if len(fetched):
+            if len(fetched) or (self.train and self.share[1] > 1):  # the other processes may have images
                 yield fetched
-            elif self.train:  # a step without an image is none
-                raise BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in fetched.bad[:3])}")
+            elif self.train:
+                raise no_image_left(fetched.bad)
 
     def _note(self, bad: tuple[BadImage, ...]) -> None:
         """Add to the data set's `bad` what is not there yet; each epoch meets the same images."""
@@ -109,6 +110,7 @@ def loader(
     drop_last: bool = False,
     skip: int = 0,
     on_bad: str | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """One epoch of `Batch`es, the images through `preprocess`.
 
@@ -119,6 +121,9 @@ def loader(
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
+
+    `share` = (n, of) decodes the `share_rows` of each batch only: one of several processes, which together hold the
+    batches that one process has. While training, a share without any image left is an empty batch.
 
     Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
     """
@@ -140,12 +145,30 @@ def loader(
         raise BadInput(f"skip={skip}: accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
-        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip)
+        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, share)
     else:
         order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
-        batches = tuple(order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
+        whole = (order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
+        batches = tuple(batch[share_rows(len(batch), *share)] for batch in whole)
     on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
-    return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train)
+    return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train, share)
+
+
+def share_rows(count: int, number: int, of: int) -> np.ndarray:
+    """Which images of a batch of `count` process `number` `of` several takes: int64 positions, ascending.
+
+    Where 2 `of` divides the batch, image i and image count - 1 - i go to one process: these are the pairs that mixup
+    makes (timm mixes a batch with its reverse), so every share mixes as the whole batch does.
+    """
+    if count % (2 * of):
+        return np.arange(number, count, of)
+    ahead = np.arange(number * count // (2 * of), (number + 1) * count // (2 * of))
+    return np.concatenate((ahead, count - 1 - ahead[::-1]))
+
+
+def no_image_left(bad: Sequence[BadImage]) -> BadInput:
+    """The error for a step without an image."""
+    return BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in bad[:3])}")
 
 
 def epoch_order(dataset: Dataset, *, seed: int, epoch: int) -> np.ndarray:
@@ -167,6 +190,7 @@ class _Cuts:
     size: int
     skip: int
     count: int
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return self.count
@@ -176,7 +200,8 @@ class _Cuts:
         items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
         items = islice(items, self.skip * self.size, None)
         for _ in range(self.count):
-            yield list(islice(items, self.size))
+            batch = list(islice(items, self.size))
+            yield [batch[row] for row in share_rows(len(batch), *self.share)]
 
 
 @dataclass(frozen=True)

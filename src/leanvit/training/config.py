@@ -11,7 +11,8 @@ from leanvit.data import Augment
 from leanvit.errors import BadInput, is_number, is_whole
 
 SCHEDULES = ("cosine", "constant")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+PARALLEL = ("ddp", "fsdp2")
 TRAIN_MODES = ("train", "eval")
 
 
@@ -24,7 +25,7 @@ class FitConfig:
     """
 
     epochs: int = 10
-    batch_size: int = 128  # images per forward
+    batch_size: int = 128  # images per forward, on all processes together
     accumulate: int = 1  # forwards per optimiser step
     lr: float = 1e-3  # peak learning rate, reached at the end of the warm-up
     min_lr: float = 1e-6  # where the cosine ends
@@ -39,11 +40,15 @@ class FitConfig:
     augment: Augment | str | None = None  # of `leanvit.data`, or the name of a preset there
     ema_decay: float | None = None  # exponential moving average of the weights, validated instead of them
     ema_warmup: bool = True  # lets the average follow closely at first: without it short runs average noise
-    amp: str = "fp32"  # "bf16" runs forwards under autocast; weights and optimiser stay float32
+    # "bf16" and "fp16" run forwards under autocast; weights and optimiser stay float32. fp16 scales the loss; where the
+    # scaled gradient overflows, run.step and the schedule go on, but weights and averages stay and no after_step comes
+    amp: str = "fp32"
     train_mode: str = "train"  # "eval" keeps dropout and drop path off (fine-tuning of EViT, NViT)
     seed: int = 0
     workers: int = 0  # loader processes; never changes a result
     save_every: int | None = None  # optimiser steps between resumable states; None: at each epoch's end
+    parallel: str = "ddp"  # of several processes: each holds the model, or "fsdp2": a share of it
+    compile: bool = False  # torch.compile of the model's forward
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas) if _is_sequence(self.betas) else self.betas)
@@ -69,8 +74,12 @@ class FitConfig:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("amp", self.amp, PRECISIONS)
         _one_of("train_mode", self.train_mode, TRAIN_MODES)
-        if not isinstance(self.ema_warmup, bool):
-            raise BadInput(f"ema_warmup={self.ema_warmup!r} is not accepted: give true or false")
+        _one_of("parallel", self.parallel, PARALLEL)
+        for name in ("ema_warmup", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadInput(f"{name}={getattr(self, name)!r} is not accepted: give true or false")
+        if self.compile and self.parallel == "fsdp2":
+            raise BadInput("compile=True is not accepted with parallel='fsdp2': give one of the two")
         if isinstance(self.augment, dict):  # as `to_json` writes it
             object.__setattr__(self, "augment", Augment.from_json(self.augment))
         Augment.of(self.augment)

@@ -15,6 +15,7 @@ from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, ProgressBar, Run, check_run, fit
 from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE
+from leanvit.training.world import join_world, training_device
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, say_bad, silent
 
@@ -54,6 +55,8 @@ def train(
 ) -> Trained:
     """Train a dense model on a data set and save it as a run folder.
 
+    Under torchrun all processes train it together; the first one makes the folder, speaks and saves.
+
     Args:
         name: timm name, or a dense run to train on from.
         data: data spec; trained on its `train` split, validated on `val`.
@@ -67,6 +70,8 @@ def train(
         Interrupted: stopped by Ctrl-C or SIGTERM, with its state saved.
     """
     watch = Stopwatch("train", command)
+    world = join_world()
+    say = say if world.first else silent
     config = _config(settings or {}, seed)
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
@@ -89,11 +94,17 @@ def train(
         )
     _require_dense(start)
     convert = require_fit(start, dataset, adapted=adapt, convert=convert)
-    folder = require_writable(out) if resume and out else new_folder(out, start.base, overwrite=overwrite)
+    base = start.base
+    folder = world.from_first(
+        lambda: require_writable(out) if resume and out else new_folder(out, base, overwrite=overwrite)
+    )
     check_run(start.model, dataset, preprocess=start.preprocess, config=config, validate=validation, convert=convert)
-    clear_run(folder, overwrite=overwrite and not resume)
+    if world.first:
+        clear_run(folder, overwrite=overwrite and not resume)
 
     history = start.model.history
+    if world.size > 1:
+        start.model.to(training_device())
     result = fit(
         start.model,
         dataset.cached(),
@@ -107,19 +118,22 @@ def train(
     )
     final: Any = result.final
     final.history = history
+    final.cpu().eval()
     info = {"data": data, "training": config.to_json(), "top1": result.last_top1}
-    save(
-        final.eval(),
-        folder,
-        preprocess=start.preprocess,
-        classes=dataset.classes,
-        info=info,
-        overwrite=resume or overwrite,
-    )
-    maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
-    write_atomic(folder / TOKENS, maps.to_json().encode())
-    watch.record(folder, before=start.commands)
-    say_bad(say, dataset, validation)
+    with world.together():
+        if world.first:
+            save(
+                final,
+                folder,
+                preprocess=start.preprocess,
+                classes=dataset.classes,
+                info=info,
+                overwrite=resume or overwrite,
+            )
+            maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
+            write_atomic(folder / TOKENS, maps.to_json().encode())
+            watch.record(folder, before=start.commands)
+            say_bad(say, dataset, validation)
     top1 = None if result.last_top1 is None else 100 * result.last_top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
     return Trained(folder, start.name, config.epochs, watch.seconds, top1, metric)
