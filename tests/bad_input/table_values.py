@@ -104,6 +104,8 @@ TRAINING = [
     *(_train("workers", v, WHOLE + "0") for v in (-1, 1.5, True)),
     *(_train("save_every", v, WHOLE + "1") for v in (0, -2, 1.5, True)),
     *(_train("schedule", v, "one of 'cosine'") for v in (3, None)),
+    *(_train("compile", v, "true or false") for v in (1, "yes", None)),
+    _train("compile", True, "parallel='fsdp2'", "one of the two", parallel="fsdp2"),
     *(_field(FitConfig, "augment", v, "unknown augment", "light") for v in (3, True, ["light"])),
     _train("batch_size", 7, "in pairs", "even batch_size", mixup=0.2),
     *(

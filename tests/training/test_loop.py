@@ -174,6 +174,69 @@ def test_bf16_keeps_float32_weights(data, preprocess):
     assert half.history[0]["loss"] == pytest.approx(full.history[0]["loss"], rel=0.02)
 
 
+class Steep(CrossEntropy):
+    def forward(self, model, batch, step, context):
+        total = super().forward(model, batch, step, context).total
+        return Loss(total + (total - total.detach()).sqrt())  # adds 0 to the value, infinity to the gradient
+
+
+class Overflowing(CrossEntropy):
+    """Its gradient overflows float32 at some steps, if it is multiplied by a loss scale of 2 ** 15 or more."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, model, batch, step, context):
+        total = super().forward(model, batch, step, context).total
+        steep = 1e34 if step in self.steps else 0.0
+        return Loss(total + steep * (total - total.detach()))
+
+
+def test_fp16_leaves_out_a_step_that_overflows(data, val_data, preprocess):
+    """step 1 of 4: the schedule goes on, weights and averages stay, callbacks hear of the others only"""
+    heard, weights = [], []
+
+    class Look:
+        def before_forward(self, run):
+            weights.append((run.model.head.weight.detach().clone(), run.ema.head.weight.clone()))
+
+        def after_step(self, run):
+            heard.append((run.step, run.scaler.get_scale()))
+
+    config = FitConfig(epochs=1, batch_size=24, amp="fp16", ema_decay=0.5)
+    given = {"preprocess": preprocess, "config": config, "validate": val_data}
+    result = fit(make_model(), data, objective=Overflowing(1), callbacks=[Look()], **given)
+    assert heard == [(1, 65536.0), (3, 32768.0), (4, 32768.0)] and result.steps == 4
+    assert torch.equal(weights[1][0], weights[2][0]) and torch.equal(weights[1][1], weights[2][1])
+    assert not torch.equal(weights[0][0], weights[1][0])
+    (row,) = result.history
+    assert row["skipped"] == 1 and np.isfinite(row["grad_norm"]) and np.isfinite(row["loss"])
+
+
+def test_fp16_gradients_that_overflow_at_every_scale_are_refused(data, preprocess):
+    config = FitConfig(epochs=9, batch_size=24, amp="fp16")
+    with pytest.raises(NonFiniteLoss, match="grad_norm is .* at step 17 of"):  # 65536 was halved 17 times
+        fit(make_model(), data, preprocess=preprocess, config=config, objective=Steep())
+
+
+def test_compiled_training_is_the_same_and_leaves_no_trace(data, preprocess, monkeypatch):
+    used = []
+
+    def compile_eagerly(self):  # the machinery, without the minute of code generation
+        used.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    plain, compiled = (
+        fit(make_model(), data, preprocess=preprocess, config=FitConfig(epochs=1, batch_size=48, compile=chosen))
+        for chosen in (False, True)
+    )
+    assert used == ["VisionTransformer"] and compiled.model._compiled_call_impl is None
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    torch.testing.assert_close(compiled.model.head.weight, plain.model.head.weight, atol=1e-4, rtol=0)
+
+
 # -- randomness -------------------------------------------------------------------------------------------------------
 
 
@@ -261,11 +324,6 @@ def test_a_non_finite_loss_names_step_and_images_and_takes_no_step(data, preproc
 
 
 def test_an_infinite_gradient_is_refused_too(data, preprocess):
-    class Steep(CrossEntropy):
-        def forward(self, model, batch, step, context):
-            total = super().forward(model, batch, step, context).total
-            return Loss(total + (total - total.detach()).sqrt())  # adds 0 to the value, infinity to the gradient
-
     with pytest.raises(NonFiniteLoss, match="grad_norm is"):
         fit(make_model(), data, preprocess=preprocess, config=FitConfig(batch_size=24), objective=Steep())
 

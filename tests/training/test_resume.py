@@ -7,6 +7,7 @@ import pytest
 import torch
 from everything import EVERYTHING, At, Killed, assert_same_weights, kill, run_everything, without_seconds
 from processes import run_on
+from test_loop import Overflowing
 from tiny_training import make_data, make_model, make_preprocess
 from torch import nn
 
@@ -161,3 +162,20 @@ def test_workers_may_change_on_resume_and_change_nothing(data, val_data, preproc
     config = FitConfig(**{**EVERYTHING.to_json(), "workers": 1, "save_every": None})
     resumed = run_everything(data, preprocess, val_data, out=tmp_path, resume=True, config=config)
     assert_same_weights(resumed.model, whole.model)
+
+
+def test_the_loss_scale_is_resumed(data, preprocess, tmp_path):
+    """fp16 with overflows before and after the kill."""
+    config = FitConfig(epochs=2, batch_size=24, amp="fp16", ema_decay=0.5, save_every=1)
+
+    def trained(**kw):
+        return fit(make_model(), data, preprocess=preprocess, config=config, objective=Overflowing(1, 4), **kw)
+
+    uninterrupted = trained()
+    with pytest.raises(Killed):
+        trained(out=tmp_path, callbacks=[At(4, kill)])
+    resumed = trained(out=tmp_path, resume=True)
+    assert_same_weights(resumed.model, uninterrupted.model)
+    assert_same_weights(resumed.ema, uninterrupted.ema)
+    assert without_seconds(resumed.history) == without_seconds(uninterrupted.history)
+    assert [row["skipped"] for row in resumed.history] == [1, 1]

@@ -92,6 +92,8 @@ def main() -> None:
     # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
     # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if output.place()[1] > 1:  # of DDP, that a flag costs time which odd models need; read when PyTorch is loaded
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ending.note_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -58,6 +58,7 @@ def assemble(
     mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(dataset.classes))
     return Run(
         model=trained,
+        given=model,
         objective=objective,
         optimizer=_optimizer(trained, objective, config),
         config=config,
@@ -157,13 +158,17 @@ def modules_of(run: Run) -> dict[str, nn.Module]:
 
 def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
     """What must be equal for a run to be resumed (JSON)."""
-    recipe = {name: value for name, value in run.config.to_json().items() if name not in FREE_ON_RESUME}
     return {
-        **recipe,
+        **recipe_of(run.config),
         "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
     }
+
+
+def recipe_of(config: FitConfig) -> dict[str, Any]:
+    """The fields of a recipe that change a result (JSON)."""
+    return {name: value for name, value in config.to_json().items() if name not in FREE_ON_RESUME}
 
 
 def progress_of(run: Run) -> dict[str, Any]:

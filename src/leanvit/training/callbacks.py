@@ -48,6 +48,7 @@ class Run:
     """A run while it runs: what callbacks may read, and `context`, which they may write."""
 
     model: nn.Module
+    given: nn.Module  # what `fit` was given: the model, or under FSDP2 what it is a sharded copy of
     objective: Objective
     optimizer: Optimizer
     config: FitConfig

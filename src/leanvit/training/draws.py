@@ -76,6 +76,8 @@ class GlobalDraws(TorchFunctionMode):
             return self._randint
         if func is torch.bernoulli:
             return self._bernoulli
+        if func is torch.randperm:
+            return self._permutation
         return self._attention if func is F.scaled_dot_product_attention else None
 
     # -- shapes -------------------------------------------------------------------------------------------------------
@@ -94,7 +96,10 @@ class GlobalDraws(TorchFunctionMode):
     # -- draws --------------------------------------------------------------------------------------------------------
 
     def _in_place(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._is_for_images(tensor.shape) or any(isinstance(a, Tensor) and a.ndim for a in args):
+        if any(isinstance(a, Tensor) and a.ndim for a in args):
+            self.drawing = False  # a chance of its own for each element: not covered
+            return func(tensor, *args, **kwargs)
+        if not self._is_for_images(tensor.shape):
             return func(tensor, *args, **kwargs)
         return tensor.copy_(self._own(func(tensor.new_empty(self._whole_shape(tensor.shape)), *args, **kwargs)))
 
@@ -115,6 +120,10 @@ class GlobalDraws(TorchFunctionMode):
         if not self._is_for_images(shape):
             return func(*bounds, size=shape, **kwargs)
         return self._own(func(*bounds, size=self._whole_shape(shape), **kwargs))
+
+    def _permutation(self, func: Any, count: int, *args: Any, **kwargs: Any) -> Tensor:
+        self.drawing = count != self.images  # of images: would have to cross processes, and is not covered
+        return func(count, *args, **kwargs)
 
     def _bernoulli(self, func: Any, chances: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args or not self._is_for_images(chances.shape):

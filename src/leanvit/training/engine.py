@@ -30,6 +30,7 @@ from leanvit.training.assemble import (
     clear_leftovers,
     modules_of,
     progress_of,
+    recipe_of,
     restore_progress,
 )
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
@@ -41,6 +42,7 @@ from leanvit.training.parallel import (
     average_replicated,
     gradient_norm,
     is_sharded,
+    own_part,
     scale_gradients,
     syncing,
     whole_state,
@@ -147,9 +149,8 @@ def _run(
         callbacks = [*callbacks, JsonlLog(out / "train.jsonl")]
     with world.together():
         if out and resume:
-            defaults = FitConfig().to_json()
-            state = load_state(out / STATE, modules_of(run), run.optimizer, about, defaults=defaults)
-            restore_progress(run, state)
+            older = recipe_of(FitConfig())  # a version that did not know a field did what is its default
+            restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about, defaults=older))
     if out and world.first:
         clear_leftovers(out)
     begun = time.perf_counter() - run.seconds
@@ -288,7 +289,7 @@ def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> b
     values = torch.stack([*sums.values(), norm.to(sums["loss"])]).tolist()  # the step's only wait for the device
     values = [*world.sums(values[:-1]), values[-1]]
     run.losses = dict(zip(names, values, strict=True))
-    taken = not _overflowed(run)
+    taken = not _overflowed(run, trained)
     _refuse_non_finite(run, batches, but=() if taken else ("grad_norm",))
 
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
@@ -343,11 +344,12 @@ def _clip(trained: list[nn.Parameter], norm: Tensor, largest: float | None) -> f
     return float(factor)
 
 
-def _overflowed(run: Run) -> bool:
-    """Whether fp16 leaves this step out. Gradients that overflow whatever the scale are no overflow."""
+def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
+    """Whether fp16 leaves this step out. A gradient that is infinite at every loss scale is no overflow."""
     if run.config.amp != "fp16" or math.isfinite(run.losses["grad_norm"]):
         return False
-    return run.scaler.get_scale() >= 1.0
+    infinite = any(not own_part(p.grad).isfinite().all() for p in trained if p.grad is not None)
+    return run.world.any(infinite) and run.scaler.get_scale() >= 1.0
 
 
 def _mixed(batch: Batch, run: Run) -> Batch:

@@ -12,8 +12,8 @@ other parts called on their own are not put together.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -96,7 +96,12 @@ def gradient_norm(trained: Sequence[nn.Parameter], world: World) -> Tensor:
 def scale_gradients(trained: Sequence[nn.Parameter], factor: Tensor) -> None:
     """Multiply the gradients by a scalar, in place."""
     grads = [p.grad for p in trained if p.grad is not None]
-    torch._foreach_mul_([grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads], factor)
+    torch._foreach_mul_([own_part(grad) for grad in grads], factor)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -121,21 +126,18 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: whole(tensor) for name, tensor in module.state_dict().items()}
 
 
-class whole_while:
-    """Context in which a sharded model is whole, so that processes may run it a different number of times."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-    def __enter__(self) -> None:
-        for part in self.parts:
-            part.set_reshard_after_forward(False, recurse=False)
-            part.unshard()
-
-    def __exit__(self, *error: object) -> None:
-        for number, part in enumerate(self.parts):
-            part.set_reshard_after_forward(number > 0, recurse=False)
-            part.reshard()
+@contextmanager
+def as_whole(model: nn.Module, spare: nn.Module) -> Iterator[nn.Module]:
+    """The model, or where it is sharded its weights in `spare`: processes may run that a different number of times."""
+    if not is_sharded(model):
+        yield model
+        return
+    spare.load_state_dict(whole_state(model))
+    spare.to(next(model.parameters()).device)
+    try:
+        yield spare
+    finally:
+        spare.cpu()
 
 
 def _roots(step: nn.Module) -> Iterable[FSDPModule]:

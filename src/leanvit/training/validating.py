@@ -11,7 +11,7 @@ from leanvit.data import AnyDataset, Preprocess, loader
 from leanvit.measure.multilabel import mean_average_precision
 from leanvit.training.callbacks import Run
 from leanvit.training.objectives import mean_head
-from leanvit.training.parallel import whole_while
+from leanvit.training.parallel import as_whole
 from leanvit.training.signals import StopRequested
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,18 +47,18 @@ def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> fl
     Each process looks at its share of every batch, and whole numbers are summed: the figure does not depend on how many
     there are. `stop()` is asked before each batch. Raises StopRequested on all processes if it is true on one.
     """
-    model, config = run.ema or run.model, run.config
-    given = answers(
-        model,
-        validate,
-        preprocess=run.preprocess,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        amp=config.amp,
-        share=(run.world.rank, run.world.size),
-        stop=stop,
-    )
-    with run.world.together(), whole_while(model):
+    config = run.config
+    with run.world.together(), as_whole(run.ema or run.model, run.given) as model:
+        given = answers(
+            model,
+            validate,
+            preprocess=run.preprocess,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            amp=config.amp,
+            share=(run.world.rank, run.world.size),
+            stop=stop,
+        )
         logits = list(given) if validate.multi_label else []
         counted = _counted(given)  # nothing is left of them where they were kept
     right, seen, stopped = run.world.sums([*counted, stop()])

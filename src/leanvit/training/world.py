@@ -92,7 +92,7 @@ def join_world() -> World:
     LOCAL_RANK as the current one.
 
     Raises:
-        BadInput: torchrun's variables are contradictory.
+        BadInput: torchrun's variables are contradictory, or the process group that is there serves GPUs only.
     """
     if not distributed.is_available():
         return World()
@@ -105,6 +105,11 @@ def join_world() -> World:
             torch.cuda.set_device(_local_rank())
         distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", rank=rank, world_size=size)
         atexit.register(_leave)
+    if "cpu:" not in distributed.get_backend_config():
+        raise BadInput(
+            f"the process group ({distributed.get_backend()}) cannot send tensors of the CPU: make it with "
+            'init_process_group("cpu:gloo,cuda:nccl")'
+        )
     return World(distributed.get_rank(), distributed.get_world_size())
 
 
