@@ -151,7 +151,7 @@ def test_a_log_that_cannot_grow_is_a_clear_error(data, preprocess, tmp_path):
     class Full(JsonlLog):
         def start(self, run):
             super().start(run)
-            self._file = Path("/dev/full").open("w")
+            self._file = Path("/dev/full").open("w")  # noqa: SIM115
 
     log = Full(tmp_path / "log.jsonl", every=1)
     with pytest.raises(LeanvitError, match=r"cannot write .*log\.jsonl: No space left"):

@@ -216,7 +216,7 @@ def test_fp16_leaves_out_a_step_that_overflows(data, val_data, preprocess):
 
 def test_fp16_gradients_that_overflow_at_every_scale_are_refused(data, preprocess):
     config = FitConfig(epochs=9, batch_size=24, amp="fp16")
-    with pytest.raises(NonFiniteLoss, match="grad_norm is .* at step 17 of"):  # 65536 was halved 17 times
+    with pytest.raises(NonFiniteLoss, match=r"grad_norm is .* at step 17 of"):  # 65536 was halved 17 times
         fit(make_model(), data, preprocess=preprocess, config=config, objective=Steep())
 
 
