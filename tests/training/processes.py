@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-HANGS_AFTER = 40  # seconds
+HANGS_AFTER = 100  # seconds
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["leanvit.training", "everything"])
 
