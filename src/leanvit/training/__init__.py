@@ -14,15 +14,19 @@ from leanvit.training.objectives import (
     Objective,
     SoftDistillation,
 )
+from leanvit.training.presets import TrainRecipe, load_train_recipe, preset, preset_names
 from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
+from leanvit.training.teachers import Distill, as_seen_by
+from leanvit.training.tensorboard import TensorBoardLog
 
 __all__ = [
     "RECOVERY",
     "BinaryCrossEntropy",
     "BinaryDistillation",
     "CrossEntropy",
+    "Distill",
     "Distillation",
     "FitConfig",
     "FitResult",
@@ -35,9 +39,15 @@ __all__ = [
     "ProgressBar",
     "Run",
     "SoftDistillation",
+    "TensorBoardLog",
+    "TrainRecipe",
+    "as_seen_by",
     "check_run",
     "fit",
+    "load_train_recipe",
     "lr_at",
+    "preset",
+    "preset_names",
     "recover",
     "top1_accuracy",
 ]
