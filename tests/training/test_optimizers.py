@@ -48,7 +48,7 @@ def test_an_opened_model_has_the_layers_of_timm(name):
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(BadInput, match="layer_decay=0.5: Linear has no group_matcher"):
+    with pytest.raises(BadInput, match=r"layer_decay=0\.5: Linear has no group_matcher"):
         make_optimizer(torch.nn.Linear(2, 2), CrossEntropy(), FitConfig(layer_decay=0.5))
 
 

@@ -116,10 +116,11 @@ def loader(
     """One epoch of `Batch`es, the images through `preprocess`.
 
     With `train` the order is a permutation keyed by (seed, epoch) and each key, and `augment` (None, "light", "randaug"
-    or an `Augment`) is drawn by (seed, epoch, key); with `repeats` an image comes that many times in a row, each view
-    drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them; flips are left out where `dataset.mirror` is false. Without, the
-    data set's own order and no augmentation. `workers` processes decode (0: this one). `skip` leaves out the first
-    batches of the epoch, for resuming, without reading them (a stream reads over them, without decoding).
+    or an `Augment`) is drawn by (seed, epoch, key). With `repeats` an image comes that many times in a row, each view
+    drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them. Flips are left out where
+    `dataset.mirror` is false. Without `train`, the data set's own order and no augmentation. `workers` processes decode
+    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (a stream reads
+    over them, without decoding).
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.

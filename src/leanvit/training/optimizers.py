@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
 
 
 def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    undecayed = getattr(model, "no_weight_decay", tuple)()
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
     if config.layer_decay is None:
         return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=undecayed)
     if not hasattr(model, "group_matcher"):

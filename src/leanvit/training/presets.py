@@ -62,6 +62,7 @@ class _Model(_Strict):
     name: str | None = None
     args: dict[str, Any] = {}
     pretrained: bool = False
+    convert: bool = False
     starts_from: str | None = None
 
 
@@ -93,6 +94,7 @@ class TrainRecipe:
     model: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    convert: bool = False  # images may be enlarged to the model's size
     starts_from: str | None = None
     distill: Distill | None = None
     target: Target | None = None
@@ -193,6 +195,7 @@ def _recipe(file: _File, name: str, text: str) -> TrainRecipe:
         model=model.name,
         model_args=model.args,
         pretrained=model.pretrained,
+        convert=model.convert,
         starts_from=model.starts_from,
         distill=None if file.distill is None else _distill(file.distill),
         target=file.target,

@@ -55,12 +55,13 @@ HANDLED = (
 )  # fmt: skip
 EFFECTLESS = (
     "data", "data_dir", "dataset", "train_split", "val_split", "class_map", "output", "experiment", "log_interval",
-    "recovery_interval", "checkpoint_hist", "save_images", "pin_mem", "no_prefetcher", "eval_metric", "tta", "local_rank",
-    "use_multi_epochs_loader", "log_wandb", "wandb_project", "wandb_tags", "validation_batch_size", "worker_seeding",
-    "device", "distributed", "rank", "world_size", "crop_pct", "decay_epochs", "decay_milestones", "decay_rate",
-    "patience_epochs", "lr_cycle_mul", "lr_cycle_decay", "lr_noise_pct", "lr_noise_std", "recount", "remode",
-    "dist_bn", "clip_mode", "mixup_mode", "lr_cycle_limit", "channels_last", "grad_checkpointing", "fast_norm",
-    "torchcompile", "torchcompile_mode", "model_ema_force_cpu", "dataset_trust_remote_code", "val_interval",
+    "recovery_interval", "checkpoint_hist", "save_images", "pin_mem", "no_prefetcher", "eval_metric", "tta",
+    "local_rank", "use_multi_epochs_loader", "log_wandb", "wandb_project", "wandb_tags", "validation_batch_size",
+    "worker_seeding", "device", "distributed", "rank", "world_size", "crop_pct", "decay_epochs", "decay_milestones",
+    "decay_rate", "patience_epochs", "lr_cycle_mul", "lr_cycle_decay", "lr_noise_pct", "lr_noise_std", "recount",
+    "remode", "dist_bn", "clip_mode", "mixup_mode", "lr_cycle_limit", "channels_last", "grad_checkpointing",
+    "fast_norm", "torchcompile", "torchcompile_mode", "model_ema_force_cpu", "dataset_trust_remote_code",
+    "val_interval",
 )  # fmt: skip
 IGNORED = {  # timm's name -> why it may be left out
     "warmup_prefix": "the cosine begins after the warm-up here, always",
@@ -69,8 +70,8 @@ IGNORED = {  # timm's name -> why it may be left out
     "train_interpolation": "images are resized as the model's preprocessing says",
     "interpolation": "images are resized as the model's preprocessing says",
 }
-OFF = (None, False, 0, 0.0, "", [], {})
-EXPECTED = {  # of what is passed over: the only values that mean nothing
+OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
+EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only values that mean nothing
     "remode": ("pixel", "const", ""),
     "recount": (1,),
     "clip_mode": ("norm",),
@@ -127,7 +128,7 @@ def _refuse_unknown(args: Mapping[str, Any], path: Path) -> None:
     ]
     if refused:
         raise BadInput(
-            f"recipe {path}: {len(refused)} settings of timm are not known here: {', '.join(sorted(map(str, refused)))}; "
+            f"recipe {path}: {len(refused)} settings of timm are not known here: {', '.join(sorted(refused))}; "
             "take them out of the file to train without them"
         )
 

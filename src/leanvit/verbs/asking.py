@@ -32,6 +32,11 @@ class Asked:
     recipe: TrainRecipe | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # what was given over the recipe
 
+    @property
+    def convert(self) -> bool:
+        """Whether the recipe itself lets preprocessing enlarge images, for its own model."""
+        return self.recipe is not None and self.recipe.convert and self.model == self.recipe.model
+
     def record(self) -> dict[str, Any]:
         """For the run's record (JSON): the recipe's name and what was given over it, and the teacher."""
         record: dict[str, Any] = {}
@@ -184,7 +189,7 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
     Root(spec)
     try:
         with keyed.global_rng(0, "teacher"):
-            fresh = {} if weights is None else {"num_classes": len(dataset.classes)}
+            fresh: dict[str, Any] = {} if weights is None else {"num_classes": len(dataset.classes)}
             teacher = timm.create_model(spec, pretrained=weights is None, **fresh)
     except (OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SECONDS = 10.0  # spent on timing steps
 _GROWTH = 4
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class DryRun:
     steps_per_epoch: int
     steps: int
     disk_bytes: int
-    loss: float  # of the first step
+    loss: float  # of the first images
     timed_images: int
     seconds_per_step: float
     seconds: float  # of all steps; validation not counted
@@ -84,10 +85,8 @@ class DryRun:
         if self.recipe:
             yield "recipe", self.recipe
             yield "target", _target_text(self.target)
-        yield (
-            "given over it" if self.recipe else "given",
-            ", ".join(f"{k}={v}" for k, v in self.overrides.items()) or "–",
-        )
+        given = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        yield "given over it" if self.recipe else "given", given or "–"
         yield "model", self.model
         if self.teacher:
             yield "teacher", self.teacher
@@ -97,11 +96,11 @@ class DryRun:
         made_up = " (made up: no --data)" if self.stand_in else ""
         yield "training images", f"{self.images:,} of {self.data}{made_up}; {self.epoch_images:,} an epoch"
         yield "global batch", f"{self.batch_size} images a forward"
-        yield "effective batch", f"{self.effective_batch} images a step ({self.accumulate} forwards)"
+        yield "effective batch", f"{self.effective_batch} images a step, in {self.accumulate} x {self.batch_size}"
         yield "learning rate", f"{self.lr_text}; from {self.first_lr:.3g}, to {self.min_lr:.3g}"
         yield "steps", f"{self.epochs} epochs x {self.steps_per_epoch:,} = {self.steps:,}"
         yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
-        yield "loss of the first step", f"{self.loss:.4f}"
+        yield "loss at the start", f"{self.loss:.4f}"
         yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"
         yield "time estimate", f"{_duration(self.seconds)}, validation not counted"
 
@@ -184,21 +183,32 @@ def dry_run(
 
 
 def _timed(run: Run, ready: Ready, seconds: float) -> tuple[int, float, float]:
-    """(images of the largest part of a batch that was timed, seconds an image, its loss); decoding is counted."""
+    """(images that were timed at once, seconds an image, the loss of the first ones); decoding is counted.
+
+    Two images first, then four times as many while time is left, up to a batch; the last size again, for its best.
+    """
     begun = time.perf_counter()
     largest = min(run.config.batch_size, len(ready.dataset))
-    size = min(2, largest)
-    while True:
-        loading, batch = _load(ready, size)
-        running, loss = _step(run, batch)
-        spent = time.perf_counter() - begun
-        part = loading if not run.config.workers else loading / run.config.workers
-        whole = loading + running if not run.config.workers else max(part, running)
-        per_image = whole / len(batch)
+    size, tries, best, first = min(2, largest), 0, math.inf, math.nan
+    while tries < _TRIES:
+        found, loss = _per_image(run, ready, size)
+        first = loss if math.isnan(first) else first
+        left = seconds - (time.perf_counter() - begun)
         following = min(size * _GROWTH, largest)
-        if following == size or spent + per_image * following > seconds:
-            return size, per_image, loss
-        size = following
+        if following > size and found * following < left:
+            size = following
+            continue
+        best, tries = min(best, found), tries + 1
+        if found * size > left:
+            break
+    return size, best, first
+
+
+def _per_image(run: Run, ready: Ready, size: int) -> tuple[float, float]:
+    loading, batch = _load(ready, size)
+    running, loss = _step(run, batch)
+    workers = run.config.workers
+    return (max(loading / workers, running) if workers else loading + running) / len(batch), loss
 
 
 def _load(ready: Ready, size: int) -> tuple[float, Batch]:
@@ -235,7 +245,7 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp == "bf16"):
             loss = run.objective(run.model, Batch(images, targets, batch.keys), 0, run.context)
         loss.total.backward()
-    value = float(loss.total)
+    value = float(loss.total.detach())
     if not math.isfinite(value):
         raise BadInput(f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}")
     run.optimizer.step()
@@ -253,7 +263,7 @@ def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
     dataset = stand_in(meant)
     say(f"data: {dataset!r}, made up")
     start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
-    convert = require_fit(start, dataset, adapted=adapt)
+    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, dataset, config, goal, convert)
 
@@ -276,10 +286,10 @@ def stand_in(meant: MeantFor) -> Dataset:
 
 @dataclass(frozen=True)
 class _Keys(Sequence[str]):
-    count: int
+    total: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.total
 
     def __getitem__(self, index: Any) -> Any:
         return f"made-up/{index}"

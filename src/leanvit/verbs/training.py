@@ -168,7 +168,7 @@ def prepare(asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int |
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     start = start or start_model(asked, adapt_to=dataset, say=say)
-    convert = require_fit(start, dataset, adapted=adapt, convert=convert)
+    convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, validation, config, goal, convert)
 
