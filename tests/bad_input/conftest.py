@@ -219,6 +219,8 @@ def _training_recipes(folder: Path) -> None:
         "args.yaml": "model: vit_tiny_patch16_224\nopt: adamw\nbce_loss: true\n",
         "broken.yaml": "model: [1\n",
         "list.yaml": "- 1\n- 2\n",
+        "alias.yaml": "model: &a vit_tiny_patch16_224\nmodel_kwargs: {name: *a}\n",
+        "rate.yaml": "model: vit_tiny_patch16_224\nopt: adamw\nlr_base: fast\n",
         "code.yaml": "model: !!python/object/apply:os.getcwd []\n",
     }
     (folder / "training-recipes").mkdir()

@@ -34,6 +34,8 @@ CASES = [
     _file("broken.yaml", "is not YAML"),
     _file("list.yaml", "is not timm's args.yaml", "no model"),
     _file("code.yaml", "is not YAML"),
+    _file("alias.yaml", "values by alias"),
+    _file("rate.yaml", "lr_base='fast' is not accepted", "number above 0"),
     _file("none.toml", "No such file", "leanvit recipes"),
     Case("distill kind", lambda: Distill(kind="sfot"), ("unknown distill 'sfot'", "did you mean 'soft'")),
     Case("distill alpha", lambda: Distill(kind="soft", alpha=1.5), ("alpha is 1.5", "0 to 1")),

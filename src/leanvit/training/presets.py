@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,10 +52,10 @@ class MeantFor(_Strict):
     """The training split that the numbers of a recipe were chosen for."""
 
     name: str
-    images: int = Field(ge=1)
-    classes: int = Field(ge=1)
-    channels: int = 3
-    image_size: int = Field(ge=1)  # side in pixels, typical
+    images: int = Field(ge=1, le=50_000_000)
+    classes: int = Field(ge=1, le=1_000_000)
+    channels: Literal[1, 3] = 3
+    image_size: int = Field(ge=1, le=16384)  # side in pixels, typical
 
 
 class _Model(_Strict):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, is_number, is_whole
 from leanvit.training.config import OPTIMIZERS
 from leanvit.training.presets import TrainRecipe
 
@@ -88,6 +88,10 @@ def read_args(text: str, path: Path) -> TrainRecipe:
     import yaml  # comes with timm
 
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise BadInput(
+                f"recipe {path} refers to values by alias (*name): write them out"
+            )  # they can grow without end
         args = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from error
@@ -167,6 +171,12 @@ def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -
     adaptive = any(part in fit["optimizer"] for part in ("ada", "lamb"))
     if (args.get("lr_base_scale") or ("sqrt" if adaptive else "linear")) == "linear":
         return {"lr_base": base, "lr_base_size": size, "lr_counts_accumulation": True}
+    for name, value in {"lr_base": base, "lr_base_size": size}.items():
+        if not is_number(value, above=0):
+            raise BadInput(f"{name}={value!r} is not accepted: a number above 0")
+    for name in ("batch_size", "accumulate"):
+        if not is_whole(fit.get(name, 1), least=1):
+            raise BadInput(f"{name}={fit[name]!r} is not accepted: a whole number, 1 or more")
     lr = base * (fit.get("batch_size", 128) * fit.get("accumulate", 1) / size) ** 0.5
     remarks.append(f"timm's lr_base={base} grows with the square root of the batch: taken as lr={lr:g}")
     return {"lr": lr}
@@ -174,7 +184,7 @@ def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -
 
 def _whole(args: Mapping[str, Any], name: str) -> int:
     value = args.get(name) or 0
-    if value != int(value):
+    if not is_number(value, least=0) or value != int(value):
         raise BadInput(f"{name}={value!r} is not accepted: a whole number")
     return int(value)
 
@@ -189,7 +199,7 @@ def _precision(args: Mapping[str, Any], remarks: list[str]) -> str:
 
 def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
     own = args.get("model_kwargs") or {}
-    if not isinstance(own, dict):
+    if not isinstance(own, dict) or not all(isinstance(name, str) for name in own):
         raise BadInput(f"model_kwargs={own!r} is not accepted: names and values")
     taken = {ours: args[theirs] for theirs, ours in MODEL_ARGS.items() if args.get(theirs) is not None}
     return {**{name: value for name, value in taken.items() if name != "drop_rate" or value}, **own}
