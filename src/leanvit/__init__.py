@@ -25,6 +25,7 @@ _HOME = {  # public name -> module that defines it
     "Preprocess": "leanvit.data",
     "fit": "leanvit.training",
     "FitConfig": "leanvit.training",
+    "train": "leanvit.verbs",
     "count": "leanvit.measure",
     "compare": "leanvit.measure",
     "export": "leanvit.deploy",

@@ -12,6 +12,7 @@ from torch import nn
 from leanvit.anatomy.blocks import Step
 from leanvit.anatomy.ops import TORCH, Ops
 from leanvit.anatomy.state import State
+from leanvit.errors import BadInput
 
 
 class OpenModel(nn.Module, ABC):
@@ -71,6 +72,16 @@ class OpenModel(nn.Module, ABC):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns of parameter names by layer, from the stem to the head, for `timm.optim`.
+
+        Raises `BadInput` where the class that was opened has none.
+        """
+        matcher = getattr(self._source[0], "group_matcher", None)
+        if matcher is None:
+            raise BadInput(f"{type(self._source[0]).__name__} does not say which layers its parameters are of")
+        return matcher(coarse=coarse)
 
     # --- what methods and the recipe ask -----------------------------------------
 

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
+from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, recipes, report, train
 from leanvit.cli.importing import import_modules
 from leanvit.errors import BadInput
 
@@ -85,6 +85,7 @@ def program(
 
 for verb in (demo, methods, data, train, compress, measure, export, report):
     app.command(verb.NAME)(verb.command)
+app.add_typer(recipes.app, name=recipes.NAME)
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from leanvit.data.specs import check_on_bad
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, LeanvitError
 
+ROUND = 256  # an epoch of repeated views is a multiple of it
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,7 +50,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """What the batches of an epoch are made of, in order: indices of a `Dataset`, encoded samples of a `Stream`."""
+    """What the batches of an epoch are made of, in order: (index, view) of a `Dataset`, samples of a `Stream`."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
@@ -106,6 +108,7 @@ def loader(
     epoch: int = 0,
     train: bool = False,
     augment: Augment | str | None = None,
+    repeats: int = 1,
     workers: int = 0,
     drop_last: bool = False,
     skip: int = 0,
@@ -115,9 +118,11 @@ def loader(
     """One epoch of `Batch`es, the images through `preprocess`.
 
     With `train` the order is a permutation keyed by (seed, epoch) and each key, and `augment` (None, "light", "randaug"
-    or an `Augment`) is drawn by (seed, epoch, key); flips are left out where `dataset.mirror` is false. Without, the
-    data set's own order and no augmentation. `workers` processes decode (0: this one). `skip` leaves out the first
-    batches of the epoch, for resuming, without reading them (a stream reads over them, without decoding).
+    or an `Augment`) is drawn by (seed, epoch, key). With `repeats` an image comes that many times in a row, each view
+    drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them. Flips are left out where
+    `dataset.mirror` is false. Without `train`, the data set's own order and no augmentation. `workers` processes decode
+    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (a stream reads
+    over them, without decoding).
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
@@ -130,24 +135,28 @@ def loader(
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("epoch", epoch, 0),
+        ("repeats", repeats, 1),
         ("workers", workers, 0),
         ("skip", skip, 0),
     ):
         if value < least:
             raise BadInput(f"{name}={value}: accepted: an integer >= {least}")
     chosen = Augment.of(augment)
-    if chosen is not None and not train:
-        raise BadInput("augment is for training: give train=True with it, or leave it out")
+    for name, asked in (("augment", chosen is not None), ("repeats", repeats > 1)):
+        if asked and not train:
+            raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
-    count = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
+    views = epoch_length(dataset, repeats)
+    count = views // batch_size if drop_last else -(-views // batch_size)
     if skip > count:
         raise BadInput(f"skip={skip}: accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
-        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, share)
+        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share)
     else:
         order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
+        order = np.stack([np.repeat(order, repeats), np.tile(np.arange(repeats), len(order))], axis=1)[:views]
         whole = (order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
         batches = tuple(batch[share_rows(len(batch), *share)] for batch in whole)
     on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
@@ -171,6 +180,15 @@ def no_image_left(bad: Sequence[BadImage]) -> BadInput:
     return BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in bad[:3])}")
 
 
+def epoch_length(dataset: AnyDataset, repeats: int = 1) -> int:
+    """Images of an epoch, each view counted: all of them, or with `repeats` as many, down to a multiple of 256.
+
+    So with 3 views an epoch meets a third of the images (Hoffer et al., arXiv 1901.09335; length as DeiT's).
+    """
+    images = len(dataset)
+    return images if repeats == 1 or images < ROUND else images // ROUND * ROUND
+
+
 def epoch_order(dataset: Dataset, *, seed: int, epoch: int) -> np.ndarray:
     """(N,) int64 permutation: samples sorted by a value of (seed, epoch, key), so it is the same in every format."""
     return np.argsort(keyed.ranks(dataset.key_hashes, "order", seed, epoch), kind="stable")
@@ -190,6 +208,7 @@ class _Cuts:
     size: int
     skip: int
     count: int
+    repeats: int = 1
     share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
@@ -198,6 +217,8 @@ class _Cuts:
     def __iter__(self) -> Iterator[Any]:
         stream, order = self.stream, self.order
         items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
+        views = range(self.repeats)
+        items = (item._replace(visit=item.visit * self.repeats + view) for item in items for view in views)
         items = islice(items, self.skip * self.size, None)
         for _ in range(self.count):
             batch = list(islice(items, self.size))
@@ -249,7 +270,8 @@ class _Fetch:
                 if isinstance(dataset, Stream):
                     samples.append((dataset.read(item), item.visit))
                 else:
-                    samples.append((dataset[int(item)], 0))
+                    index, view = item
+                    samples.append((dataset[int(index)], int(view)))
             except UnreadableImage as error:
                 if self.loader.on_bad == "error":
                     raise
@@ -264,7 +286,7 @@ class _Fetch:
 
     def _seeded(self, sample: Sample, visit: int) -> np.ndarray:
         if self.loader.augment is not None:
-            again = (visit,) if visit else ()  # a resampled epoch meets an image more than once
+            again = (visit,) if visit else ()  # the same image once more: a view of it, or a resampled epoch
             keyed.seed_global(*augment_parts(*self.loader.draws, sample.key), *again)
         return self.pixels(sample.image)
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.data import AnyDataset, Preprocess, check_fits
+from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
+from leanvit.training.optimizers import make_optimizer
 from leanvit.training.parallel import TrainStep, replicated, sharded_copy
 from leanvit.training.world import World, join_world
 
@@ -55,12 +55,19 @@ def assemble(
     objective = objective or default(config.label_smoothing)
     objective.to(next(model.parameters()).device)
     trained, averager, forward = _spread(model, objective, preprocess, config, world)
-    mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(dataset.classes))
+    mixup = Mixup(
+        config.mixup,
+        config.cutmix,
+        prob=config.mix_prob,
+        switch_prob=config.mix_switch_prob,
+        label_smoothing=0.0,
+        num_classes=len(dataset.classes),
+    )
     return Run(
         model=trained,
         given=model,
         objective=objective,
-        optimizer=_optimizer(trained, objective, config),
+        optimizer=make_optimizer(trained, objective, config),
         config=config,
         preprocess=preprocess,
         steps_per_epoch=steps_per_epoch,
@@ -131,7 +138,7 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput(f"out={str(out)!r} cannot be written: {error}") from error
-    free, needed = shutil.disk_usage(out).free, _bytes_needed(run)
+    free, needed = shutil.disk_usage(out).free, bytes_needed(run)
     if free < needed:
         raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
     if (out / STATE).exists() and not resume:
@@ -200,6 +207,9 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
     least = -run.steps_per_epoch if run.stopped else 0  # a run that was stopped closed its epoch early
     if not least <= into_epoch <= run.steps_per_epoch or step > run.total_steps or (run.stopped and not history):
         raise CheckpointError(f"the training state is at step {step}, but has {len(history)} finished epochs")
+    if run.config.optimizer == "lamb":  # timm's counts its steps in the groups, which are not saved
+        for group in run.optimizer.param_groups:
+            group["step"] = torch.tensor(float(step))
     run.step, run.history = step, history
     run.epoch = len(history)
 
@@ -217,7 +227,7 @@ def _require_divisible(config: FitConfig, world: World) -> None:
 
 def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     images = config.batch_size * config.accumulate
-    steps = len(dataset) // config.batch_size // config.accumulate
+    steps = epoch_length(dataset, config.repeats) // config.batch_size // config.accumulate
     if not steps:
         raise BadInput(
             f"batch_size={config.batch_size} with accumulate={config.accumulate} needs {images} images a step, "
@@ -226,16 +236,9 @@ def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     return steps
 
 
-def _optimizer(model: nn.Module, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
-    names_of_undecayed = getattr(model, "no_weight_decay", tuple)
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names_of_undecayed())
-    if not groups:
-        raise BadInput("model has no parameter that requires a gradient: nothing to train")
-    groups += objective.param_groups(config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+def bytes_needed(run: Run) -> int:
+    """Room on the disk that a run needs, at the moment when an old state and a new one are both there."""
 
-
-def _bytes_needed(run: Run) -> int:
     def size(module: nn.Module) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 

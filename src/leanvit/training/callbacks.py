@@ -174,7 +174,7 @@ class JsonlLog:
 
 
 class ProgressBar:
-    """A live bar over all steps with the last loss, the last top-1 and the time left; silent off a terminal."""
+    """A live bar over all steps: last loss and top-1, images/s and the time left; silent off a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
@@ -202,7 +202,9 @@ class ProgressBar:
         last = next((row[run.metric] for row in reversed(run.history) if run.metric in row), None)
         score = "" if last is None else f" · {METRICS[run.metric]} {100 * last:.1f} %"
         text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{score}"
-        self._progress.update(self._task, completed=run.step, description=text)
+        speed = self._progress.tasks[self._task].speed  # steps/s of the last half minute
+        images = "" if speed is None else f" · {speed * run.config.batch_size * run.config.accumulate:.0f} images/s"
+        self._progress.update(self._task, completed=run.step, description=f"{text}{images}")
 
     def close(self, run: Run) -> None:
         """Give the terminal back."""

@@ -248,6 +248,7 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
             epoch=run.epoch,
             train=True,
             augment=config.augment,
+            repeats=config.repeats,
             workers=config.workers,
             drop_last=True,
             skip=done * config.accumulate,
@@ -354,7 +355,7 @@ def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
 
 def _mixed(batch: Batch, run: Run) -> Batch:
     """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
-    if run.mix is None:
+    if run.mix is None or not run.config.mixes_in(run.epoch):
         return batch
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
     images, targets = run.mix(batch.images[:even], batch.targets[:even])

@@ -126,6 +126,9 @@ class Distillation(Objective):
         self.teacher_preprocess = teacher_preprocess
         self._teacher = (teacher.eval(),)  # the tuple hides it from nn.Module's registration
 
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Refuse a teacher that would mislead; switch a distilled network's second head on for training."""
         _same_preprocess(self.teacher_preprocess, preprocess)
@@ -179,6 +182,9 @@ class SoftDistillation(Distillation):
         if not temperature > 0:
             raise BadInput(f"temperature={temperature!r} is not accepted: give a number > 0")
         self.temperature = temperature
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, temperature={self.temperature}"
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
         """T^2 KL(teacher || student) at temperature T."""

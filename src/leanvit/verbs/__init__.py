@@ -15,6 +15,7 @@ from typing import Any
 
 _HOME = {
     "train": "training",
+    "dry_run": "rehearsing",
     "compress": "compressing",
     "measure": "measuring",
     "export": "exporting",

@@ -24,6 +24,7 @@ from leanvit.training.checkpoint import STATE
 RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
+TENSORBOARD = "tensorboard"
 _LEFT = (
     "measure*.json",
     "predictions*.safetensors",
@@ -31,6 +32,7 @@ _LEFT = (
     "tokens.json",
     COMMANDS,
     TRAINING_LOG,
+    TENSORBOARD,
     "training",
     "artefacts",
     "report*.html",

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
@@ -218,7 +219,7 @@ def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str |
     except OSError as error:
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
     if weights:
-        _load_weights(model, Path(weights))
+        load_weights(model, Path(weights))
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
@@ -238,14 +239,14 @@ def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}
 
 
-def _load_weights(model: OpenModel, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, option: str = "--weights") -> None:
     """Load a safetensors state dict strictly. Raises `BadInput` or `CheckpointError`, naming what does not fit."""
     if not path.is_file():
-        raise BadInput(f"--weights {path}: there is no such file")
+        raise BadInput(f"{option} {path}: there is no such file")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"--weights {path} is not a safetensors file: {error}") from error
+        raise CheckpointError(f"{option} {path} is not a safetensors file: {error}") from error
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     wrong = [
@@ -254,5 +255,5 @@ def _load_weights(model: OpenModel, path: Path) -> None:
     wrong += [f"{key} is not part of the model" for key in found if key not in own]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"--weights {path} does not fit: {'; '.join(wrong[:3])}{more}")
+        raise CheckpointError(f"{option} {path} does not fit: {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(tensors, strict=True)
