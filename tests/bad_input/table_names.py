@@ -55,7 +55,7 @@ CLI = [
     Cli(
         "model name against", ("measure", "run", "--against", "resnet", "--data", "digits"), ("unknown model 'resnet'",)
     ),
-    Cli("model name empty", ("export", ""), ("MODEL is ''", "a timm name, or the path of a run folder")),
+    Cli("model name empty", ("export", ""), ("MODEL is ''", "a timm name, the path of a run folder, or a reference")),
     Cli("model name blank", ("export", "  "), ("MODEL is ' '", "accepted: a timm name")),
     Cli("model of another family", ("export", "resnet18"), ("ResNet", "resnet18", "Supported:")),
     Cli(

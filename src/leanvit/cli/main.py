@@ -14,7 +14,20 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
+from leanvit.cli import (
+    compress,
+    data,
+    demo,
+    ending,
+    export,
+    measure,
+    methods,
+    output,
+    publish,
+    references,
+    report,
+    train,
+)
 from leanvit.cli.importing import import_modules
 
 EXIT_CODES = (
@@ -76,7 +89,7 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, data, train, compress, measure, export, report):
+for verb in (demo, methods, references, data, train, compress, measure, export, report, publish):
     app.command(verb.NAME)(verb.command)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from leanvit.errors import BadInput, Refused, nearest
 from leanvit.files import write_atomic
+from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, ProgressBar, Run, check_run, fit
 from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, require_writable
+from leanvit.verbs.folders import Stopwatch, clear_run, keep_logs, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, row_name, say_bad, silent
 
 
@@ -55,7 +56,8 @@ def train(
     """Train a dense model on a data set and save it as a run folder.
 
     Args:
-        name: timm name, or a dense run to train on from.
+        name: timm name, or a dense run (or reference) to train on from: its weights, with a fresh optimiser. The new
+            run keeps the commands, settings and logs of the stages before it.
         data: data spec; trained on its `train` split, validated on `val`.
         settings: fields of `FitConfig`.
         convert: accept images that preprocessing must enlarge more than twofold, or change the channels of.
@@ -107,7 +109,13 @@ def train(
     )
     final: Any = result.final
     final.history = history
-    info = {"data": data, "training": config.to_json(), "top1": result.last_top1}
+    info = {
+        "data": data,
+        "training": config.to_json(),
+        "top1": result.last_top1,
+        "machine": environment()["cpu"],
+        **_earlier(start),
+    }
     save(
         final.eval(),
         folder,
@@ -116,6 +124,7 @@ def train(
         info=info,
         overwrite=resume or overwrite,
     )
+    keep_logs(start.folder, folder)
     maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
     write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, before=start.commands)
@@ -123,6 +132,14 @@ def train(
     top1 = None if result.last_top1 is None else 100 * result.last_top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
     return Trained(folder, start.name, config.epochs, watch.seconds, top1, metric)
+
+
+def _earlier(start: Loaded) -> dict[str, Any]:
+    """What a run that is trained on says of its training: the stages before this one, oldest first."""
+    if start.folder is None:
+        return {}
+    stage = {key: start.info[key] for key in ("data", "training", "top1", "machine") if key in start.info}
+    return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}
 
 
 class _EpochLines:
