@@ -7,6 +7,7 @@ measured to give. Light to import.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from dataclasses import asdict, dataclass, fields
@@ -106,7 +107,7 @@ def reference_name(spec: str | Path) -> str | None:
     if not isinstance(spec, str) or not spec.startswith(PREFIX):
         return None
     name = spec.removeprefix(PREFIX)
-    here = Path(spec).exists()
+    here = os.path.exists(spec)  # False for what no path can be, too
     if name in _names():
         if here:
             raise BadInput(f"{spec} is a reference of leanvit and a folder here: give ./{spec} for the folder")
