@@ -21,7 +21,7 @@ from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.store import JSON_NAME, STORED_AS
 from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, training_logs
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
 
 PRECISIONS = ("float32", *STORED_AS)
 LOGGED_STEPS = 400  # kept of a training log; epochs are all kept
@@ -77,9 +77,13 @@ def publish(
         raise unknown("--store", store, PRECISIONS)
     if most_mb is not None and not is_number(most_mb, above=0):
         raise BadInput(f"--most-mb is {most_mb!r}; accepted: a number above 0")
-    one = load_model(run)
-    if one.home is None:
+    if isinstance(presets, str):
+        raise BadInput(f"presets is {presets!r}; accepted: a list of names")
+    one = None if is_built(run) else load_model(run)
+    if one is None or one.home is None:
         raise BadInput(f"{run} is not a run folder: publish hands on what was trained or compressed")
+    if one.home.resolve() == Path(out).resolve():
+        raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
     validation = open_split(data, "val", limit=limit, say=say)
     require_fit(one, validation)
     folder = new_folder(out, one.base, overwrite=overwrite)
