@@ -204,6 +204,11 @@ def _measure_cli(name: str, *words: str, says: tuple[str, ...]) -> Cli:
 
 
 CLI = [
+    Cli(
+        "publish in nothing",
+        ("publish", "run", "--data", "digits", "--out", "new", "--most-mb", "0"),
+        ("--most-mb is 0.0", "above 0"),
+    ),
     _train_cli("epochs 0", "--epochs", "0", says=("epochs=0", "whole number >= 1")),
     _train_cli("epochs text", "--epochs", "ten", says=("'--epochs'", "valid integer")),
     _train_cli("epochs fraction", "--epochs", "1.5", says=("'--epochs'", "valid integer")),

@@ -14,7 +14,21 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, recipes, report, train
+from leanvit.cli import (
+    compress,
+    data,
+    demo,
+    ending,
+    export,
+    measure,
+    methods,
+    output,
+    publish,
+    recipes,
+    references,
+    report,
+    train,
+)
 from leanvit.cli.importing import import_modules
 from leanvit.errors import BadInput
 
@@ -83,7 +97,7 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, data, train, compress, measure, export, report):
+for verb in (demo, methods, references, data, train, compress, measure, export, report, publish):
     app.command(verb.NAME)(verb.command)
 app.add_typer(recipes.app, name=recipes.NAME)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from leanvit.recipe.catalogue import Reference, reference, references
 from leanvit.recipe.papers import Paper, known_papers, paper, papers
 
 _HOME = {
@@ -36,10 +37,11 @@ _HOME = {
     "compatibility": "compat",
     "check_order": "compat",
     "TRAITS": "compat",
+    "Record": "catalogue",
     "Recipe": "recipe_file",
     "load_recipe": "recipe_file",
 }
-__all__ = ["Paper", "known_papers", "methods", "paper", "papers", *_HOME]
+__all__ = ["Paper", "Reference", "known_papers", "methods", "paper", "papers", "reference", "references", *_HOME]
 
 
 def methods() -> list[Paper]:

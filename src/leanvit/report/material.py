@@ -9,6 +9,7 @@ from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import Comparison
+from leanvit.recipe.catalogue import PREFIX
 from leanvit.recipe.store import read_run_file
 from leanvit.report.curves import Curve, read_curve
 from leanvit.report.disagreements import load_pictures
@@ -34,8 +35,8 @@ class Material:
     """One run folder."""
 
     folder: Path
-    name: str  # "dense", "evit + int8"
-    model: str  # timm name
+    name: str  # "dense", "evit + int8", "leanvit/NAME"
+    model: str  # timm name, and the reference that it came from
     model_args: dict[str, Any]
     classes: tuple[str, ...]
     data: str
@@ -51,8 +52,8 @@ class Material:
         return measurement.evidence.data if measurement.evidence else self.data
 
 
-def read_run(folder: Path) -> Material:
-    """Read what the verbs left in a run folder.
+def read_run(folder: Path, *, reference: str = "") -> Material:
+    """Read what the verbs left in a run folder. `reference`: its name, where it is one of the package.
 
     Raises `BadInput` if there is no run, `CheckpointError` for a file that is damaged or from a newer leanvit.
     """
@@ -61,10 +62,12 @@ def read_run(folder: Path) -> Material:
     file = read_run_file(folder)
     commands = commands_of(folder)
     info = file.info
+    origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
+    methods = " + ".join(plan.slug for plan in file.plans)
     return Material(
         folder=folder,
-        name=" + ".join(plan.slug for plan in file.plans) or "dense",
-        model=file.root.name,
+        name=origin if reference else methods or "dense",
+        model=f"{file.root.name} ({origin})" if origin else file.root.name,
         model_args=dict(file.root.kwargs),
         classes=tuple(file.classes),
         data=str(info.get("data", "")),

@@ -19,6 +19,7 @@ _HOME = {
     "compress": "compressing",
     "measure": "measuring",
     "export": "exporting",
+    "publish": "publishing",
     "look": "looking",
     "demo": "demonstration",
     "explain": "explaining",

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError, is_whole
 from leanvit.files import write_atomic
+from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.store import JSON_NAME
 from leanvit.training.checkpoint import STATE
 
@@ -25,14 +27,17 @@ RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
 TENSORBOARD = "tensorboard"
+EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
 _LEFT = (
     "measure*.json",
     "predictions*.safetensors",
     "disagreements*.json",
     "tokens.json",
     COMMANDS,
+    RECORD,
     TRAINING_LOG,
     TENSORBOARD,
+    EARLIER_LOG.format("*"),
     "training",
     "artefacts",
     "report*.html",
@@ -106,6 +111,20 @@ def clear_run(folder: Path, *, overwrite: bool) -> None:
     for name in _LEFT:
         for path in folder.glob(name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def training_logs(folder: Path) -> list[Path]:
+    """The logs of a run's trainings, oldest first."""
+    earlier = (folder / EARLIER_LOG.format(number) for number in range(1, 1000))
+    return [*takewhile(Path.is_file, earlier), *(p for p in [folder / TRAINING_LOG] if p.is_file())]
+
+
+def keep_logs(source: Path | None, target: Path) -> None:
+    """Copy the training logs of the run that `target` was trained on from."""
+    if source is None or source.resolve() == target.resolve():
+        return
+    for number, log in enumerate(training_logs(source), start=1):
+        write_atomic(target / EARLIER_LOG.format(number), log.read_bytes())
 
 
 def new_file(out: str | Path | None, default: Path | None, *, overwrite: bool = False) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
+from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, Objective, ProgressBar, Run, TensorBoardLog, check_run, fit
@@ -18,7 +19,7 @@ from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model
-from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, new_folder, require_writable
+from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent
 
 
@@ -79,7 +80,8 @@ def train(
     Under torchrun all processes train it together; the first one makes the folder, speaks and saves.
 
     Args:
-        name: timm name, or a dense run to train on from; None where the recipe names a model.
+        name: timm name, or a dense run (or reference) to train on from: its weights, with a fresh optimiser. The new
+            run keeps the commands, settings and logs of the stages before it. None where the recipe names a model.
         data: data spec; trained on its `train` split, validated on `val`.
         recipe: name of a training recipe (`leanvit recipes`), or a file; what else is given wins over it.
         settings: fields of `FitConfig`.
@@ -156,7 +158,14 @@ def train(
     final: Any = result.final
     final.history = history
     final.cpu().eval()
-    info = {"data": data, "training": asked.config.to_json(), "top1": result.last_top1, **asked.record()}
+    info = {
+        "data": data,
+        "training": asked.config.to_json(),
+        "top1": result.last_top1,
+        "machine": environment()["cpu"],
+        **asked.record(),
+        **_earlier(start),
+    }
     with world.together():
         if world.first:
             save(
@@ -167,6 +176,7 @@ def train(
                 info=info,
                 overwrite=resume or overwrite,
             )
+            keep_logs(start.folder, folder)
             maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
             write_atomic(folder / TOKENS, maps.to_json().encode())
             watch.record(folder, before=start.commands)
@@ -192,6 +202,14 @@ def _steering(start: Loaded) -> list[Any]:
     """The callbacks of the methods that a lean model carries."""
     methods = [plan.method() for plan in start.model.history.plans]
     return [c for m in methods if hasattr(m, "callbacks") for c in m.callbacks(start.model)]
+
+
+def _earlier(start: Loaded) -> dict[str, Any]:
+    """What a run that is trained on says of its training: the stages before this one, oldest first."""
+    if start.folder is None:
+        return {}
+    stage = {key: start.info[key] for key in ("data", "training", "top1", "machine") if key in start.info}
+    return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}
 
 
 class _EpochLines:
