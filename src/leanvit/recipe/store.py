@@ -55,6 +55,7 @@ class _PlanFile(Strict):
     knobs: dict[str, Any]
     structure: dict[str, Any]
     module: str = ""  # of a method from outside leanvit: said when it is missing, never imported
+    finished: bool = True  # False: a step of a compression under way, with its temporary modules in it
 
 
 class _WeightsFile(Strict):
@@ -174,7 +175,7 @@ def load_run(path: str | Path) -> Run:
     tensors = _read_tensors(weights)
     try:
         root = Root(file.root.name, file.root.kwargs)
-        plans = tuple(Plan(p.slug, p.knobs, p.structure) for p in file.plans)
+        plans = tuple(Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans)
         model = replay(root, plans, device="meta")
     except LeanvitError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -211,6 +212,8 @@ def _instead(path: Path) -> str:
     """What a folder without a run holds that is close to one."""
     if (path / "artefact.json").is_file():
         return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
+    if (path / "steps/about.json").is_file():
+        return ". It holds an unfinished compression: go on with it by leanvit compress ... --resume --out"
     if (path / "training/state.safetensors").is_file():
         return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
     if any(path.glob("weights-*.safetensors")):
