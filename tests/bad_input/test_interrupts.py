@@ -22,7 +22,7 @@ DIGITS = ("--data", "digits")
 LONG = ("--epochs", "5000", "--batch-size", "10", "--set", "save_every=1")
 VERBS = {  # arguments, and what is on stderr when work is on its way
     "train": (("train", "run", *DIGITS, "--limit", "200", *LONG, "--out", "new"), "epoch"),
-    "compress": (("compress", "run", *DIGITS, "--with", "evit", "--recover", "5000", "--out", "new"), "compress: "),
+    "compress": (("compress", "run", *DIGITS, "--with", "evit", "--recover", "5000", "--out", "new"), "epoch"),
     "measure": (("measure", "run", *DIGITS, "--rounds", "1000000"), "latency"),
     "export": (("export", "run", "--to", "openvino", "--out", "new"), "exporting"),
 }
