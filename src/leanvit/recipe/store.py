@@ -63,7 +63,7 @@ class _WeightsFile(Strict):
     sha256: str
 
 
-class _RunFile(Sealed):
+class RunFile(Sealed):
     root: _RootFile
     plans: list[_PlanFile]
     weights: _WeightsFile
@@ -188,16 +188,16 @@ def load_run(path: str | Path) -> Run:
     return Run(model.eval(), path, _preprocess(path, file), tuple(file.classes), file.info)
 
 
-def read_run_file(path: Path) -> _RunFile:
+def read_run_file(path: Path) -> RunFile:
     """`leanvit.json`, validated strictly."""
     name = path / JSON_NAME
     if not name.is_file():
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
-    return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
+    return read_sealed(name, RunFile, kind=KIND, newest=FORMAT, changed=advice)
 
 
-def _check_methods_known(path: Path, file: _RunFile) -> None:
+def _check_methods_known(path: Path, file: RunFile) -> None:
     """A run never imports code: what it was made with must be there already."""
     missing = [plan for plan in file.plans if plan.module and plan.slug not in known_papers()]
     if missing:
@@ -221,7 +221,7 @@ def _instead(path: Path) -> str:
     return ""
 
 
-def _checked_weights(path: Path, file: _RunFile) -> Path:
+def _checked_weights(path: Path, file: RunFile) -> Path:
     weights = plain_name(path, file.weights.file)
     check_sha256(weights, file.weights.sha256)
     return weights
@@ -267,7 +267,7 @@ def _refuse_unfilled(path: Path, model: OpenModel) -> None:
         raise CheckpointError(f"{path}: {len(left)} tensors are in no file, first {left[0]!r}")
 
 
-def _preprocess(path: Path, file: _RunFile) -> Preprocess | None:
+def _preprocess(path: Path, file: RunFile) -> Preprocess | None:
     if file.preprocess is None:
         return None
     from leanvit.data import Preprocess
