@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from browsing import browsing, find_chromium
-from zoo import build, build_swin
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.block_widths import BlockWidths, block_widths
@@ -18,6 +17,7 @@ from leanvit.report.material import Material, read_run
 from leanvit.report.page import render
 from leanvit.report.values import shown
 from leanvit.report.widths import Widths, read_widths, rows
+from zoo import build, build_swin
 
 ROOT = Root(
     "vit_tiny_patch16_224",

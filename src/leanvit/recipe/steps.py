@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ def differences(was: Any, now: Any, name: str = "") -> Iterator[str]:
     if isinstance(was, dict) and isinstance(now, dict):
         for key in {**was, **now}:
             yield from differences(was.get(key), now.get(key), f"{name}.{key}" if name else str(key))
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        for i, (a, b) in enumerate(zip(was, now, strict=True)):
+    elif isinstance(was, list) and isinstance(now, list):
+        for i, (a, b) in enumerate(zip_longest(was, now)):
             yield from differences(a, b, f"{name}[{i}]")
     elif was != now:
         yield f"{name} was {_short(was)} and is now {_short(now)}"

@@ -86,7 +86,7 @@ def figures_of(name: str, widths: Widths, colours: Colours) -> dict[str, Figure]
             "data": bars,
             "layout": {
                 "barmode": "overlay",
-                "xaxis": {"title": {"text": "block"}, "dtick": 1 if len(widths.root) <= 14 else 4},
+                "xaxis": {"title": {"text": "block"}, "dtick": 1 if len(widths.root) <= 14 else 4, "showgrid": False},
                 "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
             },
             "legend": [
