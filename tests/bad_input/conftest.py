@@ -19,7 +19,7 @@ from leanvit.data import Preprocess, open_dataset
 from leanvit.deploy.artefact import Artefact, write_artefact
 from leanvit.files import file_sha256, sealed_text
 from leanvit.quantize.int8 import Int8
-from leanvit.recipe import Data, Root, compress, create, save
+from leanvit.recipe import Data, Recovery, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 
@@ -257,9 +257,24 @@ def _trainings(folder: Path) -> None:
         path = folder / name / "training/state.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
+    _compressions(folder)
     (folder / "killed-save").mkdir()
     shutil.copyfile(_weights_of(folder / "run"), folder / "killed-save" / _weights_of(folder / "run").name)
     (folder / "killed-save/.leanvit.json-x.part").write_text("{")
+
+
+def _compressions(folder: Path) -> None:
+    """Compressions that were killed in their recovery: with whole steps, and with damaged ones."""
+    digits = open_dataset("digits", "train", limit=20)
+    run = load_run(folder / "run")
+    assert run.preprocess is not None
+    data = Data(digits, run.preprocess, callbacks=(_Stop(),))
+    recovery = Recovery(epochs=1, batch_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        compress(run.model, [EViT(blocks=(1,))], data, recovery=recovery, out=folder / "unfinished-lean")
+    for name, file in (("steps-truncated", "1-evit/leanvit.json"), ("about-truncated", "about.json")):
+        path = Path(shutil.copytree(folder / "unfinished-lean", folder / name)) / "steps" / file
+        path.write_bytes(path.read_bytes()[:40])
 
 
 def _odd_paths(folder: Path) -> None:

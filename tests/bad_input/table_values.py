@@ -203,6 +203,8 @@ def _measure_cli(name: str, *words: str, says: tuple[str, ...]) -> Cli:
     return Cli(f"measure {name}", ("measure", "run", "--data", "digits", "--limit", "20", *words), says)
 
 
+_RECOVER = ("compress", "run", "--with", "evit:blocks=[1]", "--data", "digits", "--limit", "20", "--recover", "1")
+
 CLI = [
     Cli(
         "publish in nothing",
@@ -255,6 +257,43 @@ CLI = [
         "recover too few images",
         ("compress", "run", "--with", "evit", "--data", "digits", "--limit", "20", "--recover", "1"),
         ("recovery batch_size is 64", "20 training images", "--limit"),
+    ),
+    Cli(
+        "recovery setting",
+        (*_RECOVER, "--recover-set", "label_smoothin=0.1"),
+        ("no setting 'label_smoothin'", "did you mean"),
+    ),
+    Cli("recovery seed", (*_RECOVER, "--recover-set", "seed=1"), ("no setting 'seed'", "--seed")),
+    Cli("recovery value", (*_RECOVER, "--recover-set", "ema_decay=2"), ("recovery: ema_decay=2", ">= 0")),
+    Cli("recovery augment", (*_RECOVER, "--recover-set", "augment=strongest"), ("strongest",)),
+    Cli("recovery alpha", (*_RECOVER, "--recover-set", "alpha=2"), ("recovery alpha is 2", "0 to 1")),
+    Cli("recovery each", (*_RECOVER, "--recover-set", "each=1"), ("recovery each is 1", "true or false")),
+    Cli(
+        "recovery set twice",
+        (*_RECOVER, "--recover-set", "alpha=1", "--recover-set", "alpha=0"),
+        ("alpha is given twice",),
+    ),
+    Cli(
+        "recovery accumulates",
+        (*_RECOVER, "--recover-set", "batch_size=10", "--recover-set", "accumulate=3"),
+        ("30|accumulate",),
+    ),
+    Cli("distill", (*_RECOVER, "--distill", "harder"), ("distillation is 'harder'", "'soft' or 'hard'")),
+    Cli(
+        "distill without recovery",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--distill", "hard"),
+        ("distillation is given for a recovery that is not asked for", "--recover EPOCHS"),
+    ),
+    Cli(
+        "teacher without recovery",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--teacher", "run"),
+        ("--teacher run: nothing here trains", "--recover"),
+    ),
+    Cli("teacher missing", (*_RECOVER, "--teacher", "nowhere/at"), ("no run folder at nowhere/at",)),
+    Cli(
+        "teacher of other images",
+        (*_RECOVER, "--recover-set", "batch_size=10", "--teacher", "larger"),
+        ("--teacher larger knows images",),
     ),
     Cli("compress seed", ("compress", "run", "--with", "evit", "--data", "digits", "--seed", "-1"), ("--seed is -1",)),
     Cli("compress knob", ("compress", "run", "--with", "evit:keep_rate=1.5"), ("keep_rate is 1.5", RATE)),

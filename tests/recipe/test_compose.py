@@ -69,6 +69,19 @@ def test_a_wrong_order_is_refused_with_one_that_works(tiny, noise) -> None:
 def test_two_reductions_in_one_block_are_refused(tiny) -> None:
     with pytest.raises(Refused, match=r"evit and tome both reduce tokens in blocks\.1"):
         compress(tiny(), [EViT(blocks=(1,)), ToMe(r=2)])
+    with pytest.raises(Refused, match=r"blocks\.1 already reduces tokens by evit"):
+        compress(tiny(), [EViT(blocks=(1,)), EViT(blocks=(1, 2))])
+
+
+def test_a_clash_is_refused_before_any_work(tiny, monkeypatch) -> None:
+    """Also with what an earlier run put there."""
+    model = tiny()
+    before = compress(model, [ToMe(r=2)])
+    monkeypatch.setattr(EViT, "shape", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(ToMe, "shape", lambda *_: pytest.fail("work was done"))
+    for start, methods in ((model, [EViT(blocks=(1,)), ToMe(r=2)]), (before, [EViT(blocks=(1,))])):
+        with pytest.raises(Refused, match=r"evit and tome both reduce tokens in blocks\.1 \(between\)"):
+            compress(start, methods)
 
 
 def test_the_table_is_what_happens(tiny, noise) -> None:

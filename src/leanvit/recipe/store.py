@@ -58,6 +58,7 @@ class _PlanFile(Strict):
     knobs: dict[str, Any]
     structure: dict[str, Any]
     module: str = ""  # of a method from outside leanvit: said when it is missing, never imported
+    finished: bool = True  # False: a step of a compression under way, with its temporary modules in it
 
 
 class _WeightsFile(Strict):
@@ -66,7 +67,7 @@ class _WeightsFile(Strict):
     stored_as: Literal["", "float16", "bfloat16"] = ""
 
 
-class _RunFile(Sealed):
+class RunFile(Sealed):
     root: _RootFile
     plans: list[_PlanFile]
     weights: _WeightsFile
@@ -205,7 +206,7 @@ def load_run(path: str | Path) -> Run:
     tensors = _as_float32(_read_tensors(weights), file.weights.stored_as)
     try:
         root = Root(file.root.name, file.root.kwargs)
-        plans = tuple(Plan(p.slug, p.knobs, p.structure) for p in file.plans)
+        plans = tuple(Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans)
         model = replay(root, plans, device="meta")
     except LeanvitError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -219,16 +220,16 @@ def load_run(path: str | Path) -> Run:
     return Run(model.eval(), path, _preprocess(path, file), classes, file.info, stored_as)
 
 
-def read_run_file(path: Path) -> _RunFile:
+def read_run_file(path: Path) -> RunFile:
     """`leanvit.json`, validated strictly."""
     name = path / JSON_NAME
     if not name.is_file():
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
-    return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
+    return read_sealed(name, RunFile, kind=KIND, newest=FORMAT, changed=advice)
 
 
-def _check_methods_known(path: Path, file: _RunFile) -> None:
+def _check_methods_known(path: Path, file: RunFile) -> None:
     """A run never imports code: what it was made with must be there already."""
     missing = [plan for plan in file.plans if plan.module and plan.slug not in known_papers()]
     if missing:
@@ -243,6 +244,8 @@ def _instead(path: Path) -> str:
     """What a folder without a run holds that is close to one."""
     if (path / "artefact.json").is_file():
         return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
+    if (path / "steps/about.json").is_file():
+        return ". It holds an unfinished compression: go on with it by leanvit compress ... --resume --out"
     if (path / "training/state.safetensors").is_file():
         return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
     if any(path.glob("weights-*.safetensors")):
@@ -250,7 +253,7 @@ def _instead(path: Path) -> str:
     return ""
 
 
-def _checked_weights(path: Path, file: _RunFile) -> Path:
+def _checked_weights(path: Path, file: RunFile) -> Path:
     weights = plain_name(path, file.weights.file)
     check_sha256(weights, file.weights.sha256)
     return weights
@@ -303,7 +306,7 @@ def _refuse_unfilled(path: Path, model: OpenModel) -> None:
         raise CheckpointError(f"{path}: {len(left)} tensors are in no file, first {left[0]!r}")
 
 
-def _preprocess(path: Path, file: _RunFile) -> Preprocess | None:
+def _preprocess(path: Path, file: RunFile) -> Preprocess | None:
     if file.preprocess is None:
         return None
     from leanvit.data import Preprocess

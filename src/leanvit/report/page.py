@@ -21,6 +21,7 @@ from leanvit.recipe.catalogue import reference_name, run_folder
 from leanvit.report.material import Material, read_run
 from leanvit.report.sections import sections
 from leanvit.report.token_pictures import PATCH
+from leanvit.report.values import shown
 from leanvit.verbs.folders import new_file
 
 _SIZE = "@size-of-this-page@"  # replaced when the page is whole
@@ -73,6 +74,7 @@ def render(materials: Sequence[Material]) -> str:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["shown"] = shown
     text = environment.get_template("page.html.jinja").render(context)
     return text.replace(_SIZE, f"{len(text.encode()) / 1e6:.1f} MB", 1)
 

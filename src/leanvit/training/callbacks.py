@@ -209,6 +209,8 @@ class ProgressBar:
     def close(self, run: Run) -> None:
         """Give the terminal back."""
         self._progress.stop()
+        for task in self._progress.task_ids:  # another training may use the bar
+            self._progress.remove_task(task)
 
 
 def _row(line: str) -> dict[str, Any] | None:

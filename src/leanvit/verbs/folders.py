@@ -20,6 +20,7 @@ from typing import Any
 from leanvit.errors import BadInput, CheckpointError, is_whole
 from leanvit.files import write_atomic
 from leanvit.recipe.catalogue import RECORD
+from leanvit.recipe.steps import ABOUT, STEPS
 from leanvit.recipe.store import JSON_NAME
 from leanvit.training.checkpoint import STATE
 
@@ -39,6 +40,7 @@ _LEFT = (
     TENSORBOARD,
     EARLIER_LOG.format("*"),
     "training",
+    STEPS,
     "artefacts",
     "report*.html",
 )
@@ -46,7 +48,11 @@ _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 
 def new_folder(
-    out: str | Path | None, name: str, *, overwrite: bool = False, holds: Sequence[str | Path] = (JSON_NAME, STATE)
+    out: str | Path | None,
+    name: str,
+    *,
+    overwrite: bool = False,
+    holds: Sequence[str | Path] = (JSON_NAME, STATE, ABOUT),
 ) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
@@ -69,6 +75,8 @@ def new_folder(
         raise BadInput(f"--out {path} holds something that is not a run: --overwrite replaces runs; give another path")
     if not overwrite and (path / STATE).is_file() and not (path / JSON_NAME).is_file():
         raise BadInput(f"--out {path} holds an unfinished training: give --resume, another path, or --overwrite")
+    if not overwrite and (path / ABOUT).is_file():
+        raise BadInput(f"--out {path} holds an unfinished compression: give --resume, another path, or --overwrite")
     if not overwrite:
         raise BadInput(f"--out {path} is not empty: give another path, or --overwrite")
     return path
@@ -104,11 +112,11 @@ def require_whole(name: str, value: object, *, least: int, most: float = math.in
         raise BadInput(f"{name} is {value!r}; accepted: {accepted}")
 
 
-def clear_run(folder: Path, *, overwrite: bool) -> None:
-    """Before a run is replaced: remove what verbs left of the old one, and nothing else."""
+def clear_run(folder: Path, *, overwrite: bool, keep: Sequence[str] = ()) -> None:
+    """Before a run is replaced: remove what verbs left of the old one, but for `keep`, and nothing else."""
     if not overwrite or not folder.is_dir():
         return
-    for name in _LEFT:
+    for name in (name for name in _LEFT if name not in keep):
         for path in folder.glob(name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
