@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
+from leanvit.cli import compress, data, demo, ending, export, latencies, measure, methods, output, report, train
 from leanvit.cli.importing import import_modules
 
 EXIT_CODES = (
@@ -76,7 +76,7 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, data, train, compress, measure, export, report):
+for verb in (demo, methods, data, train, compress, measure, latencies, export, report):
     app.command(verb.NAME)(verb.command)
 
 

@@ -1,8 +1,8 @@
 """Measuring a latency table: the halves of a block at some widths, in the runtime in which the model will run.
 
-Each entry is a stack of two half-blocks, exported as `leanvit.deploy.export` exports models; what the call alone takes
-is measured apart and taken off. Entries are timed a few at a time, in turns with one half-block that stays the same
-(the anchor): what counts is the ratio to it in the same rounds, so a machine that drifts does not bend the table.
+Each entry is a half-block, exported as `leanvit.deploy.export` exports models; what the call alone takes is measured
+apart and taken off. Entries are timed a few at a time, in turns with one half-block that stays the same (the anchor):
+what counts is the ratio to it in the same rounds, so a machine that drifts does not bend the table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from leanvit.measure.latency import Latency, paired_latency, ratio
 from leanvit.measure.latency_table import BlockShape, Grid, LatencyTable
 from leanvit.measure.machine import environment
 
-STACK = 2  # half-blocks in an entry
+STACK = 1  # half-blocks in an entry; more cost conversions and change no figure
 CHUNK = 8  # entries that are timed together, beside the anchor
 PARTIAL_KIND, PARTIAL_FORMAT = "leanvit-latency-entries", 1
 Progress = Callable[[int, int], None]  # (entries done, entries in all)
@@ -76,7 +76,7 @@ class Nodes:
         return cls(
             tokens=tuple(lengths),
             embed=_spread(embed, (0.25, 0.5)),
-            heads=tuple(sorted({1, (most["heads"] + 1) // 2, most["heads"]})),
+            heads=tuple(sorted({1, most["heads"], *([most["heads"] // 2] if most["heads"] > 3 else [])})),
             width=_spread(max(most["qk"], most["v"]), (0, 0.25, 0.5, 0.75)),
             mlp=_spread(most["mlp"], (0, 0.25, 0.5, 0.75)),
         )

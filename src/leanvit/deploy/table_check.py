@@ -31,10 +31,11 @@ def latencies(
     batch: int = 8,
     grid: Nodes | None = None,
     threads: int | None = None,
+    rounds: int = 7,
     check: int = 5,
     out: str | Path | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> LatencyTable:
     """Measure a latency table (`measure_table`) and hold it against `check` held-out models (`check_table`).
 
@@ -44,12 +45,19 @@ def latencies(
         raise BadInput(f"check is {check!r}; accepted: a whole number of held-out models, 0 or more")
     partial = None if out is None else partial_of(Path(out))
     table = measure_table(
-        model, runtime=runtime, batch=batch, grid=grid, threads=threads, partial=partial, progress=progress, **settings
+        model,
+        runtime=runtime,
+        batch=batch,
+        grid=grid,
+        threads=threads,
+        rounds=rounds,
+        partial=partial,
+        progress=progress,
     )
     if out is not None:
         table.save(out)  # before the check: whoever interrupts that has the table
     if check:
-        table = check_table(table, model, shapes=check)
+        table = check_table(table, model, shapes=check, rounds=rounds, say=say)
         if out is not None:
             table.save(out)
     return table

@@ -17,6 +17,7 @@ _HOME = {
     "train": "training",
     "compress": "compressing",
     "measure": "measuring",
+    "latencies": "timing",
     "export": "exporting",
     "look": "looking",
     "demo": "demonstration",
