@@ -97,9 +97,9 @@ def test_a_runtime_computes_what_torch_computes(runtime: str) -> None:
 
 def test_nodes_cover_the_model_and_what_pruning_leaves() -> None:
     deit = Nodes.of([BlockShape(197, 6, 64, 64, 1536)] * 12, 384)
-    assert deit == Nodes((197,), (96, 192, 384), (1, 3, 6), (1, 16, 32, 48, 64), (1, 384, 768, 1152, 1536))
+    assert deit == Nodes((197,), (96, 192, 384), (1, 3, 6), (8, 16, 32, 48, 64), (8, 384, 768, 1152, 1536))
     tiny = Nodes.of([BlockShape(17, 1, 3, 5, 2), BlockShape(12, 2, 4, 4, 7)], 6)
-    assert tiny == Nodes((12, 17), (2, 3, 6), (1, 2), (1, 2, 4, 5), (1, 2, 4, 5, 7))
+    assert tiny == Nodes((12, 17), (2, 3, 6), (1, 2), (2, 4, 5), (2, 4, 5, 7))
     many = Nodes.of([BlockShape(n, 3, 8, 8, 8) for n in (50, 60, 70, 80, 90)], 16)
     assert many.tokens == (50, 70, 90)
 

@@ -65,7 +65,7 @@ class Nodes:
 
     @classmethod
     def of(cls, shapes: list[BlockShape], embed: int) -> Nodes:
-        """Nodes that cover everything up to the widths of these blocks (the residual stream: from a quarter on).
+        """Nodes that cover pruning down to 1 head, widths of 8 and a quarter of the residual stream.
 
         Sequence lengths are those that occur; of more than three, the least, the middle one and the most.
         """
@@ -83,9 +83,13 @@ class Nodes:
 
 
 def _spread(most: int, shares: tuple[float, ...]) -> tuple[int, ...]:
-    """Nodes at these shares of a width and at the width itself, on multiples of 8 where kernels change."""
+    """Nodes at these shares of a width and at the width itself, on multiples of 8 where kernels change.
+
+    The least is 8 (2 of a width below 32): NViT prunes no further, and OpenVINO's int8 fails on heads of width 1.
+    """
     step = 8 if most >= 32 else 1
-    return tuple(sorted({min(most, max(1, round(most * share / step) * step)) for share in shares} | {most}))
+    least = 8 if most >= 32 else 2
+    return tuple(sorted({min(most, max(least, round(most * share / step) * step)) for share in shares} | {most}))
 
 
 @dataclass(frozen=True)
