@@ -26,6 +26,7 @@ COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
 _LEFT = (
     "measure*.json",
+    "latencies-*.json",
     "predictions*.safetensors",
     "disagreements*.json",
     "tokens.json",
