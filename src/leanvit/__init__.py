@@ -28,6 +28,8 @@ _HOME = {  # public name -> module that defines it
     "train": "leanvit.verbs",
     "count": "leanvit.measure",
     "compare": "leanvit.measure",
+    "LatencyTable": "leanvit.measure",
+    "latencies": "leanvit.deploy",
     "export": "leanvit.deploy",
     "load_artefact": "leanvit.deploy",
     "write_report": "leanvit.report",

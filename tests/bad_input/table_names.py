@@ -45,6 +45,22 @@ CLI = [
     Cli("model missing", ("export",), ("Missing argument 'MODEL'",)),
     Cli("model missing in compress", ("compress",), ("give a MODEL", "--recipe FILE")),
     Cli("model extra", ("export", "run", "lean"), ("unexpected extra argument", "lean")),
+    Cli("model missing in latencies", ("latencies",), ("Missing argument 'MODEL'",)),
+    Cli(
+        "runtime of latencies",
+        ("latencies", "run", "--runtime", "openvino-int4"),
+        ("unknown runtime 'openvino-int4'", "did you mean 'openvino-int8'"),
+    ),
+    Cli(
+        "compiled runtime of latencies",
+        ("latencies", "run", "--runtime", "torch.compile"),
+        ("unknown runtime 'torch.compile'", "Known: onnx, onnx-int8, openvino"),
+    ),
+    Cli(
+        "latencies of an int8 run",
+        ("latencies", "int8", "--out", "new.json"),
+        ("made for the float model", "name an int8 runtime"),
+    ),
     Cli("data missing", ("measure", "run"), ("Missing option '--data'",)),
     Cli("method missing", ("compress", "run", "--data", "digits"), ("--with METHOD", "leanvit methods")),
     Cli("runs missing", ("report",), ("Missing argument 'RUN",)),

@@ -104,6 +104,11 @@ CLI = [
         ("publish", "./x", "--data", "digits", "--out", "new"),
         ("no run folder at ./x", "accepted:"),
     ),
+    Cli("latencies of a missing run", ("latencies", "./x"), ("no run folder at ./x",)),
+    Cli(
+        "latencies into a folder", ("latencies", "run", "--out", "plain-folder"), ("plain-folder is a folder", "a file")
+    ),
+    Cli("latencies into a file", ("latencies", "run", "--out", "notes.txt"), ("--out notes.txt exists", "--overwrite")),
     Cli("against a missing run", ("measure", "run", "--against", "./x", "--data", "digits"), ("no run folder at ./x",)),
     Cli("report of a missing run", ("report", "nothing"), ("no run folder at nothing",)),
     Cli("report of a file", ("report", "notes.txt"), ("no run folder at notes.txt",)),

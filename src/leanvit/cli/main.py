@@ -20,6 +20,7 @@ from leanvit.cli import (
     demo,
     ending,
     export,
+    latencies,
     measure,
     methods,
     output,
@@ -97,7 +98,7 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, references, data, train, compress, measure, export, report, publish):
+for verb in (demo, methods, references, data, train, compress, measure, latencies, export, report, publish):
     app.command(verb.NAME)(verb.command)
 app.add_typer(recipes.app, name=recipes.NAME)
 

@@ -18,6 +18,7 @@ _HOME = {
     "dry_run": "rehearsing",
     "compress": "compressing",
     "measure": "measuring",
+    "latencies": "timing",
     "export": "exporting",
     "publish": "publishing",
     "look": "looking",

@@ -31,6 +31,7 @@ TENSORBOARD = "tensorboard"
 EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
 _LEFT = (
     "measure*.json",
+    "latencies-*.json",
     "predictions*.safetensors",
     "disagreements*.json",
     "tokens.json",
