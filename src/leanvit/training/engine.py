@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.measure.multilabel import mean_average_precision
+from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
     assemble,
@@ -122,7 +123,7 @@ def fit(
     if not resume:
         save()  # a full disk shows now, and a run killed before its next save can be resumed
     try:
-        with StopSignals() as signals:
+        with keep_freed_memory(), StopSignals() as signals:
             notify(callbacks, "start", run)
             for epoch in range(len(run.history), config.epochs):
                 run.epoch = epoch
