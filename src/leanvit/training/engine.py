@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
     assemble,
@@ -163,7 +164,7 @@ def _run(
     if not resume:
         save()  # a full disk shows now, and a run killed before its next save can be resumed
     try:
-        with StopSignals() as signals:
+        with keep_freed_memory(), StopSignals() as signals:
             notify(callbacks, "start", run)
             for epoch in range(len(run.history), config.epochs):
                 if run.stopped:
