@@ -15,6 +15,7 @@ posterize fails on Pillow 13.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -216,13 +217,13 @@ def compared(case: Case, folder: Path, classes: int, *, script: str, turns: int)
     return {"case": case.name, "images_per_s": speeds, "leanvit_vs_timm": ratio}
 
 
-def keep(rows: dict[str, Any], machine: dict[str, Any], command: str) -> None:
-    """Write the rows into the result, beside those that it holds of the same machine."""
+def keep(rows: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write the rows into the result, beside those that it holds of the same machine and script."""
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if held.get("environment") == machine:
+    if all(held.get(name) == value for name, value in about.items()):
         rows = {row["case"]: row for row in held["rows"]} | rows
     ordered = [rows[case.name] for case in CASES if case.name in rows]
-    text = json.dumps({"command": command, "environment": machine, "rows": ordered}, indent=1)
+    text = json.dumps({**about, "rows": ordered}, indent=1)
     write_atomic(RESULTS, f"{text}\n".encode())
 
 
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--photos", help="data spec of photographs")
     parser.add_argument("--case", action="append", choices=list(by_name), help="may be repeated; default: all")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--note", default="", help="what a reader must know of the script; stands in the result")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, on both sides")
     parser.add_argument("--train", choices=list(by_name), help=argparse.SUPPRESS)  # one side, one turn
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -244,15 +246,18 @@ def main() -> None:
     if not given.timm_script:
         parser.error("--timm-script is needed: timm's train.py")
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    machine = {**environment(), "threads": given.threads}
-    command = "python benchmarks/train_speed.py --timm-script FILE --cifar10 FOLDER --photos SPEC"
+    about = {
+        "command": "python benchmarks/train_speed.py --timm-script FILE --cifar10 FOLDER --photos SPEC",
+        "script": {"sha256": hashlib.sha256(Path(given.timm_script).read_bytes()).hexdigest(), "note": given.note},
+        "environment": {**environment(), "threads": given.threads},
+    }
     for case in (by_name[name] for name in given.case or by_name):
         shape = MODELS[case.model]
         spec = getattr(given, shape.data) or parser.error(f"--{shape.data} is needed for {case.name}")
         with tempfile.TemporaryDirectory(prefix="leanvit-speed-") as folder:
             classes = write_folder(spec, shape.batch * shape.steps, Path(folder))
             row = compared(case, Path(folder), classes, script=given.timm_script, turns=given.turns)
-        keep({case.name: row}, machine, command)
+        keep({case.name: row}, about)
         print(f"{case.name}: {row['leanvit_vs_timm']['median']:.3f} of timm  {row['images_per_s']}", flush=True)
 
 
