@@ -96,3 +96,16 @@ def test_a_resumed_run_ends_with_the_same_weights(optimizer, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
     plain = fit(make_model(), data, preprocess=make_preprocess(), config=replace(config, layer_decay=None))
     assert any(not torch.equal(value, expected[name]) for name, value in plain.model.state_dict().items())
+
+
+def test_nothing_is_mixed_from_the_epoch_on_that_is_given():
+    kinds = []
+
+    class Noted(CrossEntropy):
+        def forward(self, model, batch, step, context):
+            kinds.append(batch.targets.dtype.is_floating_point)
+            return super().forward(model, batch, step, context)
+
+    config = FitConfig(epochs=3, batch_size=8, mixup=1.0, mix_off_epoch=1)
+    fit(make_model(), make_data(16), preprocess=make_preprocess(), config=config, objective=Noted())
+    assert kinds == [True, True, False, False, False, False]

@@ -122,7 +122,8 @@ class FitConfig:
             _number("lr", self.lr, above=0.0)
         if self.lr_base is None:
             if self.lr_base_size is not None or self.lr_counts_accumulation:
-                raise BadInput("lr_base_size and lr_counts_accumulation are of lr_base: give it too, or leave them out")
+                given = f"lr_base_size={self.lr_base_size!r} and lr_counts_accumulation={self.lr_counts_accumulation}"
+                raise BadInput(f"{given} are of lr_base: give it too, or leave them out")
             object.__setattr__(self, "lr", _LR if self.lr is None else self.lr)
             return
         _number("lr_base", self.lr_base, above=0.0)
