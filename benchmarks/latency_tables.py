@@ -20,7 +20,7 @@ from typing import Any
 import timm
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.deploy import check_table, measure_table
+from leanvit.deploy import check_table, latencies
 from leanvit.measure import LatencyTable
 
 CIFAR = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
@@ -42,13 +42,14 @@ def table_of(model: str, runtime: str, folder: Path) -> LatencyTable:
     if not path.exists():
         opened, batch = build(model)
         folder.mkdir(parents=True, exist_ok=True)
-        measure_table(
+        latencies(
             opened,
             runtime=runtime,
             batch=batch,
-            partial=folder / f"{path.name}.entries",
+            check=0,
+            out=path,
             progress=lambda n, of: print(f"{n} of {of}", flush=True),
-        ).save(path)
+        )
     return LatencyTable.load(path)
 
 

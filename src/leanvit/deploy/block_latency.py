@@ -7,11 +7,10 @@ what counts is the ratio to it in the same rounds, so a machine that drifts does
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -34,6 +33,7 @@ from leanvit.deploy.block_graphs import (
     skeleton,
     torch_threads,
 )
+from leanvit.deploy.block_grid import Entry, Nodes, anchor_of, entries, product, unequal_pairs
 from leanvit.errors import BadInput, is_number, is_whole
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.measure.latency import Latency, paired_latency, ratio
@@ -44,106 +44,6 @@ STACK = 1  # half-blocks in an entry; more cost conversions and change no figure
 CHUNK = 8  # entries that are timed together, beside the anchor
 PARTIAL_KIND, PARTIAL_FORMAT = "leanvit-latency-entries", 1
 Progress = Callable[[int, int], None]  # (entries done, entries in all)
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Where a table is measured: ascending whole numbers for each dimension. Between them it is linear."""
-
-    tokens: tuple[int, ...]
-    embed: tuple[int, ...]
-    heads: tuple[int, ...]
-    width: tuple[int, ...]  # of one head: q·k and v
-    mlp: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name, nodes in asdict(self).items():
-            whole = isinstance(nodes, tuple | list) and all(is_whole(n, least=1) for n in nodes)
-            if not whole or not nodes or list(nodes) != sorted(set(nodes)):
-                raise BadInput(f"Nodes.{name}={nodes!r}; accepted: ascending whole numbers, 1 or more")
-            object.__setattr__(self, name, tuple(nodes))
-
-    @classmethod
-    def of(cls, shapes: list[BlockShape], embed: int) -> Nodes:
-        """Nodes that cover pruning down to 1 head, widths of 8 and a quarter of the residual stream.
-
-        Sequence lengths are those that occur; of more than three, the least, the middle one and the most.
-        """
-        lengths = sorted({n for s in shapes for n in (s.tokens, s.attn_tokens) if n})
-        if len(lengths) > 3:
-            lengths = [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
-        most = {name: max(getattr(s, name) for s in shapes) for name in ("heads", "qk", "v", "mlp")}
-        return cls(
-            tokens=tuple(lengths),
-            embed=_spread(embed, (0.25, 0.5)),
-            heads=tuple(sorted({1, most["heads"], *([most["heads"] // 2] if most["heads"] > 3 else [])})),
-            width=_spread(max(most["qk"], most["v"]), (0, 0.25, 0.5, 0.75)),
-            mlp=_spread(most["mlp"], (0, 0.25, 0.5, 0.75)),
-        )
-
-
-def _spread(most: int, shares: tuple[float, ...]) -> tuple[int, ...]:
-    """Nodes at these shares of a width and at the width itself, on multiples of 8 where kernels change.
-
-    The least is 8 (2 of a width below 32): NViT prunes no further, and OpenVINO's int8 fails on heads of width 1.
-    """
-    step = 8 if most >= 32 else 1
-    least = 8 if most >= 32 else 2
-    return tuple(sorted({min(most, max(least, round(most * share / step) * step)) for share in shares} | {most}))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One graph to time. `kind`: attention or mlp (half-blocks), empty (their call alone), fixed (no blocks)."""
-
-    kind: str
-    embed: int
-    tokens: int = 0
-    heads: int = 0
-    qk: int = 0
-    v: int = 0
-    mlp: int = 0
-
-    @property
-    def key(self) -> str:
-        return f"{self.kind} {' '.join(str(v) for k, v in asdict(self).items() if k != 'kind')}"
-
-
-def entries(nodes: Nodes) -> list[Entry]:
-    """All entries of a table; the first is the anchor."""
-    found = [
-        *(Entry("attention", e, n, h, d, d) for n, e, h, d in _product(nodes, "tokens", "embed", "heads", "width")),
-        *(
-            Entry("attention", nodes.embed[-1], n, h, *pair)
-            for n, h in _product(nodes, "tokens", "heads")
-            for wide, narrow in _unequal_pairs(nodes.width)
-            for pair in ((wide, narrow), (narrow, wide))
-        ),
-        *(Entry("mlp", e, n, mlp=m) for n, e, m in _product(nodes, "tokens", "embed", "mlp")),
-        *(Entry("empty", e, n) for n, e in _product(nodes, "tokens", "embed")),
-        *(Entry("fixed", e) for e in nodes.embed),
-    ]
-    anchor = anchor_of(nodes)
-    return [anchor, *(entry for entry in found if entry != anchor)]
-
-
-def anchor_of(nodes: Nodes) -> Entry:
-    """The attention half at the most of everything."""
-    width = nodes.width[-1]
-    return Entry("attention", nodes.embed[-1], nodes.tokens[-1], nodes.heads[-1], width, width)
-
-
-def _product(nodes: Nodes, *axes: str) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*(getattr(nodes, axis) for axis in axes))
-
-
-def _unequal_pairs(width: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Pairs (wide, narrow) at which the kernel of unequal widths is measured: a small one and a large one."""
-    middle = len(width) // 2
-    pairs = {(width[-1], width[middle]), (width[middle], width[middle // 2])}
-    if len(width) == 2:
-        pairs = {(width[1], width[0])}
-    return sorted((pair for pair in pairs if pair[0] > pair[1]), key=sum)
 
 
 def measure_table(
@@ -169,7 +69,7 @@ def measure_table(
         rounds: in which the entries of a chunk take turns, at least 3.
         seconds: that one sample of an entry lasts at least.
         partial: a file that keeps finished entries. A later call with the same settings on the same machine goes on
-            from there; the file of other settings is replaced. It is removed at the end.
+            from there; the file of other settings is replaced. It is the caller's to remove, once the table is kept.
         progress: called with (entries done, entries in all).
 
     Raises:
@@ -181,15 +81,16 @@ def measure_table(
         raise BadInput(f"grid is {type(grid).__name__}; accepted: Nodes, or None for the model's own")
     shapes = block_shapes(bench.model)
     nodes = grid or Nodes.of(shapes, bench.model.embed_dim)
+    steps = any(True for _ in bench.model.steps())
+    if steps:
+        nodes.require(shapes, bench.model.embed_dim)
     begun = time.perf_counter()
     taken = Taken.resumed(partial, _settings(bench, nodes))
     with torch_threads(bench.way, threads):
         _measure(bench, nodes, taken, progress)
         table = _assembled(taken, bench, nodes)
-        if any(True for _ in bench.model.steps()):
+        if steps:
             table = _with_steps(table, bench, taken, nodes, shapes)
-    if taken.file is not None:
-        taken.file.unlink(missing_ok=True)
     told = {
         "environment": environment(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -341,39 +242,38 @@ def _measure(bench: Bench, nodes: Nodes, taken: Taken, progress: Progress | None
         progress(len(taken.relative), len(wanted) - 1)
 
 
+class _Seconds:
+    """Seconds of half-blocks, from the entries of a table."""
+
+    def __init__(self, taken: Taken, bench: Bench, nodes: Nodes) -> None:
+        self.relative = {anchor_of(nodes).key: 1.0, **taken.relative}
+        self.anchor_s, self.stack, self.embed = taken.anchor_s, bench.stack, nodes.embed[-1]
+
+    def total(self, entry: Entry) -> float:
+        """Of an entry's graph, the call included."""
+        return self.relative[entry.key] * self.anchor_s
+
+    def half(self, entry: Entry) -> float:
+        """Of one half-block: those of the call alone are taken off."""
+        return max(self.total(entry) - self.total(Entry("empty", entry.embed, entry.tokens)), 0.0) / self.stack
+
+    def attention(self, tokens: int, embed: int, heads: int, qk: int, v: int) -> float:
+        return self.half(Entry("attention", embed, tokens, heads, qk, v))
+
+    def unequal(self, tokens: int, heads: int, qk: int, v: int) -> float:
+        """What unequal widths add to the mean of both equal ones."""
+        alike = sum(self.attention(tokens, self.embed, heads, width, width) for width in (qk, v)) / 2
+        return self.attention(tokens, self.embed, heads, qk, v) - alike
+
+
 def _assembled(taken: Taken, bench: Bench, nodes: Nodes) -> LatencyTable:
     """The grids of a table from its entries."""
-    relative = {anchor_of(nodes).key: 1.0, **taken.relative}
-
-    def total(entry: Entry) -> float:
-        return relative[entry.key] * taken.anchor_s
-
-    def half(entry: Entry) -> float:
-        """Seconds of one half-block: those of the call alone are taken off."""
-        return max(total(entry) - total(Entry("empty", entry.embed, entry.tokens)), 0.0) / bench.stack
-
-    def attention(tokens: int, embed: int, heads: int, qk: int, v: int) -> float:
-        return half(Entry("attention", embed, tokens, heads, qk, v))
-
-    def unequal(tokens: int, heads: int, qk: int, v: int) -> float:
-        """What unequal widths add to the mean of both equal ones."""
-        embed = nodes.embed[-1]
-        alike = (attention(tokens, embed, heads, qk, qk) + attention(tokens, embed, heads, v, v)) / 2
-        return attention(tokens, embed, heads, qk, v) - alike
-
-    pairs = _unequal_pairs(nodes.width)
-    totals = {"total": tuple(sum(pair) for pair in pairs) or (2 * nodes.width[0],)}
-
-    def unequal_grid(wide_qk: bool) -> Grid:
-        values = [
-            unequal(n, h, *(pair if wide_qk else pair[::-1]))
-            for n, h in _product(nodes, "tokens", "heads")
-            for pair in pairs or [(nodes.width[0],) * 2]
-        ]
-        return Grid({**_axes(nodes, "tokens", "heads"), **totals}, tuple(values))
-
-    at_width = _product(nodes, "tokens", "embed", "heads", "width")
-    at_mlp = _product(nodes, "tokens", "embed", "mlp")
+    seconds = _Seconds(taken, bench, nodes)
+    pairs = unequal_pairs(nodes.width) or [(nodes.width[0],) * 2]  # of a single width: nothing to add
+    totals = {**_axes(nodes, "tokens", "heads"), "total": tuple(sum(pair) for pair in pairs)}
+    at_pairs = [(n, h, *pair) for n, h in product(nodes, "tokens", "heads") for pair in pairs]
+    at_width = product(nodes, "tokens", "embed", "heads", "width")
+    at_mlp = product(nodes, "tokens", "embed", "mlp")
     return LatencyTable(
         runtime=bench.runtime,
         precision=bench.way.precision,
@@ -382,12 +282,15 @@ def _assembled(taken: Taken, bench: Bench, nodes: Nodes) -> LatencyTable:
         model=_described(bench.model),
         equal=Grid(
             _axes(nodes, "tokens", "embed", "heads", "width"),
-            tuple(attention(n, e, h, d, d) for n, e, h, d in at_width),
+            tuple(seconds.attention(n, e, h, d, d) for n, e, h, d in at_width),
         ),
-        wider_qk=unequal_grid(True),
-        wider_v=unequal_grid(False),
-        mlp=Grid(_axes(nodes, "tokens", "embed", "mlp"), tuple(half(Entry("mlp", e, n, mlp=m)) for n, e, m in at_mlp)),
-        fixed=Grid(_axes(nodes, "embed"), tuple(total(Entry("fixed", e)) for e in nodes.embed)),
+        wider_qk=Grid(totals, tuple(seconds.unequal(n, h, wide, narrow) for n, h, wide, narrow in at_pairs)),
+        wider_v=Grid(totals, tuple(seconds.unequal(n, h, narrow, wide) for n, h, wide, narrow in at_pairs)),
+        mlp=Grid(
+            _axes(nodes, "tokens", "embed", "mlp"),
+            tuple(seconds.half(Entry("mlp", e, n, mlp=m)) for n, e, m in at_mlp),
+        ),
+        fixed=Grid(_axes(nodes, "embed"), tuple(seconds.total(Entry("fixed", e)) for e in nodes.embed)),
     )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.data import keyed
 from leanvit.deploy.block_graphs import reshaped, torch_threads
-from leanvit.deploy.block_latency import Bench, Nodes, Progress, anchor_of, measure_table
+from leanvit.deploy.block_grid import Nodes, anchor_of
+from leanvit.deploy.block_latency import Bench, Progress, measure_table
 from leanvit.errors import BadInput, is_whole
 from leanvit.measure.latency import ratio
 from leanvit.measure.latency_table import BlockShape, LatencyTable
@@ -54,8 +55,9 @@ def latencies(
         partial=partial,
         progress=progress,
     )
-    if out is not None:
+    if out is not None and partial is not None:
         table.save(out)  # before the check: whoever interrupts that has the table
+        partial.unlink(missing_ok=True)
     if check:
         table = check_table(table, model, shapes=check, rounds=rounds, say=say)
         if out is not None:
@@ -95,10 +97,12 @@ def check_table(
             raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
     bench = Bench.of(model, table.runtime, batch=table.batch, threads=table.threads, rounds=rounds, seconds=0.05)
     drawn = [held_out(table, bench.model, seed=seed, number=i, multiple=multiple) for i in range(shapes)]
+    predicted = [table.model_seconds(blocks, embed) - table.steps_s for embed, blocks in drawn]
     rows: list[dict[str, Any]] = []
     with torch_threads(bench.way, table.threads):
         for start in range(0, shapes, TOGETHER):
-            rows += _timed(table, bench, drawn[start : start + TOGETHER])
+            some = slice(start, start + TOGETHER)
+            rows += _timed(table, bench, drawn[some], predicted[some])
             if say:
                 say(f"held-out models: {len(rows)} of {shapes}")
     errors = [abs(row["error"]) for row in rows]
@@ -128,23 +132,22 @@ def held_out(table: LatencyTable, model: OpenViT, *, seed: int, number: int, mul
     return embed, blocks
 
 
-def _timed(table: LatencyTable, bench: Bench, drawn: list[Widths]) -> list[dict[str, Any]]:
+def _timed(table: LatencyTable, bench: Bench, drawn: list[Widths], predicted: list[float]) -> list[dict[str, Any]]:
     """Rows of some models, timed in turns with the anchor."""
-    anchor = anchor_of(nodes_of(table))
     calls = {str(i): bench.open_model(reshaped(bench.model, *widths)) for i, widths in enumerate(drawn)}
-    timed = bench.time({"anchor": bench.open(anchor), **calls})
+    timed = bench.time({"anchor": bench.open(anchor_of(nodes_of(table))), **calls})
     rows = []
     for i, (embed, blocks) in enumerate(drawn):
-        predicted, own = table.model_seconds(blocks, embed) - table.steps_s, timed[str(i)]
+        own = timed[str(i)]
         same_speed = ratio(own, timed["anchor"]).median * table.provenance["anchor_s"]
         rows.append(
             {
                 "embed": embed,
                 "blocks": [asdict(block) for block in blocks],
-                "predicted_s": predicted,
+                "predicted_s": predicted[i],
                 "measured_s": own.median_s,
-                "error": predicted / same_speed - 1,
-                "raw_error": predicted / own.median_s - 1,
+                "error": predicted[i] / same_speed - 1,
+                "raw_error": predicted[i] / own.median_s - 1,
             }
         )
     return rows
