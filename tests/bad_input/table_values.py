@@ -319,7 +319,11 @@ CLI = [
         ("compress", "run", "--with", "evit", "--data", "digits", "--teacher", "run"),
         ("--teacher run: nothing here trains", "--recover"),
     ),
-    Cli("teacher missing", (*_RECOVER, "--teacher", "nowhere/at"), ("no run folder at nowhere/at",)),
+    Cli(
+        "teacher missing",
+        (*_RECOVER, "--recover-set", "batch_size=10", "--teacher", "nowhere/at"),
+        ("no run folder at nowhere/at",),
+    ),
     Cli(
         "teacher of other images",
         (*_RECOVER, "--recover-set", "batch_size=10", "--teacher", "larger"),

@@ -141,7 +141,8 @@ def compress(
     """
     watch = Stopwatch("compress", command)
     require_whole("--batch", latency_batch, least=1)
-    _check_resume(out, resume=resume)
+    if resume:
+        _check_resume(out, methods, recovery)
     _check_teacher_is_asked(teacher, methods, recovery)
     learning = adapt or recovery is not None or any(m.needs_data or m.trains for m in methods)
     train = open_split(data, "train", seed=seed, limit=limit, say=say) if data is not None and learning else None
@@ -201,10 +202,12 @@ def compress(
 # --- before any work ----------------------------------------------------------------------------------------------
 
 
-def _check_resume(out: str | Path | None, *, resume: bool) -> None:
-    if resume and out is None:
+def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Recovery | None) -> None:
+    if out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
-    if resume and not (Path(str(out)) / ABOUT).is_file():
+    if not trains(methods, recovery):
+        raise BadInput("--resume: nothing here trains, so there is no state to go on with; leave it out")
+    if not (Path(str(out)) / ABOUT).is_file():
         raise BadInput(f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it)")
 
 
