@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leanvit.errors import BadInput, Refused
+from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
 from leanvit.recipe.compat import cell
@@ -90,6 +91,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "evit": lambda i: EViT(blocks=(1 + i,)),
         "tome": lambda i: ToMe(r=[0, 2 - 2 * i, 2 * i, 0]),
         "int8": lambda i: Int8(),
+        "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]
