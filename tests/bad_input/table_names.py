@@ -263,7 +263,7 @@ CASES = [
         ("does not rebuild this model", "Give root="),
         Refused,
     ),
-    Case("model that is a number", lambda: load_model(3), ("MODEL is 3", "a timm name, or the path")),  # type: ignore[arg-type]
+    Case("model that is a number", lambda: load_model(3), ("MODEL is 3", "a timm name, the path")),  # type: ignore[arg-type]
     Case("model that is nothing", lambda: load_model(None), ("MODEL is None", "a timm name")),  # type: ignore[arg-type]
     Case("data that is a number", lambda: measure("run", 3), ("data is 3", "accepted: digits")),  # type: ignore[arg-type]
     Case(
