@@ -17,7 +17,7 @@ from leanvit.recipe import load_run
 from leanvit.recipe.catalogue import read_record
 from leanvit.verbs import publish
 from leanvit.verbs.folders import commands_of, training_logs
-from leanvit.verbs.publishing import _placeless, _placeless_command, _thinned
+from leanvit.verbs.publishing import _placeless, _placeless_command, _recipes, _thinned
 
 
 def test_the_copy_is_the_run_rounded(stages: Stages) -> None:
@@ -54,6 +54,15 @@ def test_the_record_says_how_it_was_made(stages: Stages) -> None:
         "leanvit train vit_tiny_patch16_224 --data digits --out a",
         "leanvit train a --out b",
     )
+
+
+def test_recipes_are_those_that_the_run_names() -> None:
+    stages = [{"recipe": {"name": "cifar10_vit"}}, {"training": {}}]
+    assert _recipes({"stages": stages, "recipe": {"name": "cifar10_vit_finish"}}) == (
+        "cifar10_vit",
+        "cifar10_vit_finish",
+    )
+    assert _recipes({"data": "digits"}) == ()
 
 
 def test_nobodys_folders_are_published(stages: Stages) -> None:

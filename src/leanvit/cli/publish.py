@@ -23,7 +23,8 @@ def command(
     ] = "float16",
     title: Annotated[str, typer.Option("--title", help="What it is, in a line.")] = "",
     preset: Annotated[
-        list[str] | None, typer.Option("--preset", metavar="NAME", help="A recipe that it was trained by. Repeats.")
+        list[str] | None,
+        typer.Option("--preset", metavar="NAME", help="A recipe that trained it; default: what the run says. Repeats."),
     ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights.")] = "",
     data_source: Annotated[str, typer.Option("--data-source", help="Where the data are from, on which terms.")] = "",

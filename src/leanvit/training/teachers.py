@@ -32,7 +32,8 @@ class Distill:
         if self.kind not in KINDS:
             raise unknown("distill", self.kind, KINDS)
         if self.teacher is not None and (not isinstance(self.teacher, str) or not self.teacher.strip()):
-            raise BadInput(f"teacher is {self.teacher!r}; accepted: a timm name, or the path of a run folder")
+            accepted = "a timm name, the path of a run folder, or a reference"
+            raise BadInput(f"teacher is {self.teacher!r}; accepted: {accepted}")
         if self.alpha is not None and not is_number(self.alpha, least=0, most=1):
             raise BadInput(f"alpha is {self.alpha!r}; accepted: a number from 0 to 1")
         if self.temperature is not None and not is_number(self.temperature, above=0):

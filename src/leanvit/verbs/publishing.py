@@ -64,7 +64,8 @@ def publish(
     Args:
         run: run folder. data: data spec; its `val` split is measured.
         store: "float16", "bfloat16" (parameters are rounded to it) or "float32" (as they are).
-        title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by.
+        title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by, a
+            stage each; default: what the run says.
         trained_on: the machine; default: what the run says.
         most_mb: refuse to write more than so many million bytes.
 
@@ -98,7 +99,7 @@ def publish(
             _measured(one, made, validation),
             title=title or f"{one.model.history.root.name} on {_placeless(data)}",
             data=_placeless(data),
-            presets=tuple(presets),
+            presets=tuple(presets) or _recipes(one.info),
             licence=licence,
             data_source=data_source,
             trained_on=trained_on or str(one.info.get("machine", "")) or "not recorded",
@@ -151,6 +152,12 @@ def _measured(one: Loaded, made: Path, validation: AnyDataset) -> Record:
         data_source="",
         weights_sha256=file_sha256(next(made.glob("weights-*.safetensors"))),
     )
+
+
+def _recipes(info: dict[str, Any]) -> tuple[str, ...]:
+    """The recipes that a run's info names, oldest stage first."""
+    named = (stage.get("recipe", {}).get("name") for stage in [*info.get("stages", []), info])
+    return tuple(str(name) for name in named if name)
 
 
 def _score(answers: Predictions) -> Interval:

@@ -67,7 +67,7 @@ def latencies(
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     require_plain(one.model)
     name = f"latencies-{runtime}.json"
-    default = one.folder / name if one.folder else Path("runs") / f"{one.base}-{name}"
+    default = one.home / name if one.home else Path("runs") / f"{one.base}-{name}"
     file = new_file(out, default, overwrite=overwrite)
     file.parent.mkdir(parents=True, exist_ok=True)
     if partial_of(file).exists():

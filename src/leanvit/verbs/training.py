@@ -208,7 +208,8 @@ def _earlier(start: Loaded) -> dict[str, Any]:
     """What a run that is trained on says of its training: the stages before this one, oldest first."""
     if start.folder is None:
         return {}
-    stage = {key: start.info[key] for key in ("data", "training", "top1", "machine") if key in start.info}
+    told = ("data", "training", "recipe", "distill", "top1", "machine")
+    stage = {key: start.info[key] for key in told if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}
 
 
