@@ -112,7 +112,7 @@ def test_macs_follow_tokens_that_are_taken(fuse: bool) -> None:
         ("vit_small_patch16_18x2_224", "ManyBlock"),
         ("vit_base_patch16_xp_224", "JointBlock"),
         ("vit_relpos_small_patch16_224", "RelPosAttention"),
-        ("vit_small_patch16_rope_224", "rotary|tied"),
+        ("vit_small_patch16_rope_224", "rotary positions"),
         ("beit_base_patch16_224", "BeitAttention"),
     ],
 )

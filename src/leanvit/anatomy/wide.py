@@ -44,7 +44,7 @@ class WideAttention(nn.Module):
             raise BadInput("attn_mask and is_causal: this attention knows no masks")
         qk, v = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         q, k, values = (self._heads(t) for t in self.qkv(x).split((qk, qk, v), dim=-1))  # (B, heads, N, width)
-        if self.fused_attn and self.qk_dim == self.v_dim:  # other kernels are slower at unequal widths, as in `attend`
+        if self.fused_attn and self.qk_dim == self.v_dim:  # at other widths PyTorch leaves its fast CPU kernel
             drop = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, values, dropout_p=drop, scale=self.scale)
         else:

@@ -64,12 +64,18 @@ def _index() -> Iterator[str]:
     yield from _table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
 
 
+# Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
+_ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=2,batch_size=4")}
+
+
 def _method_page(told: Explanation, results: Path) -> Iterator[str]:
     row = told.paper
     yield f"# {row.slug}\n"
     link = f" ([arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
     yield f"**{row.title}**{', ' + row.venue if row.venue else ''}{link}: {row.summary}.\n"
-    yield f"```bash\nleanvit compress runs/dense --data photos/ --with {row.slug} --out runs/{row.slug}\n```\n"
+    with_, tried = _ASKED.get(row.slug, (row.slug, ""))
+    marker = f"<!-- test: with={tried} -->\n" if tried else ""
+    yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
     yield _text(import_module(row.module).__doc__)
     yield "\n## Knobs\n"
     said = _comments(told)

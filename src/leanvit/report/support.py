@@ -86,6 +86,7 @@ EXAMPLES = (
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
 )
 
+_CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
 # knobs that only say how much data is looked at, and those without a default
 _QUICK = {"images": 16, "macs": 0.8, "interval": 1, "max_steps": 2, "batch_size": 16}
 
@@ -97,7 +98,7 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
     """
     dense = model or create(Root(example.name, example.kwargs))
     knobs = {f.name: _QUICK[f.name] for f in fields(method_class(slug)) if f.name in _QUICK}  # type: ignore[arg-type]
-    data = Data(open_dataset("digits", "train", limit=64), Preprocess.of(dense), batch_size=16)
+    data = Data(open_dataset("digits", "train", limit=64, classes=_CLASSES), Preprocess.of(dense), batch_size=16)
     try:
         lean = compress(dense, [make_method(slug, knobs)], data)
     except Refused as refusal:

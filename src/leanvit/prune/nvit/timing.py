@@ -41,6 +41,7 @@ def open_table(path: str | None, model: OpenModel, *, runtime: str, batch: int, 
         folder.mkdir(parents=True, exist_ok=True)
         measured = measure_table(model, runtime=runtime, batch=batch, partial=folder / "latency-table.partial.json")
         measured.save(kept)
+        (folder / "latency-table.partial.json").unlink(missing_ok=True)
     return LatencyTable.load(kept)
 
 

@@ -135,7 +135,9 @@ def _check(model: OpenModel) -> None:
             raise Refused(f"nvit cannot cut {block.name}, a {type(block).__name__}: it knows attention followed by MLP")
         if type(attn) not in (Attention, WindowAttention, SwinAttention, SwinV2Attention) or attn.rotary is not None:
             turned = " with rotary positions" if getattr(attn, "rotary", None) is not None else ""
-            raise Refused(f"nvit cannot cut {block.name}.attn, a {type(attn).__name__}{turned}: its q/k dims are tied")
+            raise Refused(
+                f"nvit cannot cut {block.name}.attn, a {type(attn).__name__}{turned}: it knows one linear for q, k, v"
+            )
         if not isinstance(mlp, Mlp):
             raise Refused(f"nvit cannot cut {block.name}.mlp, a {type(mlp).__name__}: it knows two linears")
 
