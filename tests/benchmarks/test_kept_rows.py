@@ -25,7 +25,7 @@ def test_rows_come_back_and_are_found_by_their_columns(tmp_path: Path) -> None:
 def test_rows_of_other_settings_or_machines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     KeptRows(path, {"images": 5}).add({"seed": 0})
-    with pytest.raises(BadInput, match="images was 5 and is 6.*--fresh"):
+    with pytest.raises(BadInput, match=r"images was 5 and is 6.*--fresh"):
         KeptRows(path, {"images": 6})
     assert KeptRows(path, {"images": 6}, fresh=True).rows == []
     content = json.loads(path.read_text())
