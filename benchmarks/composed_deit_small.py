@@ -84,7 +84,7 @@ def shapes_study(arguments: argparse.Namespace) -> Study:
     """DeiT-S of random weights with random pictures, as a study: there is nothing to recover or to be right about."""
     root = Root("deit_small_patch16_224", {})
     if arguments.smoke:
-        small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3, "num_classes": 10}
+        small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 10}
         root = Root("vit_tiny_patch16_224", small)
     with keyed.global_rng(0, "weights"):
         dense = create(root).eval()

@@ -194,7 +194,7 @@ def run(study: Study, kept: KeptRows, arguments: argparse.Namespace) -> None:
         wanted = ours["macs"] if ours else round(arguments.macs * macs_of(study, study.dense))
         goals = {"macs": macs_goal(study, wanted)} | ({"latency": latency_goal(study, ours)} if ours else {})
         for at, goal in goals.items():
-            for variant in VARIANTS:
+            for variant in (v for v in VARIANTS if not arguments.variant or v.name in arguments.variant):
                 if kept.get(method=f"torch-pruning, {variant.name}", seed=seed, at=at) is None:
                     images = ours["trained_images"] if ours else None
                     show(kept.add(rival_row(study, variant, seed, at, goal, images)))
@@ -258,6 +258,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, out=OUT, images=10000, epochs=1)
     parser.add_argument("--nvit", default=NVIT, help=f"the method as `--with` takes it (default {NVIT})")
+    parser.add_argument(
+        "--variant", action="append", choices=[v.name for v in VARIANTS], help="of torch-pruning (default: all)"
+    )
     parser.add_argument("--macs", type=float, default=0.5, help="share of dense, where there is no NViT to follow")
     parser.add_argument("--scratch-images", type=int, default=100_000, help="of the smaller network (default 100,000)")
     parser.add_argument("--reference-images", type=int, help="how many the reference was trained on, to tell the share")

@@ -10,7 +10,7 @@ import pytest
 
 from leanvit.errors import BadInput
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from kept_rows import KeptRows
 
 
