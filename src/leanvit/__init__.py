@@ -20,6 +20,7 @@ _HOME = {  # public name -> module that defines it
     "methods": "leanvit.recipe",
     "EViT": "leanvit.tokens.evit",
     "ToMe": "leanvit.tokens.tome",
+    "NViT": "leanvit.prune.nvit",
     "Int8": "leanvit.quantize.int8",
     "open_dataset": "leanvit.data",
     "Preprocess": "leanvit.data",

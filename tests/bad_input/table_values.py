@@ -21,6 +21,11 @@ def _knob(slug: str, knob: str, value: str, *says: str) -> Case:
     return Case(f"{slug}:{knob}={value}", lambda: parse_with(f"{slug}:{knob}={value}"), says)
 
 
+def _pruning(knob: str, value: str, *says: str) -> Case:
+    """A knob of nvit beside a target."""
+    return Case(f"nvit:{knob}={value}", lambda: parse_with(f"nvit:macs=0.5,{knob}={value}"), says)
+
+
 def _field(make: Callable[..., Any], field: str, value: Any, *says: str, name: str = "", **others: Any) -> Case:
     shown = "10^400" if value == HUGE else repr(value)
     return Case(f"{name or make.__name__}.{field}={shown}", lambda: make(**{field: value}, **others), says)
@@ -80,6 +85,26 @@ METHODS = [
     *(_knob("int8", "calibration", v, "unknown calibration", "minmax") for v in ("3", "[1]", "null")),
     *(_knob("int8", "products", v, "products is", "true or false") for v in ("1", "no")),
     *(_knob("int8", "skip", v, "skip is", "patterns of site names") for v in ("3", "[1]", "null", "true")),
+    Case("nvit without a target", lambda: parse_with("nvit"), ("no target", "one of latency, macs, params")),
+    Case("nvit with two targets", lambda: parse_with("nvit:macs=1,params=1"), ("macs and params", "one of")),
+    *(
+        _knob("nvit", target, v, f"{target} is", RATE)
+        for target in ("latency", "macs", "params")
+        for v in ("0", "-0.5", "1.1", "NaN", "Infinity", "true", "high", "[0.5]")
+    ),
+    *(
+        _pruning(knob, v, f"{knob} is", "whole number")
+        for knob in ("embed_group", "head_group", "qk_group", "v_group", "mlp_group", "interval", "batch_size", "batch")
+        for v in ("0", "1.5", "true")
+    ),
+    *(_pruning("max_steps", v, "max_steps is") for v in ("0", "-1", "19", "NaN")),
+    *(_pruning("prune_per_step", v, "prune_per_step is", "whole number") for v in ("0", "2.5", "all")),
+    *(_pruning(k, v, f"{k} is", "0 or more") for k in ("eta", "weight_decay", "distillation") for v in ("-1", "NaN")),
+    *(_pruning(k, v, f"{k} is", "above 0") for k in ("lr", "temperature") for v in ("0", "Infinity", "true")),
+    *(_pruning("kinds", v, "kind", "embed") for v in ("[]", "3", "mlp", "[heads]", "[1]")),
+    *(_pruning("emb_norm", v, "unknown emb_norm", "plain") for v in ("3", "null", "excat")),
+    *(_pruning("runtime", v, "unknown runtime", "torch") for v in ("3", "null", "tensorrt")),
+    *(_pruning("table", v, "table is") for v in ("3", "latencies.json")),
     Case("method without knob text", lambda: parse_with("evit:0.7"), ("'0.7' is not knob=value",)),
 ]
 

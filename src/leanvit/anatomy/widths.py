@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
+from leanvit.anatomy.norms import PhantomNorm, loses_channels, phantom_of, plain_kind
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.vit import OpenViT
 from leanvit.anatomy.windows import WindowAttention
@@ -20,9 +21,17 @@ from leanvit.errors import BadInput, Refused
 
 
 def set_attention_widths(
-    attn: Attention, *, heads: int | None = None, qk_dim: int | None = None, v_dim: int | None = None
+    attn: Attention,
+    *,
+    heads: int | None = None,
+    qk_dim: int | None = None,
+    v_dim: int | None = None,
+    exact: bool = False,
 ) -> None:
-    """Change the number of heads and the widths per head. The attention scale stays as stored."""
+    """Change the number of heads and the widths per head. The attention scale stays as stored.
+
+    `exact`, here and below: norms over what became narrower go on counting the missing channels as zeros (`norms.py`).
+    """
     if not (type(attn) is Attention or isinstance(attn, WindowAttention)) or attn.rotary is not None:
         raise Refused(f"{attn.name}: widths can be changed where one linear makes q, k and v, without rotary positions")
     heads = attn.heads if heads is None else heads
@@ -35,13 +44,13 @@ def set_attention_widths(
     attn.proj = empty_linear(attn.proj, inputs=heads * v_dim)
     if attn.gate is not None:
         attn.gate = empty_linear(attn.gate, outputs=heads * v_dim)
-    attn.q_norm, attn.k_norm = resized_norm(attn.q_norm, qk_dim), resized_norm(attn.k_norm, qk_dim)
-    attn.norm = resized_norm(attn.norm, heads * v_dim)
+    attn.q_norm, attn.k_norm = (resized_norm(norm, qk_dim, exact=exact) for norm in (attn.q_norm, attn.k_norm))
+    attn.norm = resized_norm(attn.norm, heads * v_dim, exact=exact)
     attn.heads, attn.qk_dim, attn.v_dim = heads, qk_dim, v_dim
     attn.refit()
 
 
-def set_mlp_width(mlp: Mlp, hidden: int) -> None:
+def set_mlp_width(mlp: Mlp, hidden: int, *, exact: bool = False) -> None:
     """Change the hidden width of an MLP (for a gated one: the width after the gate)."""
     if hidden < 1:
         raise BadInput(f"{mlp.name}: hidden width is {hidden}; accepted: 1 or more")
@@ -52,28 +61,28 @@ def set_mlp_width(mlp: Mlp, hidden: int) -> None:
             if key in mlp._modules:
                 setattr(mlp, key, empty_linear(getattr(mlp, key), outputs=hidden))
     mlp.fc2 = empty_linear(mlp.fc2, inputs=hidden)
-    mlp.norm = resized_norm(mlp.norm, hidden)
+    mlp.norm = resized_norm(mlp.norm, hidden, exact=exact)
 
 
-def set_embed_width(model: OpenViT, width: int) -> None:
+def set_embed_width(model: OpenViT, width: int, *, exact: bool = False) -> None:
     """Change the width of the residual stream of a whole model."""
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
     plain = type(model) is OpenViT and all(type(block) is Block for block in model.blocks)
     if not plain or model.attn_pool is not None:
         raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
-    _set_patch_embed(model.patch_embed, width)
+    _set_patch_embed(model.patch_embed, width, exact=exact)
     for key in (*model.token_names, "pos_embed"):
         table = getattr(model, key)
         if table is not None:
             setattr(model, key, nn.Parameter(table.new_zeros(*table.shape[:-1], width)))
     for key in ("norm_pre", "norm", "fc_norm"):
-        setattr(model, key, resized_norm(getattr(model, key), width))
+        setattr(model, key, resized_norm(getattr(model, key), width, exact=exact))
     for key in ("head", "head_dist"):
         if isinstance(model._modules.get(key), nn.Linear):
             setattr(model, key, empty_linear(getattr(model, key), inputs=width))
     for block in model.blocks:
-        _set_block_embed(block, width)
+        _set_block_embed(block, width, exact=exact)
     model.embed_dim = width
     model.num_features = model.head_hidden_size = width
 
@@ -106,17 +115,17 @@ def set_stage_width(model: OpenSwin, stage: int, width: int) -> None:
     model.feature_info = told
 
 
-def _set_patch_embed(patch_embed: Any, width: int) -> None:
+def _set_patch_embed(patch_embed: Any, width: int, *, exact: bool = False) -> None:
     old = patch_embed.proj
     new = nn.Conv2d(
         old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
     )
     patch_embed.proj = _zeroed(new)
-    patch_embed.norm = resized_norm(patch_embed.norm, width)
+    patch_embed.norm = resized_norm(patch_embed.norm, width, exact=exact)
 
 
-def _set_block_embed(block: Any, width: int) -> None:
-    block.norm1, block.norm2 = resized_norm(block.norm1, width), resized_norm(block.norm2, width)
+def _set_block_embed(block: Any, width: int, *, exact: bool = False) -> None:
+    block.norm1, block.norm2 = (resized_norm(norm, width, exact=exact) for norm in (block.norm1, block.norm2))
     block.attn.qkv = empty_linear(block.attn.qkv, inputs=width)
     block.attn.proj = empty_linear(block.attn.proj, outputs=width)
     if block.attn.gate is not None:
@@ -138,13 +147,16 @@ def empty_linear(like: nn.Linear, *, inputs: int | None = None, outputs: int | N
     return _zeroed(new).train(like.training)
 
 
-def resized_norm(norm: nn.Module, width: int) -> nn.Module:
+def resized_norm(norm: nn.Module, width: int, *, exact: bool = False) -> nn.Module:
     """A norm of `norm`'s class and eps over another width; an identity stays one."""
-    if isinstance(norm, nn.Identity):
+    if isinstance(norm, nn.Identity) or (isinstance(norm, PhantomNorm) and norm.width == width):
         return norm
+    if exact and loses_channels(norm, width):
+        return phantom_of(norm, width)
     weight = getattr(norm, "weight", None)
     placed = _placed(weight) if isinstance(weight, Tensor) else {}
-    new = type(norm)(width, eps=norm.eps, **placed)  # type: ignore[call-arg]
+    kind = plain_kind(norm) if isinstance(norm, PhantomNorm) else type(norm)
+    new = kind(width, eps=norm.eps, **placed)  # type: ignore[call-arg]
     return new.train(norm.training)
 
 

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from leanvit.builders import require_model
 from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
 from leanvit.data.stream import AnyDataset
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput
 
 MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: most of the tokens would be made up
 TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for token reduction to have a choice
 
 # timm modules whose models take both img_size and patch_size
-_PLAIN_FAMILIES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos"}
+_PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
 
 
@@ -51,8 +52,7 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     """
     import timm
 
-    if not timm.is_model(name):
-        raise unknown("model", name, timm.list_models())
+    require_model(name, kind="model")
     fitted = {"num_classes": len(dataset.classes), "in_chans": dataset.channels, **kwargs}
     family = timm.models.model_entrypoint(name).__module__.split(".")[-1]
     if not kwargs.get("pretrained") and family in _PLAIN_FAMILIES | _WINDOW_FAMILIES:

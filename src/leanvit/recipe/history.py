@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.errors import BadInput, CheckpointError, Refused, unknown
+from leanvit.builders import require_model
+from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.recipe.method import Plan
 
@@ -52,8 +53,7 @@ class Root:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not timm.is_model(self.name.split(".")[0]):
-            raise unknown("timm model", self.name, timm.list_models())
+        require_model(self.name)
         for key, value in self.kwargs.items():
             _check_argument(key, value)
 

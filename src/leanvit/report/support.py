@@ -86,7 +86,8 @@ EXAMPLES = (
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
 )
 
-_QUICK = {"images": 16}  # knobs that only say how much data is looked at
+# knobs that only say how much data is looked at, and those without a default
+_QUICK = {"images": 16, "macs": 0.8, "interval": 1, "max_steps": 2, "batch_size": 16}
 
 
 def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tuple[Support, OpenModel | None]:

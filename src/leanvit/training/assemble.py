@@ -110,7 +110,7 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
         raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
     if (out / STATE).exists() and not resume:
         progress = read_position(out / STATE).progress
-        if progress.get("step") != progress.get("total_steps"):
+        if progress.get("step") != progress.get("total_steps") and not progress.get("stopped"):
             raise BadInput(
                 f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
                 f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
@@ -150,6 +150,7 @@ def progress_of(run: Run) -> dict[str, Any]:
         "history": run.history,
         "best_top1": run.best_top1,
         "seconds": run.seconds,
+        "stopped": run.stopped,
     }
 
 
@@ -159,10 +160,12 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
         step, history = int(progress["step"]), list(progress["history"])
         run.epoch_sums = {str(name): float(total) for name, total in progress["epoch_sums"].items()}
         run.best_top1, run.seconds = progress["best_top1"], float(progress["seconds"])
+        run.stopped = bool(progress.get("stopped", False))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"the training state's progress is not understood: {error!r}") from error
     into_epoch = step - len(history) * run.steps_per_epoch
-    if not 0 <= into_epoch <= run.steps_per_epoch or step > run.total_steps:
+    least = -run.steps_per_epoch if run.stopped else 0  # a run that was stopped closed its epoch early
+    if not least <= into_epoch <= run.steps_per_epoch or step > run.total_steps or (run.stopped and not history):
         raise CheckpointError(f"the training state is at step {step}, but has {len(history)} finished epochs")
     run.step, run.history = step, history
     run.epoch = len(history)

@@ -61,6 +61,8 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
     best_top1: float | None = None  # of `metric`
     seconds: float = 0.0  # spent so far, the earlier sittings of a resumed run included
+    grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
+    stopped: bool = False  # the run has ended before its last step, because a callback asked
 
     @property
     def ema(self) -> nn.Module | None:
@@ -71,6 +73,10 @@ class Run:
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
+
+    def stop(self) -> None:
+        """End the run after this step: it is validated, `finish` is called, and it is saved as finished."""
+        self.stopped = True
 
 
 def check_callbacks(callbacks: Sequence[object]) -> None:

@@ -125,6 +125,8 @@ def fit(
         with StopSignals() as signals:
             notify(callbacks, "start", run)
             for epoch in range(len(run.history), config.epochs):
+                if run.stopped:
+                    break
                 run.epoch = epoch
                 run.model.train(config.train_mode == "train")
                 run.objective.train()
@@ -132,6 +134,8 @@ def fit(
                     _take_step(run, batches, callbacks)
                     notify(callbacks, "after_step", run)
                     signals.check()
+                    if run.stopped:
+                        break
                     if config.save_every and run.step % config.save_every == 0:
                         save()
                 top1 = None if validate is None else _validated(run, validate, each_batch=signals.check)
@@ -269,8 +273,10 @@ def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> N
     run.losses = dict(zip(names, values, strict=True))
     _refuse_non_finite(run, batches)
 
+    run.grad_factor = 1.0
     if config.clip_grad is not None:
         torch.nn.utils.clip_grads_with_norm_(trained, config.clip_grad, norm)
+        run.grad_factor = min(1.0, config.clip_grad / (run.losses["grad_norm"] + 1e-6))
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = run.lr * group.get("lr_scale", 1.0)
@@ -328,7 +334,8 @@ def _validated(run: Run, validate: AnyDataset, *, each_batch: Callable[[], objec
 
 def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
     """Add the epoch's row to the history; returns whether its top-1 is the best so far."""
-    means = {name: total / run.steps_per_epoch for name, total in run.epoch_sums.items()}
+    taken = run.step - run.epoch * run.steps_per_epoch  # fewer than an epoch has where the run was stopped
+    means = {name: total / taken for name, total in run.epoch_sums.items()}
     lr = lr_at(run.step - 1, run.config, steps_per_epoch=run.steps_per_epoch)
     row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means}
     if top1 is not None:

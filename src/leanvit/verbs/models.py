@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from leanvit.anatomy import OpenModel
+from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
-from leanvit.errors import BadInput, CheckpointError, LeanvitError, unknown
+from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.folders import Command, commands_of, require_whole
 
@@ -209,8 +209,7 @@ def _of_run(path: Path) -> Loaded:
 
 
 def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None) -> Loaded:
-    if not timm.is_model(name.split(".")[0]):
-        raise unknown("model", name, timm.list_models())
+    require_model(name, kind="model")
     if pretrained and weights:
         raise BadInput("give pretrained or weights, not both")
     try:

@@ -6,6 +6,7 @@ from timm.models.deit import VisionTransformerDistilled
 from golden import Case, cases, vit
 from leanvit.anatomy import open_model
 from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from nvit_layout import as_timm
 
 # the units (e: residual channel, h: head, q: q/k dim, v: v dim, m: hidden) along the axes of each official tensor
 AXES = {
@@ -36,19 +37,6 @@ def pruned(weights, gates, shrink):
             t = (t[..., keep] if shrink else t * keep).movedim(-1, axis)
         out[key] = t
     return out
-
-
-def as_timm(weights, patch):
-    """Split q, k, v (dim, in, head) to one qkv; patches unfolded as (row, column, channel) to a convolution."""
-    out = {key: t for key, t in weights.items() if "qkv" not in key}
-    for key in [key for key in weights if key.endswith("qkv.Q.weight")]:
-        at = key.removesuffix("Q.weight")
-        out[f"{at}weight"] = torch.cat([weights[f"{at}{x}.weight"].permute(2, 0, 1).flatten(0, 1) for x in "QKV"])
-        out[f"{at}bias"] = torch.cat([weights[f"{at}{x}.bias"].T.flatten() for x in "QKV"])
-        at = at.replace("qkv.", "proj.weight")
-        out[at] = weights[at].transpose(1, 2).flatten(1)
-    conv = weights["patch_embed.proj.weight"].flatten(1).unflatten(1, (patch, patch, -1))
-    return out | {"patch_embed.proj.weight": conv.permute(0, 3, 1, 2)}
 
 
 @cases("nvit", "prune")

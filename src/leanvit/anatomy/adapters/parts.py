@@ -23,6 +23,7 @@ from leanvit.anatomy.parallel import AttentionBranch, Branch, JointBlock, ManyBl
 from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.positions import Rotary
 from leanvit.anatomy.projections import BeitAttention, BiasedAttention, RelPosAttention, SplitAttention
+from leanvit.anatomy.wide import WideAttention
 from leanvit.errors import Refused
 
 # --- attention -------------------------------------------------------------------
@@ -38,11 +39,11 @@ class Kind:
 
 
 def _heads(name: str, attn: Any, rotary: Rotary | None) -> dict[str, Any]:
-    width = getattr(attn, "head_dim", None) or attn.proj.in_features // attn.num_heads
+    width = getattr(attn, "head_dim", None) or attn.proj.in_features // attn.num_heads  # of the values, at least
     return {
         "name": name,
         "heads": attn.num_heads,
-        "qk_dim": width,
+        "qk_dim": getattr(attn, "qk_dim", width),
         "v_dim": width,
         "scale": attn.scale,
         "fused": attn.fused_attn,
@@ -88,6 +89,7 @@ _SELF = frozenset({"qkv", "q_norm", "k_norm", "attn_drop", "norm", "gate", "proj
 _SPLIT = frozenset({"q_proj", "k_proj", "v_proj"})
 _BIASES = frozenset({"q_bias", "v_bias"})
 ATTENTIONS: dict[type, Kind] = {
+    WideAttention: Kind(_plain, _SELF),
     vision_transformer.Attention: Kind(_plain, _SELF),
     eva.EvaAttention: Kind(_eva, _SELF | _SPLIT, _BIASES),
     TimmAttentionRope: Kind(_eva, _SELF | _SPLIT),

@@ -1,0 +1,274 @@
+"""NViT: global structural pruning with Hessian-aware saliency (Yang et al., CVPR 2023, arXiv 2110.04869).
+
+Embedding channels, heads, q/k dims, v dims and MLP units of all blocks are ranked together by what the loss loses and
+the figure gains with them. Between steps of training the worst groups are closed, until a target in MACs, parameters
+or measured latency is met; then the model is cut to what is left.
+
+Departures: the channels of the residual stream are scored over as many blocks as the model has (published: 12); gains
+are relative to the dense model, so that `eta` means the same for every target (published: seconds of one V100); the
+last pruning step stops at the target, unit by unit; the task loss is cross-entropy, and the teacher the dense root
+(published: DeiT's hard distillation from a RegNet, and the dense model). The attention scale stays that of the original
+head width.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from leanvit.anatomy import OpenModel
+from leanvit.anatomy.norms import statistics
+from leanvit.errors import BadInput, is_number, is_whole, unknown
+from leanvit.measure import count
+from leanvit.measure.counting import parameters
+from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
+from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped, least_counts
+from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, Course, GlobalPruning, Measure
+from leanvit.prune.nvit.saliency import divisors
+from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
+from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
+from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
+from leanvit.prune.nvit.units import KINDS, Layout, layout
+from leanvit.recipe.method import Data, Structure, method
+
+TARGETS = ("latency", "macs", "params")
+NORMS = ("plain", "exact")
+
+
+@method("nvit")
+@dataclass(frozen=True)
+class NViT:
+    """Knobs of the method: one of `latency`, `macs`, `params`, and how to get there. Groups, eta and loss are the
+    paper's by default; its interval is 100 batches of 512 images."""
+
+    latency: float | None = None  # share of the dense model's, in (0, 1]
+    macs: float | None = None
+    params: float | None = None
+    kinds: tuple[str, ...] | None = None  # of embed, head, qk, v, mlp; None: all that the model allows
+    embed_group: int = 16  # units in a group, made smaller where a list would not have two groups
+    head_group: int = 2
+    qk_group: int = 8
+    v_group: int = 8
+    mlp_group: int = 16
+    eta: float = 5e-4  # what a gain of the whole dense model weighs against saliency
+    emb_norm: str = "plain"  # norms over cut channels: "plain", or "exact": as if the channels were there, at zero
+    runtime: str = "torch"  # of `latency`; also openvino, openvino-int8, onnx, onnx-int8
+    batch: int = 8  # images a call, of `latency`
+    table: str | None = None  # file of a latency table; None: one is measured
+    interval: int = 20  # optimiser steps between pruning steps
+    max_steps: int = 1000  # optimiser steps at most: the last pruning step goes all the way
+    prune_per_step: int | None = None  # groups; None: so that the target is met towards max_steps
+    lr: float = 1e-4
+    batch_size: int = 64
+    weight_decay: float = 0.05
+    distillation: float = 1e5  # weight of the divergence from the dense model
+    temperature: float = 3.0
+
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
+    needs_data: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BadInput(f"nvit is given {' and '.join(given) or 'no target'}; accepted: one of {', '.join(TARGETS)}")
+        if not is_number(self.asked[1], above=0, most=1):
+            raise BadInput(f"{self.asked[0]} is {self.asked[1]!r}; accepted: above 0, up to 1 (of the dense model's)")
+        self._check_kinds()
+        for name in (*(f"{kind}_group" for kind in KINDS), "batch", "interval", "max_steps", "batch_size"):
+            if not is_whole(getattr(self, name), least=1):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
+        if self.prune_per_step is not None and not is_whole(self.prune_per_step, least=1):
+            raise BadInput(f"prune_per_step is {self.prune_per_step!r}; accepted: a whole number of groups, or none")
+        for name in ("eta", "weight_decay", "distillation"):
+            if not is_number(getattr(self, name), least=0):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number, 0 or more")
+        for name in ("lr", "temperature"):
+            if not is_number(getattr(self, name), above=0):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
+        self._check_names()
+        if self.max_steps < self.interval:
+            raise BadInput(f"max_steps is {self.max_steps}; accepted: {self.interval} (interval) or more")
+
+    def _check_kinds(self) -> None:
+        if isinstance(self.kinds, list):
+            object.__setattr__(self, "kinds", tuple(self.kinds))
+        if self.kinds is None:
+            return
+        if not isinstance(self.kinds, tuple) or not self.kinds:
+            raise BadInput(f"kinds is {self.kinds!r}; accepted: some of {', '.join(KINDS)}")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise unknown("kind of unit", kind, KINDS)
+
+    def _check_names(self) -> None:
+        if self.emb_norm not in NORMS:
+            raise unknown("emb_norm", self.emb_norm, NORMS)
+        if self.runtime not in RUNTIMES:
+            raise unknown("runtime", self.runtime, RUNTIMES)
+        if self.table is not None and not isinstance(self.table, str):
+            raise BadInput(f"table is {self.table!r}; accepted: the path of a latency table")
+        if self.table is not None and self.latency is None:
+            raise BadInput(f"table is {self.table!r}, which goes with a target in latency; {self.asked[0]} is given")
+
+    @property
+    def asked(self) -> tuple[str, Any]:
+        """The target: its name and its share of the dense model's figure."""
+        return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None)
+
+    # --- the life of a method --------------------------------------------------------
+
+    def learn(self, model: OpenModel, data: Data) -> Structure:
+        """Train and prune until the target is met, in place. Returns units kept, figures, widths before.
+
+        The state of the training is in `data.out`, where there is one: a killed run goes on from there.
+
+        Raises:
+            BadInput: weights that units are scored by are frozen; a table that does not cover the model's widths.
+            Refused: a model that cannot be cut, a kind that it does not allow, or a target that it cannot reach.
+        """
+        units = layout(model, self.kinds)
+        if self.emb_norm == "exact":
+            for block in model.blocks:
+                statistics(block.norm1)
+        dense = _described(model)
+        if self.asked[1] == 1:
+            return self._structure(units, all_open(units), dense, {})
+        _check_trainable(model, units)
+        folder = None if data.out is None else Path(data.out)
+        table = None
+        if self.latency is not None:
+            table = open_table(self.table, model, runtime=self.runtime, batch=self.batch, folder=folder)
+        target = self._target(model, units, table)
+        check_reachable(target)
+        pruning = self._train(model, target, data, folder)
+        gates = pruning.gates.cpu()
+        return self._structure(units, gates, dense, self._figures(target, pruning, gates, table))
+
+    def shape(self, model: OpenModel, structure: Structure) -> None:
+        """Give the blocks, and the stream, the widths of the structure."""
+        set_widths(model, structure)
+
+    def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
+        """Move in what is left of the weights."""
+        move_weights(model, structure, before)
+
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
+        """Target, figures counted on the model, widths per block before and after."""
+        structure = next(plan.structure for plan in reversed(model.history.plans) if plan.slug == "nvit")
+        name, ratio = self.asked
+        dense, now = structure["dense"], _described(model)
+        found = {"target": f"{name} {ratio:g}", **{key: now[key] / dense[key] for key in ("macs", "params")}}
+        if "measured" in structure["reached"]:
+            found |= {"latency": structure["reached"]["measured"], "runtime": self.runtime}
+        return {**found, "widths": _in_words(dense["widths"], now["widths"])}
+
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """The target, in words, where the model misses it."""
+        name, ratio = self.asked
+        if name == "latency":
+            measured = structure["reached"].get("measured", ratio)
+            off = abs(measured / ratio - 1) > MEASURED_TOLERANCE
+            return [f"latency {ratio:g} was asked for, {measured:.3f} measured"] if off else []
+        reached = _described(model)[name] / structure["dense"][name]
+        return [f"{name} {ratio:g} was asked for, {reached:.3f} reached"] if reached > ratio * (1 + TOLERANCE) else []
+
+    # --- parts of learn --------------------------------------------------------------
+
+    def _target(self, model: OpenModel, units: Layout, table: Any) -> Target:
+        sizes = clamped({kind: getattr(self, f"{kind}_group") for kind in GROUP_SIZES}, units)
+        name, ratio = self.asked
+        figure: Figure
+        if table is not None:
+            figure = Seconds.of(model, table)
+            figure.total(least_counts(units, sizes))  # a table that ends within the widths to come says so now
+        else:
+            figure = Macs.of(model) if name == "macs" else Parameters.of(model)
+        return Target(name, float(ratio), figure, units, sizes, self.eta)
+
+    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
+        from leanvit.training import FitConfig, check_run, fit
+        from leanvit.training.checkpoint import STATE
+
+        recipe: dict[str, Any] = {
+            "lr": self.lr,
+            "min_lr": 0.0,
+            "schedule": "constant",
+            "weight_decay": self.weight_decay,
+        }
+        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval}
+        epoch = check_run(
+            model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
+        )
+        objective = self._objective(model, target, data)
+        fit(
+            model,
+            data.dataset,
+            preprocess=data.preprocess,
+            config=FitConfig(epochs=-(-self.max_steps // epoch), **recipe),
+            objective=objective,
+            callbacks=[objective, *data.callbacks],
+            out=folder,
+            resume=folder is not None and (folder / STATE).is_file(),
+            convert=True,  # whether data and model fit was decided when the dense model was made
+        )
+        return objective
+
+    def _objective(self, model: OpenModel, target: Target, data: Data) -> GlobalPruning:
+        per_step = self.prune_per_step or pace(target, self.max_steps // self.interval)
+        measure: Measure | None = None
+        if self.latency is not None:
+            measure = measured_ratio(
+                model, target.units, emb_norm=self.emb_norm, runtime=self.runtime, batch=self.batch, data=data
+            )
+        return GlobalPruning(
+            target,
+            Course(self.interval, self.max_steps, per_step, self.distillation, self.temperature),
+            teacher=copy.deepcopy(model) if data.teacher is None else data.teacher,
+            preprocess=data.preprocess,
+            multi_label=data.dataset.multi_label,
+            divisor=divisors(len(model.blocks)),
+            measure=measure,
+        )
+
+    def _figures(self, target: Target, pruning: GlobalPruning, gates: Tensor, table: Any) -> dict[str, Any]:
+        reached: dict[str, Any] = {target.kind: target.reached(gates), "pruning_steps": pruning.pruning_steps}
+        if table is None:
+            return reached
+        told = {"table": getattr(table, "fingerprint", ""), "provenance": getattr(table, "provenance", {})}
+        return {**reached, "measured": float(pruning.corrections[1]), "runtime": self.runtime, **told}
+
+    def _structure(self, units: Layout, gates: Tensor, dense: Mapping[str, Any], reached: dict[str, Any]) -> Structure:
+        structure = structure_of(units, gates, emb_norm=self.emb_norm)
+        return {**structure, "dense": dict(dense), "reached": reached}
+
+
+def _described(model: OpenModel) -> dict[str, Any]:
+    """MACs, parameters and widths, counted on the model."""
+    macs = count(model, model.input_size()).macs
+    return {"macs": macs, "params": parameters(model), "widths": widths_of(model)}
+
+
+def _in_words(before: list[dict[str, int]], after: list[dict[str, int]]) -> list[str]:
+    """For each block what changed: "embed 192 -> 160, heads 3, qk 64 -> 40, v 64, mlp 768 -> 301"."""
+
+    def changed(key: str, old: int, new: int) -> str:
+        return f"{key} {old}" if old == new else f"{key} {old} -> {new}"
+
+    return [", ".join(changed(key, old[key], new[key]) for key in old) for old, new in zip(before, after, strict=True)]
+
+
+def _check_trainable(model: OpenModel, units: Layout) -> None:
+    named = dict(model.named_parameters())
+    for u in units.lists:
+        scored = {p.tensor for p in units.parts if u.name in p.axes and u.kind in p.scored}
+        if not any(named[name].requires_grad for name in scored):
+            raise BadInput(
+                f"no gradient reaches the units {u.name}: {', '.join(sorted(scored)[:3])} are frozen "
+                "(requires_grad is False); thaw them, or leave this kind out of kinds"
+            )

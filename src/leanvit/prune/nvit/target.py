@@ -1,0 +1,129 @@
+"""Closing units until a figure is met: the target, whether it can be reached, and the last, exact pruning step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leanvit.errors import Refused
+from leanvit.prune.nvit.cost import Figure, gains
+from leanvit.prune.nvit.groups import (
+    all_open,
+    closed_below,
+    groups,
+    least_counts,
+    open_counts,
+    threshold,
+)
+from leanvit.prune.nvit.units import Layout
+
+TOLERANCE = 0.01  # a target is met when the figure is at most that, and less than this share of it below
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure, as a share of the dense model's, and how units are ranked on the way to it."""
+
+    kind: str  # "macs", "params" or "latency"
+    ratio: float  # asked for, of the dense model
+    figure: Figure
+    units: Layout
+    sizes: Mapping[str, int]  # units in a group, by kind
+    eta: float
+
+    @property
+    def dense(self) -> float:
+        return self.figure.total(self.units.dims())
+
+    def reached(self, gates: Tensor) -> float:
+        """The figure with `gates` (total,) bool open, as a share of the dense model's."""
+        return self.figure.total(open_counts(self.units, gates)) / self.dense
+
+    def lowered(self, scores: Tensor, gates: Tensor) -> Tensor:
+        """(total,) float64: scores minus `eta` times what a unit saves at the present widths."""
+        saved = gains(self.units, self.figure, open_counts(self.units, gates), self.dense)
+        return scores.double().cpu() - self.eta * saved
+
+
+def pruning_step(target: Target, scores: Tensor, gates: Tensor, count: int, goal: float) -> tuple[Tensor, bool]:
+    """Close the `count` worst groups, or as much of them as the goal takes.
+
+    goal: share of the dense figure to reach. Returns the gates and whether the goal is reached.
+    """
+    lowered = target.lowered(scores, gates)
+    ranked = groups(target.units, lowered, gates, target.sizes)
+    closed = closed_below(target.units, ranked, gates, threshold(ranked, min(count, len(ranked))))
+    if target.reached(closed) > goal:
+        return closed, False
+    return reach(target, lowered, gates, goal), True
+
+
+def reach(target: Target, lowered: Tensor, gates: Tensor, goal: float) -> Tensor:
+    """Close groups from the worst on, and single units where a group is too much, until the goal is just met.
+
+    The result is at most `goal` and at least `goal (1 - TOLERANCE)`, where the model's units are fine enough.
+    """
+    gates, dims, dense = gates.clone(), open_counts(target.units, gates), target.dense
+    views = target.units.split(gates)
+    low, high = goal * (1 - TOLERANCE) * dense, goal * dense
+
+    def close(units: str, members: Tensor) -> bool:
+        """Close these unless the figure would fall below the goal; whether it is met now."""
+        still = members[views[units][members]]
+        less = {**dims, units: dims[units] - len(still)}
+        if len(still) and target.figure.total(less) >= low:
+            views[units][still] = False
+            dims.update(less)
+        return target.figure.total(dims) <= high
+
+    if target.figure.total(dims) <= high:
+        return gates
+    for group in sorted(groups(target.units, lowered, gates, target.sizes), key=lambda g: g.score):
+        if group.last:
+            continue
+        if close(group.units, group.members) or any(close(group.units, unit[None]) for unit in group.members):
+            return gates
+    return gates
+
+
+def check_reachable(target: Target) -> None:
+    """Raise `Refused`, with what can be reached, for a target below it, or finer than the model's units allow."""
+    least = target.figure.total({**target.units.dims(), **least_counts(target.units, target.sizes)}) / target.dense
+    if least > target.ratio:
+        shown = math.ceil(least * 1000) / 1000
+        raise Refused(
+            f"{target.kind} is {target.ratio}, but this model can be cut to {shown:g} at the least: each list keeps "
+            "one group of its units. Give that or more, other kinds, or smaller groups"
+        )
+    gates = all_open(target.units)
+    rehearsed = target.reached(reach(target, torch.zeros(target.units.total), gates, target.ratio))
+    if abs(rehearsed / target.ratio - 1) > TOLERANCE:
+        raise Refused(
+            f"{target.kind} is {target.ratio}, but units of this model are too coarse to meet it within "
+            f"{TOLERANCE:.0%}: {rehearsed:.3f} can be reached. Give that, or let nvit cut MLP units too"
+        )
+
+
+def pace(target: Target, pruning_steps: int) -> int:
+    """Groups to close at each pruning step so that the last of them is nearly due when the target is met."""
+    counts = {units.name: -(-units.size // target.sizes[units.kind]) for units in target.units.lists}
+    least = least_counts(target.units, target.sizes)
+
+    def share(kept: float) -> float:
+        return target.figure.total({u.name: max(least[u.name], round(kept * u.size)) for u in target.units.lists})
+
+    kept = _bisected(share, target.ratio * target.dense)
+    return max(1, math.ceil((1 - kept) * sum(counts.values()) / max(1, pruning_steps - 1)))
+
+
+def _bisected(figure: Callable[[float], float], goal: float) -> float:
+    """The share of units at which a rising figure meets the goal."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (low, middle) if figure(middle) > goal else (middle, high)
+    return low

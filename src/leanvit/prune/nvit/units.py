@@ -1,0 +1,282 @@
+"""The prunable units of a model, and where each of them lives in its tensors.
+
+A *unit list* is what can be cut independently: the channels of the residual stream (one list for the whole model) and,
+for each block, its heads, its q/k dims, its v dims (each dim in all heads together) and its MLP's hidden units. A
+*part* is a piece of a tensor whose axes run along unit lists: whatever the method does to a unit (score it, close it,
+cut it out, price it) it does to the parts that have its list as an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from leanvit.anatomy import OpenModel, OpenViT
+from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy.swin import OpenSwin
+from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
+from leanvit.anatomy.windows import WindowAttention
+from leanvit.errors import Refused
+
+KINDS = ("embed", "head", "qk", "v", "mlp")
+Dims = Mapping[str, int]  # open units by the name of their list
+
+
+@dataclass(frozen=True)
+class UnitList:
+    """Units of one kind that are ranked and cut together; `block` is -1 for the channels of the residual stream."""
+
+    name: str  # "embed", "blocks.3.qk"
+    kind: str
+    block: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of a tensor, seen as `shape`; `axes` names the unit list along each axis ("": none).
+
+    `scored`: the kinds of units whose saliency sums over this part. `site`: the module whose product the part is the
+    weight of ("" for biases, norms, tokens).
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    scored: frozenset[str] = frozenset()
+    site: str = ""
+    start: int = 0
+    stop: int | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part as a view of its tensor."""
+        return tensor[self.start : self.stop].view(self.shape)
+
+    def numel(self, dims: Dims) -> int:
+        """Elements that are left at the given numbers of open units."""
+        return math.prod(dims.get(axis, size) for axis, size in zip(self.axes, self.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Unit lists in the order in which they are ranked, and the parts that they reach."""
+
+    lists: tuple[UnitList, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(units.size for units in self.lists)
+
+    def spans(self) -> Iterator[tuple[UnitList, slice]]:
+        """Each list with its place in a flat vector over all units."""
+        at = 0
+        for units in self.lists:
+            yield units, slice(at, at + units.size)
+            at += units.size
+
+    def split(self, flat: Tensor) -> dict[str, Tensor]:
+        """A flat vector (total,) as views by list."""
+        return {units.name: flat[span] for units, span in self.spans()}
+
+    def dims(self) -> dict[str, int]:
+        """All units open."""
+        return {units.name: units.size for units in self.lists}
+
+
+def layout(model: OpenModel, kinds: Iterable[str] | None = None, *, sizes: Dims | None = None) -> Layout:
+    """The units of a model.
+
+    Args:
+        kinds: which of `KINDS` may be cut; None: all that the model allows.
+        sizes: of lists by name, where they were others before the model was cut: the layout is that of then.
+
+    Raises:
+        Refused: the model is built of blocks whose widths cannot be cut, or a kind that was named cannot.
+    """
+    _check(model)
+    why_not = _embed_refusal(model)
+    if kinds is not None and "embed" in kinds and why_not:
+        raise Refused(f"nvit cannot cut embedding channels of this model: {why_not}. Name other kinds")
+    wanted = set(KINDS if kinds is None else kinds) - ({"embed"} if why_not else set())
+    lists = [] if why_not else [UnitList("embed", "embed", -1, int(model.embed_dim))]  # type: ignore[arg-type]
+    lists += [units for i, block in enumerate(model.blocks) for units in _lists_of(i, block)]
+    lists = [replace(units, size=(sizes or {}).get(units.name, units.size)) for units in lists]
+    now = {units.name: units.size for units in lists}
+    parts = [] if why_not else _around(model)
+    for block in model.blocks:
+        parts += _parts_of(block, now, embed="" if why_not else "embed")
+    kept = tuple(units for units in lists if units.kind in wanted)
+    names = {units.name for units in kept}
+    return Layout(kept, tuple(_named(part, now, names) for part in parts))
+
+
+def _named(part: Part, sizes: Dims, names: set[str]) -> Part:
+    """A part at the sizes of its lists; axes along lists that stay whole carry no name."""
+    shape = tuple(sizes.get(axis, size) for axis, size in zip(part.axes, part.shape, strict=True))
+    return replace(part, shape=shape, axes=tuple(axis if axis in names else "" for axis in part.axes))
+
+
+# --- what can be cut -------------------------------------------------------------------
+
+
+def _check(model: OpenModel) -> None:
+    if not isinstance(model, OpenViT | OpenSwin) or not len(model.blocks):
+        raise Refused(f"nvit cuts plain vision transformers and Swins, not the family {model.family!r}")
+    for block in model.blocks:
+        attn: Any = getattr(block, "attn", None)
+        mlp = getattr(block, "mlp", None)
+        if type(block) not in (Block, PostNormBlock):
+            raise Refused(f"nvit cannot cut {block.name}, a {type(block).__name__}: it knows attention followed by MLP")
+        if type(attn) not in (Attention, WindowAttention, SwinAttention, SwinV2Attention) or attn.rotary is not None:
+            turned = " with rotary positions" if getattr(attn, "rotary", None) is not None else ""
+            raise Refused(f"nvit cannot cut {block.name}.attn, a {type(attn).__name__}{turned}: its q/k dims are tied")
+        if not isinstance(mlp, Mlp):
+            raise Refused(f"nvit cannot cut {block.name}.mlp, a {type(mlp).__name__}: it knows two linears")
+
+
+def _embed_refusal(model: OpenModel) -> str:
+    """Why the channels of the residual stream cannot be cut; "" where they can."""
+    if isinstance(model, OpenSwin):
+        return "its width changes from stage to stage through the patch mergings"
+    if type(model) is not OpenViT or any(type(block) is not Block for block in model.blocks):
+        return "its norms stand behind attention and MLP"
+    if model.attn_pool is not None:
+        return "its attention pooling is as wide as the stream"
+    if any(True for step in model.steps() for _ in step.parameters()):
+        return "a step in its blocks holds weights of the stream's width"
+    return ""
+
+
+def _lists_of(i: int, block: Any) -> list[UnitList]:
+    at, attn = block.name, block.attn
+    sizes = {"head": attn.heads, "qk": attn.qk_dim, "v": attn.v_dim, "mlp": block.mlp.fc2.in_features}
+    return [UnitList(f"{at}.{kind}", kind, i, size) for kind, size in sizes.items()]
+
+
+# --- where units live ------------------------------------------------------------------
+
+
+def _around(model: Any) -> list[Part]:
+    """Embedding, tokens, norms and heads: the residual stream outside the blocks."""
+    conv = model.patch_embed.proj
+    parts = [
+        Part(
+            "patch_embed.proj.weight",
+            tuple(conv.weight.shape),
+            ("embed", "", "", ""),
+            frozenset({"embed"}),
+            "patch_embed.proj",
+        )
+    ]
+    if conv.bias is not None:
+        parts.append(Part("patch_embed.proj.bias", (conv.out_channels,), ("embed",), frozenset({"embed"})))
+    for key in (*model.token_names, "pos_embed"):
+        table = getattr(model, key)
+        if table is not None:
+            parts.append(Part(key, tuple(table.shape), ("", "", "embed")))
+    norms = {
+        "patch_embed.norm": model.patch_embed.norm,
+        **{k: getattr(model, k) for k in ("norm_pre", "norm", "fc_norm")},
+    }
+    for key, norm in norms.items():
+        parts += _vectors(key, norm, ("embed",), (model.embed_dim,))
+    for key in ("head", "head_dist"):
+        head = model._modules.get(key)
+        if isinstance(head, nn.Linear):
+            parts.append(Part(f"{key}.weight", tuple(head.weight.shape), ("", "embed"), site=key))
+    return parts
+
+
+def _parts_of(block: Any, sizes: Dims, *, embed: str) -> list[Part]:
+    at = block.name
+    parts = _attention(block.attn, at, sizes, embed) + _mlp(block.mlp, f"{at}.mlp", embed)
+    width = (block.attn.proj.out_features,)
+    for key in ("norm1", "norm2", "ls1", "ls2"):
+        parts += _vectors(f"{at}.{key}", getattr(block, key), (embed,), width)
+    return parts
+
+
+def _attention(attn: Any, at: str, sizes: Dims, embed: str) -> list[Part]:
+    name, head = f"{at}.attn", f"{at}.head"
+    h, qk, v = sizes[head], sizes[f"{at}.qk"], sizes[f"{at}.v"]
+    thirds = (  # rows of `qkv`: where they start, width per head, list, kinds scored. K is not scored for its own dims
+        (0, qk, f"{at}.qk", {"qk", "head", "embed"}),
+        (h * qk, qk, f"{at}.qk", {"head", "embed"}),
+        (2 * h * qk, v, f"{at}.v", {"v", "head", "embed"}),
+    )
+    parts = []
+    for start, width, own, scored in thirds:
+        where: dict[str, Any] = {"scored": frozenset(scored), "start": start, "stop": start + h * width}
+        shape = (h, width, attn.qkv.in_features)
+        parts.append(Part(f"{name}.qkv.weight", shape, (head, own, embed), site=f"{name}.qkv", **where))
+        if attn.qkv.bias is not None:
+            parts.append(Part(f"{name}.qkv.bias", shape[:2], (head, own), **where))
+    parts += _projection(attn, name, head, f"{at}.v", embed)
+    for key in ("q_norm", "k_norm"):
+        parts += _vectors(f"{name}.{key}", getattr(attn, key), (f"{at}.qk",), (qk,))
+    return parts + _vectors(f"{name}.norm", attn.norm, (head, f"{at}.v"), (h, v)) + _tables(attn, name, at)
+
+
+def _projection(attn: Any, name: str, head: str, v: str, embed: str) -> list[Part]:
+    """The way out of the attention, and its gate where it has one."""
+    wide = (attn.heads, attn.v_dim)
+    stream = frozenset({"embed"})
+    out = attn.proj.out_features
+    parts = [Part(f"{name}.proj.weight", (out, *wide), (embed, head, v), stream, f"{name}.proj")]
+    if attn.proj.bias is not None:
+        parts.append(Part(f"{name}.proj.bias", (out,), (embed,), stream))
+    if attn.gate is not None:
+        shape = (*wide, attn.gate.in_features)
+        parts.append(Part(f"{name}.gate.weight", shape, (head, v, embed), site=f"{name}.gate"))
+        if attn.gate.bias is not None:
+            parts.append(Part(f"{name}.gate.bias", wide, (head, v)))
+    return parts
+
+
+def _tables(attn: Any, name: str, at: str) -> list[Part]:
+    """What Swin and Swin V2 keep for each head."""
+    head = f"{at}.head"
+    if isinstance(attn, SwinAttention):
+        table = attn.relative_position_bias_table
+        return [Part(f"{name}.relative_position_bias_table", tuple(table.shape), ("", head))]
+    if not isinstance(attn, SwinV2Attention):
+        return []
+    out: Any = attn.cpb_mlp[2]
+    parts = [
+        Part(f"{name}.logit_scale", (attn.heads, 1, 1), (head, "", "")),
+        Part(f"{name}.cpb_mlp.2.weight", tuple(out.weight.shape), (head, ""), site=f"{name}.cpb_mlp.2"),
+    ]
+    if attn.q_bias is not None:
+        scored = frozenset({"qk", "v", "head"})
+        parts.append(Part(f"{name}.q_bias", (attn.heads, attn.qk_dim), (head, f"{at}.qk"), scored))
+        parts.append(Part(f"{name}.v_bias", (attn.heads, attn.v_dim), (head, f"{at}.v"), scored))
+    return parts
+
+
+def _mlp(mlp: Any, name: str, embed: str) -> list[Part]:
+    own, hidden = name, mlp.fc2.in_features
+    gates = 2 if isinstance(mlp, PackedGluMlp) else 1  # value and gate of a unit, one above the other
+    parts = []
+    for key in ("fc1", "fc1_g", "fc1_x"):
+        fc1 = mlp._modules.get(key)
+        if fc1 is None:
+            continue
+        shape, axes = (gates, hidden, fc1.in_features), ("", own, embed)
+        parts.append(Part(f"{name}.{key}.weight", shape, axes, frozenset({"mlp", "embed"}), f"{name}.{key}"))
+        if fc1.bias is not None:
+            parts.append(Part(f"{name}.{key}.bias", shape[:2], axes[:2], frozenset({"mlp"})))
+    stream = frozenset({"embed"})
+    parts.append(Part(f"{name}.fc2.weight", tuple(mlp.fc2.weight.shape), (embed, own), stream, f"{name}.fc2"))
+    if mlp.fc2.bias is not None:
+        parts.append(Part(f"{name}.fc2.bias", (mlp.fc2.out_features,), (embed,), stream))
+    return parts + _vectors(f"{name}.norm", mlp.norm, (own,), (hidden,))
+
+
+def _vectors(name: str, module: nn.Module, axes: tuple[str, ...], shape: tuple[int, ...]) -> list[Part]:
+    """Weight, bias or gamma of a norm or a layer scale."""
+    return [Part(f"{name}.{key}", shape, axes) for key, _ in module.named_parameters(recurse=False)]
