@@ -62,10 +62,8 @@ class HeadImportance:
     def fold(self, model: OpenModel, structure: dict[str, Any], before: Mapping[str, Tensor]) -> None:
         """Move in the values that stay: rows of qkv, columns of proj. `before`: the state dict of the uncut model."""
         for i, (block, heads) in enumerate(zip(model.blocks, structure["heads"], strict=True)):
-            attn = block.attn
-            old = {
-                n.removeprefix(f"blocks.{i}.attn."): t for n, t in before.items() if n.startswith(f"blocks.{i}.attn.")
-            }
+            attn, at = block.attn, f"blocks.{i}.attn."
+            old = {name.removeprefix(at): t for name, t in before.items() if name.startswith(at)}
             places = torch.arange(old["proj.weight"].shape[1]).unflatten(0, (-1, attn.v_dim))
             columns = places[heads].flatten()  # (heads * v_dim,)
             rows = torch.cat([columns + part * places.numel() for part in range(3)])  # q, k, v

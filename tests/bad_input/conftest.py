@@ -19,7 +19,7 @@ from leanvit.data import Preprocess, open_dataset
 from leanvit.deploy.artefact import Artefact, write_artefact
 from leanvit.files import file_sha256, sealed_text
 from leanvit.quantize.int8 import Int8
-from leanvit.recipe import Data, Root, compress, create, save
+from leanvit.recipe import Data, Recovery, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 
@@ -36,6 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _artefacts(folder)
     _data(folder)
     _recipes(folder)
+    _training_recipes(folder)
     _trainings(folder)
     _odd_paths(folder)
     return folder
@@ -195,6 +196,39 @@ def _recipes(folder: Path) -> None:
     (folder / "recipes/binary.toml").write_bytes(b"\xff\xfe\x00")
 
 
+TRAINING_RECIPE = 'title = "t"\n[model]\nname = "vit_tiny_patch16_224"\n[fit]\nepochs = 2\n'
+
+
+def _training_recipes(folder: Path) -> None:
+    product = TRAINING_RECIPE + "lr_base = 1e-3\n"
+    texts = {
+        "key.toml": TRAINING_RECIPE.replace("title", "titel"),
+        "model-key.toml": TRAINING_RECIPE.replace("name", "nam"),
+        "fit-key.toml": TRAINING_RECIPE.replace("epochs", "epoch"),
+        "value.toml": TRAINING_RECIPE.replace("epochs = 2", "epochs = 0"),
+        "both-rates.toml": product + "lr_base_size = 8\nlr = 0.5\n",
+        "no-size.toml": product,
+        "no-model.toml": TRAINING_RECIPE.replace('name = "vit_tiny_patch16_224"', ""),
+        "two-starts.toml": TRAINING_RECIPE.replace("[fit]", 'starts_from = "run"\n[fit]'),
+        "start-args.toml": 'title = "t"\n[model]\nstarts_from = "run"\nargs = {depth = 2}\n[fit]\nepochs = 2\n',
+        "distill-key.toml": TRAINING_RECIPE + '[distill]\nkind = "soft"\nalfa = 0.5\n',
+        "distill-kind.toml": TRAINING_RECIPE + "[distill]\nalpha = 0.5\n",
+        "augment.toml": TRAINING_RECIPE + "augment = {flip = 0.5}\n",
+        "broken.toml": "title = \n",
+        "compress.toml": RECIPE,
+        "args.yaml": "model: vit_tiny_patch16_224\nopt: adamw\nbce_loss: true\n",
+        "broken.yaml": "model: [1\n",
+        "list.yaml": "- 1\n- 2\n",
+        "alias.yaml": "model: &a vit_tiny_patch16_224\nmodel_kwargs: {name: *a}\n",
+        "rate.yaml": "model: vit_tiny_patch16_224\nopt: adamw\nlr_base: fast\n",
+        "code.yaml": "model: !!python/object/apply:os.getcwd []\n",
+    }
+    (folder / "training-recipes").mkdir()
+    for name, text in texts.items():
+        (folder / f"training-recipes/{name}").write_text(text)
+    (folder / "training-recipes/binary.toml").write_bytes(b"\xff\xfe\x00")
+
+
 class _Stop:
     def after_step(self, run: Any) -> None:
         raise KeyboardInterrupt
@@ -223,9 +257,24 @@ def _trainings(folder: Path) -> None:
         path = folder / name / "training/state.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
+    _compressions(folder)
     (folder / "killed-save").mkdir()
     shutil.copyfile(_weights_of(folder / "run"), folder / "killed-save" / _weights_of(folder / "run").name)
     (folder / "killed-save/.leanvit.json-x.part").write_text("{")
+
+
+def _compressions(folder: Path) -> None:
+    """Compressions that were killed in their recovery: with whole steps, and with damaged ones."""
+    digits = open_dataset("digits", "train", limit=20)
+    run = load_run(folder / "run")
+    assert run.preprocess is not None
+    data = Data(digits, run.preprocess, callbacks=(_Stop(),))
+    recovery = Recovery(epochs=1, batch_size=10)
+    with pytest.raises(KeyboardInterrupt):
+        compress(run.model, [EViT(blocks=(1,))], data, recovery=recovery, out=folder / "unfinished-lean")
+    for name, file in (("steps-truncated", "1-evit/leanvit.json"), ("about-truncated", "about.json")):
+        path = Path(shutil.copytree(folder / "unfinished-lean", folder / name)) / "steps" / file
+        path.write_bytes(path.read_bytes()[:40])
 
 
 def _odd_paths(folder: Path) -> None:

@@ -26,7 +26,58 @@ def _fit(folder: str, **settings: object) -> None:
     fit(model, data, preprocess=Preprocess.of(model), config=config, out=folder, resume=True)
 
 
+def _compress(*words: str, out: str = "unfinished-lean") -> tuple[str, ...]:
+    recover = ("--recover", "1", "--recover-set", "batch_size=10")
+    given = ("--with", "evit:blocks=[1]", "--data", "digits", "--limit", "20", *recover, "--no-measure")
+    return ("compress", "run", *given, "--out", out, *words)
+
+
 CLI = [
+    Cli(
+        "unfinished compression begun anew", _compress(), ("holds an unfinished compression", "--resume", "--overwrite")
+    ),
+    Cli(
+        "unfinished compression measured",
+        ("measure", "unfinished-lean", "--data", "digits"),
+        ("unfinished compression",),
+    ),
+    Cli("unfinished compression trained into", (*_resume("unfinished-lean"),), ("no training to go on with",)),
+    Cli(
+        "compression resumed nowhere", _compress("--resume", out="nowhere"), ("nowhere holds no compression to go on",)
+    ),
+    Cli(
+        "compression resumed without out",
+        tuple(w for w in _compress("--resume") if w not in ("--out", "unfinished-lean")),
+        ("--resume needs --out",),
+    ),
+    Cli(
+        "compression resumed that does not train",
+        ("compress", "run", "--with", "evit:blocks=[1]", "--no-measure", "--out", "unfinished-lean", "--resume"),
+        ("nothing here trains", "leave it out"),
+    ),
+    Cli(
+        "compression resumed with another rate",
+        _compress("--recover-lr", "0.5", "--resume"),
+        ("of another compression", "recovery.lr was 0.0001 and is now 0.5"),
+    ),
+    Cli(
+        "compression resumed with other methods",
+        _compress("--with", "tome:r=[1]", "--resume"),
+        (r"methods\[1\] was null and is now .*tome",),
+    ),
+    Cli("compression resumed with a seed", _compress("--seed", "3", "--resume"), ("seed was 0 and is now 3",)),
+    Cli(
+        "compression resumed from a cut step",
+        _compress("--resume", out="steps-truncated"),
+        ("leanvit.json is not valid JSON", "remove .*1-evit and resume"),
+        1,
+    ),
+    Cli(
+        "compression resumed from a cut description",
+        _compress("--resume", out="about-truncated"),
+        ("about.json is not valid JSON",),
+        1,
+    ),
     Cli(
         "unfinished training measured",
         ("measure", "unfinished", "--data", "digits"),

@@ -14,7 +14,7 @@ from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Root, check_order, load, make_method, parse_with, root_of, save
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig
-from leanvit.verbs import explain, load_model, measure
+from leanvit.verbs import explain, load_model, measure, publish
 
 PREPROCESS = Preprocess(input_size=(1, 8, 8), mean=(0.5,), std=(0.5,))
 
@@ -31,6 +31,9 @@ def _setting(name: str, near: str) -> Cli:
     return Cli(f"setting {name}", argv, (f"no setting '{name}'", f"did you mean '{near}'", "Known:"))
 
 
+NO_REFERENCE = "unknown reference|comes without references"
+PUBLISH = ("publish", "run", "--data", "digits", "--out", "new")
+
 CLI = [
     Cli("verb", ("compres", "x"), ("No such command 'compres'", "compress")),
     Cli("verb measur", ("measur", "x"), ("No such command 'measur'", "measure")),
@@ -42,6 +45,22 @@ CLI = [
     Cli("model missing", ("export",), ("Missing argument 'MODEL'",)),
     Cli("model missing in compress", ("compress",), ("give a MODEL", "--recipe FILE")),
     Cli("model extra", ("export", "run", "lean"), ("unexpected extra argument", "lean")),
+    Cli("model missing in latencies", ("latencies",), ("Missing argument 'MODEL'",)),
+    Cli(
+        "runtime of latencies",
+        ("latencies", "run", "--runtime", "openvino-int4"),
+        ("unknown runtime 'openvino-int4'", "did you mean 'openvino-int8'"),
+    ),
+    Cli(
+        "compiled runtime of latencies",
+        ("latencies", "run", "--runtime", "torch.compile"),
+        ("unknown runtime 'torch.compile'", "Known: onnx, onnx-int8, openvino"),
+    ),
+    Cli(
+        "latencies of an int8 run",
+        ("latencies", "int8", "--out", "new.json"),
+        ("made for the float model", "name an int8 runtime"),
+    ),
     Cli("data missing", ("measure", "run"), ("Missing option '--data'",)),
     Cli("method missing", ("compress", "run", "--data", "digits"), ("--with METHOD", "leanvit methods")),
     Cli("runs missing", ("report",), ("Missing argument 'RUN",)),
@@ -55,7 +74,14 @@ CLI = [
     Cli(
         "model name against", ("measure", "run", "--against", "resnet", "--data", "digits"), ("unknown model 'resnet'",)
     ),
-    Cli("model name empty", ("export", ""), ("MODEL is ''", "a timm name, or the path of a run folder")),
+    Cli(
+        "reference", ("export", "leanvit/nonsense"), ("leanvit/nonsense", "unknown reference|comes without references")
+    ),
+    Cli("reference to list", ("references", "nonsense"), ("nonsense", "unknown reference|comes without references")),
+    Cli("stored type", (*PUBLISH, "--store", "float61"), ("unknown --store 'float61'", "did you mean 'float16'")),
+    Cli("publish a timm name", ("publish", NAME, *PUBLISH[2:]), (f"{NAME} is not a run folder", "was trained")),
+    Cli("publish without a place", PUBLISH[:4], ("Missing option '--out'",)),
+    Cli("model name empty", ("export", ""), ("MODEL is ''", "a timm name, the path of a run folder, or a reference")),
     Cli("model name blank", ("export", "  "), ("MODEL is ' '", "accepted: a timm name")),
     Cli("model of another family", ("export", "resnet18"), ("ResNet", "resnet18", "Supported:")),
     Cli(
@@ -203,7 +229,8 @@ CASES = [
     Case("augment field", lambda: FitConfig(augment={"hflop": 1}), ("unknown field 'hflop'", "did you mean 'hflip'")),  # type: ignore[arg-type]
     Case("augment crop", lambda: Augment(crop="padd"), ("unknown Augment.crop 'padd'", "did you mean 'pad'")),
     Case("schedule", lambda: FitConfig(schedule="cosin"), ("schedule='cosin'", "one of 'cosine', 'constant'")),
-    Case("amp", lambda: FitConfig(amp="fp16"), ("amp='fp16'", "one of 'fp32', 'bf16'")),
+    Case("amp", lambda: FitConfig(amp="fp8"), ("amp='fp8'", "one of 'fp32', 'bf16', 'fp16'")),
+    Case("parallel", lambda: FitConfig(parallel="fsdp"), ("parallel='fsdp'", "one of 'ddp', 'fsdp2'")),
     Case("train mode", lambda: FitConfig(train_mode="training"), ("train_mode='training'", "one of 'train', 'eval'")),
     Case(
         "interpolation",
@@ -236,9 +263,15 @@ CASES = [
         ("does not rebuild this model", "Give root="),
         Refused,
     ),
-    Case("model that is a number", lambda: load_model(3), ("MODEL is 3", "a timm name, or the path")),  # type: ignore[arg-type]
+    Case("model that is a number", lambda: load_model(3), ("MODEL is 3", "a timm name, the path")),  # type: ignore[arg-type]
     Case("model that is nothing", lambda: load_model(None), ("MODEL is None", "a timm name")),  # type: ignore[arg-type]
     Case("data that is a number", lambda: measure("run", 3), ("data is 3", "accepted: digits")),  # type: ignore[arg-type]
+    Case(
+        "stored_as",
+        lambda: save(load("run"), "new", stored_as="half"),
+        ("unknown stored_as 'half'", "bfloat16, float16"),
+    ),
+    Case("presets as one text", lambda: publish("run", "digits", "new", presets="a"), ("presets is 'a'", "a list")),
     Case(
         "model without history",
         lambda: save(timm.create_model("resnet18"), "new"),  # type: ignore[arg-type]

@@ -94,6 +94,21 @@ CLI = [
     _model("a name too long", LONG, "MODEL 'nnn", "too long"),
     _model("below a file", "notes.txt/run", "no run folder at notes.txt/run"),
     _model("a name that is not text", "./" + BYTES, "no run folder at"),
+    Cli(
+        "publish over the run itself",
+        ("publish", "run", "--data", "digits", "--out", "./run", "--overwrite"),
+        ("--out run is the run itself", "another path"),
+    ),
+    Cli(
+        "publish a missing run",
+        ("publish", "./x", "--data", "digits", "--out", "new"),
+        ("no run folder at ./x", "accepted:"),
+    ),
+    Cli("latencies of a missing run", ("latencies", "./x"), ("no run folder at ./x",)),
+    Cli(
+        "latencies into a folder", ("latencies", "run", "--out", "plain-folder"), ("plain-folder is a folder", "a file")
+    ),
+    Cli("latencies into a file", ("latencies", "run", "--out", "notes.txt"), ("--out notes.txt exists", "--overwrite")),
     Cli("against a missing run", ("measure", "run", "--against", "./x", "--data", "digits"), ("no run folder at ./x",)),
     Cli("report of a missing run", ("report", "nothing"), ("no run folder at nothing",)),
     Cli("report of a file", ("report", "notes.txt"), ("no run folder at notes.txt",)),

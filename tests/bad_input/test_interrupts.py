@@ -22,7 +22,7 @@ DIGITS = ("--data", "digits")
 LONG = ("--epochs", "5000", "--batch-size", "10", "--set", "save_every=1")
 VERBS = {  # arguments, and what is on stderr when work is on its way
     "train": (("train", "run", *DIGITS, "--limit", "200", *LONG, "--out", "new"), "epoch"),
-    "compress": (("compress", "run", *DIGITS, "--with", "evit", "--recover", "5000", "--out", "new"), "compress: "),
+    "compress": (("compress", "run", *DIGITS, "--with", "evit", "--recover", "5000", "--out", "new"), "epoch"),
     "measure": (("measure", "run", *DIGITS, "--rounds", "1000000"), "latency"),
     "export": (("export", "run", "--to", "openvino", "--out", "new"), "exporting"),
 }
@@ -68,6 +68,9 @@ def test_an_interrupt_ends_with_130(verb: str, world: Path, tmp_path: Path) -> N
     assert not [name for name in after if ".part" in name or "/." in name or name.startswith(".")]
     if verb == "train":
         assert "to go on" in said.lower() and "new/training/state.safetensors" in after
+    elif verb == "compress":
+        assert "To go on: leanvit compress run" in said and said.rstrip().endswith("--resume"), said
+        assert "new/steps/1-evit/leanvit.json" in after and "new/steps/2-recovery/training/state.safetensors" in after
     else:
         assert after == before, "nothing is left of it"
 

@@ -11,6 +11,7 @@ import table_files
 import table_interrupted
 import table_names
 import table_paths
+import table_recipes
 import table_shapes
 import table_values
 from typer.testing import CliRunner
@@ -18,7 +19,7 @@ from wrong import Case, Cli, missing, plain, tree
 
 from leanvit.cli.main import app
 
-TABLES = (table_names, table_values, table_shapes, table_paths, table_files, table_interrupted)
+TABLES = (table_names, table_values, table_shapes, table_paths, table_files, table_interrupted, table_recipes)
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 CLI: list[Cli] = [case for table in TABLES for case in table.CLI]
 

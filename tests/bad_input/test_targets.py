@@ -26,7 +26,9 @@ WRITERS = {
     "export": ("export", "run", "--to", "openvino"),
     "demo": ("demo", "--epochs", "1"),
     "measure": MEASURE,
+    "latencies": ("latencies", "run", "--rounds", "3", "--batch", "1", "--check", "0"),
     "report": ("report", "run"),
+    "publish": ("publish", "run", *DIGITS),
 }
 
 
@@ -71,8 +73,8 @@ def test_a_read_only_run_can_be_measured_into_another_place(here: Path, monkeypa
 
 
 FULL = {
-    verb: WRITERS[verb] + (("--out", "new") if verb in ("train", "compress", "export") else ())
-    for verb in ("train", "compress", "measure", "report")
+    verb: WRITERS[verb] + (("--out", "new") if verb in ("train", "compress", "publish") else ())
+    for verb in ("train", "compress", "measure", "latencies", "report", "publish")
 }
 
 

@@ -50,7 +50,7 @@ def test_help_is_quick() -> None:
 
 def test_help_lists_every_verb() -> None:
     shown = runner.invoke(app, ["--help"]).output
-    for verb in ("demo", "methods", "data", "train", "compress", "measure", "export", "report"):
+    for verb in ("demo", "methods", "data", "train", "compress", "measure", "latencies", "export", "report"):
         assert verb in shown
 
 

@@ -201,3 +201,27 @@ def test_a_loader_travels_to_spawned_workers(folder, digits):
     for dataset, preprocess in ((open_dataset(folder), COLOUR), (digits, GREY)):
         whole = loader(dataset, preprocess, batch_size=8, train=True, augment="randaug")
         assert equal(gathered(whole), gathered(pickle.loads(pickle.dumps(whole))))
+
+
+def test_repeats_are_views_of_one_image_in_a_row(digits):
+    light = {"train": True, "augment": "light", "batch_size": 6, "seed": 3, "epoch": 2}
+    once, thrice = gathered(loader(digits, GREY, **light)), gathered(loader(digits, GREY, repeats=3, **light))
+    assert len(thrice[0]) == 53  # an epoch stays as long: it meets a third of the images
+    assert thrice[0] == [key for key in once[0] for _ in range(3)][:53]
+    views = thrice[1][:51].unflatten(0, (17, 3))
+    assert torch.equal(views[:, 0], once[1][:17])  # the first view is the one without repeats
+    assert not torch.equal(views[:, 0], views[:, 1]) and not torch.equal(views[:, 1], views[:, 2])
+    rest = gathered(loader(digits, GREY, repeats=3, skip=4, workers=1, **light))
+    assert equal(rest, (thrice[0][24:], thrice[1][24:], thrice[2][24:]))
+    other_batches = gathered(loader(digits, GREY, repeats=3, **{**light, "batch_size": 11}))
+    assert equal(other_batches, thrice)
+
+
+def test_an_epoch_of_views_is_a_multiple_of_256():
+    from leanvit.data import epoch_length
+
+    data = open_dataset("digits", "train")
+    assert (epoch_length(data), epoch_length(data, 3)) == (1438, 1280)
+    assert sum(len(b) for b in loader(data, GREY, batch_size=128, train=True, repeats=3)) == 1280
+    with pytest.raises(BadInput, match="repeats is for training"):
+        loader(data, GREY, batch_size=8, repeats=2)

@@ -169,13 +169,16 @@ class Analytic:
 
     fingerprint, provenance = "analytic", {"date": "never"}
 
-    def __init__(self, least_mlp: int = 1) -> None:
-        self.least_mlp = least_mlp
+    def __init__(self, least_mlp: int = 1, most_mlp: int = 4096) -> None:
+        self.mlp = range(least_mlp, most_mlp + 1)
 
     def seconds(self, *, tokens: int, embed: int, heads: int, qk: int, v: int, mlp: int, attn_tokens: int = 0) -> float:
-        if mlp < self.least_mlp:
-            raise BadInput(f"mlp is {mlp}; the table covers {self.least_mlp} to 4096")
+        if mlp not in self.mlp:
+            raise BadInput(f"mlp is {mlp}; the table covers {self.mlp}")
         return 1e-9 * embed * (2 * heads * (qk + v) + 2 * mlp) * tokens
+
+    def covers(self, *, mlp: int, **others: int) -> bool:
+        return mlp in self.mlp
 
     def model_seconds(self, blocks: list[dict[str, int]], embed: int) -> float:
         return 1e-4 + sum(self.seconds(embed=embed, **row) for row in blocks)
@@ -220,9 +223,16 @@ def test_a_latency_that_cannot_be_reached_says_what_can(clock: list[float]) -> N
     assert not clock
 
 
-def test_a_table_that_ends_too_early_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_stay_within_what_the_table_covers(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "open_table", lambda *args, **kwargs: Analytic(least_mlp=50))
-    with pytest.raises(BadInput, match="the table covers 50"):
+    lean = compress(dense(), [NViT(latency=0.85, kinds=("qk", "v", "mlp"), **QUICK)], data())
+    assert all(50 <= block.mlp.fc2.in_features <= 96 for block in lean.blocks)
+    assert abs(clock[-1] / 0.85 - 1) < 0.05
+
+
+def test_a_table_of_a_smaller_model_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(method, "open_table", lambda *args, **kwargs: Analytic(most_mlp=80))
+    with pytest.raises(BadInput, match="mlp is 96; the table covers"):
         compress(dense(), [NViT(latency=0.8, **QUICK)], data())
 
 
@@ -286,7 +296,7 @@ def test_targets_out_of_reach_are_refused_before_training() -> None:
     with pytest.raises(Refused, match=r"macs is 0\.01, but this model can be cut to 0\.\d+ at the least"):
         compress(dense(), [NViT(macs=0.01, **QUICK)], quiet)
     with pytest.raises(Refused, match="too coarse"):
-        compress(dense(), [NViT(macs=0.7, kinds=("head",), **QUICK)], quiet)
+        compress(dense(), [NViT(macs=0.77, kinds=("head",), **QUICK)], quiet)
 
 
 def test_recovery_follows() -> None:
@@ -294,6 +304,12 @@ def test_recovery_follows() -> None:
 
     lean = compress(dense(), [NViT(macs=0.5, **QUICK)], data(), recovery=Recovery(epochs=1, batch_size=16))
     assert torch.isfinite(lean(picture())).all()
+
+
+def test_kinds_as_they_are_typed() -> None:
+    for text in ("[qk,mlp]", '["qk", "mlp"]'):
+        assert parse_with(f"nvit:macs=0.5,kinds={text}").kinds == ("qk", "mlp")
+    assert parse_with("nvit:macs=0.5,kinds=mlp").kinds == ("mlp",)
 
 
 @pytest.mark.parametrize(

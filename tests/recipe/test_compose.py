@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leanvit.errors import BadInput, Refused
+from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
 from leanvit.recipe.compat import cell
@@ -69,6 +70,19 @@ def test_a_wrong_order_is_refused_with_one_that_works(tiny, noise) -> None:
 def test_two_reductions_in_one_block_are_refused(tiny) -> None:
     with pytest.raises(Refused, match=r"evit and tome both reduce tokens in blocks\.1"):
         compress(tiny(), [EViT(blocks=(1,)), ToMe(r=2)])
+    with pytest.raises(Refused, match=r"blocks\.1 already reduces tokens by evit"):
+        compress(tiny(), [EViT(blocks=(1,)), EViT(blocks=(1, 2))])
+
+
+def test_a_clash_is_refused_before_any_work(tiny, monkeypatch) -> None:
+    """Also with what an earlier run put there."""
+    model = tiny()
+    before = compress(model, [ToMe(r=2)])
+    monkeypatch.setattr(EViT, "shape", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(ToMe, "shape", lambda *_: pytest.fail("work was done"))
+    for start, methods in ((model, [EViT(blocks=(1,)), ToMe(r=2)]), (before, [EViT(blocks=(1,))])):
+        with pytest.raises(Refused, match=r"evit and tome both reduce tokens in blocks\.1 \(between\)"):
+            compress(start, methods)
 
 
 def test_the_table_is_what_happens(tiny, noise) -> None:
@@ -77,6 +91,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "evit": lambda i: EViT(blocks=(1 + i,)),
         "tome": lambda i: ToMe(r=[0, 2 - 2 * i, 2 * i, 0]),
         "int8": lambda i: Int8(),
+        "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]

@@ -36,6 +36,54 @@ def test_half_precision_stays_half(tiny, images: Tensor, tmp_path: Path) -> None
     assert torch.equal(again(images.bfloat16()), model(images.bfloat16()))
 
 
+@pytest.mark.parametrize(("stored_as", "digits"), [("float16", 11), ("bfloat16", 8)])
+def test_rounded_parameters_are_float32_again(
+    lean: nn.Module, images: Tensor, tmp_path: Path, stored_as: str, digits: int
+) -> None:
+    before = {key: t.clone() for key, t in lean.state_dict().items()}
+    save(lean, tmp_path / "exact")
+    save(lean, tmp_path / "half", stored_as=stored_as)
+    assert all(torch.equal(t, before[key]) for key, t in lean.state_dict().items()), "the model in memory stays"
+    run = load_run(tmp_path / "half")
+    assert (run.stored_as, load_run(tmp_path / "exact").stored_as) == (stored_as, "")
+    parameters = dict(run.model.named_parameters())
+    for key, tensor in run.model.state_dict().items():
+        assert tensor.dtype == before[key].dtype, key
+        if key not in parameters:
+            assert torch.equal(tensor, before[key]), f"{key} is a buffer: the scales of quantizers are exact"
+    some = [key for key in parameters if key in before and before[key].is_floating_point()]
+    relative = max(((parameters[k] - before[k]).abs() / before[k].abs().clamp(min=1e-3)).max() for k in some)
+    assert 0 < relative <= 2**-digits
+    assert run.model(images).isfinite().all()
+    save(run.model, tmp_path / "again", stored_as=stored_as)
+    assert torch.equal(load(tmp_path / "again")(images), run.model(images)), "rounding twice rounds once"
+
+
+def _size(run: Path) -> int:
+    return next(run.glob("weights-*")).stat().st_size
+
+
+def test_only_rounded_runs_have_the_newer_format(tiny, tmp_path: Path) -> None:
+    for folder, kwargs in (("exact", {}), ("half", {"stored_as": "float16"})):
+        save(compress(tiny(), []), tmp_path / folder, **kwargs)
+    formats = {f: json.loads((tmp_path / f / "leanvit.json").read_text())["format"] for f in ("exact", "half")}
+    assert formats == {"exact": 1, "half": 2}
+    assert _size(tmp_path / "half") < 0.6 * _size(tmp_path / "exact")
+
+
+def test_what_half_precision_cannot_hold_is_refused(tiny, tmp_path: Path) -> None:
+    model = compress(tiny(), [])
+    with pytest.raises(BadInput, match="unknown stored_as 'float61': did you mean 'float16'"):
+        save(model, tmp_path / "run", stored_as="float61")
+    with torch.no_grad():
+        model.head.bias[2] = 1e6
+    with pytest.raises(Refused, match=r"head\.bias holds 1e\+06: float16 ends at 65504"):
+        save(model, tmp_path / "run", stored_as="float16")
+    with pytest.raises(Refused, match=r"rounds float32 parameters; .* is torch\.bfloat16"):
+        save(model.to(torch.bfloat16), tmp_path / "run", stored_as="float16")
+    assert not (tmp_path / "run").exists()
+
+
 def test_save_refuses_before_it_writes(tiny, lean: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no history"):
         save(open_model(tiny()), tmp_path / "run")

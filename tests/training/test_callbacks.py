@@ -2,6 +2,7 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 from tiny_training import make_model
 
@@ -100,3 +101,48 @@ def test_progress_bar_shows_steps_loss_and_accuracy(data, val_data, preprocess):
     shown = screen.getvalue()
     assert "epoch 2/2" in shown and "loss 1." in shown and "8/8" in shown and "top-1" in shown
     assert shown.rstrip("\n").endswith(("\x1b[?25h", "\x1b[2K"))  # the cursor is back, the bar is gone
+
+
+class Stopping(Diary):
+    def after_step(self, run):
+        super().after_step(run)
+        if run.step == 3:
+            run.stop()
+
+
+def test_a_callback_ends_the_run_and_a_resume_knows(data, val_data, preprocess, tmp_path):
+    config = FitConfig(epochs=5, batch_size=48)  # 2 steps an epoch
+
+    def trained(diary, **kw):
+        given = {"preprocess": preprocess, "config": config, "validate": val_data, "out": tmp_path}
+        return fit(make_model(), data, **given, callbacks=[diary], **kw), diary.notes
+
+    result, notes = trained(Stopping())
+    assert notes[-4:] == [("after_step", 3), ("end_epoch", 1), ("finish", 3), ("close", 3)]
+    assert result.steps == 3 and [row["step"] for row in result.history] == [2, 3]
+    assert result.last_top1 == result.history[1]["top1"]
+    again, notes = trained(Stopping(), resume=True)
+    assert notes == [("start", 3), ("finish", 3), ("close", 3)]
+    assert again.steps == 3 and torch.equal(again.model.head.weight, result.model.head.weight)
+    trained(Stopping())  # it is finished: a new run may take its folder
+
+
+def test_gradients_are_there_after_the_step(data, preprocess):
+    seen = []
+
+    class Look:
+        def after_step(self, run):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()])
+            seen.append((norm.item(), run.losses["grad_norm"], run.grad_factor))
+
+    def trained(**kw):
+        seen.clear()
+        config = FitConfig(epochs=1, batch_size=48, **kw)
+        fit(make_model(), data, preprocess=preprocess, config=config, callbacks=[Look()])
+        return list(seen)
+
+    for norm, before, factor in trained(clip_grad=0.1):
+        assert before > 0.1 and norm == pytest.approx(0.1, rel=1e-4) and factor * before == pytest.approx(norm)
+    assert all(norm == pytest.approx(before) and factor == 1.0 for norm, before, factor in trained())
+    for norm, before, factor in trained(amp="fp16"):
+        assert norm == pytest.approx(before) and factor == 1.0 and norm < 10  # unscaled: the scale is 65536

@@ -12,7 +12,7 @@ from tiny_training import make_model
 
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import write_atomic
-from leanvit.training import FitConfig, fit
+from leanvit.training import FitConfig, JsonlLog, fit
 from leanvit.training import checkpoint as checkpoints
 from leanvit.training.checkpoint import STATE
 
@@ -118,6 +118,46 @@ def test_a_disk_that_fills_up_during_a_run_leaves_the_last_state(data, preproces
     assert torch.equal(resume(tmp_path).model.head.weight, whole.model.head.weight)
 
 
+def test_whichever_write_fails_the_run_can_go_on(data, preprocess, tmp_path, monkeypatch):
+    def trained(out=None, resume=False):
+        given = {"preprocess": preprocess, "config": CONFIG, "validate": data}
+        return fit(make_model(), data, **given, out=out, resume=resume).final.head.weight
+
+    whole, replace, failing = trained(), os.replace, 0
+    while True:
+        failing, calls = failing + 1, 0
+        out = tmp_path / str(failing)
+
+        def full(source, target, *, failing=failing):
+            nonlocal calls
+            calls += 1
+            if calls == failing:
+                raise OSError(28, "No space left on device")
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            try:
+                trained(out)
+                break
+            except LeanvitError as error:
+                assert "No space left on device" in str(error)
+        assert torch.equal(trained(out, resume=(out / STATE).exists()), whole)
+    assert failing >= 6  # the first state, the log, weights and state of two epochs
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_grow_is_a_clear_error(data, preprocess, tmp_path):
+    class Full(JsonlLog):
+        def start(self, run):
+            super().start(run)
+            self._file = Path("/dev/full").open("w")  # noqa: SIM115
+
+    log = Full(tmp_path / "log.jsonl", every=1)
+    with pytest.raises(LeanvitError, match=r"cannot write .*log\.jsonl: No space left"):
+        fit(make_model(), data, preprocess=preprocess, config=CONFIG, callbacks=[log])
+
+
 def test_too_little_space_is_seen_before_the_first_step(resume, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("leanvit.training.assemble.shutil.disk_usage", lambda path: usage)
@@ -170,6 +210,19 @@ def test_another_model_is_refused_and_left_alone(resume, stopped):
     with pytest.raises(CheckpointError, match=r"does not fit the model: .* has shape .* \(\d+ such tensors\)"):
         resume(stopped, model=model)
     assert torch.equal(model.head.weight, before)
+
+
+def test_a_state_of_an_older_version_lacks_fields_at_their_defaults(resume, stopped):
+    def older(tensors, header):
+        for name in ("compile", "train_mode"):
+            del header["about"][name]
+        for name in ("skipped", "stopped", "scaler"):
+            del header["progress"][name]
+
+    rewrite(stopped / STATE, older)
+    with pytest.raises(BadInput, match="train_mode was 'train' and is now 'eval'"):
+        resume(stopped, config=FitConfig(**{**CONFIG.to_json(), "train_mode": "eval"}))
+    assert resume(stopped).steps == 4
 
 
 def test_a_newer_format_is_named(resume, stopped):

@@ -1,3 +1,5 @@
+import copy
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -6,9 +8,9 @@ from timm.data.mixup import mixup_target
 from tiny_training import make_model, make_preprocess
 from torch import nn
 
-from leanvit.data import Batch
+from leanvit.data import Batch, loader
 from leanvit.errors import BadInput
-from leanvit.training import CrossEntropy, HardDistillation, Loss, Objective, SoftDistillation
+from leanvit.training import CrossEntropy, HardDistillation, Loss, Objective, SoftDistillation, objectives
 
 
 class Fixed(nn.Module):
@@ -162,3 +164,16 @@ def test_numbers_out_of_range_are_named(kwargs, logits):
 def test_label_smoothing_out_of_range_is_named():
     with pytest.raises(BadInput, match=r"label_smoothing=1\.5"):
         CrossEntropy(1.5)
+
+
+def test_the_loop_of_the_docstring_trains(data, preprocess):
+    """The text itself is run, so that it stays true."""
+    example = objectives.__doc__.split("In a loop of your own:")[1].split("    deit ")[0]
+    model, teacher = make_model(), make_model(1)
+    before = copy.deepcopy(model.state_dict())
+    batches = [(batch.images, batch.targets) for batch in loader(data, preprocess, batch_size=48)]
+    exec(
+        textwrap.dedent(example),
+        {**vars(objectives), "model": model, "teacher": teacher, "preprocess": preprocess, "batches": batches},
+    )
+    assert not torch.equal(before["head.weight"], model.head.weight)

@@ -22,3 +22,16 @@ def test_fractional_warm_up_and_constant():
 
 def test_no_warm_up_starts_at_the_peak():
     assert lr_at(0, FitConfig(epochs=1, lr=0.3), steps_per_epoch=10) == 0.3
+
+
+def test_warm_up_from_a_rate_that_is_given():
+    config = FitConfig(epochs=2, warmup_epochs=1, lr=0.5, warmup_lr=0.1, min_lr=0.0)
+    assert [lr_at(step, config, steps_per_epoch=4) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_a_rate_as_a_product():
+    config = FitConfig(lr_base=5e-4, lr_base_size=512, batch_size=256, accumulate=4)
+    assert config.lr == 2.5e-4 and config.lr_text == "0.0005 x 256 / 512 = 0.00025"
+    counted = FitConfig(lr_base=5e-4, lr_base_size=512, batch_size=256, accumulate=4, lr_counts_accumulation=True)
+    assert counted.lr == 1e-3
+    assert FitConfig(**counted.to_json()) == counted

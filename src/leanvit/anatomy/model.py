@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import nn
 from leanvit.anatomy.blocks import Step
 from leanvit.anatomy.ops import TORCH, Ops
 from leanvit.anatomy.state import State
+from leanvit.errors import BadInput
 
 
 class OpenModel(nn.Module, ABC):
@@ -72,6 +74,16 @@ class OpenModel(nn.Module, ABC):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns of parameter names by layer, from the stem to the head, for `timm.optim`.
+
+        Raises `BadInput` where the class that was opened has none.
+        """
+        matcher = getattr(self._source[0], "group_matcher", None)
+        if matcher is None:
+            raise BadInput(f"{type(self._source[0]).__name__} does not say which layers its parameters are of")
+        return matcher(coarse=coarse)
+
     # --- what methods and the recipe ask -----------------------------------------
 
     def steps(self) -> Iterable[Step]:
@@ -97,9 +109,20 @@ class OpenModel(nn.Module, ABC):
     @torch.no_grad()
     def patch_tokens(self) -> list[int]:
         """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
-        like = next(self.parameters())
-        _, state = self.trace(torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype))
+        _, state = self.trace(self._blank())
         return [n - self.num_prefix_tokens for n in state.tokens]
+
+    @torch.no_grad()
+    def patches(self) -> int:
+        """Patch tokens that enter the first block, of one image of the model's own size."""
+        images = self._blank()
+        _, state = self.embed(images, self.start(images))
+        return math.prod(state.grid)
+
+    def _blank(self) -> torch.Tensor:
+        """One image of zeros, (1, C, H, W)."""
+        like = next(self.parameters())
+        return torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype)
 
     @property
     def precision(self) -> str | None:

@@ -9,6 +9,8 @@ from timm.layers import use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanvit.errors import BadInput
+
 
 class WideAttention(nn.Module):
     """Self-attention of (B, N, C) with `heads` heads of width `qk_dim` for scores and `v_dim` for values.
@@ -37,7 +39,9 @@ class WideAttention(nn.Module):
         self.proj = nn.Linear(heads * v_dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if attn_mask is not None or is_causal:
+            raise BadInput("attn_mask and is_causal: this attention knows no masks")
         qk, v = self.num_heads * self.qk_dim, self.num_heads * self.v_dim
         q, k, values = (self._heads(t) for t in self.qkv(x).split((qk, qk, v), dim=-1))  # (B, heads, N, width)
         if self.fused_attn:

@@ -82,8 +82,8 @@ def _revit(embed_dim: int, **kwargs: Any) -> VisionTransformerDistilled:
     return model
 
 
-def _create(variant: str, embed_dim: int, pretrained: bool, **kwargs: Any) -> VisionTransformerDistilled:
-    given = {"embed_dim": embed_dim, "patch_size": 16, **kwargs}
+def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], *, embed: int) -> VisionTransformerDistilled:
+    given = {"embed_dim": embed, "patch_size": 16, **kwargs}
     model: VisionTransformerDistilled = build_model_with_cfg(_revit, variant, pretrained, **given)
     return model
 
@@ -91,10 +91,10 @@ def _create(variant: str, embed_dim: int, pretrained: bool, **kwargs: Any) -> Vi
 @register_model
 def revit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
     """ReViT-T: 176 channels, 5.34 M parameters, 1.14 GMACs at 224x224."""
-    return _create("revit_tiny", 176, pretrained, **kwargs)
+    return _create("revit_tiny", pretrained, kwargs, embed=176)
 
 
 @register_model
 def revit_small(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
     """ReViT-S: 384 channels, 23.12 M parameters, 4.71 GMACs at 224x224."""
-    return _create("revit_small", 384, pretrained, **kwargs)
+    return _create("revit_small", pretrained, kwargs, embed=384)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values
 from leanvit.errors import BadInput
+
+if TYPE_CHECKING:
+    from leanvit.recipe import Recovery
 
 NAME = "compress"
 
@@ -22,7 +25,24 @@ def command(
     recover: Annotated[
         int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
     ] = 0,
-    recover_lr: Annotated[float, typer.Option("--recover-lr", help="Learning rate of the recovery.")] = 1e-4,
+    recover_lr: Annotated[
+        float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")
+    ] = None,
+    recover_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recover-set",
+            metavar="K=V",
+            help="Any other number of the recovery: alpha, temperature, each, or a field of FitConfig. Repeats.",
+        ),
+    ] = None,
+    distill: Annotated[
+        str | None,
+        typer.Option("--distill", metavar="HOW", help="How the recovery is taught: soft (default) or hard."),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="RUN", help="A run that teaches instead of the dense model.")
+    ] = None,
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="A recipe file (TOML) instead of --with.")
     ] = None,
@@ -39,6 +59,9 @@ def command(
     batch: options.LatencyBatch = 8,
     measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
     out: options.Out = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted compression in --out, one that trains.")
+    ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -51,19 +74,22 @@ def command(
         raise BadInput("--recipe names the methods: leave --with out")
     model_args = key_values(model_arg, "--model-arg")
     run = load_verb("compress")
-    from leanvit.recipe import Recovery, load_recipe, parse_with
+    from leanvit.recipe import load_recipe, parse_with
 
-    recovery = Recovery(epochs=recover, lr=recover_lr) if recover else None
+    given = {"epochs": recover or None, "lr": recover_lr, "distillation": distill}
+    numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(recover_set, "--recover-set")}
     if recipe is not None:
         asked = load_recipe(recipe)
         methods = asked.methods
         model, data = model or asked.model, data or asked.data
         model_args = {**asked.model_args, **model_args}
-        recovery = recovery or asked.recovery
+        recovery = _recovery(numbers, asked.recovery)
+        teacher = teacher or (Path(asked.teacher) if asked.teacher else None)
         seed = asked.seed if seed is None else seed
         out = out or (Path(asked.out) if asked.out else None)
     else:
         methods = tuple(parse_with(text) for text in with_ or ())
+        recovery = _recovery(numbers, None)
     if model is None:
         raise BadInput("give a MODEL")
 
@@ -73,6 +99,7 @@ def command(
             methods,
             None if data is None else data_spec(data, classes, shots, on_bad),
             recovery=recovery,
+            teacher=teacher,
             adapt=adapt,
             convert=convert,
             model_args=model_args,
@@ -83,6 +110,7 @@ def command(
             latency_batch=batch,
             measured=measured,
             out=out,
+            resume=resume,
             overwrite=overwrite,
             say=output.say,
             command=command_line(),
@@ -94,3 +122,16 @@ def command(
     if result.comparison is not None:
         output.print_rich(result.comparison.table())
     print(f"{result.folder}: {result.label}. Next: leanvit report {result.folder}")
+
+
+def _recovery(numbers: dict[str, Any], asked: Recovery | None) -> Recovery | None:
+    """The recovery of the command line, over that of a recipe file. Raises `BadInput` where nothing asks for one."""
+    from leanvit.recipe import Recovery
+
+    if "epochs" not in numbers and asked is None:
+        if numbers:
+            raise BadInput(f"{', '.join(numbers)} is given for a recovery that is not asked for: add --recover EPOCHS")
+        return None
+    if asked is not None:
+        numbers = {**asked.numbers(), **numbers}
+    return Recovery.of(numbers)

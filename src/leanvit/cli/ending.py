@@ -11,6 +11,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, metadata
 from types import FrameType
 
+from leanvit.cli.output import place
 from leanvit.errors import BadInput, LeanvitError, Refused
 
 _pressed = threading.Event()
@@ -31,13 +32,13 @@ def explain(error: BaseException) -> int:
     """Say what went wrong on stderr, in one line where there is one; returns the exit code."""
     interrupt = _interrupt_behind(error)
     if interrupt is not None or _pressed.is_set():
-        print(f"leanvit: {str(interrupt or '') or 'interrupted'}", file=sys.stderr)
+        _say(str(interrupt or "") or "interrupted")
         return 130
     if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
         _drop_stdout()
         return 1
     if isinstance(error, LeanvitError | OSError):
-        print(f"leanvit: {error or type(error).__name__}", file=sys.stderr)
+        _say(str(error) or type(error).__name__)
         return 2 if isinstance(error, BadInput | Refused) else 1
     said = " ".join(f"{type(error).__name__}: {error}".split())
     said = said if len(said) <= 300 else f"{said[:297]}..."
@@ -46,6 +47,12 @@ def explain(error: BaseException) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _say(text: str) -> None:
+    """One line; of several processes of torchrun, which share an error that is foreseen, the first one says it."""
+    if place()[0] == 0:
+        print(f"leanvit: {text}", file=sys.stderr)
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

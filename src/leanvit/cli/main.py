@@ -14,8 +14,24 @@ import typer
 from typer.core import TyperGroup
 
 from leanvit import __version__
-from leanvit.cli import compress, data, demo, ending, export, measure, methods, output, report, train
+from leanvit.cli import (
+    compress,
+    data,
+    demo,
+    ending,
+    export,
+    latencies,
+    measure,
+    methods,
+    output,
+    publish,
+    recipes,
+    references,
+    report,
+    train,
+)
 from leanvit.cli.importing import import_modules
+from leanvit.errors import BadInput
 
 EXIT_CODES = (
     "Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad input, a combination that is "
@@ -58,6 +74,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def program(
+    ctx: typer.Context,
     modules: Annotated[
         list[str] | None,
         typer.Option("--import", metavar="MODULE", help="A module of yours that registers methods. Repeats."),
@@ -73,11 +90,17 @@ def program(
 
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
+    processes = output.place()[1]
+    if processes > 1 and ctx.invoked_subcommand != train.NAME:
+        raise BadInput(
+            f"{ctx.invoked_subcommand} runs in one process, but torchrun started {processes}: start it without"
+        )
     import_modules(modules or ())
 
 
-for verb in (demo, methods, data, train, compress, measure, export, report):
+for verb in (demo, methods, references, data, train, compress, measure, latencies, export, report, publish):
     app.command(verb.NAME)(verb.command)
+app.add_typer(recipes.app, name=recipes.NAME)
 
 
 def main() -> None:
@@ -85,6 +108,8 @@ def main() -> None:
     # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
     # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if output.place()[1] > 1:  # of DDP, that a flag costs time which odd models need; read when PyTorch is loaded
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ending.note_interrupts()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -14,7 +14,8 @@ import typer
 from leanvit.errors import BadInput
 
 DATA_HELP = "digits, an image folder, a table (csv), parquet, list:FILE, wds:PATTERN, or hf:NAME."
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)]
+MODEL_HELP = "A timm name, a run folder, or leanvit/NAME."
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 ModelArgs = Annotated[
     list[str] | None,
     typer.Option("--model-arg", metavar="K=V", help="Constructor argument of a timm name, like img_size=32. Repeats."),
@@ -52,16 +53,18 @@ LatencyBatch = Annotated[int, typer.Option("--batch", metavar="N", help="Images 
 FixedBatch = Annotated[
     int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
 ]
-OptionalModel = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="A timm name, or a run folder.", show_default=False)
-]
+OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Methods = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
 ]
 Against = Annotated[
     list[str] | None,
-    typer.Option("--against", metavar="MODEL", help="A run folder or timm name; the first is the baseline. Repeats."),
+    typer.Option(
+        "--against",
+        metavar="MODEL",
+        help="Likewise; the first is the baseline. Repeats.",
+    ),
 ]
 Runtimes = Annotated[
     list[str] | None,

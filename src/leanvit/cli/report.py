@@ -13,7 +13,9 @@ NAME = "report"
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, or references.", show_default=False)
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: RUN/report.html.")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     overwrite: options.Overwrite = False,
@@ -24,7 +26,7 @@ def command(
 
     page = write_report(runs, out, overwrite=overwrite)
     if as_json:
-        output.print_json({"page": str(page), "runs": [str(run) for run in runs]})
+        output.print_json({"page": str(page), "runs": runs})
     else:
         print(page)
     if open_:

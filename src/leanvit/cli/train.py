@@ -1,25 +1,50 @@
-"""`leanvit train`: a dense model from a timm name and a data set, saved as a run folder."""
+"""`leanvit train`: a model from a timm name, a recipe or a run, and a data set, saved as a run folder."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values
+from leanvit.errors import BadInput
 
 NAME = "train"
+_DISTILLATION = "Distillation"
 
 
 def command(
-    name: options.Model,
-    data: options.DataSpec,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    name: options.OptionalModel = None,
+    data: options.OptionalData = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME|FILE", help="A recipe (leanvit recipes), a TOML file, timm's args.yaml."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward (default 128).")] = None,
     set_: options.Settings = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A run, or a timm name with its pretrained weights.", rich_help_panel=_DISTILLATION),
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of a timm teacher.", rich_help_panel=_DISTILLATION)
+    ] = None,
+    distill: Annotated[
+        str | None, typer.Option(metavar="KIND", help="soft, hard, or token.", rich_help_panel=_DISTILLATION)
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Weight of the teacher, 0 to 1.", rich_help_panel=_DISTILLATION)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of soft distillation.", rich_help_panel=_DISTILLATION)
+    ] = None,
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     model_arg: options.ModelArgs = None,
@@ -29,36 +54,69 @@ def command(
     classes: options.Classes = None,
     shots: options.Shots = None,
     on_bad: options.OnBad = None,
-    seed: options.Seed = 0,
+    seed: options.OptionalSeed = None,
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
     overwrite: options.Overwrite = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, run one step, say what it takes; write nothing.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a model on a data set; the result is a run folder."""
-    settings = {"epochs": epochs, "lr": lr, "batch_size": batch_size, **key_values(set_, "--set")}
-    model_args = key_values(model_arg, "--model-arg")
+    """Train a model on a data set; the result is a run folder.
+
+    On several processes: `torchrun --nproc-per-node N -m leanvit train ...`; the batch size is that of all together.
+    """
+    if data is None and not (dry and recipe):
+        raise BadInput("give --data DATA (a dry run of a recipe goes without)")
+    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    asked: dict[str, Any] = {
+        "recipe": recipe,
+        "settings": {**{k: v for k, v in given.items() if v is not None}, **key_values(set_, "--set")},
+        "adapt": adapt,
+        "convert": convert,
+        "model_args": key_values(model_arg, "--model-arg"),
+        "pretrained": pretrained,
+        "weights": weights,
+        "teacher": teacher,
+        "teacher_weights": teacher_weights,
+        "distill": distill,
+        "alpha": alpha,
+        "temperature": temperature,
+        "limit": limit,
+        "seed": seed,
+    }
+    spec = None if data is None else data_spec(data, classes, shots, on_bad)
+    if dry:
+        _dry_run(name, spec, asked, as_json)
+        return
     with output.stdout_for_result():
         result = load_verb("train")(
             name,
-            data_spec(data, classes, shots, on_bad),
-            settings=settings,
-            adapt=adapt,
-            convert=convert,
-            model_args=model_args,
-            pretrained=pretrained,
-            weights=weights,
-            limit=limit,
-            seed=seed,
+            spec,
+            **asked,
             out=out,
             resume=resume,
             overwrite=overwrite,
+            tensorboard=tensorboard,
             say=output.say,
             command=command_line(),
         )
+    if output.place()[0] > 0:
+        return
     if as_json:
         output.print_json(result.to_json())
         return
     score = result.top1_percent
     shown = "" if score is None else f", {result.metric} {score:.2f} % on its validation split"
     print(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")
+
+
+def _dry_run(name: str | None, spec: str | None, asked: dict[str, Any], as_json: bool) -> None:
+    with output.stdout_for_result():
+        found = load_verb("dry_run")(name, spec, **asked, say=output.say)
+    if as_json:
+        output.print_json(found.to_json())
+    else:
+        output.print_rich(found.table())

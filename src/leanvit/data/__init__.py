@@ -21,6 +21,7 @@ _HOME = {  # public name -> module of this package that defines it
     "UnreadableImage": "decode",
     "adapted_kwargs": "fitting",
     "check_fits": "fitting",
+    "epoch_length": "loading",
     "loader": "loading",
     "open_dataset": "sources",
 }

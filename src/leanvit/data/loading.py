@@ -6,7 +6,7 @@ batch, which is then shorter, and no other batch changes. So neither workers nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -25,6 +25,8 @@ from leanvit.data.preprocess import Preprocess
 from leanvit.data.specs import check_on_bad
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, LeanvitError
+
+ROUND = 256  # an epoch of repeated views is a multiple of it
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Batch:
 
 
 class Batches(Protocol):
-    """What the batches of an epoch are made of, in order: indices of a `Dataset`, encoded samples of a `Stream`."""
+    """What the batches of an epoch are made of, in order: (index, view) of a `Dataset`, samples of a `Stream`."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
@@ -66,6 +68,7 @@ class Loader:
     workers: int = 0
     on_bad: str = "error"
     train: bool = False
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -85,10 +88,10 @@ class Loader:
             if isinstance(fetched, LeanvitError):
                 raise fetched
             self._note(fetched.bad)
-            if len(fetched):
+            if len(fetched) or (self.train and self.share[1] > 1):  # the other processes may have images
                 yield fetched
-            elif self.train:  # a step without an image is none
-                raise BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in fetched.bad[:3])}")
+            elif self.train:
+                raise no_image_left(fetched.bad)
 
     def _note(self, bad: tuple[BadImage, ...]) -> None:
         """Add to the data set's `bad` what is not there yet; each epoch meets the same images."""
@@ -105,47 +108,85 @@ def loader(
     epoch: int = 0,
     train: bool = False,
     augment: Augment | str | None = None,
+    repeats: int = 1,
     workers: int = 0,
     drop_last: bool = False,
     skip: int = 0,
     on_bad: str | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """One epoch of `Batch`es, the images through `preprocess`.
 
     With `train` the order is a permutation keyed by (seed, epoch) and each key, and `augment` (None, "light", "randaug"
-    or an `Augment`) is drawn by (seed, epoch, key); flips are left out where `dataset.mirror` is false. Without, the
-    data set's own order and no augmentation. `workers` processes decode (0: this one). `skip` leaves out the first
-    batches of the epoch, for resuming, without reading them (a stream reads over them, without decoding).
+    or an `Augment`) is drawn by (seed, epoch, key). With `repeats` an image comes that many times in a row, each view
+    drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them. Flips are left out where
+    `dataset.mirror` is false. Without `train`, the data set's own order and no augmentation. `workers` processes decode
+    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (a stream reads
+    over them, without decoding).
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
+
+    `share` = (n, of) decodes the `share_rows` of each batch only: one of several processes, which together hold the
+    batches that one process has. While training, a share without any image left is an empty batch.
 
     Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("epoch", epoch, 0),
+        ("repeats", repeats, 1),
         ("workers", workers, 0),
         ("skip", skip, 0),
     ):
         if value < least:
             raise BadInput(f"{name}={value}: accepted: an integer >= {least}")
     chosen = Augment.of(augment)
-    if chosen is not None and not train:
-        raise BadInput("augment is for training: give train=True with it, or leave it out")
+    for name, asked in (("augment", chosen is not None), ("repeats", repeats > 1)):
+        if asked and not train:
+            raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
-    count = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
+    views = epoch_length(dataset, repeats)
+    count = views // batch_size if drop_last else -(-views // batch_size)
     if skip > count:
         raise BadInput(f"skip={skip}: accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
-        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip)
+        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share)
     else:
         order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
-        batches = tuple(order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
+        order = np.stack([np.repeat(order, repeats), np.tile(np.arange(repeats), len(order))], axis=1)[:views]
+        whole = (order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
+        batches = tuple(batch[share_rows(len(batch), *share)] for batch in whole)
     on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
-    return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train)
+    return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train, share)
+
+
+def share_rows(count: int, number: int, of: int) -> np.ndarray:
+    """Which images of a batch of `count` process `number` `of` several takes: int64 positions, ascending.
+
+    Where 2 `of` divides the batch, image i and image count - 1 - i go to one process: these are the pairs that mixup
+    makes (timm mixes a batch with its reverse), so every share mixes as the whole batch does.
+    """
+    if count % (2 * of):
+        return np.arange(number, count, of)
+    ahead = np.arange(number * count // (2 * of), (number + 1) * count // (2 * of))
+    return np.concatenate((ahead, count - 1 - ahead[::-1]))
+
+
+def no_image_left(bad: Sequence[BadImage]) -> BadInput:
+    """The error for a step without an image."""
+    return BadInput(f"no image of a whole batch can be read: {'; '.join(b.reason for b in bad[:3])}")
+
+
+def epoch_length(dataset: AnyDataset, repeats: int = 1) -> int:
+    """Images of an epoch, each view counted: all of them, or with `repeats` as many, down to a multiple of 256.
+
+    So with 3 views an epoch meets a third of the images (Hoffer et al., arXiv 1901.09335; length as DeiT's).
+    """
+    images = len(dataset)
+    return images if repeats == 1 or images < ROUND else images // ROUND * ROUND
 
 
 def epoch_order(dataset: Dataset, *, seed: int, epoch: int) -> np.ndarray:
@@ -167,6 +208,8 @@ class _Cuts:
     size: int
     skip: int
     count: int
+    repeats: int = 1
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         return self.count
@@ -174,9 +217,12 @@ class _Cuts:
     def __iter__(self) -> Iterator[Any]:
         stream, order = self.stream, self.order
         items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
+        views = range(self.repeats)
+        items = (item._replace(visit=item.visit * self.repeats + view) for item in items for view in views)
         items = islice(items, self.skip * self.size, None)
         for _ in range(self.count):
-            yield list(islice(items, self.size))
+            batch = list(islice(items, self.size))
+            yield [batch[row] for row in share_rows(len(batch), *self.share)]
 
 
 @dataclass(frozen=True)
@@ -224,7 +270,8 @@ class _Fetch:
                 if isinstance(dataset, Stream):
                     samples.append((dataset.read(item), item.visit))
                 else:
-                    samples.append((dataset[int(item)], 0))
+                    index, view = item
+                    samples.append((dataset[int(index)], int(view)))
             except UnreadableImage as error:
                 if self.loader.on_bad == "error":
                     raise
@@ -239,7 +286,7 @@ class _Fetch:
 
     def _seeded(self, sample: Sample, visit: int) -> np.ndarray:
         if self.loader.augment is not None:
-            again = (visit,) if visit else ()  # a resampled epoch meets an image more than once
+            again = (visit,) if visit else ()  # the same image once more: a view of it, or a resampled epoch
             keyed.seed_global(*augment_parts(*self.loader.draws, sample.key), *again)
         return self.pixels(sample.image)
 

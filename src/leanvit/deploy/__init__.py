@@ -15,7 +15,12 @@ _HOME = {  # public name -> module of this package that defines it
     "RUNTIMES": "artefact",
     "Runner": "running",
     "export": "exporting",
+    "Nodes": "block_grid",
+    "block_shapes": "block_graphs",
+    "check_table": "table_check",
+    "latencies": "table_check",
     "load_artefact": "running",
+    "measure_table": "block_latency",
     "read_artefact": "artefact",
     "require_runtime": "running",
 }

@@ -16,6 +16,8 @@ _HOME = {  # public name -> module that defines it
     "Spread": "latency",
     "paired_latency": "latency",
     "ratio": "latency",
+    "BlockShape": "latency_table",
+    "LatencyTable": "latency_table",
     "Energy": "energy",
     "Meter": "energy",
     "NoMeter": "energy",

@@ -129,6 +129,15 @@ class Int8:
         mean = sum(b * n for b, n in bits) / total
         return {"quantized": counts[BITS], "float": counts[32], "weight_bits": round(mean, 3)}
 
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """Operands that the plan rounds and the model does not."""
+        rounded = {(row["site"], row["operand"]) for row in describe(model) if row["bits"] == BITS}
+        planned = [(row["site"], operand) for row in structure["sites"] for operand in row["operands"]]
+        left = [one for one in planned if one not in rounded]
+        if not left:
+            return []
+        return [f"{len(left)} of {len(planned)} operands are not in {BITS} bits, first {left[0][1]} of {left[0][0]}"]
+
 
 @torch.no_grad()
 def observe(model: OpenModel, data: Data, images: int, *, products: bool) -> ObserverOps:

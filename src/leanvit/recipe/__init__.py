@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from leanvit.recipe.catalogue import Reference, reference, references
 from leanvit.recipe.papers import Paper, known_papers, paper, papers
 
 _HOME = {
@@ -23,23 +24,29 @@ _HOME = {
     "create": "history",
     "root_of": "history",
     "replay": "history",
+    "finish": "history",
     "save": "store",
     "load": "store",
     "load_run": "store",
     "Run": "store",
     "compress": "compressing",
     "apply": "compressing",
-    "check_needs": "compressing",
+    "check_needs": "recovering",
+    "missed": "compressing",
     "reapply": "compressing",
-    "Recovery": "compressing",
+    "trains": "compressing",
+    "clear_steps": "steps",
+    "Recovery": "recovering",
     "Cell": "compat",
     "compatibility": "compat",
     "check_order": "compat",
+    "check_places": "compat",
     "TRAITS": "compat",
+    "Record": "catalogue",
     "Recipe": "recipe_file",
     "load_recipe": "recipe_file",
 }
-__all__ = ["Paper", "known_papers", "methods", "paper", "papers", *_HOME]
+__all__ = ["Paper", "Reference", "known_papers", "methods", "paper", "papers", "reference", "references", *_HOME]
 
 
 def methods() -> list[Paper]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import method_class
 from leanvit.recipe.papers import papers
+
+if TYPE_CHECKING:
+    from leanvit.anatomy import OpenModel
 
 TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
@@ -62,6 +65,36 @@ def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
         if not _problem(frozenset(traits), other):
             raise Refused(f"{problem}. This order works: {', '.join(m.slug for m in other)}")
     raise Refused(problem)
+
+
+def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
+    """Raise `Refused` where two methods would reduce tokens in one slot of one block of this model.
+
+    Computed from what methods declare (`slot`, `places`), before any work; a method that takes blocks away before
+    another declares nothing that this could know, and is seen when it has run.
+    """
+    taken = {
+        (block.name, slot): step.source
+        for block in model.blocks
+        for slot in ("before", "between", "after")
+        for step in getattr(block, slot)
+        if step.reduces
+    }
+    for m in methods:
+        if not m.slot or not hasattr(m, "places"):
+            continue
+        for block in (model.blocks[i] for i in m.places(model)):
+            other = taken.setdefault((block.name, m.slot), "")
+            if other == m.slug:
+                raise Refused(f"{block.name} already reduces tokens by {m.slug}: give it other blocks")
+            if other:
+                raise Refused(both_reduce((other, m.slug), block.name, m.slot))
+            taken[block.name, m.slot] = m.slug
+
+
+def both_reduce(sources: Iterable[str], block: str, slot: str) -> str:
+    """Why two methods cannot share a block."""
+    return f"{' and '.join(sorted(sources))} both reduce tokens in {block} ({slot}): give them different blocks"
 
 
 def _problem(traits: frozenset[str], methods: Sequence[Any]) -> str:

@@ -3,52 +3,35 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.errors import BadInput, Refused, is_number, is_whole
+from leanvit.errors import BadInput, Refused
 from leanvit.recipe import history as histories
-from leanvit.recipe.compat import check_order
+from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
-
-if TYPE_CHECKING:
-    from leanvit.data import Dataset
+from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
+from leanvit.recipe.steps import Steps, describe_data, fingerprint
 
 OnStep = Callable[[str, OpenModel], None]
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """Training after compression: soft distillation from the root with its original weights.
+class _Stage:
+    """One thing that is done to the model: a method, or a recovery (`method` is None)."""
 
-    By default once, after the last method that leaves weights to train; `each` does it after every such method.
-    """
-
-    epochs: int = 3
-    lr: float = 1e-4
-    batch_size: int = 64
-    alpha: float = 0.5  # weight of the distillation term, 0 to 1
-    temperature: float = 2.0
-    each: bool = False
-    out: Path | None = None  # where the resumable training state goes; None: nothing is written
-    log: Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if not is_whole(getattr(self, name), least=1):
-                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
-        for name in ("lr", "temperature"):
-            if not is_number(getattr(self, name), above=0):
-                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a number above 0")
-        if not is_number(self.alpha, least=0, most=1):
-            raise BadInput(f"recovery alpha is {self.alpha!r}; accepted: a number from 0 to 1")
+    label: str
+    method: Any | None
+    done: tuple[Any, ...]  # the methods so far, this one included
+    finishes: bool  # temporary parts are taken out at its end: no recovery follows
 
 
 def compress(
@@ -58,9 +41,16 @@ def compress(
     *,
     root: Root | None = None,
     recovery: Recovery | None = None,
+    teacher: nn.Module | None = None,
     on_step: OnStep | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
 ) -> OpenModel:
     """Apply methods to a copy of a model, in order. The model given is left as it was.
+
+    A compression that trains (recovery, or a method that does) and is given `out` can be killed at any moment: called
+    again with `resume=True` it ends with the bits of one that was not (float32 on a CPU). A warning says which targets
+    the result misses (`missed`).
 
     Args:
         model: a timm model, or an opened one (a loaded run: its history goes on).
@@ -68,35 +58,149 @@ def compress(
         data: training data, for methods that calibrate and for recovery.
         root: timm name and constructor arguments, where timm did not record them.
         recovery: train after compression.
+        teacher: of every training; default: the dense model, with its original weights. Its images are prepared as
+            the model's.
         on_step: called with a label and the model: "dense", then each method, then "recovery".
+        out: run folder that keeps finished steps and the training under way in `steps/`. Once the model is saved
+            there, `recipe.clear_steps(out)` removes them. A compression that does not train writes nothing.
+        resume: go on with the compression in `out`.
 
     Raises:
         Refused: a method does not fit the model or what came before it (before any work starts).
-        BadInput: data or recovery is missing or does not fit.
+        BadInput: data, recovery or teacher is missing or does not fit; there is nothing to resume, or it is of another
+            compression (the difference is named).
+        CheckpointError: what is to be resumed is damaged.
+        LeanvitError: a step cannot be written (disk full, read-only); the steps before it stay.
+        Interrupted: training was stopped by Ctrl-C or SIGTERM, its state saved.
     """
+    if resume and out is None:
+        raise BadInput("resume=True needs out=, the folder of the run to continue")
     dense = _with_history(model, root)
     check_order(dense.traits(), methods)
+    check_places(dense, methods)
     check_needs(methods, data, recovery)
+    _check_teacher(teacher, dense)
+    if isinstance(data, Data):
+        data = replace(data, teacher=teacher or dense)
+    steps = None
+    if out is not None and trains(methods, recovery):
+        if not isinstance(data, Data):
+            raise BadInput(f"data is a {type(data).__name__}; accepted with out=: Data(dataset, preprocess)")
+        steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher), resume=resume)
+    elif resume:
+        raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
     report = on_step or (lambda label, model: None)
     report("dense", lean)
-    due = _recovery_points(methods, recovery)
-    for i, m in enumerate(methods):
-        apply(lean, m, replace(data, teacher=dense) if isinstance(data, Data) else data)
-        report(m.slug, lean)
-        if i in due and recovery is not None and data is not None:
-            lean = _recover(lean, dense, methods[: i + 1], data, recovery)
-            report("recovery", lean)
+    for number, stage in enumerate(_stages(methods, recovery), 1):
+        lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
+        report(stage.label, lean)
+    for slug, miss in missed(lean):
+        warnings.warn(f"{slug} missed its target: {miss}", stacklevel=2)
     return lean.eval()
 
 
+def trains(methods: Sequence[Any], recovery: Recovery | None) -> bool:
+    """Whether a compression trains: then it may take long, and can be resumed."""
+    return recovery is not None or any(m.trains for m in methods)
+
+
+def missed(model: OpenModel) -> list[tuple[str, str]]:
+    """(slug, in words) of each target that a model misses beyond its method's tolerance, counted on the model."""
+    found = []
+    for plan in model.history.plans:
+        m = plan.method()
+        if plan.finished and hasattr(m, "check"):
+            found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
+    return found
+
+
+def _stages(methods: Sequence[Any], recovery: Recovery | None) -> list[_Stage]:
+    due = recovery_points(methods, recovery)
+    stages = []
+    for i, m in enumerate(methods):
+        done = tuple(methods[: i + 1])
+        stages.append(_Stage(m.slug, m, done, finishes=not any(point >= i for point in due)))
+        if i in due:
+            stages.append(_Stage("recovery", None, done, finishes=True))
+    return stages
+
+
+def _run_stage(
+    stage: _Stage,
+    number: int,
+    lean: OpenModel,
+    dense: OpenModel,
+    data: Any,
+    recovery: Recovery | None,
+    steps: Steps | None,
+) -> OpenModel:
+    """The model after a stage: run, gone on with, or loaded where it was done before an interruption."""
+    if steps is None:
+        here = replace(data, out=None) if stage.method is None else data  # a folder of the user's is for one training
+        return _work(stage, lean, here, recovery)
+    if steps.is_done(number, stage.label):
+        slugs = [*(plan.slug for plan in dense.history.plans), *(m.slug for m in stage.done)]
+        device = next(dense.parameters()).device
+        return steps.load(number, stage.label, dense.history.root, slugs).to(device)
+    steps.begin(number)
+    keeps = stage.method is None or stage.method.trains
+    with steps.advised(number, stage.label):
+        here = replace(data, out=steps.at(number, stage.label)) if keeps else data
+        lean = _work(stage, lean, here, recovery)
+    steps.keep(number, stage.label, lean)
+    return lean
+
+
+def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) -> OpenModel:
+    if stage.method is not None:
+        apply(lean, stage.method, data)
+    else:
+        assert recovery is not None
+        lean = run_recovery(lean, data.teacher, stage.done, data, recovery)
+    if stage.finishes:
+        histories.finish(lean)
+    return lean
+
+
+def _check_teacher(teacher: nn.Module | None, dense: OpenModel) -> None:
+    if teacher is None:
+        return
+    if not isinstance(teacher, nn.Module):
+        raise BadInput(f"teacher is a {type(teacher).__name__}; accepted: a model, such as load('RUN')")
+    classes = getattr(teacher, "num_classes", None)
+    if classes and classes != dense.num_classes:
+        raise BadInput(f"teacher has {classes} outputs, the model {dense.num_classes}: give one with equal outputs")
+
+
+def _about(
+    dense: OpenModel, methods: Sequence[Any], data: Any, recovery: Recovery | None, teacher: nn.Module | None
+) -> dict[str, Any]:
+    """What must be equal for a compression to be resumed (JSON)."""
+    return {
+        "model": dense.history.root.to_json(),
+        "plans": [plan.to_json() for plan in dense.history.plans],
+        "weights": fingerprint(dense),
+        "methods": [{"slug": m.slug, **knobs_of(m)} for m in methods],
+        "data": describe_data(data.dataset),
+        "preprocess": data.preprocess.fingerprint(),
+        "seed": data.seed,
+        "batch_size": data.batch_size,
+        "recovery": None if recovery is None else recovery.to_json(),
+        "teacher": None if teacher is None else fingerprint(teacher),
+    }
+
+
 def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
-    """One method's whole life on a model, in place: prepare, learn, shape, fold. Returns its plan."""
+    """One method on a model, in place: prepare, learn, shape, fold. Returns its plan.
+
+    The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
+    """
     training = model.training
     if hasattr(m, "prepare"):
         m.prepare(model)
     structure = m.learn(model.eval(), data) if hasattr(m, "learn") else {}
-    plan = Plan(m.slug, knobs_of(m), structure)
+    plan = Plan(m.slug, knobs_of(m), structure, finished=not hasattr(m, "finish"))
     _build(model, m, plan)
     model.train(training)
     return plan
@@ -119,6 +223,9 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     dense = _with_history(model, root)
     if dense.history.plans:
         raise Refused("plans are applied to the root, not to a model that methods were applied to already")
+    unfinished = [plan.slug for plan in plans if not plan.finished]
+    if unfinished:
+        raise Refused(f"{', '.join(unfinished)} is unfinished: plans are applied again once their compression ended")
     made = [plan.method() for plan in plans]
     check_order(dense.traits(), made)
     learned = [m.slug for m in made if m.needs_data]
@@ -136,56 +243,3 @@ def _with_history(model: nn.Module, root: Root | None) -> OpenModel:
         proven = root_of(opened, name=root.name, kwargs=root.kwargs) if root else root_of(opened)
         opened.history = History(proven)
     return opened
-
-
-def check_needs(methods: Sequence[Any], data: Data | Dataset | None, recovery: Recovery | None) -> None:
-    """Raise `BadInput` unless methods and recovery get the images that they need."""
-    hungry = [m.slug for m in methods if m.needs_data]
-    if hungry and data is None:
-        raise BadInput(f"{', '.join(hungry)} calibrates on images: give data")
-    if recovery is None:
-        return
-    if data is None:
-        raise BadInput("recovery trains: give data")
-    if not any(m.trainable_after for m in methods):
-        named = ", ".join(m.slug for m in methods) or "no method"
-        raise BadInput(f"recovery: {named} leaves nothing to train")
-    images = len(data.dataset if isinstance(data, Data) else data)
-    if images < recovery.batch_size:
-        raise BadInput(
-            f"recovery batch_size is {recovery.batch_size}, and there are {images} training images; accepted: up to "
-            f"{images}, or more images (--limit)"
-        )
-
-
-def _recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[int]:
-    """After which methods recovery runs: the last one that training may follow (or every one)."""
-    trainable = []
-    for i, m in enumerate(methods):
-        if not m.trainable_after:
-            break  # what comes later stands on rounded weights
-        trainable.append(i)
-    if recovery is None or not trainable:
-        return set()
-    return set(trainable) if recovery.each else {trainable[-1]}
-
-
-def _recover(lean: OpenModel, dense: OpenModel, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
-    from leanvit.training import RECOVERY, JsonlLog, recover
-
-    config = replace(RECOVERY, epochs=recovery.epochs, lr=recovery.lr, batch_size=recovery.batch_size, seed=data.seed)
-    callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
-    callbacks += [JsonlLog(recovery.log)] if recovery.log else []
-    result = recover(
-        lean,
-        dense,
-        data.dataset,
-        preprocess=data.preprocess,
-        config=config,
-        alpha=recovery.alpha,
-        temperature=recovery.temperature,
-        callbacks=callbacks,
-        out=recovery.out,
-        convert=True,  # whether data and model fit was decided when the dense model was made
-    )
-    return result.model

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -19,6 +19,7 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.builders import require_model
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
+from leanvit.recipe.compat import both_reduce
 from leanvit.recipe.method import Plan
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
@@ -182,17 +183,23 @@ def _differences(model: OpenModel, built: OpenModel) -> list[tuple[str, Any, Any
 
 
 def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenModel:
-    """Build a root and replay the shapes of plans on it. Values are those of a fresh model: load them next."""
+    """Build a root and replay the shapes of plans on it, with the temporary parts of those that are unfinished.
+
+    Values are those of a fresh model: load them next.
+    """
     model = create(root, device=device)
     for plan in plans:
-        shape(model, plan)
+        shape(model, plan, again=True)
     return model
 
 
-def shape(model: OpenModel, plan: Plan) -> None:
-    """Replay one plan's structure on a model and write it into the history."""
+def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
+    """Build one plan's structure on a model and write it into the history. `again`: what was built once is replayed."""
+    m = plan.method()
     try:
-        plan.method().shape(model, dict(plan.structure))
+        if again and not plan.finished:
+            m.prepare(model)
+        m.shape(model, dict(plan.structure))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"the structure of plan {plan.slug!r} does not fit: {type(error).__name__}: {error}"
@@ -201,12 +208,21 @@ def shape(model: OpenModel, plan: Plan) -> None:
     model.history = model.history.plus(plan)
 
 
+@torch.no_grad()
+def finish(model: OpenModel) -> None:
+    """Take the temporary parts of unfinished plans out of a model, in place; those that came last go first."""
+    plans = list(model.history.plans)
+    for i, plan in reversed(list(enumerate(plans))):
+        if not plan.finished:
+            plan.method().finish(model, dict(plan.structure))
+            plans[i] = replace(plan, finished=True)
+    model.history = History(model.history.root, tuple(plans))
+
+
 def _check_slots(model: OpenModel) -> None:
     """Two methods may not put reducing steps into one slot of one block: their scores would not mean what they say."""
     for block in model.blocks:
         for slot in ("before", "between", "after"):
             sources = sorted({step.source for step in getattr(block, slot) if step.reduces})
             if len(sources) > 1:
-                raise Refused(
-                    f"{' and '.join(sources)} both reduce tokens in {block.name} ({slot}): give them different blocks"
-                )
+                raise Refused(both_reduce(sources, block.name, slot))

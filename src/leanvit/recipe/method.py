@@ -1,4 +1,4 @@
-"""What a method is: knobs in a frozen dataclass, a life of prepare / learn / shape / fold, and declarations.
+"""What a method is: knobs in a frozen dataclass, a life of prepare / learn / shape / fold / finish, and declarations.
 
     @method("evit")
     @dataclass(frozen=True)
@@ -37,10 +37,20 @@ class Method(Protocol):
     """The declarations that every method carries (as class variables) and the one step that none can miss.
 
     Optional steps: `prepare(model)`, `learn(model, data) -> Structure`, `fold(model, structure, before)`,
-    `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against achieved).
+    `finish(model, structure)`.
 
     `before` is the model's state dict as it was before `shape` (after `learn`): what a method that cuts or merges
     weights takes them from.
+
+    A method with `finish` leaves temporary parts in the model (gates, experts, adapters) that train on in the recovery;
+    `prepare` puts them in, with the output unchanged bit for bit, and `finish` moves their values into what stays and
+    takes them out. Until then its plan is unfinished: a load runs `prepare` again before `shape`, so `prepare` follows
+    from the model's structure and the knobs alone.
+
+    Also optional: `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
+    achieved), `check(model, structure) -> list[str]` (in words, each target that the model to be saved misses beyond
+    the method's tolerance), `places(model) -> Iterable[int]` (the blocks whose `slot` it fills, from its knobs alone:
+    then two methods that clash are refused before any work).
     """
 
     slug: ClassVar[str]
@@ -49,6 +59,7 @@ class Method(Protocol):
     slot: ClassVar[str]  # block slot that the method fills ("" for none): one method a slot and block
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
+    trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
 
     def shape(self, model: OpenModel, structure: Structure) -> None: ...
@@ -60,6 +71,7 @@ _DEFAULTS: dict[str, Any] = {
     "slot": "",
     "export": "whole",
     "needs_data": False,
+    "trains": False,
     "trainable_after": True,
 }
 _REGISTRY: dict[str, type] = {}
@@ -197,12 +209,14 @@ class Plan:
     slug: str
     knobs: Mapping[str, Any] = field(default_factory=dict)
     structure: Mapping[str, Any] = field(default_factory=dict)
+    finished: bool = True  # False: what `prepare` put in for a while is still in the model
 
     def method(self) -> Any:
         return make_method(self.slug, self.knobs)
 
     def to_json(self) -> dict[str, Any]:
-        return {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+        told = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+        return told if self.finished else {**told, "finished": False}
 
 
 @dataclass(frozen=True)
@@ -213,9 +227,16 @@ class Data:
     preprocess: Preprocess
     seed: int = 0
     batch_size: int = 32
-    teacher: nn.Module | None = None  # the dense root with its original weights; `compress` gives it
+    teacher: nn.Module | None = None  # the dense root with its original weights, or the user's; `compress` gives it
     out: Path | None = None  # where a method that trains keeps its resumable state; None: nowhere
     callbacks: tuple[object, ...] = ()  # of the training that a method does (progress); see `leanvit.training`
+
+    @property
+    def resume(self) -> bool:
+        """Whether `out` holds the state of an interrupted `fit`: `fit(out=data.out, resume=data.resume)` goes on."""
+        from leanvit.training.checkpoint import STATE
+
+        return self.out is not None and (self.out / STATE).is_file()
 
     def images(self, count: int) -> Iterator[Tensor]:
         """Batches of `count` training images in all, drawn by the seed, prepared as for evaluation."""

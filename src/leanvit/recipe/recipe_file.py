@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanvit.errors import BadInput
 from leanvit.files import strict_message
-from leanvit.recipe.compressing import Recovery
 from leanvit.recipe.method import make_method
+from leanvit.recipe.recovering import Recovery
 
 
 class _Strict(BaseModel):
@@ -40,7 +40,9 @@ class _RecoveryFile(_Strict):
     batch_size: int = 64
     alpha: float = 0.5
     temperature: float = 2.0
+    distillation: str = "soft"
     each: bool = False
+    settings: dict[str, Any] = {}
 
 
 class _RecipeFile(_Strict):
@@ -48,6 +50,7 @@ class _RecipeFile(_Strict):
     model_args: dict[str, Any] = {}
     data: str | None = None
     out: str | None = None
+    teacher: str | None = None
     seed: int = 0
     method: list[dict[str, Any]] = Field(min_length=1)
     recovery: _RecoveryFile | None = None
@@ -62,6 +65,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     out: str | None = None
+    teacher: str | None = None  # a run that teaches instead of the root
     seed: int = 0
     recovery: Recovery | None = None
 
@@ -90,6 +94,7 @@ def load_recipe(path: str | Path) -> Recipe:
         model_args=file.model_args,
         data=file.data,
         out=file.out,
+        teacher=file.teacher,
         seed=file.seed,
         recovery=recovery,
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -20,8 +20,9 @@ from safetensors.torch import save as to_safetensors
 
 from leanvit import __version__
 from leanvit.anatomy import OpenModel
-from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
 from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
+from leanvit.recipe.catalogue import run_folder
 from leanvit.recipe.history import History, Root, replay
 from leanvit.recipe.method import Plan, outside_module
 from leanvit.recipe.papers import known_papers
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from leanvit.data import Preprocess
 
 KIND = "leanvit-run"
-FORMAT = 1
+FORMAT = 2  # the newest that is read: 2 where `weights.stored_as` says how parameters were rounded, else 1
+STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # what float32 parameters may be rounded to
 JSON_NAME = "leanvit.json"
 
 
@@ -43,6 +45,7 @@ class Run:
     preprocess: Preprocess | None = None
     classes: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)  # versions it was made with, and the like
+    stored_as: str = ""  # what the parameters were rounded to in the file; "": they are as they were
 
 
 class _RootFile(Strict):
@@ -55,14 +58,16 @@ class _PlanFile(Strict):
     knobs: dict[str, Any]
     structure: dict[str, Any]
     module: str = ""  # of a method from outside leanvit: said when it is missing, never imported
+    finished: bool = True  # False: a step of a compression under way, with its temporary modules in it
 
 
 class _WeightsFile(Strict):
     file: str
     sha256: str
+    stored_as: Literal["", "float16", "bfloat16"] = ""
 
 
-class _RunFile(Sealed):
+class RunFile(Sealed):
     root: _RootFile
     plans: list[_PlanFile]
     weights: _WeightsFile
@@ -78,6 +83,7 @@ def save(
     preprocess: Preprocess | None = None,
     classes: Sequence[str] = (),
     info: dict[str, Any] | None = None,
+    stored_as: str = "",
     overwrite: bool = False,
 ) -> Path:
     """Write a run folder. Other files in the folder are left alone.
@@ -87,10 +93,14 @@ def save(
         preprocess: how images are prepared for it; it travels with the run.
         classes: class names in the order of the logits.
         info: more JSON to keep (data spec, command, ...).
+        stored_as: "float16" or "bfloat16": parameters of a float32 model are rounded to it in the file, which takes
+            half the space; `load` gives float32 parameters with the rounded values. Buffers (statistics, scales of
+            quantizers) are stored as they are. Default: nothing is rounded, a run loads bit for bit.
         overwrite: replace a run that is already there.
 
     Raises:
-        Refused: the history does not rebuild the model (checked before anything is written).
+        Refused: the history does not rebuild the model, or `stored_as` is not for this model: it is not in float32,
+            or a value lies outside the range (checked before anything is written).
         BadInput: no opened model, there is a run already, or the path is not a folder that can be made.
         LeanvitError: a file cannot be written (disk full, read-only); a run that was there is unchanged.
     """
@@ -107,15 +117,16 @@ def save(
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     history = _proven_history(model)
+    tensors = _tensors(model, stored_as)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
-    weights = _write_weights(model, path)
+    weights = _write_weights(tensors, path) | ({"stored_as": stored_as} if stored_as else {})
     made_with = {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__}
     written = {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if stored_as else 1,  # an older leanvit reads what it can read rightly
         "root": history.root.to_json(),
         "plans": [_plan_entry(plan) for plan in history.plans],
         "weights": weights,
@@ -146,8 +157,26 @@ def _proven_history(model: OpenModel) -> History:
     return model.history
 
 
-def _write_weights(model: OpenModel, path: Path) -> dict[str, str]:
+def _tensors(model: OpenModel, stored_as: str) -> dict[str, torch.Tensor]:
+    """What goes into the weights file. Raises `BadInput` or `Refused` if it cannot be stored that way."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    if not stored_as:
+        return tensors
+    if stored_as not in STORED_AS:
+        raise unknown("stored_as", stored_as, STORED_AS)
+    dtype, rounded = STORED_AS[stored_as], dict(model.named_parameters(remove_duplicate=False))
+    for key in tensors.keys() & rounded.keys():
+        if tensors[key].dtype != torch.float32:
+            raise Refused(f"stored_as {stored_as!r} rounds float32 parameters; {key} is {tensors[key].dtype}")
+        stored = tensors[key].to(dtype)
+        if not torch.equal(stored.isfinite(), tensors[key].isfinite()):
+            most = float(tensors[key].abs().max())
+            raise Refused(f"{key} holds {most:g}: {stored_as} ends at {torch.finfo(dtype).max:g}; store it as it is")
+        tensors[key] = stored
+    return tensors
+
+
+def _write_weights(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, str]:
     content = to_safetensors(tensors)
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"  # by content: the JSON, written last, says which one counts
@@ -156,25 +185,28 @@ def _write_weights(model: OpenModel, path: Path) -> dict[str, str]:
 
 
 def load(path: str | Path) -> OpenModel:
-    """The model of a run folder, in eval mode. Raises `CheckpointError` or `BadInput`."""
+    """The model of a run folder or a reference (`leanvit/NAME`), in eval mode. Raises as `load_run` does."""
     return load_run(path).model
 
 
 def load_run(path: str | Path) -> Run:
-    """A run folder: model (in eval mode), preprocessing, classes.
+    """A run folder, or a reference that comes with the package: model (in eval mode), preprocessing, classes.
+
+    Args:
+        path: a run folder, or `leanvit/NAME` as text (`leanvit.recipe.catalogue`).
 
     Raises:
-        BadInput: there is no run at this path.
+        BadInput: there is no run at this path, or no reference of this name.
         CheckpointError: the run is truncated, tampered with, foreign or from a newer leanvit.
     """
-    path = Path(path)
+    path = run_folder(path)
     file = read_run_file(path)
     _check_methods_known(path, file)
     weights = _checked_weights(path, file)
-    tensors = _read_tensors(weights)
+    tensors = _as_float32(_read_tensors(weights), file.weights.stored_as)
     try:
         root = Root(file.root.name, file.root.kwargs)
-        plans = tuple(Plan(p.slug, p.knobs, p.structure) for p in file.plans)
+        plans = tuple(Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans)
         model = replay(root, plans, device="meta")
     except LeanvitError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -184,19 +216,20 @@ def load_run(path: str | Path) -> Run:
     model.load_state_dict(tensors, strict=True, assign=True)
     _derive_buffers(model)
     _refuse_unfilled(path, model)
-    return Run(model.eval(), path, _preprocess(path, file), tuple(file.classes), file.info)
+    classes, stored_as = tuple(file.classes), file.weights.stored_as
+    return Run(model.eval(), path, _preprocess(path, file), classes, file.info, stored_as)
 
 
-def read_run_file(path: Path) -> _RunFile:
+def read_run_file(path: Path) -> RunFile:
     """`leanvit.json`, validated strictly."""
     name = path / JSON_NAME
     if not name.is_file():
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
-    return read_sealed(name, _RunFile, kind=KIND, newest=FORMAT, changed=advice)
+    return read_sealed(name, RunFile, kind=KIND, newest=FORMAT, changed=advice)
 
 
-def _check_methods_known(path: Path, file: _RunFile) -> None:
+def _check_methods_known(path: Path, file: RunFile) -> None:
     """A run never imports code: what it was made with must be there already."""
     missing = [plan for plan in file.plans if plan.module and plan.slug not in known_papers()]
     if missing:
@@ -211,6 +244,8 @@ def _instead(path: Path) -> str:
     """What a folder without a run holds that is close to one."""
     if (path / "artefact.json").is_file():
         return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
+    if (path / "steps/about.json").is_file():
+        return ". It holds an unfinished compression: go on with it by leanvit compress ... --resume --out"
     if (path / "training/state.safetensors").is_file():
         return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
     if any(path.glob("weights-*.safetensors")):
@@ -218,7 +253,7 @@ def _instead(path: Path) -> str:
     return ""
 
 
-def _checked_weights(path: Path, file: _RunFile) -> Path:
+def _checked_weights(path: Path, file: RunFile) -> Path:
     weights = plain_name(path, file.weights.file)
     check_sha256(weights, file.weights.sha256)
     return weights
@@ -229,6 +264,13 @@ def _read_tensors(weights: Path) -> dict[str, torch.Tensor]:
         return load_file(weights)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
+
+
+def _as_float32(tensors: dict[str, torch.Tensor], stored_as: str) -> dict[str, torch.Tensor]:
+    """Parameters that were rounded for the file are float32 again; all others stay what they are."""
+    if not stored_as:
+        return tensors
+    return {key: t.float() if t.dtype == STORED_AS[stored_as] else t for key, t in tensors.items()}
 
 
 def _first_mismatch(want: dict[str, torch.Tensor], have: dict[str, torch.Tensor]) -> str:
@@ -264,7 +306,7 @@ def _refuse_unfilled(path: Path, model: OpenModel) -> None:
         raise CheckpointError(f"{path}: {len(left)} tensors are in no file, first {left[0]!r}")
 
 
-def _preprocess(path: Path, file: _RunFile) -> Preprocess | None:
+def _preprocess(path: Path, file: RunFile) -> Preprocess | None:
     if file.preprocess is None:
         return None
     from leanvit.data import Preprocess

@@ -7,14 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import BadInput, CheckpointError
+from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.measure import Comparison
-from leanvit.recipe.store import read_run_file
+from leanvit.recipe.catalogue import PREFIX
+from leanvit.recipe.history import Root
+from leanvit.recipe.method import Plan
+from leanvit.recipe.papers import known_papers
+from leanvit.recipe.store import RunFile, read_run_file
 from leanvit.report.curves import Curve, read_curve
 from leanvit.report.disagreements import load_pictures
 from leanvit.report.evidence import Evidence
 from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
 from leanvit.report.token_maps import TOKENS, TokenMaps
+from leanvit.report.widths import Widths, read_widths
 from leanvit.verbs.folders import TRAINING_LOG, Command, commands_of
 
 
@@ -34,8 +39,8 @@ class Material:
     """One run folder."""
 
     folder: Path
-    name: str  # "dense", "evit + int8"
-    model: str  # timm name
+    name: str  # "dense", "evit + int8", "leanvit/NAME"
+    model: str  # timm name, and the reference that it came from
     model_args: dict[str, Any]
     classes: tuple[str, ...]
     data: str
@@ -45,14 +50,15 @@ class Material:
     tokens: TokenMaps | None
     curve: Curve | None = None
     made_with: dict[str, str] = field(default_factory=dict)
+    widths: Widths | None = None  # None: those of the root, or not to be had
 
     def data_of(self, measurement: Measurement) -> str:
         """Spec of the data a comparison was made on; the run's own where the comparison does not say."""
         return measurement.evidence.data if measurement.evidence else self.data
 
 
-def read_run(folder: Path) -> Material:
-    """Read what the verbs left in a run folder.
+def read_run(folder: Path, *, reference: str = "") -> Material:
+    """Read what the verbs left in a run folder. `reference`: its name, where it is one of the package.
 
     Raises `BadInput` if there is no run, `CheckpointError` for a file that is damaged or from a newer leanvit.
     """
@@ -61,10 +67,12 @@ def read_run(folder: Path) -> Material:
     file = read_run_file(folder)
     commands = commands_of(folder)
     info = file.info
+    origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
+    methods = " + ".join(plan.slug for plan in file.plans)
     return Material(
         folder=folder,
-        name=" + ".join(plan.slug for plan in file.plans) or "dense",
-        model=file.root.name,
+        name=origin if reference else methods or "dense",
+        model=f"{file.root.name} ({origin})" if origin else file.root.name,
         model_args=dict(file.root.kwargs),
         classes=tuple(file.classes),
         data=str(info.get("data", "")),
@@ -74,6 +82,7 @@ def read_run(folder: Path) -> Material:
         tokens=_tokens(folder / TOKENS),
         curve=read_curve(folder / TRAINING_LOG),
         made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
+        widths=_widths(folder, file),
     )
 
 
@@ -118,6 +127,17 @@ def _tokens(path: Path) -> TokenMaps | None:
         return TokenMaps.from_json(path.read_bytes())
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def _widths(folder: Path, file: RunFile) -> Widths | None:
+    """None also where the method of a plan is not at hand: a report needs the run's figures, not its code."""
+    plans = [Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans]
+    if any(plan.slug not in known_papers() for plan in plans):
+        return None
+    try:
+        return read_widths(Root(file.root.name, file.root.kwargs), plans)
+    except LeanvitError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _list(value: Any) -> list[Any]:

@@ -17,9 +17,11 @@ from plotly.offline import get_plotlyjs
 from leanvit import __version__
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
+from leanvit.recipe.catalogue import reference_name, run_folder
 from leanvit.report.material import Material, read_run
 from leanvit.report.sections import sections
 from leanvit.report.token_pictures import PATCH
+from leanvit.report.values import shown
 from leanvit.verbs.folders import new_file
 
 _SIZE = "@size-of-this-page@"  # replaced when the page is whole
@@ -29,8 +31,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     """Write a page about run folders and return its path.
 
     Args:
-        runs: run folders; each gives its comparisons, token maps, curves and commands. They may stand on different
-            models and data: what was measured on other images is shown apart, never in one plot or table.
+        runs: run folders, or references as `leanvit/NAME` (then give `out`); each gives its comparisons, token maps,
+            curves and commands. They may stand on different models and data: what was measured on other images is
+            shown apart, never in one plot or table.
         out: HTML file; default: `report.html` in the first run's folder (or `report-2.html` and so on).
         overwrite: replace `out`.
 
@@ -38,14 +41,15 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
         BadInput: no run, a run given twice, or an `out` that exists.
         CheckpointError: a damaged file in a run folder.
     """
-    folders = [Path(run) for run in runs]
+    names = [reference_name(run) for run in runs]
+    folders = [run_folder(run) for run in runs]
     if not folders:
         raise BadInput("report needs at least one run folder")
     for folder in folders:
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise BadInput(f"run {folder} is given twice")
-    materials = [read_run(folder) for folder in folders]
-    page = new_file(out, folders[0] / "report.html", overwrite=overwrite)
+    materials = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
+    page = new_file(out, None if names[0] else folders[0] / "report.html", overwrite=overwrite)
     text = render(materials)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, text.encode("utf-8"))
@@ -70,6 +74,7 @@ def render(materials: Sequence[Material]) -> str:
     environment = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["shown"] = shown
     text = environment.get_template("page.html.jinja").render(context)
     return text.replace(_SIZE, f"{len(text.encode()) / 1e6:.1f} MB", 1)
 

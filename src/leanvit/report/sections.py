@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.report import figures, rows
+from leanvit.report import figures, rows, widths
 from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
 from leanvit.report.material import Material, Measurement
@@ -99,6 +99,18 @@ class TokenPart:
 
 
 @dataclass(frozen=True)
+class WidthsPart:
+    """One model whose blocks have other widths than its root's."""
+
+    name: str
+    plots: tuple[tuple[str, str], ...]  # heading and id of each kind that changed
+    headings: tuple[tuple[str, str], ...]
+    rows: tuple[widths.Row, ...]
+    unchanged: tuple[str, ...]
+    blocks: str
+
+
+@dataclass(frozen=True)
 class Sections:
     """The whole page."""
 
@@ -110,6 +122,7 @@ class Sections:
     data: tuple[DataPart, ...]
     token_plot: str
     tokens: tuple[TokenPart, ...]
+    widths: tuple[WidthsPart, ...]
     training: dict[str, str]  # what -> id of its plot
     commands: tuple[Command, ...]
     made_with: tuple[tuple[str, str], ...]
@@ -139,6 +152,7 @@ def sections(materials: Sequence[Material]) -> Sections:
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
         tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
+        widths=tuple(_widths_part(_run_name(m, materials), m.widths, plots) for m in materials if m.widths),
         training={key: plots.add({"": figure}) for key, figure in training.items()},
         commands=_commands(materials),
         made_with=_versions(materials),
@@ -281,6 +295,19 @@ def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:
         maps=maps,
         stacks=tuple(stacks(maps, material.classes)),
         labels=(f"the image as given: {patches} patches", *after),
+    )
+
+
+def _widths_part(name: str, found: widths.Widths, plots: Plots) -> WidthsPart:
+    made = widths.figures_of(name, found, plots.colours)
+    root, lean = len(found.root), len(found.lean)
+    return WidthsPart(
+        name=name,
+        plots=tuple((heading, plots.add({"": figure})) for heading, figure in made.items()),
+        headings=tuple(widths.KINDS.values()),
+        rows=widths.rows(found),
+        unchanged=tuple(widths.KINDS[kind][0] for kind in widths.KINDS if kind not in found.changed),
+        blocks=f"{lean} blocks." if lean == root else f"{lean} blocks, the root has {root}; both in running order.",
     )
 
 

@@ -277,6 +277,23 @@ class EViT:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """Blocks in whose MLP more patch tokens are than the plan leaves there, counted in a run of the model."""
+        counts = model.patch_tokens()
+        entering = [model.patches(), *counts]
+        misses = []
+        for row in structure["blocks"]:
+            i, given = row["block"], entering[row["block"]]
+            kept = row["tokens"] or kept_count(given, row["keep_rate"])
+            planned = min(kept + self.fuse, given)
+            if counts[i] > planned:
+                misses.append(f"block {i}: asked {planned} patch tokens of {given}, has {counts[i]}")
+        return misses
+
+    def places(self, model: OpenModel) -> list[int]:
+        """The blocks that get a step."""
+        return [row["block"] for row in self.learn(model)["blocks"]]
+
     def callbacks(self, model: OpenModel) -> list[KeepRateSchedule]:
         """The schedule of the keep rate for the training that follows; empty when the rate is fixed."""
         if not self.start_epoch and not self.shrink_epochs:

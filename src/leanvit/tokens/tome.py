@@ -246,6 +246,27 @@ class ToMe:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """Blocks in whose MLP more patch tokens are than the plan leaves there; at most half of them can merge.
+
+        In windows, where sizes differ, nothing is checked.
+        """
+        if any(isinstance(attn, WindowAttention) for block in model.blocks for attn in block.attentions()):
+            return []
+        counts = model.patch_tokens()
+        entering = [model.patches(), *counts]
+        rows = [(row["block"], entering[row["block"]], row["r"]) for row in structure["blocks"]]
+        planned = [(i, given, given - min(r, given // 2)) for i, given, r in rows]
+        return [
+            f"block {i}: asked {left} patch tokens of {given}, has {counts[i]}"
+            for i, given, left in planned
+            if counts[i] > left
+        ]
+
+    def places(self, model: OpenModel) -> list[int]:
+        """The blocks that get a step."""
+        return [row["block"] for row in self.learn(model)["blocks"]]
+
 
 def _check_r(r: Any) -> None:
     accepted = "accepted: a whole number, 0 or more; (r, inflection) with a float in [-1, 1]; or a list, one per block"

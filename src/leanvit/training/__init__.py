@@ -3,7 +3,7 @@
 from leanvit.training.assemble import check_run
 from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
 from leanvit.training.config import FitConfig
-from leanvit.training.engine import FitResult, NonFiniteLoss, fit, top1_accuracy
+from leanvit.training.engine import FitResult, NonFiniteLoss, fit
 from leanvit.training.objectives import (
     BinaryCrossEntropy,
     BinaryDistillation,
@@ -14,15 +14,22 @@ from leanvit.training.objectives import (
     Objective,
     SoftDistillation,
 )
+from leanvit.training.presets import TrainRecipe, load_train_recipe, preset, preset_names
 from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
+from leanvit.training.teachers import Distill, as_seen_by
+from leanvit.training.tensorboard import TensorBoardLog
+from leanvit.training.timm_task import TimmTask
+from leanvit.training.validating import top1_accuracy
+from leanvit.training.world import World, join_world
 
 __all__ = [
     "RECOVERY",
     "BinaryCrossEntropy",
     "BinaryDistillation",
     "CrossEntropy",
+    "Distill",
     "Distillation",
     "FitConfig",
     "FitResult",
@@ -35,9 +42,18 @@ __all__ = [
     "ProgressBar",
     "Run",
     "SoftDistillation",
+    "TensorBoardLog",
+    "TimmTask",
+    "TrainRecipe",
+    "World",
+    "as_seen_by",
     "check_run",
     "fit",
+    "join_world",
+    "load_train_recipe",
     "lr_at",
+    "preset",
+    "preset_names",
     "recover",
     "top1_accuracy",
 ]

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
-from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.data import AnyDataset, Preprocess, check_fits
+from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
+from leanvit.training.optimizers import make_optimizer
+from leanvit.training.parallel import TrainStep, replicated, sharded_copy
+from leanvit.training.world import World, join_world
 
-FREE_ON_RESUME = ("workers", "save_every")  # these never change a result
+FREE_ON_RESUME = ("workers", "save_every", "parallel")  # these never change a result, beyond rounding
 
 
 def assemble(
@@ -35,6 +37,7 @@ def assemble(
     convert: bool = False,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
+    world = join_world()
     steps_per_epoch = check_run(
         model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
     )
@@ -51,20 +54,49 @@ def assemble(
     default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
     objective = objective or default(config.label_smoothing)
     objective.to(next(model.parameters()).device)
-    objective.bind(model, preprocess)
-    mixup = Mixup(config.mixup, config.cutmix, label_smoothing=0.0, num_classes=len(dataset.classes))
-    warm = config.ema_warmup
+    trained, averager, forward = _spread(model, objective, preprocess, config, world)
+    mixup = Mixup(
+        config.mixup,
+        config.cutmix,
+        prob=config.mix_prob,
+        switch_prob=config.mix_switch_prob,
+        label_smoothing=0.0,
+        num_classes=len(dataset.classes),
+    )
     return Run(
-        model=model,
+        model=trained,
+        given=model,
         objective=objective,
-        optimizer=_optimizer(model, objective, config),
+        optimizer=make_optimizer(trained, objective, config),
         config=config,
         preprocess=preprocess,
         steps_per_epoch=steps_per_epoch,
-        averager=None if config.ema_decay is None else ModelEmaV3(model, decay=config.ema_decay, use_warmup=warm),
+        averager=averager,
         mix=mixup if config.mixes else None,
         metric="map" if dataset.multi_label else "top1",
+        world=world,
+        forward=forward,
+        scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.amp == "fp16"),
     )
+
+
+def _spread(
+    model: nn.Module, objective: Objective, preprocess: Preprocess, config: FitConfig, world: World
+) -> tuple[nn.Module, ModelEmaV3 | None, nn.Module]:
+    """(model that is trained, averaged model, the step's forward) as they lie on the processes."""
+    sharding = config.parallel == "fsdp2" and world.size > 1
+    trained = sharded_copy(model) if sharding else model
+    objective.bind(trained, preprocess)
+    averager = None
+    if config.ema_decay is not None:
+        averager = ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+        averager.module = sharded_copy(averager.module) if sharding else averager.module
+    step = TrainStep(trained, objective)
+    if config.compile:
+        trained.compile()  # in place: names of parameters stay; `fit` takes it off again
+    if sharding:
+        model.cpu()  # its memory is for the shares now; the weights come back at the end
+    return trained, averager, step if sharding else replicated(step, world)
 
 
 def check_run(
@@ -90,6 +122,7 @@ def check_run(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
             "multi-label: set both to 0"
         )
+    _require_divisible(config, join_world())
     return _steps_per_epoch(dataset, config)
 
 
@@ -105,7 +138,7 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise BadInput(f"out={str(out)!r} cannot be written: {error}") from error
-    free, needed = shutil.disk_usage(out).free, _bytes_needed(run)
+    free, needed = shutil.disk_usage(out).free, bytes_needed(run)
     if free < needed:
         raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
     if (out / STATE).exists() and not resume:
@@ -132,13 +165,17 @@ def modules_of(run: Run) -> dict[str, nn.Module]:
 
 def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
     """What must be equal for a run to be resumed (JSON)."""
-    recipe = {name: value for name, value in run.config.to_json().items() if name not in FREE_ON_RESUME}
     return {
-        **recipe,
+        **recipe_of(run.config),
         "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
     }
+
+
+def recipe_of(config: FitConfig) -> dict[str, Any]:
+    """The fields of a recipe that change a result (JSON)."""
+    return {name: value for name, value in config.to_json().items() if name not in FREE_ON_RESUME}
 
 
 def progress_of(run: Run) -> dict[str, Any]:
@@ -150,7 +187,9 @@ def progress_of(run: Run) -> dict[str, Any]:
         "history": run.history,
         "best_top1": run.best_top1,
         "seconds": run.seconds,
+        "skipped": run.skipped,
         "stopped": run.stopped,
+        "scaler": run.scaler.state_dict(),
     }
 
 
@@ -160,20 +199,35 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
         step, history = int(progress["step"]), list(progress["history"])
         run.epoch_sums = {str(name): float(total) for name, total in progress["epoch_sums"].items()}
         run.best_top1, run.seconds = progress["best_top1"], float(progress["seconds"])
-        run.stopped = bool(progress.get("stopped", False))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        run.skipped, run.stopped = int(progress.get("skipped", 0)), bool(progress.get("stopped", False))
+        run.scaler.load_state_dict(progress.get("scaler") or run.scaler.state_dict())
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the training state's progress is not understood: {error!r}") from error
     into_epoch = step - len(history) * run.steps_per_epoch
     least = -run.steps_per_epoch if run.stopped else 0  # a run that was stopped closed its epoch early
     if not least <= into_epoch <= run.steps_per_epoch or step > run.total_steps or (run.stopped and not history):
         raise CheckpointError(f"the training state is at step {step}, but has {len(history)} finished epochs")
+    if run.config.optimizer == "lamb":  # timm's counts its steps in the groups, which are not saved
+        for group in run.optimizer.param_groups:
+            group["step"] = torch.tensor(float(step))
     run.step, run.history = step, history
     run.epoch = len(history)
 
 
+def _require_divisible(config: FitConfig, world: World) -> None:
+    """Every process takes the same number of images of a batch, in pairs where they are mixed."""
+    by = world.size * (2 if config.mixes else 1)
+    if world.size > 1 and config.batch_size % by:
+        pairs = ", in pairs as they are mixed" if config.mixes else ""
+        raise BadInput(
+            f"batch_size={config.batch_size} is not accepted with {world.size} processes, which share a batch{pairs}: "
+            f"give a multiple of {by}"
+        )
+
+
 def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     images = config.batch_size * config.accumulate
-    steps = len(dataset) // config.batch_size // config.accumulate
+    steps = epoch_length(dataset, config.repeats) // config.batch_size // config.accumulate
     if not steps:
         raise BadInput(
             f"batch_size={config.batch_size} with accumulate={config.accumulate} needs {images} images a step, "
@@ -182,16 +236,9 @@ def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     return steps
 
 
-def _optimizer(model: nn.Module, objective: Objective, config: FitConfig) -> torch.optim.AdamW:
-    names_of_undecayed = getattr(model, "no_weight_decay", tuple)
-    groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=names_of_undecayed())
-    if not groups:
-        raise BadInput("model has no parameter that requires a gradient: nothing to train")
-    groups += objective.param_groups(config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+def bytes_needed(run: Run) -> int:
+    """Room on the disk that a run needs, at the moment when an old state and a new one are both there."""
 
-
-def _bytes_needed(run: Run) -> int:
     def size(module: nn.Module) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 

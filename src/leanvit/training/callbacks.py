@@ -4,23 +4,27 @@ A callback is any object with some of these methods, each called with the `Run`:
 
     start(run)            once, after everything is built (and restored, when resuming)
     before_forward(run)   before each forward (`accumulate` of them make a step), inside the step's keyed randomness
-    after_step(run)       after each optimiser step; run.step already counts it
+    after_step(run)       after each optimiser step; run.step already counts it. The step's gradients are still there:
+                          unscaled, averaged over the processes, multiplied by run.grad_factor
     end_epoch(run)        after validation; run.history[-1] is the epoch's row
     finish(run)           once, after the last step
     close(run)            always at the very end, error or not: for terminals and files
 
-A callback steers the model through `run.context`. What it decides must follow from `run.step` and keyed randomness
-alone: then a resumed run needs nothing from it.
+A callback steers the model through `run.context`, and may end the run with `run.stop()`. What it decides must follow
+from `run.step` and keyed randomness alone: then a resumed run needs nothing from it. Each of several processes calls
+its own callbacks; one that writes or shows something asks `run.world.first`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from timm.data import Mixup
@@ -29,10 +33,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from leanvit.data import Preprocess
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, LeanvitError
 from leanvit.files import write_atomic
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
+from leanvit.training.world import World
 
 METRICS = {"top1": "top-1", "map": "mAP"}
 HOOKS = ("start", "before_forward", "after_step", "end_epoch", "finish", "close")
@@ -43,6 +48,7 @@ class Run:
     """A run while it runs: what callbacks may read, and `context`, which they may write."""
 
     model: nn.Module
+    given: nn.Module  # what `fit` was given: the model, or under FSDP2 what it is a sharded copy of
     objective: Objective
     optimizer: Optimizer
     config: FitConfig
@@ -61,7 +67,11 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
     best_top1: float | None = None  # of `metric`
     seconds: float = 0.0  # spent so far, the earlier sittings of a resumed run included
+    world: World = field(default_factory=World)  # this process among those of the run
+    forward: nn.Module  # the step as it is called: objective and model, under DDP where there are several processes
+    scaler: torch.amp.GradScaler
     grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
+    skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
     stopped: bool = False  # the run has ended before its last step, because a callback asked
 
     @property
@@ -70,9 +80,19 @@ class Run:
         return None if self.averager is None else self.averager.module
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def into_epoch(self) -> int:
+        """Steps of the epoch under way that are done."""
+        return self.step - self.epoch * self.steps_per_epoch
 
     def stop(self) -> None:
         """End the run after this step: it is validated, `finish` is called, and it is saved as finished."""
@@ -114,6 +134,8 @@ class JsonlLog:
 
     def start(self, run: Run) -> None:
         """Open the file, keeping the rows of the steps that the run already holds."""
+        if not run.world.first:
+            return
         kept = self._rows_until(run) if run.step else []
         text = "".join(json.dumps(row) + "\n" for row in kept)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,13 +155,18 @@ class JsonlLog:
     def close(self, run: Run) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take was said when it was written
+                self._file.close()
             self._file = None
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise LeanvitError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def _rows_until(self, run: Run) -> list[dict[str, Any]]:
         rows = [_row(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
@@ -147,7 +174,7 @@ class JsonlLog:
 
 
 class ProgressBar:
-    """A live bar over all steps with the last loss, the last top-1 and the time left; silent off a terminal."""
+    """A live bar over all steps: last loss and top-1, images/s and the time left; silent off a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
@@ -163,19 +190,27 @@ class ProgressBar:
 
     def start(self, run: Run) -> None:
         """Show the bar."""
+        if not run.world.first:
+            return
         self._progress.start()
         self._task = self._progress.add_task("training", total=run.total_steps, completed=run.step)
 
     def after_step(self, run: Run) -> None:
         """Advance by one step."""
+        if not run.world.first:
+            return
         last = next((row[run.metric] for row in reversed(run.history) if run.metric in row), None)
         score = "" if last is None else f" · {METRICS[run.metric]} {100 * last:.1f} %"
         text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{score}"
-        self._progress.update(self._task, completed=run.step, description=text)
+        speed = self._progress.tasks[self._task].speed  # steps/s of the last half minute
+        images = "" if speed is None else f" · {speed * run.config.batch_size * run.config.accumulate:.0f} images/s"
+        self._progress.update(self._task, completed=run.step, description=f"{text}{images}")
 
     def close(self, run: Run) -> None:
         """Give the terminal back."""
         self._progress.stop()
+        for task in self._progress.task_ids:  # another training may use the bar
+            self._progress.remove_task(task)
 
 
 def _row(line: str) -> dict[str, Any] | None:

@@ -21,6 +21,8 @@ from torch.optim import Optimizer
 
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import write_atomic
+from leanvit.training.parallel import placed_like, whole
+from leanvit.training.world import World
 
 FORMAT = 1
 STATE = Path("training/state.safetensors")  # in the folder of the run
@@ -39,32 +41,51 @@ class Position:
     progress: dict[str, Any]
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """Write the model's state dict under its own names."""
-    tensors = {name: _detached(tensor) for name, tensor in model.state_dict().items()}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+def save_weights(path: Path, model: nn.Module, world: World | None = None) -> None:
+    """Write the model's state dict under its own names. Of several processes the first writes; all have to call."""
+    world = world or World()
+    tensors = _collected({"": model}, world)
+    with world.together():
+        if world.first:
+            write_atomic(path, lambda temporary: save_file(tensors, temporary))
 
 
-def save_state(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, position: Position) -> None:
-    """Write modules (each under its prefix), optimiser and position as one file, atomically."""
-    tensors = {
-        f"{prefix}.{name}": _detached(tensor)
-        for prefix, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+def save_state(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    position: Position,
+    world: World | None = None,
+) -> None:
+    """Write modules (each under its prefix), optimiser and position as one file, atomically.
+
+    Of several processes the first writes; all have to call, as sharded tensors are put together. The file says nothing
+    of processes: any number of them can go on from it.
+    """
+    world = world or World()
+    tensors = _collected({f"{prefix}.": module for prefix, module in modules.items()}, world)
     names = parameter_names(modules, optimizer)
     for index, slots in optimizer.state_dict()["state"].items():
         for slot, value in slots.items():
-            tensors[f"optimizer.{names[index]}.{slot}"] = _detached(torch.as_tensor(value))
+            _collect(tensors, f"optimizer.{names[index]}.{slot}", torch.as_tensor(value), world)
     header = {"format": FORMAT, "about": position.about, "progress": position.progress}
     metadata = {_HEADER: json.dumps(header, allow_nan=False)}
-    write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    with world.together():
+        if world.first:
+            write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def load_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, about: Mapping[str, Any]
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer,
+    about: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Restore modules and optimiser in place from `save_state`'s file; returns the progress.
+
+    defaults: what `about` was where the file does not say, as it is of an older version.
 
     Raises BadInput if there is no file or the run that it belongs to differs from `about` (naming each difference),
     CheckpointError if the file is damaged, foreign, from a newer format, or does not fit the modules. Modules are
@@ -73,13 +94,14 @@ def load_state(
     if not path.is_file():
         raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
     tensors, position = _read(path)
-    _same_run(position.about, about, path)
+    _same_run({**(defaults or {}), **position.about}, about, path)
     states = {prefix: _under(f"{prefix}.", tensors) for prefix in modules}
     for prefix, module in modules.items():
         _fits(prefix, module, states[prefix], path)
     optimizer_state = _optimizer_state(tensors, modules, optimizer, path)
     for prefix, module in modules.items():
-        module.load_state_dict(states[prefix], strict=True)
+        own = module.state_dict()
+        module.load_state_dict({n: placed_like(own[n], tensor) for n, tensor in states[prefix].items()}, strict=True)
     optimizer.load_state_dict(optimizer_state)
     return position.progress
 
@@ -97,6 +119,21 @@ def parameter_names(modules: Mapping[str, nn.Module], optimizer: Optimizer) -> l
     """Names of the optimiser's parameters, in its order: states are stored by name, not by position."""
     names = {id(p): f"{prefix}.{name}" for prefix, module in modules.items() for name, p in module.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _collected(modules: Mapping[str, nn.Module], world: World) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for prefix, module in modules.items():
+        for name, tensor in module.state_dict().items():
+            _collect(tensors, f"{prefix}{name}", tensor, world)
+    return tensors
+
+
+def _collect(tensors: dict[str, Tensor], name: str, tensor: Tensor, world: World) -> None:
+    """Put a tensor together on all processes, and keep it on the one that writes."""
+    tensor = whole(tensor.detach())
+    if world.first:
+        tensors[name] = _detached(tensor)
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -163,6 +200,7 @@ def _optimizer_state(
             raise CheckpointError(f"{path} holds optimiser state of {name!r}, which is not trained here")
         if tensor.ndim and tensor.shape != trained[numbers[name]].shape:
             raise CheckpointError(f"{path} holds {full_name!r} of shape {tuple(tensor.shape)}, which does not fit")
-        state.setdefault(numbers[name], {})[slot] = tensor
+        placed = placed_like(trained[numbers[name]], tensor) if tensor.ndim else tensor
+        state.setdefault(numbers[name], {})[slot] = placed
     # hyper-parameters come from the recipe, which `about` holds equal; only the slots are restored
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

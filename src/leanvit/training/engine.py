@@ -7,9 +7,11 @@ the weights of the run that was not.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
+from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, LeanvitError
-from leanvit.measure.multilabel import mean_average_precision
+from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
     assemble,
@@ -28,14 +31,26 @@ from leanvit.training.assemble import (
     clear_leftovers,
     modules_of,
     progress_of,
+    recipe_of,
     restore_progress,
 )
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
 from leanvit.training.checkpoint import BEST, STATE, Position, load_state, save_state, save_weights
 from leanvit.training.config import FitConfig
-from leanvit.training.objectives import Objective, mean_head
+from leanvit.training.draws import GlobalDraws, watched
+from leanvit.training.objectives import Objective
+from leanvit.training.parallel import (
+    average_replicated,
+    gradient_norm,
+    is_sharded,
+    own_part,
+    scale_gradients,
+    syncing,
+    whole_state,
+)
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted, StopRequested, StopSignals
+from leanvit.training.validating import autocast, validated
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -82,13 +97,15 @@ def fit(
     validate: AnyDataset | None = None,
     convert: bool = False,
 ) -> FitResult[M]:
-    """Train `model` in place on the device that it is on.
+    """Train `model` in place on the device that it is on; under torchrun, on all processes together.
+
+    Every process makes the same call; the first one writes. The result is that of one process, up to rounding.
 
     Args:
         objective: what to minimise; cross-entropy with the recipe's label smoothing by default.
         callbacks: see `leanvit.training.callbacks`.
-        out: run folder, which gets `training/` (resumable state, weights of the best epoch) and `train.jsonl`; None
-            writes nothing.
+        out: run folder, the same for all processes; it gets `training/` (resumable state, weights of the best epoch)
+            and `train.jsonl`. None writes nothing.
         resume: continue the run in `out` at its exact step, mid-epoch included.
         validate: data whose top-1 is taken after each epoch.
         convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
@@ -104,25 +121,50 @@ def fit(
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
+    try:
+        return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate)
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        if config.compile:
+            model._compiled_call_impl = None  # type: ignore[assignment]
+        model.eval()
+
+
+def _run(
+    run: Run,
+    model: M,
+    dataset: AnyDataset,
+    callbacks: Sequence[object],
+    *,
+    out: Path | None,
+    resume: bool,
+    validate: AnyDataset | None,
+) -> FitResult[M]:
+    """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
+    config, world = run.config, run.world
     about = about_run(run, dataset)
+    with world.together():
+        if out and world.first:
+            claim_folder(out, run, resume=resume)
     if out:
-        claim_folder(out, run, resume=resume)
         callbacks = [*callbacks, JsonlLog(out / "train.jsonl")]
-    if out and resume:
-        restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about))
-    if out:
+    with world.together():
+        if out and resume:
+            older = recipe_of(FitConfig())  # a version that did not know a field did what is its default
+            restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about, defaults=older))
+    if out and world.first:
         clear_leftovers(out)
     begun = time.perf_counter() - run.seconds
 
     def save() -> None:
         run.seconds = time.perf_counter() - begun
         if out:
-            save_state(out / STATE, modules_of(run), run.optimizer, Position(about, progress_of(run)))
+            save_state(out / STATE, modules_of(run), run.optimizer, Position(about, progress_of(run)), world)
 
     if not resume:
         save()  # a full disk shows now, and a run killed before its next save can be resumed
     try:
-        with StopSignals() as signals:
+        with keep_freed_memory(), StopSignals() as signals:
             notify(callbacks, "start", run)
             for epoch in range(len(run.history), config.epochs):
                 if run.stopped:
@@ -131,31 +173,35 @@ def fit(
                 run.model.train(config.train_mode == "train")
                 run.objective.train()
                 for batches in _steps_of_epoch(run, dataset):
-                    _take_step(run, batches, callbacks)
-                    notify(callbacks, "after_step", run)
-                    signals.check()
+                    taken = _take_step(run, batches, callbacks)
+                    with world.together():
+                        notify(callbacks if taken else (), "after_step", run)
+                    signals.check(world)
+                    run.stopped = world.any(run.stopped)
                     if run.stopped:
                         break
                     if config.save_every and run.step % config.save_every == 0:
                         save()
-                top1 = None if validate is None else _validated(run, validate, each_batch=signals.check)
+                top1 = None if validate is None else validated(run, validate, stop=signals.was_heard)
                 improved = _close_epoch(run, top1, seconds=time.perf_counter() - begun)
-                notify(callbacks, "end_epoch", run)
+                with world.together():
+                    notify(callbacks, "end_epoch", run)
+                run.stopped = world.any(run.stopped)
                 if out and improved:
-                    save_weights(out / BEST, run.ema or run.model)
+                    save_weights(out / BEST, run.ema or run.model, world)
                 save()
-                signals.check()  # one that came since the last step is not swallowed
+                signals.check(world)  # one that came since the last step is not swallowed
             notify(callbacks, "finish", run)
     except StopRequested:
         save()
+        _give_back(run, model)
         raise Interrupted(_farewell(run, out), step=run.step) from None
     finally:
         notify(callbacks, "close", run)
-        run.optimizer.zero_grad(set_to_none=True)
-        model.eval()
+    _share_bad_images(run, dataset, validate)
     return FitResult(
         model=model,
-        ema=cast("M | None", run.ema),
+        ema=_give_back(run, model),
         history=run.history,
         best_top1=run.best_top1,
         last_top1=run.history[-1].get(run.metric),
@@ -165,63 +211,24 @@ def fit(
     )
 
 
-def top1_accuracy(
-    model: nn.Module,
-    dataset: AnyDataset,
-    *,
-    preprocess: Preprocess,
-    batch_size: int = 128,
-    workers: int = 0,
-    amp: str = "fp32",
-    each_batch: Callable[[], object] = lambda: None,
-) -> float:
-    """Fraction of `dataset` that the model classifies rightly, with the eval transform; puts the model in eval mode."""
-    return _top1(
-        _answers(
-            model,
-            dataset,
-            preprocess=preprocess,
-            batch_size=batch_size,
-            workers=workers,
-            amp=amp,
-            each_batch=each_batch,
-        )
-    )
+def _give_back(run: Run, model: M) -> M | None:
+    """Put the trained weights into `model` where a sharded copy was trained; returns the averaged model, if any."""
+    if not is_sharded(run.model):
+        return cast("M | None", run.ema)
+    model.load_state_dict(whole_state(run.model))
+    model.to(run.device)
+    if run.ema is None:
+        return None
+    average = copy.deepcopy(model).eval()
+    average.load_state_dict(whole_state(run.ema))
+    return average
 
 
-@torch.no_grad()
-def _answers(
-    model: nn.Module,
-    dataset: AnyDataset,
-    *,
-    preprocess: Preprocess,
-    batch_size: int,
-    workers: int,
-    amp: str,
-    each_batch: Callable[[], object],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (B, classes), targets) of each batch on the CPU, in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers):
-        each_batch()
-        with _autocast(device, amp):
-            logits = mean_head(model(batch.images.to(device)))
-        yield logits.cpu(), batch.targets
-
-
-def _top1(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
-    right = seen = 0
-    for logits, targets in answers:
-        right += int((logits.argmax(dim=-1) == targets).sum())
-        seen += len(targets)  # fewer than the data set where images that cannot be read are skipped
-    return right / max(seen, 1)
-
-
-def _mean_precision(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Mean average precision, a fraction, of several labels an image."""
-    logits, targets = zip(*answers, strict=True)
-    return mean_average_precision(torch.cat(logits).float(), torch.cat(targets))
+def _share_bad_images(run: Run, *datasets: AnyDataset | None) -> None:
+    """Each process met the bad images of its own share: afterwards all know of all."""
+    for dataset in {id(d): d for d in datasets if d is not None}.values():
+        met = {bad.key: bad for part in run.world.gathered(list(dataset.bad)) for bad in part}
+        dataset.bad.extend(bad for key, bad in met.items() if key not in {one.key for one in dataset.bad})
 
 
 # -- one step ---------------------------------------------------------------------------------------------------------
@@ -230,7 +237,7 @@ def _mean_precision(answers: Iterable[tuple[Tensor, Tensor]]) -> float:
 def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
     """The epoch's remaining steps, each a list of `accumulate` batches; what does not fill a step is left out."""
     config = run.config
-    done = run.step - run.epoch * run.steps_per_epoch
+    done = run.into_epoch
     if done == run.steps_per_epoch:  # stopped between the last step and the end of the epoch
         return
     batches = iter(
@@ -242,55 +249,114 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
             epoch=run.epoch,
             train=True,
             augment=config.augment,
+            repeats=config.repeats,
             workers=config.workers,
             drop_last=True,
             skip=done * config.accumulate,
+            share=(run.world.rank, run.world.size),
         )
     )
     for _ in range(done, run.steps_per_epoch):
-        yield list(islice(batches, config.accumulate))
+        with run.world.together():
+            step = list(islice(batches, config.accumulate))
+        yield step
 
 
-def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> None:
-    """Forward and backward of each batch, then one optimiser step; all its random draws follow from (seed, step)."""
-    config, optimizer = run.config, run.optimizer
-    device = next(run.model.parameters()).device
+def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bool:
+    """Forward and backward of each batch, then one optimiser step; all its random draws follow from (seed, step).
+
+    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows.
+    """
+    config, optimizer, world = run.config, run.optimizer, run.world
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, torch.Tensor] = {}
+    counts = world.sums([len(batch) for batch in batches])
     with keyed.global_rng(config.seed, "step", run.step):
-        for run.micro, batch in enumerate(batches):
-            batch = _mixed(batch.to(device), run)
+        for run.micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+            batch, weight = _share(batch, count)
+            batch = _mixed(batch.to(run.device), run)
             notify(callbacks, "before_forward", run)
-            with _autocast(device, config.amp):
-                loss = run.objective(run.model, batch, run.step, run.context)
-            (loss.total / len(batches)).backward()
-            for name, value in {"loss": loss.total, **loss.parts}.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / len(batches)
+            with syncing(run.forward, run.micro == len(batches) - 1), _draws(run, batch) as draws:
+                with watched(None if run.losses else draws), autocast(run.device, config.amp):
+                    loss = run.forward(batch, run.step, run.context)
+                # gradients are averaged over the processes, but are shares of a sum: hence times their number
+                run.scaler.scale(loss["loss"] * (weight * world.size) / len(batches)).backward()
+            for name, value in loss.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() * weight / len(batches)
+    average_replicated(run.forward, world)
+    run.scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = gradient_norm(trained, world)
     names = [*sums, "grad_norm"]
     values = torch.stack([*sums.values(), norm.to(sums["loss"])]).tolist()  # the step's only wait for the device
+    values = [*world.sums(values[:-1]), values[-1]]
     run.losses = dict(zip(names, values, strict=True))
-    _refuse_non_finite(run, batches)
+    taken = not _overflowed(run, trained)
+    _refuse_non_finite(run, batches, but=() if taken else ("grad_norm",))
 
-    run.grad_factor = 1.0
-    if config.clip_grad is not None:
-        torch.nn.utils.clip_grads_with_norm_(trained, config.clip_grad, norm)
-        run.grad_factor = min(1.0, config.clip_grad / (run.losses["grad_norm"] + 1e-6))
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
     for group in optimizer.param_groups:
         group["lr"] = run.lr * group.get("lr_scale", 1.0)
-    optimizer.step()
+    if taken:
+        run.grad_factor = _clip(trained, norm, config.clip_grad)
+        run.scaler.step(optimizer)
+    run.scaler.update()
     run.step += 1
-    if run.averager is not None:
+    if taken and run.averager is not None:
         run.averager.update(run.model, step=run.step)
     for name, value in run.losses.items():
-        run.epoch_sums[name] = run.epoch_sums.get(name, 0.0) + value
+        if math.isfinite(value):  # all but the gradient of a step that was left out
+            run.epoch_sums[name] = run.epoch_sums.get(name, 0.0) + value
+    run.skipped += not taken
+    return taken
+
+
+def _share(batch: Batch, count: float) -> tuple[Batch, float]:
+    """(batch, its share of the `count` images that all processes hold now).
+
+    A process whose images cannot be read (and are skipped) takes part with a black pair of weight 0.
+    """
+    if not count:
+        raise no_image_left(batch.bad)
+    weight = len(batch) / count
+    if not len(batch):
+        images, targets = (t.new_zeros(2, *t.shape[1:]) for t in (batch.images, batch.targets))
+        batch = replace(batch, images=images, targets=targets, keys=["", ""])
+    return batch, weight
+
+
+def _draws(run: Run, batch: Batch) -> AbstractContextManager[GlobalDraws | None]:
+    """What makes the model's random draws those of the whole batch, where it is spread over processes."""
+    rank, size = run.world.rank, run.world.size
+    if size == 1:
+        return nullcontext()
+    if run.config.compile:  # compiled kernels draw for themselves: resumable, but not the draws of one process
+        keyed.seed_global(run.config.seed, "step", run.step, run.micro, "rank", rank)
+        return nullcontext()
+    whole = run.config.batch_size
+    return GlobalDraws(len(batch), whole, share_rows(whole, rank, size)[: len(batch)])
+
+
+def _clip(trained: list[nn.Parameter], norm: Tensor, largest: float | None) -> float:
+    """Scale the gradients down to the largest norm, as `clip_grad_norm_` does; returns the factor."""
+    if largest is None:
+        return 1.0
+    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+    scale_gradients(trained, factor)
+    return float(factor)
+
+
+def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
+    """Whether fp16 leaves this step out. A gradient that is infinite at every loss scale is no overflow."""
+    if run.config.amp != "fp16" or math.isfinite(run.losses["grad_norm"]):
+        return False
+    infinite = any(not own_part(p.grad).isfinite().all() for p in trained if p.grad is not None)
+    return run.world.any(infinite) and run.scaler.get_scale() >= 1.0
 
 
 def _mixed(batch: Batch, run: Run) -> Batch:
     """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
-    if run.mix is None:
+    if run.mix is None or not run.config.mixes_in(run.epoch):
         return batch
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
     images, targets = run.mix(batch.images[:even], batch.targets[:even])
@@ -298,15 +364,11 @@ def _mixed(batch: Batch, run: Run) -> Batch:
     return replace(batch, images=images, targets=targets)
 
 
-def _autocast(device: torch.device, amp: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
-
-
-def _refuse_non_finite(run: Run, batches: list[Batch]) -> None:
-    wrong = {name: value for name, value in run.losses.items() if not math.isfinite(value)}
+def _refuse_non_finite(run: Run, batches: list[Batch], *, but: Sequence[str]) -> None:
+    wrong = {name: value for name, value in run.losses.items() if not math.isfinite(value) and name not in but}
     if not wrong:
         return
-    keys = [key for batch in batches for key in batch.keys]
+    keys = [key for part in run.world.gathered([key for batch in batches for key in batch.keys]) for key in part]
     shown = ", ".join(keys[:32]) + (f", … ({len(keys)} in all)" if len(keys) > 32 else "")
     what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
     raise NonFiniteLoss(
@@ -319,29 +381,18 @@ def _refuse_non_finite(run: Run, batches: list[Batch]) -> None:
 # -- around an epoch --------------------------------------------------------------------------------------------------
 
 
-def _validated(run: Run, validate: AnyDataset, *, each_batch: Callable[[], object]) -> float:
-    answers = _answers(
-        run.ema or run.model,
-        validate,
-        preprocess=run.preprocess,
-        batch_size=run.config.batch_size,
-        workers=run.config.workers,
-        amp=run.config.amp,
-        each_batch=each_batch,
-    )
-    return _mean_precision(answers) if validate.multi_label else _top1(answers)
-
-
 def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
     """Add the epoch's row to the history; returns whether its top-1 is the best so far."""
-    taken = run.step - run.epoch * run.steps_per_epoch  # fewer than an epoch has where the run was stopped
-    means = {name: total / taken for name, total in run.epoch_sums.items()}
+    counts = {"grad_norm": run.into_epoch - run.skipped}  # the others are summed over all steps
+    means = {name: total / counts.get(name, run.into_epoch) for name, total in run.epoch_sums.items()}
     lr = lr_at(run.step - 1, run.config, steps_per_epoch=run.steps_per_epoch)
     row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means}
     if top1 is not None:
         row[run.metric] = top1
+    if run.config.amp == "fp16":
+        row["skipped"] = run.skipped
     run.history.append({**row, "seconds": seconds})
-    run.epoch_sums = {}
+    run.epoch_sums, run.skipped = {}, 0
     improved = top1 is not None and (run.best_top1 is None or top1 > run.best_top1)
     if improved:
         run.best_top1 = top1

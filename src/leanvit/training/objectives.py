@@ -2,7 +2,18 @@
 
 An objective is a module called as `objective(model, batch, step, context) -> Loss`. It runs the model itself, so that
 it may run it several times, run teachers, or read what the model leaves behind. Its own parameters are trained along,
-its state is part of a resumable run.
+its state is part of a resumable run. Under DDP it is wrapped together with the model; teachers are left alone.
+
+An objective needs nothing of `fit`. In a loop of your own:
+
+    objective = SoftDistillation(teacher, teacher_preprocess=preprocess)
+    objective.bind(model, preprocess)
+    optimizer = torch.optim.AdamW([*model.parameters(), *objective.parameters()], lr=1e-3)
+    for step, (images, targets) in enumerate(batches):
+        loss = objective(model, Batch(images, targets, keys=[]), step, {})
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
 
     deit      Training data-efficient image transformers & distillation through attention, arXiv 2012.12877
     hinton    Distilling the Knowledge in a Neural Network, arXiv 1503.02531
@@ -115,6 +126,9 @@ class Distillation(Objective):
         self.teacher_preprocess = teacher_preprocess
         self._teacher = (teacher.eval(),)  # the tuple hides it from nn.Module's registration
 
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Refuse a teacher that would mislead; switch a distilled network's second head on for training."""
         _same_preprocess(self.teacher_preprocess, preprocess)
@@ -168,6 +182,9 @@ class SoftDistillation(Distillation):
         if not temperature > 0:
             raise BadInput(f"temperature={temperature!r} is not accepted: give a number > 0")
         self.temperature = temperature
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, temperature={self.temperature}"
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
         """T^2 KL(teacher || student) at temperature T."""

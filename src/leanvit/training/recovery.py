@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess
+from leanvit.errors import BadInput
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, M, fit
-from leanvit.training.objectives import BinaryDistillation, SoftDistillation
+from leanvit.training.objectives import BinaryDistillation, Distillation, HardDistillation, SoftDistillation
+
+DISTILLATIONS = ("soft", "hard")
 
 # A short run close to the weights that are there: low rate, little decay, no drop path (EViT and NViT fine-tune in
 # eval mode), gradients clipped as the first steps after surgery are the rough ones.
@@ -34,25 +38,32 @@ def recover(
     config: FitConfig = RECOVERY,
     alpha: float = 0.5,
     temperature: float = 2.0,
+    distillation: str = "soft",
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[object] = (),
     validate: AnyDataset | None = None,
     convert: bool = False,
 ) -> FitResult[M]:
-    """Train `lean` in place under soft distillation from `teacher`, its dense root; arguments as in `fit`.
+    """Train `lean` in place under distillation from `teacher`, by default its dense root; arguments as in `fit`.
 
-    alpha: weight of the teacher against the labels. temperature: of both distributions. `preprocess` is the root's,
-    which is the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model.
+    alpha: weight of the teacher against the labels. temperature: of both distributions, when `distillation` is "soft";
+    "hard" takes the teacher's decision. `preprocess` is the root's, which is the teacher's too. Raises BadInput if the
+    teacher shares trained weights with the lean model, or for hard distillation of multi-label data.
     """
-    distillation = BinaryDistillation if dataset.multi_label else SoftDistillation
-    objective = distillation(
-        teacher,
-        teacher_preprocess=preprocess,
-        alpha=alpha,
-        temperature=temperature,
-        label_smoothing=config.label_smoothing,
-    )
+    check_distillation(distillation, multi_label=dataset.multi_label)
+    given: dict[str, Any] = {
+        "teacher_preprocess": preprocess,
+        "alpha": alpha,
+        "label_smoothing": config.label_smoothing,
+    }
+    objective: Distillation
+    if distillation == "hard":
+        objective = HardDistillation(teacher, **given)
+    elif dataset.multi_label:
+        objective = BinaryDistillation(teacher, temperature=temperature, **given)
+    else:
+        objective = SoftDistillation(teacher, temperature=temperature, **given)
     return fit(
         lean,
         dataset,
@@ -65,3 +76,13 @@ def recover(
         validate=validate,
         convert=convert,
     )
+
+
+def check_distillation(kind: str, *, multi_label: bool) -> None:
+    """Raise BadInput unless a recovery can distil this way."""
+    if kind not in DISTILLATIONS:
+        raise BadInput(f"distillation is {kind!r}; accepted: {' or '.join(map(repr, DISTILLATIONS))}")
+    if kind == "hard" and multi_label:
+        raise BadInput(
+            "distillation is 'hard', but the data is multi-label: a teacher decides for one class; give 'soft'"
+        )

@@ -11,10 +11,13 @@ def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
     """Learning rate of optimiser step `step` (counted from 0).
 
     Linear warm-up over the first W = warmup_epochs * steps_per_epoch steps, lr * (step + 1) / W, so that step W - 1
-    runs at the peak; then a half cosine from lr at step W towards min_lr at the end of the run (SGDR without
-    restarts, arXiv 1608.03983, equation 5), or lr for the rest.
+    runs at the peak, or with `warmup_lr` from there, warmup_lr + (lr - warmup_lr) * step / W, as timm does. Then a half
+    cosine from lr at step W towards min_lr at the end of the run (SGDR without restarts, arXiv 1608.03983, equation 5),
+    or lr for the rest.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup and config.warmup_lr is not None:
+        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "constant":

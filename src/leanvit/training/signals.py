@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from leanvit.training.world import World
+
 HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,9 +43,13 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raise `StopRequested` if a signal was heard."""
-        if self.heard is not None:
+    def was_heard(self) -> bool:
+        """Whether this process heard a signal."""
+        return self.heard is not None
+
+    def check(self, world: World) -> None:
+        """Raise `StopRequested` on all processes if one of them heard a signal."""
+        if world.any(self.was_heard()):
             raise StopRequested
 
     def _hear(self, number: int, frame: FrameType | None) -> None:

@@ -15,9 +15,12 @@ from typing import Any
 
 _HOME = {
     "train": "training",
+    "dry_run": "rehearsing",
     "compress": "compressing",
     "measure": "measuring",
+    "latencies": "timing",
     "export": "exporting",
+    "publish": "publishing",
     "look": "looking",
     "demo": "demonstration",
     "explain": "explaining",

@@ -4,22 +4,48 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
+from leanvit.data import AnyDataset
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
-from leanvit.recipe import Data, Recovery, check_needs, check_order, knobs_of, save
+from leanvit.recipe import Data, Recovery, check_needs, check_order, check_places, knobs_of, missed, save, trains
 from leanvit.recipe import compress as compress_model
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import TRAINING_LOG, Stopwatch, clear_run, new_folder, require_whole
-from leanvit.verbs.models import Say, as_runner, load_model, open_split, require_fit, row_name, say_bad, silent
+from leanvit.report.values import shown
+from leanvit.training import Interrupted
+from leanvit.verbs.folders import (
+    TRAINING_LOG,
+    Stopwatch,
+    clear_run,
+    new_folder,
+    require_whole,
+    require_writable,
+)
+from leanvit.verbs.models import (
+    Loaded,
+    Say,
+    as_runner,
+    load_model,
+    open_split,
+    require_fit,
+    row_name,
+    say_bad,
+    silent,
+)
+from leanvit.verbs.progress import progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +58,11 @@ class Asked:
     method: str
     asked: dict[str, Any]  # the knobs
     achieved: dict[str, Any]
+    missed: tuple[str, ...] = ()  # in words: targets missed beyond the method's tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
+        return {**told, "missed": list(self.missed)} if self.missed else told
 
 
 @dataclass(frozen=True)
@@ -47,7 +78,7 @@ class Compressed:
         return {
             "folder": str(self.folder),
             "label": self.label,
-            "asked": [vars(row) for row in self.asked],
+            "asked": [row.to_json() for row in self.asked],
             "comparison": None if self.comparison is None else json.loads(self.comparison.to_json()),
         }
 
@@ -56,9 +87,14 @@ class Compressed:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("method", "asked", "achieved")
+        table = Table()
+        for heading, share in (("method", 1), ("asked", 3), ("achieved", 4)):
+            table.add_column(heading, ratio=None if share == 1 else share, overflow="fold")
         for row in self.asked:
-            table.add_row(*(Text(text) for text in (row.method, _pairs(row.asked), _pairs(row.achieved))))
+            achieved = Text(_pairs(row.achieved))
+            for miss in row.missed:
+                achieved.append(f"\nmissed: {miss}", style="bold red")
+            table.add_row(Text(row.method), Text(_pairs(row.asked)), achieved)
         return table
 
 
@@ -68,6 +104,7 @@ def compress(
     data: str | None = None,
     *,
     recovery: Recovery | None = None,
+    teacher: str | Path | None = None,
     adapt: bool = False,
     convert: bool = False,
     model_args: Mapping[str, Any] | None = None,
@@ -78,6 +115,7 @@ def compress(
     latency_batch: int = 8,
     measured: bool = True,
     out: str | Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     say: Say = silent,
     command: str = "",
@@ -91,16 +129,22 @@ def compress(
         data: data spec. Methods that calibrate and the recovery learn from its `train` split, which is opened only
             where something learns; `val` is measured.
         recovery: train after compression.
+        teacher: run folder of the model that teaches in every training; default: the dense model.
         limit: images taken of each split.
         measured: compare dense, each step and all on the `val` split; needs data.
-        out: run folder; default: `runs/MODEL-METHODS`.
+        out: run folder; default: `runs/MODEL-METHODS`. One that trains keeps its finished steps and its state in
+            `steps/` there until all is done. resume: go on with the interrupted compression in it.
 
     Raises:
         BadInput, Refused: before any work starts, for what does not fit.
+        Interrupted: stopped by Ctrl-C or SIGTERM while it can be resumed; the text says how.
     """
     watch = Stopwatch("compress", command)
     require_whole("--batch", latency_batch, least=1)
-    learning = adapt or recovery is not None or any(m.needs_data for m in methods)
+    if resume:
+        _check_resume(out, methods, recovery)
+    _check_teacher_is_asked(teacher, methods, recovery)
+    learning = adapt or recovery is not None or any(m.needs_data or m.trains for m in methods)
     train = open_split(data, "train", seed=seed, limit=limit, say=say) if data is not None and learning else None
     if adapt and train is None:
         raise BadInput("--adapt needs --data, which it adapts to")
@@ -114,50 +158,146 @@ def compress(
         say=say,
     )
     check_order(start.model.traits(), methods)
+    check_places(start.model, methods)
     check_needs(methods, train, recovery)
+    taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert)
     validation = validation.cached() if validation is not None else None
-    folder = new_folder(out, "-".join([start.base, *(m.slug for m in methods)]), overwrite=overwrite)
+    name = "-".join([start.base, *(m.slug for m in methods)])
+    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite)
+    if overwrite and not resume:
+        clear_steps(folder)
 
-    steps = _Steps(first=row_name(start.model), say=say, keep=measured and validation is not None)
-    with TemporaryDirectory(prefix="leanvit-") as scratch:
-        log = Path(scratch) / TRAINING_LOG
+    rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
+    with _says_how_to_go_on(folder, command) if trains(methods, recovery) else nullcontext():
         lean = compress_model(
             start.model,
             methods,
-            None if train is None else Data(train.cached(), start.preprocess, seed=seed),
-            recovery=replace(recovery, log=log) if recovery and recovery.log is None else recovery,
-            on_step=steps.take,
+            None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(say)),
+            recovery=recovery,
+            teacher=None if taught is None else taught.model,
+            on_step=rows.take,
+            out=folder if trains(methods, recovery) else None,
+            resume=resume,
         )
-        curve = log.read_bytes() if log.is_file() else b""
-    asked = tuple(Asked(m.slug, knobs_of(m), _achieved(m, lean)) for m in methods)
-    classes = tuple(known.classes) if known is not None else start.classes
-    info = {k: v for k, v in start.info.items() if k != "made_with"}
-    info |= {"asked": [*info.get("asked", []), *(vars(a) for a in asked)], **({"data": data} if data else {})}
-    clear_run(folder, overwrite=overwrite)
-    save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
-    if curve:
-        write_atomic(folder / TRAINING_LOG, curve)
-    comparison = None
-    if validation is not None and measured:
-        runners = {name: as_runner(step, start.preprocess) for name, step in steps.models.items()}
-        answers: dict[str, Predictions] = {}
-        comparison = compare(
-            runners, validation, latency_batch=latency_batch, progress=say, on_predictions=answers.update
-        )
-        keep(comparison, answers, validation, folder / "measure.json")
-    if validation is not None:
-        maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
-        write_atomic(folder / TOKENS, maps.to_json().encode())
+        asked = _asked(methods, lean)
+        clear_run(folder, overwrite=overwrite or resume, keep=(STEPS,))
+        _save(lean, start, asked, known, data, folder, overwrite=overwrite or resume)
+        comparison = None
+        if validation is not None and measured:
+            runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
+            comparison = _compared(runners, validation, folder, latency_batch=latency_batch, say=say)
+        if validation is not None:
+            maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
+            write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
+    clear_steps(folder)
     say_bad(say, train, validation)
     return Compressed(folder, row_name(lean), asked, comparison)
 
 
-class _Steps:
+# --- before any work ----------------------------------------------------------------------------------------------
+
+
+def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Recovery | None) -> None:
+    if out is None:
+        raise BadInput("--resume needs --out, the folder of the run to go on with")
+    if not trains(methods, recovery):
+        raise BadInput("--resume: nothing here trains, so there is no state to go on with; leave it out")
+    if not (Path(str(out)) / ABOUT).is_file():
+        raise BadInput(f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it)")
+
+
+def _check_teacher_is_asked(teacher: object, methods: Sequence[Any], recovery: Recovery | None) -> None:
+    if teacher is not None and not trains(methods, recovery):
+        raise BadInput(f"--teacher {teacher}: nothing here trains; give --recover EPOCHS, or leave it out")
+
+
+def _teacher(spec: str | Path, start: Loaded) -> Loaded:
+    """The run that teaches. Raises `BadInput` unless it answers to the same images with as many classes."""
+    taught = load_model(spec)
+    if taught.folder is None:
+        raise BadInput(f"--teacher {spec} is a timm name, without trained weights; accepted: a run folder")
+    if taught.preprocess.fingerprint() != start.preprocess.fingerprint():
+        raise BadInput(
+            f"--teacher {spec} knows images made with {taught.preprocess}, the model those made with "
+            f"{start.preprocess}: give a teacher with the model's preprocessing"
+        )
+    if taught.model.num_classes != start.model.num_classes:
+        raise BadInput(f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}")
+    return taught
+
+
+@contextmanager
+def _says_how_to_go_on(folder: Path, command: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a compression that can be resumed with the command that goes on with it."""
+
+    def terminated(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, terminated) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if not (folder / ABOUT).is_file():
+            raise
+        out = shlex.join(["--out", str(folder)])
+        words = command if " --resume" in command else f"{command or 'leanvit compress ...'} --resume"
+        words = words if str(folder) in shlex.split(command) else f"{words} {out}"
+        raise Interrupted(
+            f"stopped; what is finished, and the state of the training, is in {folder / STEPS}. To go on: {words}",
+            step=getattr(stopped, "step", 0),
+        ) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+# --- what is written ----------------------------------------------------------------------------------------------
+
+
+def _asked(methods: Sequence[Any], lean: OpenModel) -> tuple[Asked, ...]:
+    """A row for each method of this compression: its plan is among the last of the history."""
+    misses = missed(lean)
+    return tuple(
+        Asked(m.slug, knobs_of(m), _achieved(m, lean), tuple(text for slug, text in misses if slug == m.slug))
+        for m in methods
+    )
+
+
+def _save(
+    lean: OpenModel,
+    start: Loaded,
+    asked: Sequence[Asked],
+    known: AnyDataset | None,
+    data: str | None,
+    folder: Path,
+    *,
+    overwrite: bool,
+) -> None:
+    classes = tuple(known.classes) if known is not None else start.classes
+    info = {k: v for k, v in start.info.items() if k not in ("made_with", "steps", "frozen")}
+    info |= {"asked": [*info.get("asked", []), *(row.to_json() for row in asked)], **({"data": data} if data else {})}
+    save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
+    curve = last_log(folder)
+    if curve:
+        write_atomic(folder / TRAINING_LOG, curve)
+
+
+def _compared(
+    runners: Mapping[str, OpenModel], validation: AnyDataset, folder: Path, *, latency_batch: int, say: Say
+) -> Comparison:
+    answers: dict[str, Predictions] = {}
+    comparison = compare(runners, validation, latency_batch=latency_batch, progress=say, on_predictions=answers.update)
+    keep(comparison, answers, validation, folder / "measure.json")
+    return comparison
+
+
+class _Rows:
     """Keeps a copy of the model after each step, under the name of its row."""
 
     def __init__(self, *, first: str, say: Say, keep: bool) -> None:
@@ -179,8 +319,4 @@ def _achieved(method: Any, lean: OpenModel) -> dict[str, Any]:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_short(value)}" for key, value in values.items()) or "–"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key} {shown(value)}" for key, value in values.items()) or "–"

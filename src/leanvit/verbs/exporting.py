@@ -73,8 +73,8 @@ def export(
     if batch is not None:
         require_whole("--batch", batch, least=1, most=MAX_BATCH)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
-    if out is None and one.folder is not None:
-        out = artefact_folder(one.folder, to)
+    if out is None and one.home is not None:
+        out = artefact_folder(one.home, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,))
     say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
     artefact = export_model(
@@ -87,8 +87,8 @@ def export(
         labels=one.classes,
         overwrite=overwrite,
     )
-    if one.folder is not None and folder.is_relative_to(one.folder):
-        watch.record(one.folder, wrote=str(folder.relative_to(one.folder)))
+    if one.home is not None and folder.is_relative_to(one.home):
+        watch.record(one.home, wrote=str(folder.relative_to(one.home)))
     check = artefact.check
     return Exported(
         folder=folder,

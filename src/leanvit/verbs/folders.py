@@ -13,25 +13,35 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError, is_whole
 from leanvit.files import write_atomic
+from leanvit.recipe.catalogue import RECORD
+from leanvit.recipe.steps import ABOUT, STEPS
 from leanvit.recipe.store import JSON_NAME
 from leanvit.training.checkpoint import STATE
 
 RUNS = Path("runs")
 COMMANDS = "commands.jsonl"
 TRAINING_LOG = "train.jsonl"
+TENSORBOARD = "tensorboard"
+EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
 _LEFT = (
     "measure*.json",
+    "latencies-*.json",
     "predictions*.safetensors",
     "disagreements*.json",
     "tokens.json",
     COMMANDS,
+    RECORD,
     TRAINING_LOG,
+    TENSORBOARD,
+    EARLIER_LOG.format("*"),
     "training",
+    STEPS,
     "artefacts",
     "report*.html",
 )
@@ -39,7 +49,11 @@ _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 
 def new_folder(
-    out: str | Path | None, name: str, *, overwrite: bool = False, holds: Sequence[str | Path] = (JSON_NAME, STATE)
+    out: str | Path | None,
+    name: str,
+    *,
+    overwrite: bool = False,
+    holds: Sequence[str | Path] = (JSON_NAME, STATE, ABOUT),
 ) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
@@ -62,6 +76,8 @@ def new_folder(
         raise BadInput(f"--out {path} holds something that is not a run: --overwrite replaces runs; give another path")
     if not overwrite and (path / STATE).is_file() and not (path / JSON_NAME).is_file():
         raise BadInput(f"--out {path} holds an unfinished training: give --resume, another path, or --overwrite")
+    if not overwrite and (path / ABOUT).is_file():
+        raise BadInput(f"--out {path} holds an unfinished compression: give --resume, another path, or --overwrite")
     if not overwrite:
         raise BadInput(f"--out {path} is not empty: give another path, or --overwrite")
     return path
@@ -97,13 +113,27 @@ def require_whole(name: str, value: object, *, least: int, most: float = math.in
         raise BadInput(f"{name} is {value!r}; accepted: {accepted}")
 
 
-def clear_run(folder: Path, *, overwrite: bool) -> None:
-    """Before a run is replaced: remove what verbs left of the old one, and nothing else."""
+def clear_run(folder: Path, *, overwrite: bool, keep: Sequence[str] = ()) -> None:
+    """Before a run is replaced: remove what verbs left of the old one, but for `keep`, and nothing else."""
     if not overwrite or not folder.is_dir():
         return
-    for name in _LEFT:
+    for name in (name for name in _LEFT if name not in keep):
         for path in folder.glob(name):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def training_logs(folder: Path) -> list[Path]:
+    """The logs of a run's trainings, oldest first."""
+    earlier = (folder / EARLIER_LOG.format(number) for number in range(1, 1000))
+    return [*takewhile(Path.is_file, earlier), *(p for p in [folder / TRAINING_LOG] if p.is_file())]
+
+
+def keep_logs(source: Path | None, target: Path) -> None:
+    """Copy the training logs of the run that `target` was trained on from."""
+    if source is None or source.resolve() == target.resolve():
+        return
+    for number, log in enumerate(training_logs(source), start=1):
+        write_atomic(target / EARLIER_LOG.format(number), log.read_bytes())
 
 
 def new_file(out: str | Path | None, default: Path | None, *, overwrite: bool = False) -> Path:

@@ -15,7 +15,7 @@ from leanvit.measure import Comparison, Predictions, compare
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, new_file, require_whole
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 
 
@@ -57,7 +57,7 @@ def measure(
     """Compare a model with others: accuracy with intervals, latency in interleaved rounds, MACs, memory, size.
 
     Args:
-        run: run folder or timm name. `against`: others; the first of them is the baseline.
+        run: run folder, timm name or reference. `against`: others; the first of them is the baseline.
         data: data spec; its `val` split is measured.
         runtimes: of `leanvit.verbs.runtimes.RUNTIMES`, by default torch alone; each model gets a row in each. What a
             run has not exported is exported for the measurement, at `latency_batch`, and thrown away after it.
@@ -83,7 +83,7 @@ def measure(
         require_fit(one, validation, convert=convert, adaptable=False)
     _require_one_size(loaded)
     own = loaded[-1]
-    default = own.folder / "measure.json" if own.folder else None
+    default = own.home / "measure.json" if own.home else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
     answers: dict[str, Predictions] = {}
@@ -99,15 +99,15 @@ def measure(
             progress=say,
             on_predictions=answers.update,
         )
-    inside = file is not None and own.folder is not None and file.parent == own.folder
+    inside = file is not None and own.home is not None and file.parent == own.home
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         keep(comparison, answers if inside else {}, validation, file)
-    if own.folder is not None and os.access(own.folder, os.W_OK):  # with --out, the run may be read-only
-        if not (own.folder / TOKENS).exists():
+    if own.home is not None and os.access(own.home, os.W_OK):  # with --out, the run may be read-only
+        if not (own.home / TOKENS).exists():
             maps = trace_tokens(own.model, validation, own.preprocess, name=own.name)
-            write_atomic(own.folder / TOKENS, maps.to_json().encode())
-        watch.record(own.folder, wrote=file.name if inside and file else "")
+            write_atomic(own.home / TOKENS, maps.to_json().encode())
+        watch.record(own.home, wrote=file.name if inside and file else "")
     say_bad(say, validation)
     return Measured(comparison, file, left_out)
 
@@ -136,9 +136,9 @@ def _load(
     spec: str | Path, model_args: Mapping[str, Any] | None, pretrained: bool, weights: str | Path | None
 ) -> Loaded:
     """Arguments of timm names go to the timm names only."""
-    if Path(spec).is_dir():
-        return load_model(spec)
-    return load_model(spec, model_args=model_args, pretrained=pretrained, weights=weights)
+    if is_built(spec):
+        return load_model(spec, model_args=model_args, pretrained=pretrained, weights=weights)
+    return load_model(spec)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What `MODEL` means everywhere: a timm name (built here) or a run folder (loaded)."""
+"""What `MODEL` means everywhere: a timm name (built here), a run folder or a reference of the package (loaded)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from leanvit.anatomy import OpenModel
 from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.recipe import Root, create, load_run
+from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.verbs.folders import Command, commands_of, require_whole
 
 Say = Callable[[str], None]
+_ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references)"
 _LISTED = 20  # images that are named one by one
 
 
@@ -32,8 +35,9 @@ class Loaded:
     model: OpenModel  # in eval mode
     preprocess: Preprocess
     classes: tuple[str, ...]
-    name: str  # of a row: "dense", "evit + int8", or the timm name
+    name: str  # of a row: "dense", "evit + int8", the timm name, or `leanvit/NAME`
     folder: Path | None = None  # the run that it came from
+    reference: str = ""  # its name, where the run is one of the package
     commands: tuple[Command, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -41,6 +45,11 @@ class Loaded:
     def base(self) -> str:
         """What to call files after: the run folder's name, or the timm name."""
         return self.folder.name if self.folder else self.name
+
+    @property
+    def home(self) -> Path | None:
+        """The run folder, if results may be kept in it: the package is not written to."""
+        return None if self.reference else self.folder
 
 
 def load_model(
@@ -56,7 +65,7 @@ def load_model(
     """A timm name, built, or a run folder, loaded.
 
     Args:
-        spec: timm name or path of a run folder.
+        spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package.
         model_args: constructor arguments of a timm name.
         pretrained: timm's pretrained weights.
         weights: safetensors file of a timm name's state dict.
@@ -67,12 +76,14 @@ def load_model(
         BadInput: no such name or run (the nearest names are given), or arguments that only a timm name takes.
         CheckpointError: a damaged run or weights file.
     """
-    if _is_folder(spec):
+    name = reference_name(spec)
+    if name is not None or _is_folder(spec):
         given = {"model arguments": model_args, "pretrained": pretrained, "weights": weights}
         extra = [what for what, value in given.items() if value]
         if extra:
-            raise BadInput(f"{spec} is a run folder: {', '.join(extra)} can only be given with a timm name")
-        return _of_run(Path(spec))
+            kind = "a run folder" if name is None else "a reference"
+            raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name")
+        return _of_run(Path(spec)) if name is None else _of_reference(reference(name))
     kwargs = dict(model_args or {})
     if adapt_to is not None:
         kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
@@ -164,20 +175,20 @@ def _bridged(loaded: Loaded, dataset: AnyDataset) -> bool:
 def _is_folder(spec: str | Path) -> bool:
     """Whether a MODEL is a folder. Raises `BadInput` for what is neither that nor a name."""
     if not isinstance(spec, str | Path) or not str(spec).strip():
-        raise BadInput(f"MODEL is {spec!r}; accepted: a timm name, or the path of a run folder")
+        raise BadInput(f"MODEL is {spec!r}; accepted: {_ACCEPTED}")
     path = Path(spec)
     try:
         if path.is_dir():
             return True
         if path.is_file():
             hint = _FILE_HINTS.get(path.suffix, "")
-            raise BadInput(f"MODEL {spec} is a file; accepted: a timm name, or the path of a run folder{hint}")
+            raise BadInput(f"MODEL {spec} is a file; accepted: {_ACCEPTED}{hint}")
     except OSError as error:
         raise BadInput(f"MODEL {spec!r} cannot be read: {error.strerror or error}") from None
     if path.is_symlink():
-        raise BadInput(f"MODEL {spec} is a link that leads nowhere; accepted: a timm name, or the path of a run folder")
+        raise BadInput(f"MODEL {spec} is a link that leads nowhere; accepted: {_ACCEPTED}")
     if isinstance(spec, Path) or "/" in spec.removeprefix("hf-hub:") or spec.startswith("."):
-        raise BadInput(f"there is no run folder at {spec}; accepted: a timm name, or the path of a run folder")
+        raise BadInput(f"there is no run folder at {spec}; accepted: {_ACCEPTED}")
     return False
 
 
@@ -186,6 +197,11 @@ _FILE_HINTS = {
     ".safetensors": " (weights are given by --weights, beside a timm name)",
     ".json": " (give the folder that it is in)",
 }
+
+
+def is_built(spec: str | Path) -> bool:
+    """Whether a MODEL is a timm name, to which constructor arguments and weights belong. Raises `BadInput`."""
+    return reference_name(spec) is None and not _is_folder(spec)
 
 
 def _at(error: OSError) -> str:
@@ -208,6 +224,12 @@ def _of_run(path: Path) -> Loaded:
     )
 
 
+def _of_reference(one: Reference) -> Loaded:
+    """What is made from it keeps its name, in the info of the run."""
+    loaded = _of_run(one.folder)
+    return replace(loaded, name=one.spec, reference=one.name, info={**loaded.info, "reference": one.spec})
+
+
 def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None) -> Loaded:
     require_model(name, kind="model")
     if pretrained and weights:
@@ -217,7 +239,7 @@ def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str |
     except OSError as error:
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
     if weights:
-        _load_weights(model, Path(weights))
+        load_weights(model, Path(weights))
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
@@ -237,14 +259,14 @@ def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}
 
 
-def _load_weights(model: OpenModel, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, option: str = "--weights") -> None:
     """Load a safetensors state dict strictly. Raises `BadInput` or `CheckpointError`, naming what does not fit."""
     if not path.is_file():
-        raise BadInput(f"--weights {path}: there is no such file")
+        raise BadInput(f"{option} {path}: there is no such file")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"--weights {path} is not a safetensors file: {error}") from error
+        raise CheckpointError(f"{option} {path} is not a safetensors file: {error}") from error
     own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in tensors.items()}
     wrong = [
@@ -253,5 +275,5 @@ def _load_weights(model: OpenModel, path: Path) -> None:
     wrong += [f"{key} is not part of the model" for key in found if key not in own]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"--weights {path} does not fit: {'; '.join(wrong[:3])}{more}")
+        raise CheckpointError(f"{option} {path} does not fit: {'; '.join(wrong[:3])}{more}")
     model.load_state_dict(tensors, strict=True)

@@ -74,6 +74,6 @@ def test_relevance(case: Case):
     want = {key.replace("/add", "/pos_add"): r for key, r in case.group("mid/").items() if key.startswith("R_")}
     for key in want.keys() - {"R_in/pool", "R_out/pool"}:  # pooling only moves elements: left to the text
         got = ops.found[key if key[-2:] in (".0", ".1") else f"{key}.0"]
-        close(got.mT if key.endswith("matmul1.1") else got, want[key], 1e-4)
+        close(got.mT if key.endswith("matmul1.1") else got, want[key], 3e-4)  # float32 sums differ with the processor
     close(given["x"].grad.sum(1), case.group("output/")["full"], 1e-3)
     assert len(want) > 20 * len(model.blocks)

@@ -300,10 +300,11 @@ def _check_classes(name: str, block: nn.Module) -> None:
 _OURS = (Block, Branch, Attention, Mlp, AttentionPool, nn.ModuleList)
 
 
-def check_closable(block: Block) -> None:
+def check_closable(block: Block, timm_block: Any) -> None:
     """Raise `Refused` for what timm's block would not run."""
+    two_widths = isinstance(getattr(timm_block, "attn", None), WideAttention)
     for attn in block.attentions():
-        if attn.qk_dim != attn.v_dim and not isinstance(attn, DifferentialHeads):
+        if attn.qk_dim != attn.v_dim and not two_widths and not isinstance(attn, DifferentialHeads):
             raise Refused(
                 f"cannot close: {attn.name} has q/k width {attn.qk_dim} and v width {attn.v_dim}; timm knows one"
             )
@@ -332,6 +333,9 @@ def hand_back(part: nn.Module, timm_part: nn.Module) -> None:
 
 def _hand_numbers(heads: Heads, timm_part: Any) -> None:
     timm_part.num_heads, timm_part.scale = heads.heads, heads.scale
+    if isinstance(timm_part, WideAttention):
+        timm_part.qk_dim, timm_part.v_dim, timm_part.fused_attn = heads.qk_dim, heads.v_dim, heads.fused
+        return
     for key, value in (("head_dim", heads.qk_dim), ("attn_dim", heads.heads * heads.v_dim)):
         if hasattr(timm_part, key):
             setattr(timm_part, key, value)

@@ -121,8 +121,8 @@ def close_family(opened: OpenViT, source: Any) -> nn.Module:
     """Hand the children back to the timm model that `opened` was made from. Fewer blocks than it had are fine."""
     if len(opened.blocks) > len(source.blocks):
         raise Refused(f"cannot close: {len(opened.blocks)} blocks, the timm model holds {len(source.blocks)}")
-    for block in opened.blocks:
-        check_closable(block)
+    for block, timm_block in zip(opened.blocks, source.blocks, strict=False):
+        check_closable(block, timm_block)
     source.blocks = source.blocks[: len(opened.blocks)]
     for block, timm_block in zip(opened.blocks, source.blocks, strict=True):
         hand_back(block, timm_block)

@@ -5,8 +5,9 @@ Parameters and MACs are closed forms over the parts of the layout, exact on the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,8 @@ class Table(Protocol):
     """Seconds of a runtime by widths (`leanvit.measure.latency_table`)."""
 
     def model_seconds(self, blocks: Any, embed: int) -> float: ...
+
+    def covers(self, *, tokens: int, embed: int, heads: int, qk: int, v: int, mlp: int) -> bool: ...
 
 
 class Figure(Protocol):
@@ -70,7 +73,7 @@ class Macs:
     units: Layout
     traffic: Traffic
     widths: Mapping[str, int]  # of all lists as they are now
-    rest: int  # of what no part describes
+    rest: int  # of what no part describes (products in steps of methods, patch mergings), at the present widths
 
     @staticmethod
     def of(model: OpenModel) -> Macs:
@@ -108,23 +111,45 @@ class Seconds:
         now = {**self.widths, **dims}
         return self.table.model_seconds([self._row(*block, now) for block in self.blocks], now["embed"])
 
+    def least(self, units: Layout) -> dict[str, int]:
+        """The fewest units of each list that the table covers, the other lists being as they are.
+
+        Raises `BadInput` where it does not cover the model as it is.
+        """
+        self.total({})
+        return {u.name: _first(u.size, partial(self._covers, u.name)) for u in units.lists}
+
+    def _covers(self, name: str, width: int) -> bool:
+        now = {**self.widths, name: width}
+        return all(self.table.covers(embed=now["embed"], **self._row(*block, now)) for block in self.blocks)
+
     def _row(self, block: str, tokens: int, entering: int, now: Dims) -> dict[str, int]:
         names = {"heads": "head", "qk": "qk", "v": "v", "mlp": "mlp"}
         row = {key: now[f"{block}.{kind}"] for key, kind in names.items()} | {"tokens": tokens}
         return row if entering == tokens else {**row, "attn_tokens": entering}
 
 
-def gains(units: Layout, figure: Figure, dims: Dims, dense: float) -> Tensor:
+def _first(most: int, covered: Callable[[int], bool]) -> int:
+    """The smallest number from which on up to `most` all are covered (a table covers a range)."""
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if covered(middle) else (middle, high)
+    return high
+
+
+def gains(units: Layout, figure: Figure, dims: Dims, dense: float, kept: Dims | None = None) -> Tensor:
     """(total,) float64: what one unit less of each unit's list saves at the present dims, relative to the dense model.
 
-    Relative, so that `eta` means the same for MACs, parameters and seconds. 0 at and below `FLOORS`.
+    Relative, so that `eta` means the same for MACs, parameters and seconds. 0 at and below `FLOORS`,
+    and at the widths that lists keep in any case (`kept`).
     """
     now = figure.total(dims)
     out = []
     for u in units.lists:
         open_units = dims[u.name]
         gain = 0.0
-        if open_units > max(1, FLOORS[u.kind]):
+        if open_units > max(1, FLOORS[u.kind], (kept or {}).get(u.name, 1)):
             gain = (now - figure.total({**dims, u.name: open_units - 1})) / dense
         out.append(torch.full((u.size,), gain, dtype=torch.float64))
     return torch.cat(out)

@@ -69,13 +69,25 @@ def threshold(all_groups: Iterable[Group], count: int) -> float:
     return ranked[min(count, len(ranked)) - 1]
 
 
-def closed_below(layout: Layout, all_groups: Iterable[Group], gates: Tensor, limit: float) -> Tensor:
-    """Gates (total,) bool after every group with a score up to `limit` is closed, except the last one of each list."""
+def closed_below(
+    layout: Layout,
+    all_groups: Iterable[Group],
+    gates: Tensor,
+    limit: float,
+    least: Mapping[str, int] | None = None,
+) -> Tensor:
+    """Gates (total,) bool after every group with a score up to `limit` is closed, except the last one of each list.
+
+    least: units that lists keep in any case, by name.
+    """
     new = gates.clone()
     views = layout.split(new)
     for group in all_groups:
-        if group.score <= limit and not group.last:
-            views[group.units][group.members.to(new.device)] = False
+        if group.score > limit or group.last:
+            continue
+        view = views[group.units]
+        if int(view.sum() - view[group.members].sum()) >= (least or {}).get(group.units, 1):
+            view[group.members] = False
     return new
 
 

@@ -27,7 +27,7 @@ from leanvit.errors import BadInput, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
 from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
-from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped, least_counts
+from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped
 from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, Course, GlobalPruning, Measure
 from leanvit.prune.nvit.saliency import divisors
 from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
@@ -98,9 +98,11 @@ class NViT:
     def _check_kinds(self) -> None:
         if isinstance(self.kinds, list):
             object.__setattr__(self, "kinds", tuple(self.kinds))
+        if isinstance(self.kinds, str):  # as it is typed: kinds=[head,mlp] or kinds=mlp
+            object.__setattr__(self, "kinds", tuple(k.strip() for k in self.kinds.strip("[]").split(",")))
         if self.kinds is None:
             return
-        if not isinstance(self.kinds, tuple) or not self.kinds:
+        if not isinstance(self.kinds, tuple) or not self.kinds or not all(isinstance(k, str) for k in self.kinds):
             raise BadInput(f"kinds is {self.kinds!r}; accepted: some of {', '.join(KINDS)}")
         for kind in self.kinds:
             if kind not in KINDS:
@@ -183,17 +185,14 @@ class NViT:
     def _target(self, model: OpenModel, units: Layout, table: Any) -> Target:
         sizes = clamped({kind: getattr(self, f"{kind}_group") for kind in GROUP_SIZES}, units)
         name, ratio = self.asked
-        figure: Figure
         if table is not None:
-            figure = Seconds.of(model, table)
-            figure.total(least_counts(units, sizes))  # a table that ends within the widths to come says so now
-        else:
-            figure = Macs.of(model) if name == "macs" else Parameters.of(model)
+            seconds = Seconds.of(model, table)
+            return Target(name, float(ratio), seconds, units, sizes, self.eta, seconds.least(units))
+        figure: Figure = Macs.of(model) if name == "macs" else Parameters.of(model)
         return Target(name, float(ratio), figure, units, sizes, self.eta)
 
     def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
         from leanvit.training import FitConfig, check_run, fit
-        from leanvit.training.checkpoint import STATE
 
         recipe: dict[str, Any] = {
             "lr": self.lr,
@@ -214,7 +213,7 @@ class NViT:
             objective=objective,
             callbacks=[objective, *data.callbacks],
             out=folder,
-            resume=folder is not None and (folder / STATE).is_file(),
+            resume=data.resume,
             convert=True,  # whether data and model fit was decided when the dense model was made
         )
         return objective

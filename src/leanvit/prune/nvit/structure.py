@@ -26,9 +26,8 @@ BLOCK_KINDS = KINDS[1:]
 
 def structure_of(units: Layout, gates: Tensor, *, emb_norm: str) -> Structure:
     """What `gates` (total,) bool leave of a model. Kinds that lose nothing are null."""
-    blocks = max((u.block for u in units.lists), default=-1) + 1
     embed = None
-    rows: list[dict[str, Any]] = [dict.fromkeys(BLOCK_KINDS) for _ in range(blocks)]
+    rows: list[dict[str, Any]] = [dict.fromkeys(BLOCK_KINDS) for _ in range(units.depth)]
     for u, span in units.spans():
         kept = gates[span].nonzero()[:, 0].tolist()
         if len(kept) == u.size:
@@ -70,9 +69,8 @@ def from_text(text: Any, size: int, what: str) -> Tensor:
 def rows_of(units: Layout, structure: Mapping[str, Any]) -> dict[str, Tensor]:
     """Kept units of each list that loses some, by its name. Raises `BadInput` for what does not fit the model."""
     blocks = structure["blocks"]
-    depth = max((u.block for u in units.lists), default=-1) + 1
-    if len(blocks) != depth:
-        raise BadInput(f"the plan cuts {len(blocks)} blocks; the model has {depth}")
+    if len(blocks) != units.depth:
+        raise BadInput(f"the plan cuts {len(blocks)} blocks; the model has {units.depth}")
     if structure["embed"] and not any(u.kind == "embed" for u in units.lists):
         raise BadInput("the plan cuts embedding channels, which nvit cannot cut in this model")
     kept = {}

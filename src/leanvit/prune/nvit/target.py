@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ class Target:
     units: Layout
     sizes: Mapping[str, int]  # units in a group, by kind
     eta: float
+    kept: Mapping[str, int] = field(default_factory=dict)  # units that lists keep in any case: what a table covers
+
+    @property
+    def least(self) -> dict[str, int]:
+        """Units that each list keeps at least: its last group, or what a latency table covers."""
+        return {name: max(n, self.kept.get(name, 1)) for name, n in least_counts(self.units, self.sizes).items()}
 
     @property
     def dense(self) -> float:
@@ -45,7 +51,7 @@ class Target:
 
     def lowered(self, scores: Tensor, gates: Tensor) -> Tensor:
         """(total,) float64: scores minus `eta` times what a unit saves at the present widths."""
-        saved = gains(self.units, self.figure, open_counts(self.units, gates), self.dense)
+        saved = gains(self.units, self.figure, open_counts(self.units, gates), self.dense, self.kept)
         return scores.double().cpu() - self.eta * saved
 
 
@@ -56,7 +62,7 @@ def pruning_step(target: Target, scores: Tensor, gates: Tensor, count: int, goal
     """
     lowered = target.lowered(scores, gates)
     ranked = groups(target.units, lowered, gates, target.sizes)
-    closed = closed_below(target.units, ranked, gates, threshold(ranked, min(count, len(ranked))))
+    closed = closed_below(target.units, ranked, gates, threshold(ranked, count), target.kept)
     if target.reached(closed) > goal:
         return closed, False
     return reach(target, lowered, gates, goal), True
@@ -75,7 +81,8 @@ def reach(target: Target, lowered: Tensor, gates: Tensor, goal: float) -> Tensor
         """Close these unless the figure would fall below the goal; whether it is met now."""
         still = members[views[units][members]]
         less = {**dims, units: dims[units] - len(still)}
-        if len(still) and target.figure.total(less) >= low:
+        enough = less[units] >= target.kept.get(units, 1)
+        if len(still) and enough and target.figure.total(less) >= low:
             views[units][still] = False
             dims.update(less)
         return target.figure.total(dims) <= high
@@ -92,12 +99,12 @@ def reach(target: Target, lowered: Tensor, gates: Tensor, goal: float) -> Tensor
 
 def check_reachable(target: Target) -> None:
     """Raise `Refused`, with what can be reached, for a target below it, or finer than the model's units allow."""
-    least = target.figure.total({**target.units.dims(), **least_counts(target.units, target.sizes)}) / target.dense
+    least = target.figure.total({**target.units.dims(), **target.least}) / target.dense
     if least > target.ratio:
         shown = math.ceil(least * 1000) / 1000
         raise Refused(
             f"{target.kind} is {target.ratio}, but this model can be cut to {shown:g} at the least: each list keeps "
-            "one group of its units. Give that or more, other kinds, or smaller groups"
+            "one group of its units, or what its latency table covers. Give that or more, other kinds or smaller groups"
         )
     gates = all_open(target.units)
     rehearsed = target.reached(reach(target, torch.zeros(target.units.total), gates, target.ratio))
@@ -111,7 +118,7 @@ def check_reachable(target: Target) -> None:
 def pace(target: Target, pruning_steps: int) -> int:
     """Groups to close at each pruning step so that the last of them is nearly due when the target is met."""
     counts = {units.name: -(-units.size // target.sizes[units.kind]) for units in target.units.lists}
-    least = least_counts(target.units, target.sizes)
+    least = target.least
 
     def share(kept: float) -> float:
         return target.figure.total({u.name: max(least[u.name], round(kept * u.size)) for u in target.units.lists})

@@ -67,6 +67,7 @@ class Layout:
 
     lists: tuple[UnitList, ...]
     parts: tuple[Part, ...]
+    depth: int = 0  # blocks of the model
 
     @property
     def total(self) -> int:
@@ -112,7 +113,7 @@ def layout(model: OpenModel, kinds: Iterable[str] | None = None, *, sizes: Dims 
         parts += _parts_of(block, now, embed="" if why_not else "embed")
     kept = tuple(units for units in lists if units.kind in wanted)
     names = {units.name for units in kept}
-    return Layout(kept, tuple(_named(part, now, names) for part in parts))
+    return Layout(kept, tuple(_named(part, now, names) for part in parts), len(model.blocks))
 
 
 def _named(part: Part, sizes: Dims, names: set[str]) -> Part:

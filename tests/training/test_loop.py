@@ -1,14 +1,11 @@
-import os
+"""The loop: what it learns, what it draws, what it refuses."""
+
 import random
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from everything import DROPS, EVERYTHING, At, assert_same_weights, run_everything
 from tiny_training import make_data, make_model, make_preprocess
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +14,6 @@ from leanvit.errors import BadInput
 from leanvit.training import (
     CrossEntropy,
     FitConfig,
-    Interrupted,
     Loss,
     NonFiniteLoss,
     Objective,
@@ -25,57 +21,6 @@ from leanvit.training import (
     fit,
     top1_accuracy,
 )
-
-# everything that draws is on: order, augmentation, mixing, drop path; 4 steps an epoch, 12 in all
-EVERYTHING = FitConfig(
-    epochs=3,
-    batch_size=12,
-    accumulate=2,
-    lr=3e-3,
-    warmup_epochs=0.5,
-    clip_grad=1.0,
-    mixup=0.4,
-    cutmix=1.0,
-    augment="light",
-    ema_decay=0.9,
-    save_every=2,
-)
-
-
-class At:
-    """A callback that does something once, after a given step."""
-
-    def __init__(self, step, do):
-        self.step, self.do = step, do
-
-    def after_step(self, run):
-        if run.step == self.step:
-            self.do(run)
-
-
-class Killed(Exception):
-    pass
-
-
-def kill(run):
-    raise Killed
-
-
-def run_everything(data, preprocess, val_data=None, **kwargs):
-    model = make_model(drop_path_rate=0.3)
-    config = kwargs.pop("config", EVERYTHING)
-    return fit(model, data, preprocess=preprocess, config=config, validate=val_data, **kwargs)
-
-
-def assert_same_weights(a: nn.Module, b: nn.Module):
-    mine, other = a.state_dict(), b.state_dict()
-    assert mine.keys() == other.keys()
-    for name, tensor in mine.items():
-        assert torch.equal(tensor, other[name]), name
-
-
-def without_seconds(history):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +174,69 @@ def test_bf16_keeps_float32_weights(data, preprocess):
     assert half.history[0]["loss"] == pytest.approx(full.history[0]["loss"], rel=0.02)
 
 
+class Steep(CrossEntropy):
+    def forward(self, model, batch, step, context):
+        total = super().forward(model, batch, step, context).total
+        return Loss(total + (total - total.detach()).sqrt())  # adds 0 to the value, infinity to the gradient
+
+
+class Overflowing(CrossEntropy):
+    """Its gradient overflows float32 at some steps, if it is multiplied by a loss scale of 2 ** 15 or more."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, model, batch, step, context):
+        total = super().forward(model, batch, step, context).total
+        steep = 1e34 if step in self.steps else 0.0
+        return Loss(total + steep * (total - total.detach()))
+
+
+def test_fp16_leaves_out_a_step_that_overflows(data, val_data, preprocess):
+    """step 1 of 4: the schedule goes on, weights and averages stay, callbacks hear of the others only"""
+    heard, weights = [], []
+
+    class Look:
+        def before_forward(self, run):
+            weights.append((run.model.head.weight.detach().clone(), run.ema.head.weight.clone()))
+
+        def after_step(self, run):
+            heard.append((run.step, run.scaler.get_scale()))
+
+    config = FitConfig(epochs=1, batch_size=24, amp="fp16", ema_decay=0.5)
+    given = {"preprocess": preprocess, "config": config, "validate": val_data}
+    result = fit(make_model(), data, objective=Overflowing(1), callbacks=[Look()], **given)
+    assert heard == [(1, 65536.0), (3, 32768.0), (4, 32768.0)] and result.steps == 4
+    assert torch.equal(weights[1][0], weights[2][0]) and torch.equal(weights[1][1], weights[2][1])
+    assert not torch.equal(weights[0][0], weights[1][0])
+    (row,) = result.history
+    assert row["skipped"] == 1 and np.isfinite(row["grad_norm"]) and np.isfinite(row["loss"])
+
+
+def test_fp16_gradients_that_overflow_at_every_scale_are_refused(data, preprocess):
+    config = FitConfig(epochs=9, batch_size=24, amp="fp16")
+    with pytest.raises(NonFiniteLoss, match=r"grad_norm is .* at step 17 of"):  # 65536 was halved 17 times
+        fit(make_model(), data, preprocess=preprocess, config=config, objective=Steep())
+
+
+def test_compiled_training_is_the_same_and_leaves_no_trace(data, preprocess, monkeypatch):
+    used = []
+
+    def compile_eagerly(self):  # the machinery, without the minute of code generation
+        used.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_eagerly)
+    plain, compiled = (
+        fit(make_model(), data, preprocess=preprocess, config=FitConfig(epochs=1, batch_size=48, compile=chosen))
+        for chosen in (False, True)
+    )
+    assert used == ["VisionTransformer"] and compiled.model._compiled_call_impl is None
+    assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
+    torch.testing.assert_close(compiled.model.head.weight, plain.model.head.weight, atol=1e-4, rtol=0)
+
+
 # -- randomness -------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +246,7 @@ def test_global_randomness_is_neither_used_nor_changed(data, preprocess, whole):
 
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = draws()
-    model = make_model(drop_path_rate=0.3)
+    model = make_model(**DROPS)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     result = fit(model, data, preprocess=preprocess, config=EVERYTHING)
     assert draws() == expected
@@ -290,162 +298,6 @@ def test_the_seed_matters(data, preprocess, whole):
     assert not torch.equal(other.model.head.weight, whole.model.head.weight)
 
 
-# -- stopping and resuming --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("step", [1, 3, 4, 7, 12])
-def test_killed_and_resumed_is_bit_identical(data, val_data, preprocess, whole, tmp_path, step):
-    with pytest.raises(Killed):
-        run_everything(data, preprocess, val_data, out=tmp_path, callbacks=[At(step, kill)])
-    resumed = run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(resumed.ema, whole.ema)
-    assert without_seconds(resumed.history) == without_seconds(whole.history)
-    assert resumed.best_top1 == whole.best_top1
-    assert resumed.best_weights == tmp_path / "training" / "best.safetensors" and resumed.best_weights.exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_the_very_step(data, val_data, preprocess, whole, tmp_path, number):
-    stop = At(7, lambda run: os.kill(os.getpid(), number))
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match=r"after step 7 of 12; the state is saved in .*resume=True.*--resume"):
-        run_everything(data, preprocess, val_data, out=tmp_path, callbacks=[stop])
-    assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
-
-    first = []
-    resumed = run_everything(
-        data, preprocess, val_data, out=tmp_path, resume=True, callbacks=[At(8, lambda run: first.append(run.step))]
-    )
-    assert first == [8] and resumed.steps == 12
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(resumed.ema, whole.ema)
-
-
-def test_a_signal_during_validation_does_not_lose_the_epoch(data, val_data, preprocess, whole, tmp_path, monkeypatch):
-    from leanvit.training import engine
-
-    validated = engine._validated
-
-    def interrupted(run, validate, *, each_batch):
-        if run.epoch == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return validated(run, validate, each_batch=each_batch)
-
-    monkeypatch.setattr(engine, "_validated", interrupted)
-    with pytest.raises(Interrupted, match="after step 8 of 12"):
-        run_everything(data, preprocess, val_data, out=tmp_path)
-    monkeypatch.undo()
-    resumed = run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
-    assert without_seconds(resumed.history) == without_seconds(whole.history)
-    assert_same_weights(resumed.ema, whole.ema)
-
-
-def test_a_signal_after_the_last_step_is_not_swallowed(data, preprocess, tmp_path):
-    class AtTheEnd:
-        def end_epoch(self, run):
-            if run.epoch == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="after step 12 of 12"):
-        run_everything(data, preprocess, out=tmp_path, callbacks=[AtTheEnd()])
-
-
-def test_a_second_signal_interrupts_at_once(data, preprocess, tmp_path):
-    def twice(run):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt) as error:
-        run_everything(data, preprocess, out=tmp_path, callbacks=[At(3, twice)])
-    assert not isinstance(error.value, Interrupted)
-
-
-def test_interrupted_without_out_says_that_nothing_was_saved(data, preprocess):
-    with pytest.raises(Interrupted, match="after step 2 of 12; nothing was saved"):
-        run_everything(data, preprocess, callbacks=[At(2, lambda run: os.kill(os.getpid(), signal.SIGINT))])
-
-
-def test_sigkill_and_resume_is_bit_identical(data, val_data, preprocess, whole, tmp_path):
-    """As the machine does it: the process dies without a word, at a step that was not saved."""
-    program = """
-        import os, signal, sys
-        from tiny_training import make_data, make_preprocess
-        import test_engine as here
-
-        die = here.At(7, lambda run: os.kill(os.getpid(), signal.SIGKILL))
-        val = make_data(64, split="val")
-        here.run_everything(make_data(96), make_preprocess(), val, out=sys.argv[1], callbacks=[die])
-    """
-    path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == -signal.SIGKILL
-    resumed = run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
-    assert_same_weights(resumed.model, whole.model)
-    assert_same_weights(resumed.ema, whole.ema)
-
-
-def test_objective_state_is_resumed(data, preprocess, tmp_path):
-    class Centred(CrossEntropy):
-        """Adds a running centre of the logits, kept in a buffer, and a learned bias."""
-
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("centre", torch.zeros(4))
-            self.bias = nn.Parameter(torch.zeros(4))
-
-        def forward(self, model, batch, step, context):
-            logits = model(batch.images, **context)
-            self.centre = 0.9 * self.centre + 0.1 * logits.detach().mean(0)
-            return Loss(self.of(logits - self.centre + self.bias, batch.targets))
-
-    config = FitConfig(epochs=2, batch_size=24, lr=1e-2, save_every=1)
-
-    def trained(**kwargs):
-        objective = Centred()
-        fit(make_model(), data, preprocess=preprocess, config=config, objective=objective, **kwargs)
-        return objective
-
-    uninterrupted = trained()
-    with pytest.raises(Killed):
-        trained(out=tmp_path, callbacks=[At(3, kill)])
-    resumed = trained(out=tmp_path, resume=True)
-    assert torch.equal(resumed.centre, uninterrupted.centre) and resumed.centre.abs().sum() > 0
-    assert torch.equal(resumed.bias, uninterrupted.bias) and resumed.bias.abs().sum() > 0
-
-
-def test_resuming_a_finished_run_changes_nothing(data, val_data, preprocess, whole, tmp_path):
-    run_everything(data, preprocess, val_data, out=tmp_path)
-    again = run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
-    assert again.steps == 12
-    assert_same_weights(again.model, whole.model)
-    assert again.best_top1 == whole.best_top1
-
-
-def test_the_log_of_a_resumed_run_has_no_doubles(data, val_data, preprocess, tmp_path):
-    import json
-
-    with pytest.raises(Killed):
-        run_everything(data, preprocess, val_data, out=tmp_path, callbacks=[At(11, kill)])
-    with (tmp_path / "train.jsonl").open("a") as log:
-        log.write('{"event": "step", "step": 11, "lo')  # half a line
-    run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
-    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert [(row["event"], row["step"]) for row in rows] == [
-        *[("start", 0), ("epoch", 4), ("epoch", 8), ("step", 10), ("start", 10), ("epoch", 12)]
-    ]
-
-
-def test_workers_may_change_on_resume_and_change_nothing(data, val_data, preprocess, whole, tmp_path):
-    with pytest.raises(Killed):
-        run_everything(data, preprocess, val_data, out=tmp_path, callbacks=[At(10, kill)])
-    config = FitConfig(**{**EVERYTHING.to_json(), "workers": 1, "save_every": None})
-    resumed = run_everything(data, preprocess, val_data, out=tmp_path, resume=True, config=config)
-    assert_same_weights(resumed.model, whole.model)
-
-
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -472,11 +324,6 @@ def test_a_non_finite_loss_names_step_and_images_and_takes_no_step(data, preproc
 
 
 def test_an_infinite_gradient_is_refused_too(data, preprocess):
-    class Steep(CrossEntropy):
-        def forward(self, model, batch, step, context):
-            total = super().forward(model, batch, step, context).total
-            return Loss(total + (total - total.detach()).sqrt())  # adds 0 to the value, infinity to the gradient
-
     with pytest.raises(NonFiniteLoss, match="grad_norm is"):
         fit(make_model(), data, preprocess=preprocess, config=FitConfig(batch_size=24), objective=Steep())
 

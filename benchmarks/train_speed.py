@@ -1,0 +1,265 @@
+"""Samples per second of training, against timm's own script.
+
+    python benchmarks/train_speed.py --timm-script pytorch-image-models/train.py --cifar10 FOLDER --photos SPEC
+
+`train.py` is not in timm's wheel: take that of the installed version from huggingface/pytorch-image-models. FOLDER and
+SPEC are data specs of leanvit; their first images are written as image folders that both sides read.
+
+Both sides run as whole processes, in turns, each turn in the other order than the one before: same model, images,
+batch, augmentation, optimiser, precision, loader workers and threads. Speed is images over seconds of the steps behind
+the warm-up, from each side's own log of every step. A case takes one to two minutes at three turns; `--case`
+(repeatable) runs some of them and keeps what else the result holds. Magnitude 7 of RandAugment: at 9, timm's own
+posterize fails on Pillow 13.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from leanvit.data import Augment, Preprocess, open_dataset
+from leanvit.files import write_atomic
+from leanvit.measure import environment
+
+RESULTS = Path(__file__).parent / "results" / "train_speed.json"
+WARM_UP = 3  # steps: allocators, caches and the queue of loader workers are as they stay from here on
+LIGHT = Augment(crop="resized")
+STRONG = Augment(crop="resized", scale=(0.08, 1.0), auto_augment="rand-m7-mstd0.5-inc1", erase=0.25)
+MIX = {"mixup": 0.8, "cutmix": 1.0}
+SMOOTHING = 0.1
+TIMM_STEP = re.compile(r"Train: \d+ \[ *\d+/.*?Time: [\d.]+s, +([\d.]+)/s")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A timm name with the arguments of its constructor, and what it is trained on."""
+
+    name: str
+    data: str  # "cifar10" or "photos"
+    size: int
+    batch: int
+    steps: int
+    kwargs: dict[str, Any]
+
+
+MODELS = {
+    "vit_32": Model(
+        "vit_tiny_patch16_224",
+        "cifar10",
+        size=32,
+        batch=128,
+        steps=11,
+        kwargs={"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3},
+    ),
+    "deit_tiny_224": Model("deit_tiny_patch16_224", "photos", size=224, batch=16, steps=11, kwargs={}),
+    "swin_small_32": Model(
+        "swin_small_patch4_window7_224",
+        "cifar10",
+        size=32,
+        batch=32,
+        steps=11,
+        kwargs={"img_size": 32, "patch_size": 2, "window_size": 4},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison."""
+
+    model: str
+    augment: str  # "light" or "strong"; strong also mixes images
+    amp: str
+    workers: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}/{self.augment}/{self.amp}/workers{self.workers}"
+
+
+CASES = (
+    Case("vit_32", "light", "fp32", 0),
+    Case("vit_32", "light", "bf16", 0),
+    Case("vit_32", "strong", "fp32", 1),
+    Case("vit_32", "strong", "bf16", 2),
+    Case("deit_tiny_224", "light", "fp32", 0),
+    Case("deit_tiny_224", "strong", "bf16", 1),
+    Case("swin_small_32", "light", "fp32", 0),
+)
+
+
+# -- one side each -----------------------------------------------------------------------------------------------------
+
+
+def timm_seconds(case: Case, folder: Path, classes: int, script: str) -> list[float]:
+    """Seconds of each step of timm's script."""
+    model, augment = MODELS[case.model], augment_of(case)
+    kwargs = [f"{name}={value}" for name, value in model.kwargs.items()]
+    with tempfile.TemporaryDirectory(prefix="leanvit-timm-") as out:
+        command: list[object] = [sys.executable, script, "--data-dir", folder, "--val-split", "", "--output", out]
+        command += ["--model", model.name, "--num-classes", classes, "--input-size", 3, model.size, model.size]
+        command += ["--model-kwargs", *kwargs] if kwargs else []
+        command += ["--batch-size", model.batch, "--workers", case.workers, "--device", "cpu", "--log-interval", 1]
+        command += ["--opt", "adamw", "--lr", 5e-4, "--weight-decay", 0.05, "--epochs", 1, "--warmup-epochs", 0]
+        command += ["--scale", *augment.scale, "--ratio", *augment.ratio, "--hflip", augment.hflip]
+        command += ["--color-jitter", 0, "--train-interpolation", "bicubic", "--smoothing", SMOOTHING]
+        command += ["--amp", "--amp-dtype", "bfloat16"] if case.amp == "bf16" else []
+        if case.augment == "strong":
+            command += ["--aa", augment.auto_augment, "--reprob", augment.erase]
+            command += [part for name, value in MIX.items() for part in (f"--{name}", value)]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    rates = TIMM_STEP.findall(done.stderr + done.stdout)
+    if done.returncode or len(rates) != model.steps:
+        sys.exit(f"{shlex.join(map(str, command))}\n{done.stderr[-3000:]}\n{len(rates)} steps of {model.steps}")
+    return [model.batch / float(rate) for rate in rates]
+
+
+def leanvit_seconds(case: Case, folder: Path) -> list[float]:
+    """Seconds of each step of `fit`, in a process of its own."""
+    command = [sys.executable, __file__, "--train", case.name, "--folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{shlex.join(command)}\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class StepTimes:
+    """Seconds of each step, its wait for data included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def start(self, run: object) -> None:
+        self._last = time.perf_counter()
+
+    def after_step(self, run: object) -> None:
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def train(case: Case, folder: Path) -> list[float]:
+    """What `leanvit train` does, on one epoch of `folder`; but images are decoded anew in each step, as timm does."""
+    import timm
+
+    from leanvit.anatomy import open_model
+    from leanvit.training import FitConfig, fit
+
+    dataset = open_dataset(str(folder), "train")
+    shape = MODELS[case.model]
+    model = open_model(timm.create_model(shape.name, num_classes=len(dataset.classes), **shape.kwargs))
+    config = FitConfig(
+        epochs=1,
+        batch_size=shape.batch,
+        lr=5e-4,
+        weight_decay=0.05,
+        label_smoothing=SMOOTHING,
+        augment=augment_of(case),
+        amp=case.amp,
+        workers=case.workers,
+        **(MIX if case.augment == "strong" else {}),
+    )
+    times = StepTimes()
+    with tempfile.TemporaryDirectory(prefix="leanvit-train-") as out:
+        fit(model, dataset, preprocess=Preprocess.of(model), config=config, callbacks=[times], out=out)
+    return times.seconds
+
+
+def augment_of(case: Case) -> Augment:
+    return STRONG if case.augment == "strong" else LIGHT
+
+
+# -- in turns ----------------------------------------------------------------------------------------------------------
+
+
+def write_folder(spec: str, count: int, target: Path) -> int:
+    """`target/train/<class>/<number>`: the first `count` images of `spec`, as PNG up to 64 pixels, else as JPEG.
+
+    Returns the number of classes.
+    """
+    dataset = open_dataset(spec, None).limited(count)
+    if len(dataset) < count:
+        sys.exit(f"{spec} has {len(dataset)} images: {count} are needed")
+    for number, sample in enumerate(dataset):
+        kind = {"suffix": ".png"} if max(sample.image.size) <= 64 else {"suffix": ".jpg", "quality": 90}
+        path = (target / "train" / f"{sample.target:04d}" / f"{number:05d}").with_suffix(str(kind.pop("suffix")))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sample.image.save(path, **kind)
+    return len(list((target / "train").iterdir()))
+
+
+def compared(case: Case, folder: Path, classes: int, *, script: str, turns: int) -> dict[str, Any]:
+    """The case's row: images per second of each side and turn, and the ratio to timm of each turn."""
+    shape = MODELS[case.model]
+    sides = {
+        "timm": lambda: timm_seconds(case, folder, classes, script),
+        "leanvit": lambda: leanvit_seconds(case, folder),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(turns):
+        for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
+            seconds = sides[name]()[WARM_UP:]
+            speeds[name].append(round(shape.batch * len(seconds) / sum(seconds), 2))
+    ratios = [ours / theirs for ours, theirs in zip(speeds["leanvit"], speeds["timm"], strict=True)]
+    ratio = {"median": round(median(ratios), 4), "turns": [round(ratio, 4) for ratio in ratios]}
+    return {"case": case.name, "images_per_s": speeds, "leanvit_vs_timm": ratio}
+
+
+def keep(rows: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write the rows into the result, beside those that it holds of the same machine and script."""
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if all(held.get(name) == value for name, value in about.items()):
+        rows = {row["case"]: row for row in held["rows"]} | rows
+    ordered = [rows[case.name] for case in CASES if case.name in rows]
+    text = json.dumps({**about, "rows": ordered}, indent=1)
+    write_atomic(RESULTS, f"{text}\n".encode())
+
+
+def main() -> None:
+    by_name = {case.name: case for case in CASES}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--timm-script", help="timm's train.py")
+    parser.add_argument("--cifar10", help="data spec of 32x32 images")
+    parser.add_argument("--photos", help="data spec of photographs")
+    parser.add_argument("--case", action="append", choices=list(by_name), help="may be repeated; default: all")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--note", default="", help="what a reader must know of the script; stands in the result")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, on both sides")
+    parser.add_argument("--train", choices=list(by_name), help=argparse.SUPPRESS)  # one side, one turn
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.train:
+        print(json.dumps(train(by_name[given.train], given.folder)))
+        return
+    if not given.timm_script:
+        parser.error("--timm-script is needed: timm's train.py")
+    os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    about = {
+        "command": "python benchmarks/train_speed.py --timm-script FILE --cifar10 FOLDER --photos SPEC",
+        "script": {"sha256": hashlib.sha256(Path(given.timm_script).read_bytes()).hexdigest(), "note": given.note},
+        "environment": {**environment(), "threads": given.threads},
+    }
+    for case in (by_name[name] for name in given.case or by_name):
+        shape = MODELS[case.model]
+        spec = getattr(given, shape.data) or parser.error(f"--{shape.data} is needed for {case.name}")
+        with tempfile.TemporaryDirectory(prefix="leanvit-speed-") as folder:
+            classes = write_folder(spec, shape.batch * shape.steps, Path(folder))
+            row = compared(case, Path(folder), classes, script=given.timm_script, turns=given.turns)
+        keep({case.name: row}, about)
+        print(f"{case.name}: {row['leanvit_vs_timm']['median']:.3f} of timm  {row['images_per_s']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Recovery: the training that follows compression. What is asked of it, checked before any work, and its run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from leanvit.errors import BadInput, is_number, is_whole, nearest
+from leanvit.recipe.method import Data
+
+if TYPE_CHECKING:
+    from leanvit.anatomy import OpenModel
+    from leanvit.data import AnyDataset
+    from leanvit.training import FitConfig
+
+_FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Training after compression: distillation from the root with its original weights, or from another teacher.
+
+    By default once, after the last method that leaves weights to train; `each` does it after every such method. The
+    recipe is `training.RECOVERY` with these numbers.
+    """
+
+    epochs: int = 3
+    lr: float = 1e-4
+    batch_size: int = 64
+    alpha: float = 0.5  # weight of the distillation term, 0 to 1
+    temperature: float = 2.0  # of soft distillation
+    distillation: str = "soft"  # "soft": the teacher's distribution; "hard": its decision
+    each: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)  # any other field of `FitConfig`
+    log: Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
+
+    def __post_init__(self) -> None:
+        from leanvit.training.recovery import check_distillation
+
+        for name in ("epochs", "batch_size"):
+            if not is_whole(getattr(self, name), least=1):
+                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
+        for name in ("lr", "temperature"):
+            if not is_number(getattr(self, name), above=0):
+                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a number above 0")
+        if not is_number(self.alpha, least=0, most=1):
+            raise BadInput(f"recovery alpha is {self.alpha!r}; accepted: a number from 0 to 1")
+        if not isinstance(self.each, bool):
+            raise BadInput(f"recovery each is {self.each!r}; accepted: true or false")
+        check_distillation(self.distillation, multi_label=False)
+        self.config(seed=0)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Recovery:
+        """From one flat table of numbers: its own, and fields of `FitConfig` (those of a published recipe, say)."""
+        own = {f.name for f in fields(cls)} - {"settings", "log"}
+        settings = {name: value for name, value in values.items() if name not in own}
+        return cls(**{name: value for name, value in values.items() if name in own}, settings=settings)
+
+    def config(self, *, seed: int) -> FitConfig:
+        """The whole recipe. Raises `BadInput` for a setting that there is not, or a value that is not accepted."""
+        from leanvit.training import RECOVERY, FitConfig
+
+        own = {f.name for f in fields(self)}
+        known = {f.name for f in fields(FitConfig)} - own - _FROM_ELSEWHERE.keys()
+        for name in self.settings:
+            if name not in known:
+                why = _FROM_ELSEWHERE.get(name) or nearest(name, known | (own - {"settings", "log"}))
+                raise BadInput(f"recovery has no setting {name!r}: {why}")
+        given = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size, "seed": seed, **self.settings}
+        try:
+            return replace(RECOVERY, **given)
+        except BadInput as error:
+            raise BadInput(f"recovery: {error}") from None
+
+    def numbers(self) -> dict[str, Any]:
+        """The flat table that `of` takes."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("settings", "log")}
+        return {**own, **self.settings}
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides its result, as JSON data."""
+        free = {"workers", "save_every"}  # of FitConfig: they never change a result
+        recipe = {name: value for name, value in self.config(seed=0).to_json().items() if name not in free | {"seed"}}
+        return {**recipe, **{k: v for k, v in self.numbers().items() if k not in self.settings}}
+
+
+def check_needs(methods: Sequence[Any], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
+    """Raise `BadInput` unless methods and recovery get the images that they need."""
+    hungry = [m.slug for m in methods if m.needs_data or m.trains]
+    if hungry and data is None:
+        raise BadInput(f"{', '.join(hungry)} calibrates on images: give data")
+    if recovery is None:
+        return
+    if data is None:
+        raise BadInput("recovery trains: give data")
+    if not any(m.trainable_after for m in methods):
+        named = ", ".join(m.slug for m in methods) or "no method"
+        raise BadInput(f"recovery: {named} leaves nothing to train")
+    _check_dataset(recovery, getattr(data, "dataset", data))
+
+
+def _check_dataset(recovery: Recovery, dataset: Any) -> None:
+    from leanvit.training.recovery import check_distillation
+
+    config = recovery.config(seed=0)
+    images = len(dataset)
+    if images < recovery.batch_size:
+        raise BadInput(
+            f"recovery batch_size is {recovery.batch_size}, and there are {images} training images; accepted: up to "
+            f"{images}, or more images (--limit)"
+        )
+    if images < recovery.batch_size * config.accumulate:
+        raise BadInput(
+            f"recovery takes {config.accumulate} batches of {recovery.batch_size} a step (accumulate), and there are "
+            f"{images} training images; accepted: up to {images} a step"
+        )
+    check_distillation(recovery.distillation, multi_label=dataset.multi_label)
+    if dataset.multi_label and config.mixes:
+        raise BadInput("recovery mixes images (mixup, cutmix), but the data is multi-label: set both to 0")
+
+
+def recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[int]:
+    """After which methods recovery runs: the last one that training may follow (or every one)."""
+    trainable = []
+    for i, m in enumerate(methods):
+        if not m.trainable_after:
+            break  # what comes later stands on rounded weights
+        trainable.append(i)
+    if recovery is None or not trainable:
+        return set()
+    return set(trainable) if recovery.each else {trainable[-1]}
+
+
+def run_recovery(lean: OpenModel, teacher: nn.Module, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
+    """Train a lean model in place, with the callbacks of the methods that it stands on; goes on where `data.out` holds
+    a state."""
+    from leanvit.training import JsonlLog, recover
+
+    callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
+    callbacks += data.callbacks
+    callbacks += [JsonlLog(recovery.log)] if recovery.log else []
+    result = recover(
+        lean,
+        teacher,
+        data.dataset,
+        preprocess=data.preprocess,
+        config=recovery.config(seed=data.seed),
+        alpha=recovery.alpha,
+        temperature=recovery.temperature,
+        distillation=recovery.distillation,
+        callbacks=callbacks,
+        out=data.out,
+        resume=data.resume,
+        convert=True,  # whether data and model fit was decided when the dense model was made
+    )
+    if result.ema is not None:
+        lean.load_state_dict(result.ema.state_dict())
+    return lean

@@ -1,0 +1,39 @@
+"""The optimiser of a run: which parameters decay, which learn slower, and timm's optimiser over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+from leanvit.errors import BadInput
+from leanvit.training.config import FitConfig
+from leanvit.training.objectives import Objective
+
+
+def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) -> Optimizer:
+    """The optimiser over the model's trained parameters and the objective's own.
+
+    Weight decay leaves out biases, norms and the model's `no_weight_decay()`. With `layer_decay` d, layer i of n gets
+    the rate lr * d^(n - 1 - i), from the head down to the stem (BEiT, arXiv 2106.08254, section 3.1; layers by timm's
+    `group_matcher`). Raises BadInput for a model without a trained parameter, or without layers to tell apart.
+    """
+    groups = _groups(model, config)
+    if not groups:
+        raise BadInput("model has no parameter that requires a gradient: nothing to train")
+    groups += objective.param_groups(config.weight_decay)
+    own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
+    return create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **own)
+
+
+def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
+    if config.layer_decay is None:
+        return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=undecayed)
+    if not hasattr(model, "group_matcher"):
+        raise BadInput(f"layer_decay={config.layer_decay}: {type(model).__name__} has no group_matcher, timm's layers")
+    return param_groups_layer_decay(
+        model, config.weight_decay, no_weight_decay_list=undecayed, layer_decay=config.layer_decay
+    )

@@ -1,0 +1,219 @@
+"""Training recipes as TOML: published ones that come with the package, by name, and files of a user's own.
+
+A recipe holds numbers and names, never code. Where it comes from and what it is said to reach stand in it.
+
+title = "DeiT-Tiny from scratch"
+arxiv = "2012.12877"
+
+[model]
+name = "deit_tiny_patch16_224"
+args = {drop_path_rate = 0.1}
+
+[fit]
+epochs = 300
+lr_base = 5e-4
+lr_base_size = 512
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leanvit.errors import BadInput, nearest, unknown
+from leanvit.files import strict_message
+from leanvit.training.config import FitConfig
+from leanvit.training.teachers import Distill
+
+SUFFIXES = (".toml", ".yaml", ".yml")
+_LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Target(_Strict):
+    """What the recipe is said to reach, and under which conditions."""
+
+    percent: float | None = None  # None: no figure yet, `conditions` says why
+    metric: str = "top-1"
+    data: str
+    conditions: str
+
+
+class MeantFor(_Strict):
+    """The training split that the numbers of a recipe were chosen for."""
+
+    name: str
+    images: int = Field(ge=1, le=50_000_000)
+    classes: int = Field(ge=1, le=1_000_000)
+    channels: Literal[1, 3] = 3
+    image_size: int = Field(ge=1, le=16384)  # side in pixels, typical
+
+
+class _Model(_Strict):
+    name: str | None = None
+    args: dict[str, Any] = {}
+    pretrained: bool = False
+    convert: bool = False
+    starts_from: str | None = None
+
+
+class _File(_Strict):
+    title: str
+    paper: str = ""
+    arxiv: str = ""
+    source: str = ""
+    notes: str = ""
+    unverified: list[str] = []
+    target: Target | None = None
+    data: MeantFor | None = None
+    model: _Model
+    fit: dict[str, Any]
+    distill: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """A validated training recipe.
+
+    `starts_from` is what a recipe that trains on must be given as MODEL: "run" is a dense run, a method's slug is a run
+    that this method was applied to.
+    """
+
+    name: str  # of a preset, else the file's
+    title: str
+    fit: Mapping[str, Any]  # fields of `FitConfig`
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    convert: bool = False  # images may be enlarged to the model's size
+    starts_from: str | None = None
+    distill: Distill | None = None
+    target: Target | None = None
+    data: MeantFor | None = None
+    paper: str = ""
+    arxiv: str = ""
+    source: str = ""
+    notes: str = ""
+    unverified: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what reading the file left out or changed: said when the recipe is used
+    text: str = ""  # the file
+
+    def config(self, settings: Mapping[str, Any] | None = None) -> FitConfig:
+        """The recipe's `FitConfig` with `settings` over it. Raises `BadInput` that names the field."""
+        return FitConfig(**merged(self.fit, settings or {}))
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
+
+
+def preset(name: str) -> TrainRecipe:
+    """A recipe that comes with the package. Raises `BadInput` with the nearest names."""
+    known = preset_names()
+    if name not in known:
+        raise unknown("recipe", name, known)
+    return _parsed((_folder() / f"{name}.toml").read_text(encoding="utf-8"), name, f"recipe {name}")
+
+
+def load_train_recipe(spec: str | Path) -> TrainRecipe:
+    """A preset by name, a TOML file, or timm's `args.yaml`. Raises `BadInput`; an unknown key names the nearest."""
+    path = Path(spec)
+    if isinstance(spec, str) and path.suffix not in SUFFIXES and len(path.parts) == 1 and not path.is_file():
+        return preset(spec)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"recipe {path}: {error.strerror}; accepted: a name (leanvit recipes), or a file") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"recipe {path} is not text: {error}") from error
+    if path.suffix in (".yaml", ".yml"):
+        from leanvit.training.timm_args import read_args
+
+        return read_args(text, path)
+    return _parsed(text, path.stem, f"recipe {path}")
+
+
+def merged(fit: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `FitConfig`: `settings` win over `fit`; a learning rate given one way replaces the other way."""
+    check_fields(settings)
+    left_out = _LR_PRODUCT if "lr" in settings else ("lr",) if "lr_base" in settings else ()
+    return {**{name: value for name, value in fit.items() if name not in left_out}, **settings}
+
+
+def check_fields(settings: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for a name that is no field of `FitConfig`."""
+    known = {f.name for f in fields(FitConfig)}
+    for key in settings:
+        if key not in known:
+            raise BadInput(f"training has no setting {key!r}: {nearest(key, known)}")
+
+
+def _folder() -> Any:
+    return files("leanvit") / "presets"
+
+
+def _parsed(text: str, name: str, where: str) -> TrainRecipe:
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise BadInput(f"{where} is not TOML: {error}") from error
+    if "method" in content:
+        raise BadInput(f"{where} is of compress (it has methods): leanvit compress --recipe FILE")
+    try:
+        file = _File.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{where}: {strict_message(error, _File)}") from error
+    try:
+        recipe = _recipe(file, name, text)
+        recipe.config()
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
+    return recipe
+
+
+def _recipe(file: _File, name: str, text: str) -> TrainRecipe:
+    model = file.model
+    if (model.name is None) == (model.starts_from is None):
+        raise BadInput("model: give name (a timm name) or starts_from ('run', or the slug of a method)")
+    if model.starts_from is not None and (model.args or model.pretrained):
+        raise BadInput("model: args and pretrained are of a timm name, not of starts_from")
+    check_fields(file.fit)
+    return TrainRecipe(
+        name=name,
+        title=file.title,
+        fit=file.fit,
+        model=model.name,
+        model_args=model.args,
+        pretrained=model.pretrained,
+        convert=model.convert,
+        starts_from=model.starts_from,
+        distill=None if file.distill is None else _distill(file.distill),
+        target=file.target,
+        data=file.data,
+        paper=file.paper,
+        arxiv=file.arxiv,
+        source=file.source,
+        notes=file.notes,
+        unverified=tuple(file.unverified),
+        text=text,
+    )
+
+
+def _distill(row: Mapping[str, Any]) -> Distill:
+    known = [f.name for f in fields(Distill)]
+    for key in row:
+        if key not in known:
+            raise BadInput(f"unknown key 'distill.{key}': {nearest(key, known)}")
+    if "kind" not in row:
+        raise BadInput("distill has no kind; accepted: soft, hard, token")
+    return Distill(**row)

@@ -1,0 +1,205 @@
+"""The `args.yaml` that timm's training script leaves beside a run, as a training recipe.
+
+`FIELDS` and `MODEL_ARGS` are taken over, `EFFECTLESS` change no result and are passed over in silence, `IGNORED` are
+left out with a remark where they were set. Everything else is refused where it says anything but "off".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.training.config import OPTIMIZERS
+from leanvit.training.presets import TrainRecipe
+
+FIELDS = {  # timm's name -> the field of FitConfig, taken as it is
+    "batch_size": "batch_size",
+    "grad_accum_steps": "accumulate",
+    "epochs": "epochs",
+    "warmup_epochs": "warmup_epochs",
+    "warmup_lr": "warmup_lr",
+    "min_lr": "min_lr",
+    "weight_decay": "weight_decay",
+    "clip_grad": "clip_grad",
+    "layer_decay": "layer_decay",
+    "smoothing": "label_smoothing",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+    "mixup_prob": "mix_prob",
+    "mixup_switch_prob": "mix_switch_prob",
+    "seed": "seed",
+    "workers": "workers",
+}
+AUGMENT = {  # timm's name -> the field of Augment
+    "scale": "scale",
+    "ratio": "ratio",
+    "hflip": "hflip",
+    "color_jitter": "color_jitter",
+    "aa": "auto_augment",
+    "reprob": "erase",
+}
+MODEL_ARGS = {  # timm's name -> the constructor's argument
+    "num_classes": "num_classes",
+    "in_chans": "in_chans",
+    "img_size": "img_size",
+    "gp": "global_pool",
+    "drop": "drop_rate",
+    "drop_path": "drop_path_rate",
+}
+HANDLED = (
+    "model", "model_kwargs", "pretrained", "opt", "opt_betas", "momentum", "sched", "lr", "lr_base", "lr_base_size",
+    "lr_base_scale", "aug_repeats", "mixup_off_epoch", "model_ema", "model_ema_decay", "model_ema_warmup", "amp",
+    "amp_dtype",
+)  # fmt: skip
+EFFECTLESS = (
+    "data", "data_dir", "dataset", "train_split", "val_split", "class_map", "output", "experiment", "log_interval",
+    "recovery_interval", "checkpoint_hist", "save_images", "pin_mem", "no_prefetcher", "eval_metric", "tta",
+    "local_rank", "use_multi_epochs_loader", "log_wandb", "wandb_project", "wandb_tags", "validation_batch_size",
+    "worker_seeding", "device", "distributed", "rank", "world_size", "crop_pct", "decay_epochs", "decay_milestones",
+    "decay_rate", "patience_epochs", "lr_cycle_mul", "lr_cycle_decay", "lr_noise_pct", "lr_noise_std", "recount",
+    "remode", "dist_bn", "clip_mode", "mixup_mode", "lr_cycle_limit", "channels_last", "grad_checkpointing",
+    "fast_norm", "torchcompile", "torchcompile_mode", "model_ema_force_cpu", "dataset_trust_remote_code",
+    "val_interval",
+)  # fmt: skip
+IGNORED = {  # timm's name -> why it may be left out
+    "warmup_prefix": "the cosine begins after the warm-up here, always",
+    "sched_on_updates": "the rate follows the step here, always",
+    "cooldown_epochs": "epochs at min_lr after the schedule: give them by --epochs",
+    "train_interpolation": "images are resized as the model's preprocessing says",
+    "interpolation": "images are resized as the model's preprocessing says",
+}
+OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
+EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only values that mean nothing
+    "remode": ("pixel", "const", ""),
+    "recount": (1,),
+    "clip_mode": ("norm",),
+    "mixup_mode": ("batch",),
+    "lr_k_decay": (1.0,),
+    "opt_eps": (None, 1e-8),
+    "bce_sum": OFF,
+    "train_crop_mode": (None, "rrc"),
+}
+
+
+def read_args(text: str, path: Path) -> TrainRecipe:
+    """The recipe of an `args.yaml`. Raises `BadInput` for what is not YAML, or says what cannot be done here."""
+    import yaml  # comes with timm
+
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise BadInput(
+                f"recipe {path} refers to values by alias (*name): write them out"
+            )  # they can grow without end
+        args = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise BadInput(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(args, dict) or not isinstance(args.get("model"), str):
+        raise BadInput(f"recipe {path} is not timm's args.yaml: it names no model")
+    _refuse_unknown(args, path)
+    remarks = [f"timm's {name}={args[name]!r} is left out: {why}" for name, why in IGNORED.items() if _on(args, name)]
+    try:
+        fit = _fit(args, remarks)
+        recipe = TrainRecipe(
+            name=path.stem,
+            title=f"{args['model']}, from timm's {path.name}",
+            fit=fit,
+            model=args["model"],
+            model_args=_model_args(args),
+            pretrained=bool(args.get("pretrained")),
+            source=str(path),
+            remarks=tuple(remarks),
+            text=text,
+        )
+        recipe.config()
+    except BadInput as error:
+        raise BadInput(f"recipe {path}: {error}") from error
+    return recipe
+
+
+def _on(args: Mapping[str, Any], name: str) -> bool:
+    return args.get(name) not in OFF
+
+
+def _refuse_unknown(args: Mapping[str, Any], path: Path) -> None:
+    known = {*FIELDS, *AUGMENT, *MODEL_ARGS, *HANDLED, *EFFECTLESS, *IGNORED}
+    refused = [
+        f"{name}={value!r}"
+        for name, value in args.items()
+        if (name in EXPECTED and value not in EXPECTED[name])
+        or (name not in known and name not in EXPECTED and value not in OFF)
+    ]
+    if refused:
+        raise BadInput(
+            f"recipe {path}: {len(refused)} settings of timm are not known here: {', '.join(sorted(refused))}; "
+            "take them out of the file to train without them"
+        )
+
+
+def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
+    fit = {ours: args[theirs] for theirs, ours in FIELDS.items() if args.get(theirs) is not None}
+    fit["augment"] = {ours: args[theirs] for theirs, ours in AUGMENT.items() if args.get(theirs) is not None}
+    if fit["augment"].get("auto_augment"):
+        fit["augment"].pop("color_jitter", None)  # as timm: the policy takes its place
+    optimizer = args.get("opt", "sgd")
+    if optimizer not in OPTIMIZERS:
+        raise BadInput(f"opt={optimizer!r} is not accepted: {', '.join(OPTIMIZERS)}")
+    fit["optimizer"] = optimizer
+    if optimizer in ("sgd", "momentum"):
+        fit["momentum"] = args.get("momentum", 0.9)
+    elif args.get("opt_betas") is not None:
+        fit["betas"] = args["opt_betas"]
+    if args.get("sched", "cosine") != "cosine":
+        raise BadInput(f"sched={args['sched']!r} is not accepted: cosine")
+    fit |= _rate(args, fit, remarks)
+    fit["repeats"] = _whole(args, "aug_repeats") or 1
+    if _on(args, "mixup_off_epoch"):
+        fit["mix_off_epoch"] = args["mixup_off_epoch"]
+    if _on(args, "model_ema"):
+        fit |= {"ema_decay": args.get("model_ema_decay", 0.9998), "ema_warmup": bool(args.get("model_ema_warmup"))}
+    fit["amp"] = _precision(args, remarks)
+    remarks.append(f"timm's batch_size is of one process: {fit.get('batch_size', 128)} is taken as that of all of them")
+    return fit
+
+
+def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
+    """The learning rate: absolute, or timm's product, which counts accumulation and may take a square root."""
+    if args.get("lr") is not None:
+        return {"lr": args["lr"]}
+    base, size = args.get("lr_base", 0.1), args.get("lr_base_size", 256)
+    adaptive = any(part in fit["optimizer"] for part in ("ada", "lamb"))
+    if (args.get("lr_base_scale") or ("sqrt" if adaptive else "linear")) == "linear":
+        return {"lr_base": base, "lr_base_size": size, "lr_counts_accumulation": True}
+    for name, value in {"lr_base": base, "lr_base_size": size}.items():
+        if not is_number(value, above=0):
+            raise BadInput(f"{name}={value!r} is not accepted: a number above 0")
+    for name in ("batch_size", "accumulate"):
+        if not is_whole(fit.get(name, 1), least=1):
+            raise BadInput(f"{name}={fit[name]!r} is not accepted: a whole number, 1 or more")
+    lr = base * (fit.get("batch_size", 128) * fit.get("accumulate", 1) / size) ** 0.5
+    remarks.append(f"timm's lr_base={base} grows with the square root of the batch: taken as lr={lr:g}")
+    return {"lr": lr}
+
+
+def _whole(args: Mapping[str, Any], name: str) -> int:
+    value = args.get(name) or 0
+    if not is_number(value, least=0) or value != int(value):
+        raise BadInput(f"{name}={value!r} is not accepted: a whole number")
+    return int(value)
+
+
+def _precision(args: Mapping[str, Any], remarks: list[str]) -> str:
+    if not _on(args, "amp"):
+        return "fp32"
+    if args.get("amp_dtype", "float16") != "bfloat16":
+        remarks.append("timm's amp in float16 is taken as bf16: --set amp=fp32 for none")
+    return "bf16"
+
+
+def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    own = args.get("model_kwargs") or {}
+    if not isinstance(own, dict) or not all(isinstance(name, str) for name in own):
+        raise BadInput(f"model_kwargs={own!r} is not accepted: names and values")
+    taken = {ours: args[theirs] for theirs, ours in MODEL_ARGS.items() if args.get(theirs) is not None}
+    return {**{name: value for name, value in taken.items() if name != "drop_rate" or value}, **own}

@@ -1,0 +1,199 @@
+"""What a training was asked to be: a recipe, what was given over it, and the model, data and objective they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from leanvit.data import AnyDataset, Preprocess, keyed
+from leanvit.errors import BadInput, LeanvitError, Refused, unknown
+from leanvit.recipe import Root
+from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
+from leanvit.training.presets import merged
+from leanvit.verbs.models import Loaded, Say, load_model, load_weights, silent
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A training before any work: names and numbers only."""
+
+    model: str | Path
+    config: FitConfig
+    model_args: Mapping[str, Any]
+    pretrained: bool
+    weights: str | Path | None
+    distill: Distill | None
+    teacher_weights: str | Path | None = None
+    recipe: TrainRecipe | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # what was given over the recipe
+
+    @property
+    def convert(self) -> bool:
+        """Whether the recipe itself lets preprocessing enlarge images, for its own model."""
+        return self.recipe is not None and self.recipe.convert and self.model == self.recipe.model
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record (JSON): the recipe's name and what was given over it, and the teacher."""
+        record: dict[str, Any] = {}
+        if self.recipe is not None:
+            record["recipe"] = {
+                "name": self.recipe.name,
+                "title": self.recipe.title,
+                "target": None if self.recipe.target is None else self.recipe.target.model_dump(),
+                "overrides": dict(self.overrides),
+            }
+        if self.distill is not None:
+            record["distill"] = asdict(self.distill)
+        return record
+
+
+def ask(
+    name: str | Path | None,
+    *,
+    recipe: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    teacher: str | Path | None = None,
+    teacher_weights: str | Path | None = None,
+    distill: str | None = None,
+    alpha: float | None = None,
+    temperature: float | None = None,
+    say: Say = silent,
+) -> Asked:
+    """Put a recipe and what was given over it together; what was given wins. Arguments as of `train`.
+
+    Raises `BadInput` for a recipe or a setting that is not accepted, or a model or teacher that nobody named.
+    """
+    found = None if recipe is None else load_train_recipe(recipe)
+    given = {**({} if seed is None else {"seed": seed}), **(settings or {})}
+    if name is None and (found is None or found.model is None):
+        needs = "" if found is None else f": recipe {found.name} trains on from {_start_text(found.starts_from)}"
+        raise BadInput(f"give a MODEL (a timm name or a run folder), or a recipe that names one{needs}")
+    own_model = found is not None and found.model is not None and name in (None, found.model)
+    taught = _distill(None if found is None else found.distill, teacher, distill, alpha, temperature)
+    if teacher_weights is not None and taught is None:
+        raise BadInput("teacher_weights are of a teacher: give one too (--teacher, --distill)")
+    for remark in () if found is None else found.remarks:
+        say(f"recipe {found.name if found else ''}: {remark}")
+    if found is not None and found.model is not None and not own_model:
+        say(f"recipe {found.name}: {name} is trained instead of {found.model}, without its constructor arguments")
+    args = {**(found.model_args if found is not None and own_model else {}), **(model_args or {})}
+    overrides = {**given, **({} if found is None or own_model else {"model": str(name)}), **dict(model_args or {})}
+    return Asked(
+        model=name if name is not None else (found.model if found else None) or "",
+        config=FitConfig(**merged({} if found is None else found.fit, given)),
+        model_args=args,
+        pretrained=(pretrained or (own_model and found is not None and found.pretrained)) and weights is None,
+        weights=weights,
+        distill=taught,
+        teacher_weights=teacher_weights,
+        recipe=found,
+        overrides=overrides,
+    )
+
+
+def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loaded:
+    """Build or load the model that is trained. Raises `BadInput` or `Refused` for one that is not the recipe's."""
+    start = load_model(
+        asked.model,
+        model_args=asked.model_args,
+        pretrained=asked.pretrained,
+        weights=asked.weights,
+        adapt_to=adapt_to,
+        seed=asked.config.seed,
+        say=say,
+    )
+    wanted = None if asked.recipe is None else asked.recipe.starts_from
+    applied = [plan.slug for plan in start.model.history.plans]
+    if wanted not in (None, "run") and wanted not in applied:
+        raise BadInput(
+            f"recipe {asked.recipe.name if asked.recipe else ''} trains on from {_start_text(wanted)}, but "
+            f"{asked.model} is {start.name}: give such a run (leanvit compress MODEL --with {wanted})"
+        )
+    if wanted == "run" and start.folder is None:
+        raise BadInput(f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name")
+    if applied and wanted not in applied:
+        raise Refused(
+            f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
+            "a lean one, or a recipe that starts from it (leanvit recipes)"
+        )
+    if "float" not in start.model.traits():
+        raise Refused(f"{start.folder} is quantized ({start.name}): rounded weights cannot be trained on")
+    if asked.distill is not None:
+        asked.distill.check_student(start.model)
+    return start
+
+
+def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> tuple[Objective | None, FitConfig]:
+    """The objective (None: the default one) and the config that goes with it. Raises `BadInput` for a wrong teacher."""
+    if asked.distill is None:
+        return None, asked.config
+    if asked.distill.teacher is None:
+        raise BadInput(f"distill is {asked.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
+    teacher, own = _teacher(asked.distill.teacher, asked.teacher_weights, dataset)
+    teacher, bridged = as_seen_by(teacher, own=own, student=start.preprocess)
+    say(f"teacher: {asked.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
+    made = asked.distill.objective(
+        teacher,
+        start.preprocess,
+        label_smoothing=asked.config.label_smoothing,
+        multi_label=dataset.multi_label,
+    )
+    return made, replace(asked.config, label_smoothing=0.0)
+
+
+def _distill(
+    own: Distill | None,
+    teacher: str | Path | None,
+    kind: str | None,
+    alpha: float | None,
+    temperature: float | None,
+) -> Distill | None:
+    given: dict[str, Any] = {
+        "teacher": None if teacher is None else str(teacher),
+        "kind": kind,
+        "alpha": alpha,
+        "temperature": temperature,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        return own
+    if own is not None:
+        return replace(own, **given)
+    if "kind" not in given:
+        raise BadInput(f"{', '.join(given)} is of distillation: give distill too (--distill soft, hard or token)")
+    return Distill(**given)
+
+
+def _start_text(starts_from: str | None) -> str:
+    return "a dense run" if starts_from in (None, "run") else f"a run of {starts_from}"
+
+
+def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tuple[nn.Module, Preprocess]:
+    """A run folder, or a timm name with its pretrained weights or `weights`, and what it was trained with."""
+    if Path(spec).is_dir() or "/" in spec.removeprefix("hf-hub:"):
+        loaded = load_model(spec)
+        if loaded.classes and list(loaded.classes) != list(dataset.classes):
+            raise BadInput(f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order")
+        return loaded.model, loaded.preprocess
+    if not timm.is_model(spec.split(".")[0]):
+        raise unknown("teacher", spec, timm.list_models())
+    Root(spec)
+    try:
+        with keyed.global_rng(0, "teacher"):
+            fresh: dict[str, Any] = {} if weights is None else {"num_classes": len(dataset.classes)}
+            teacher = timm.create_model(spec, pretrained=weights is None, **fresh)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LeanvitError(f"the weights of teacher {spec} cannot be had ({reason}): give --teacher-weights") from error
+    if weights is not None:
+        load_weights(teacher, Path(weights), option="--teacher-weights")
+    return teacher.eval(), Preprocess.of(teacher)

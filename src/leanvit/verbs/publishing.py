@@ -1,0 +1,239 @@
+"""`publish`: a run as a compact folder to hand on: rounded weights, what they cost in accuracy, and how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from leanvit.data import AnyDataset, loader
+from leanvit.errors import BadInput, CheckpointError, Refused, is_number, unknown
+from leanvit.files import file_sha256, write_atomic
+from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
+from leanvit.recipe import Record, load_run, save
+from leanvit.recipe.catalogue import RECORD
+from leanvit.recipe.store import JSON_NAME, STORED_AS
+from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, training_logs
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
+
+PRECISIONS = ("float32", *STORED_AS)
+LOGGED_STEPS = 400  # kept of a training log; epochs are all kept
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published run on disk."""
+
+    folder: Path
+    size_bytes: int
+    record: Record
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "size_bytes": self.size_bytes, "record": self.record.to_json()}
+
+
+def publish(
+    run: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    store: str = "float16",
+    title: str = "",
+    presets: Sequence[str] = (),
+    licence: str = "",
+    data_source: str = "",
+    trained_on: str = "",
+    most_mb: float | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    say: Say = silent,
+    command: str = "",
+) -> Published:
+    """Write a run folder that holds the model in little space, and `reference.toml`, which says what it is.
+
+    Model and copy are measured on the same images, the copy as `load` gives it. What goes along: commands, thinned
+    training logs, preprocessing, class names. Of absolute paths only the last name stays.
+
+    Args:
+        run: run folder. data: data spec; its `val` split is measured.
+        store: "float16", "bfloat16" (parameters are rounded to it) or "float32" (as they are).
+        title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by, a
+            stage each; default: what the run says.
+        trained_on: the machine; default: what the run says.
+        most_mb: refuse to write more than so many million bytes.
+
+    Raises:
+        BadInput: before any work, for what is not accepted.
+        Refused: the model cannot be stored like this, or takes more than `most_mb`; nothing is written.
+    """
+    watch = Stopwatch("publish", _placeless_command(command))
+    if store not in PRECISIONS:
+        raise unknown("--store", store, PRECISIONS)
+    if most_mb is not None and not is_number(most_mb, above=0):
+        raise BadInput(f"--most-mb is {most_mb!r}; accepted: a number above 0")
+    if isinstance(presets, str):
+        raise BadInput(f"presets is {presets!r}; accepted: a list of names")
+    one = None if is_built(run) else load_model(run)
+    if one is None or one.home is None:
+        raise BadInput(f"{run} is not a run folder: publish hands on what was trained or compressed")
+    if one.home.resolve() == Path(out).resolve():
+        raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
+    validation = open_split(data, "val", limit=limit, say=say)
+    require_fit(one, validation)
+    folder = new_folder(out, one.base, overwrite=overwrite)
+
+    with TemporaryDirectory(prefix="leanvit-") as scratch:
+        made = Path(scratch)
+        stored_as = "" if store == "float32" else store
+        info = _placeless({k: v for k, v in one.info.items() if k != "made_with"})
+        save(one.model, made, preprocess=one.preprocess, classes=one.classes, info=info, stored_as=stored_as)
+        say(f"measuring the run and its copy in {store} on {len(validation)} images")
+        record = replace(
+            _measured(one, made, validation),
+            title=title or f"{one.model.history.root.name} on {_placeless(data)}",
+            data=_placeless(data),
+            presets=tuple(presets) or _recipes(one.info),
+            licence=licence,
+            data_source=data_source,
+            trained_on=trained_on or str(one.info.get("machine", "")) or "not recorded",
+        )
+        _write_beside(made, one, record)
+        watch.record(made, before=tuple(replace(c, command=_placeless_command(c.command)) for c in one.commands))
+        size = sum(path.stat().st_size for path in made.iterdir())
+        if most_mb is not None and size > most_mb * 1e6:
+            raise Refused(f"the copy takes {size / 1e6:.2f} MB; --most-mb accepts {most_mb:g}")
+        clear_run(folder, overwrite=overwrite)
+        _copy(made, folder)
+    load_run(folder)
+    say_bad(say, validation)
+    return Published(folder, size, record)
+
+
+def _measured(one: Loaded, made: Path, validation: AnyDataset) -> Record:
+    """Both models on the same images, and what the run says of its training."""
+    copy = load_run(made)
+    batches = loader(validation, one.preprocess, batch_size=64)
+    answers = predict_all({"run": one.model, "copy": copy.model}, batches)
+    cost = count(one.model, one.preprocess.input_size)
+    trainings = [_training(log) for log in training_logs(one.folder or made)]
+    return Record(
+        title="",
+        model=one.model.history.root.name,
+        methods=tuple(plan.slug for plan in one.model.history.plans),
+        input_size=one.preprocess.input_size,
+        classes=answers["run"].logits.shape[1],
+        parameters=cost.params,
+        macs=cost.macs,
+        data="",
+        split=f"{validation.split} ({validation.note})" if validation.note else validation.split,
+        images=len(answers["run"]),
+        metric="mAP" if validation.multi_label else "top-1",
+        accuracy_percent=_percent(_score(answers["run"])),
+        stored_as=copy.stored_as,
+        stored_percent=_percent(_score(answers["copy"])),
+        agreement_percent=_percent(agreement(answers["run"], answers["copy"]))[0],
+        measured_on=str(environment()["cpu"]),
+        presets=(),
+        commands=tuple(_placeless_command(c.command) for c in one.commands),
+        epochs=sum(epochs for epochs, _ in trainings),
+        training_seconds=round(sum(seconds for _, seconds in trainings), 1),
+        trained_on="",
+        seed=int(one.info.get("training", {}).get("seed", 0)),
+        date=(one.commands[-1].at if one.commands else datetime.now(UTC).isoformat())[:10],
+        versions=", ".join(f"{name} {version}" for name, version in one.info.get("made_with", {}).items()),
+        licence="",
+        data_source="",
+        weights_sha256=file_sha256(next(made.glob("weights-*.safetensors"))),
+    )
+
+
+def _recipes(info: dict[str, Any]) -> tuple[str, ...]:
+    """The recipes that a run's info names, oldest stage first."""
+    named = (stage.get("recipe", {}).get("name") for stage in [*info.get("stages", []), info])
+    return tuple(str(name) for name in named if name)
+
+
+def _score(answers: Predictions) -> Interval:
+    return map_interval(answers) if answers.multi_label else accuracy(answers)
+
+
+def _percent(found: Interval) -> tuple[float, float, float]:
+    percent = found.percent()
+    return round(percent.value, 2), round(percent.low, 2), round(percent.high, 2)
+
+
+# --- training logs ----------------------------------------------------------------------------------------------------
+
+
+def _rows(log: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not all(isinstance(row, dict) and isinstance(row.get("event"), str) for row in rows):
+            raise ValueError("a line is no event")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{log} is not a log of training: {error}") from error
+    return rows
+
+
+def _training(log: Path) -> tuple[int, float]:
+    """(epochs, seconds) of one training; the seconds of a resumed one are those of all its parts."""
+    ends = [row for row in _rows(log) if row["event"] == "epoch"]
+    try:
+        return (int(ends[-1]["epoch"]) + 1, float(ends[-1]["seconds"])) if ends else (0, 0.0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{log} is not a log of training: {error!r}") from error
+
+
+def _thinned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows but those of steps, of which evenly many stay."""
+    steps = [i for i, row in enumerate(rows) if row["event"] == "step"]
+    kept = set(steps[:: math.ceil(len(steps) / LOGGED_STEPS) or 1])
+    return [row for i, row in enumerate(rows) if row["event"] != "step" or i in kept]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _write_beside(made: Path, one: Loaded, record: Record) -> None:
+    write_atomic(made / RECORD, record.to_toml().encode())
+    for log in training_logs(one.folder or made):
+        lines = (json.dumps(_placeless(row)) for row in _thinned(_rows(log)))
+        write_atomic(made / log.name, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _copy(made: Path, folder: Path) -> None:
+    """The JSON that makes a run of it comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(made.iterdir(), key=lambda path: path.name == JSON_NAME):
+        write_atomic(folder / path.name, path.read_bytes())
+    for old in folder.glob("weights-*.safetensors"):
+        if not (made / old.name).exists():
+            old.unlink(missing_ok=True)
+
+
+# An absolute path in a token like `list:/home/me/train.csv`: all but its last name.
+_PLACE = re.compile(r"(?<![\w.~/\-])/(?!/)(?:[^/=:,?]+/)*(?=[^/])")
+
+
+def _placeless(value: Any) -> Any:
+    """JSON with absolute paths cut to their last name: nobody's folders are published."""
+    if isinstance(value, str):
+        return _PLACE.sub("", value)
+    if isinstance(value, dict):
+        return {key: _placeless(inner) for key, inner in value.items()}
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _placeless_command(command: str) -> str:
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that is open
+        words = command.split()
+    return shlex.join(_placeless(word) for word in words)

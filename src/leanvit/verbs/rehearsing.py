@@ -1,0 +1,320 @@
+"""`train --dry-run`: a training built whole and run for one step, to say what it will take. Writes nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
+from leanvit.errors import BadInput
+from leanvit.measure import count, environment
+from leanvit.training import lr_at
+from leanvit.training.assemble import assemble, bytes_needed
+from leanvit.training.callbacks import Run
+from leanvit.training.presets import MeantFor
+from leanvit.verbs.asking import Asked, ask, objective, start_model
+from leanvit.verbs.models import Say, require_fit, row_name, silent
+from leanvit.verbs.training import Ready, prepare
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SECONDS = 10.0  # spent on timing steps
+_GROWTH = 4
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a training will be and take. Times are estimates from `timed_images` images on this machine."""
+
+    model: str
+    recipe: str | None
+    data: str
+    stand_in: bool  # whether the images were made up, as no data was given
+    target: Mapping[str, Any] | None
+    teacher: str | None
+    parameters: int
+    trained_parameters: int
+    macs: int  # of one image
+    images: int  # in the training split
+    epoch_images: int  # that an epoch takes, views counted
+    batch_size: int
+    accumulate: int
+    effective_batch: int
+    lr: float
+    lr_text: str
+    first_lr: float
+    min_lr: float
+    epochs: int
+    steps_per_epoch: int
+    steps: int
+    disk_bytes: int
+    loss: float  # of the first images
+    timed_images: int
+    seconds_per_step: float
+    seconds: float  # of all steps; validation not counted
+    device: str
+    environment: Mapping[str, Any]
+    config: Mapping[str, Any]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def table(self) -> Table:
+        """Everything as a rich table of two columns."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title="dry run: nothing was written", show_header=False)
+        for row in self._rows():
+            table.add_row(*(Text(text) for text in row))
+        return table
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if self.recipe:
+            yield "recipe", self.recipe
+            yield "target", _target_text(self.target)
+        given = ", ".join(f"{name}={value}" for name, value in self.overrides.items())
+        yield "given over it" if self.recipe else "given", given or "–"
+        yield "model", self.model
+        if self.teacher:
+            yield "teacher", self.teacher
+        frozen = self.parameters - self.trained_parameters
+        yield "parameters", f"{self.parameters:,}" + (f" ({frozen:,} of them frozen)" if frozen else "")
+        yield "MACs an image", f"{self.macs / 1e9:.3f} G"
+        made_up = " (made up: no --data)" if self.stand_in else ""
+        yield "training images", f"{self.images:,} of {self.data}{made_up}; {self.epoch_images:,} an epoch"
+        yield "global batch", f"{self.batch_size} images a forward"
+        yield "effective batch", f"{self.effective_batch} images a step, in {self.accumulate} x {self.batch_size}"
+        yield "learning rate", f"{self.lr_text}; from {self.first_lr:.3g}, to {self.min_lr:.3g}"
+        yield "steps", f"{self.epochs} epochs x {self.steps_per_epoch:,} = {self.steps:,}"
+        yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
+        yield "loss at the start", f"{self.loss:.4f}"
+        yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"
+        yield "time estimate", f"{_duration(self.seconds)}, validation not counted"
+
+
+def dry_run(
+    name: str | Path | None,
+    data: str | None = None,
+    *,
+    adapt: bool = False,
+    convert: bool = False,
+    limit: int | None = None,
+    seconds: float = SECONDS,
+    say: Say = silent,
+    **asked: Any,
+) -> DryRun:
+    """Build a training as `train` would, with its arguments, and run the start of its first step.
+
+    Args:
+        data: None: images of the size and number that the recipe is meant for, made up.
+        seconds: about how long steps are timed: on two images first, then on more, up to a batch.
+        asked: `recipe`, `settings`, `model_args`, `teacher` and so on: see `train`.
+
+    Raises:
+        BadInput, Refused: as `train`.
+    """
+    wanted = ask(name, say=say, **asked)
+    if data is not None:
+        ready = prepare(wanted, data, adapt=adapt, convert=convert, limit=limit, say=say)
+    else:
+        ready = _made_up(wanted, adapt=adapt, say=say)
+    run = assemble(
+        ready.start.model,
+        ready.dataset,
+        ready.start.preprocess,
+        ready.config,
+        objective=ready.objective,
+        validate=ready.validation,
+        convert=ready.convert,
+    )
+    images, per_image, loss = _timed(run, ready, seconds)
+    config = ready.config
+    effective = config.batch_size * config.accumulate
+    cost = count(ready.start.model.eval(), ready.start.preprocess.input_size)
+    model = ready.start.model
+    return DryRun(
+        model=f"{model.history.root.name} {dict(model.history.root.kwargs)} ({row_name(model)})",
+        recipe=None if wanted.recipe is None else f"{wanted.recipe.name}: {wanted.recipe.title}",
+        data=ready.dataset.spec,
+        stand_in=data is None,
+        target=wanted.recipe.target.model_dump() if wanted.recipe and wanted.recipe.target else None,
+        teacher=None if wanted.distill is None else f"{wanted.distill.teacher} ({wanted.distill.kind})",
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        macs=cost.macs,
+        images=len(ready.dataset),
+        epoch_images=epoch_length(ready.dataset, config.repeats),
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        effective_batch=effective,
+        lr=config.lr,
+        lr_text=config.lr_text,
+        first_lr=lr_at(0, config, steps_per_epoch=run.steps_per_epoch),
+        min_lr=config.lr if config.schedule == "constant" else config.min_lr,
+        epochs=config.epochs,
+        steps_per_epoch=run.steps_per_epoch,
+        steps=run.total_steps,
+        disk_bytes=bytes_needed(run),
+        loss=loss,
+        timed_images=images,
+        seconds_per_step=per_image * effective,
+        seconds=per_image * effective * run.total_steps,
+        device=str(next(model.parameters()).device),
+        environment=environment(),
+        config=wanted.config.to_json(),
+        overrides=wanted.overrides,
+    )
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+def _timed(run: Run, ready: Ready, seconds: float) -> tuple[int, float, float]:
+    """(images that were timed at once, seconds an image, the loss of the first ones); decoding is counted.
+
+    Two images first, then four times as many while time is left, up to a batch; the last size again, for its best.
+    """
+    begun = time.perf_counter()
+    largest = min(run.config.batch_size, len(ready.dataset))
+    size, tries, best, first = min(2, largest), 0, math.inf, math.nan
+    while tries < _TRIES:
+        found, loss = _per_image(run, ready, size)
+        first = loss if math.isnan(first) else first
+        left = seconds - (time.perf_counter() - begun)
+        following = min(size * _GROWTH, largest)
+        if following > size and found * following < left:
+            size = following
+            continue
+        best, tries = min(best, found), tries + 1
+        if found * size > left:
+            break
+    return size, best, first
+
+
+def _per_image(run: Run, ready: Ready, size: int) -> tuple[float, float]:
+    loading, batch = _load(ready, size)
+    running, loss = _step(run, batch)
+    workers = run.config.workers
+    return (max(loading / workers, running) if workers else loading + running) / len(batch), loss
+
+
+def _load(ready: Ready, size: int) -> tuple[float, Batch]:
+    dataset: Any = ready.dataset
+    few = dataset.take(range(size)) if isinstance(dataset, Dataset) else dataset.limited(size)
+    config = ready.config
+    begun = time.perf_counter()
+    batches = loader(
+        few,
+        ready.start.preprocess,
+        batch_size=size,
+        seed=config.seed,
+        train=True,
+        augment=config.augment,
+        repeats=config.repeats,
+    )
+    batch = next(islice(batches, 1))
+    return time.perf_counter() - begun, batch
+
+
+def _step(run: Run, batch: Batch) -> tuple[float, float]:
+    """One forward, backward and optimiser step: seconds and loss. The weights are not used afterwards."""
+    config = run.config
+    device = next(run.model.parameters()).device
+    run.model.train(config.train_mode == "train")
+    run.objective.train()
+    begun = time.perf_counter()
+    with keyed.global_rng(config.seed, "step", 0):
+        batch = batch.to(device)
+        targets = batch.targets
+        images = batch.images
+        if run.mix is not None and config.mixes_in(0):
+            images, targets = run.mix(images, targets)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp == "bf16"):
+            loss = run.objective(run.model, Batch(images, targets, batch.keys), 0, run.context)
+        loss.total.backward()
+    value = float(loss.total.detach())
+    if not math.isfinite(value):
+        raise BadInput(f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}")
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - begun, value
+
+
+# --- data that is made up --------------------------------------------------------------------------------------------
+
+
+def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
+    meant = None if asked.recipe is None else asked.recipe.data
+    if meant is None:
+        raise BadInput("a dry run without --data needs a recipe that says what data it is meant for (leanvit recipes)")
+    dataset = stand_in(meant)
+    say(f"data: {dataset!r}, made up")
+    start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
+    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert)
+    goal, config = objective(asked, start, dataset, say=say)
+    return Ready(start, dataset, dataset, config, goal, convert)
+
+
+def stand_in(meant: MeantFor) -> Dataset:
+    """Images of one colour each, as many and as large as the data that a recipe is meant for; none is kept."""
+    return Dataset(
+        name=meant.name,
+        spec=meant.name,
+        split="train",
+        classes=[str(number) for number in range(meant.classes)],
+        keys=_Keys(meant.images),  # type: ignore[arg-type]
+        targets=np.arange(meant.images) % meant.classes,
+        rows=np.arange(meant.images),
+        images=_Plain(meant.channels, meant.image_size),
+        channels=meant.channels,
+        image_size=(meant.image_size, meant.image_size),
+    )
+
+
+@dataclass(frozen=True)
+class _Keys(Sequence[str]):
+    total: int
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"made-up/{index}"
+
+
+@dataclass(frozen=True)
+class _Plain:
+    channels: int
+    side: int
+
+    def __getitem__(self, row: int) -> Image.Image:
+        level = row % 256
+        mode, colour = ("L", level) if self.channels == 1 else ("RGB", (level, 255 - level, 128))
+        return Image.new(mode, (self.side, self.side), colour)  # type: ignore[arg-type]
+
+
+def _target_text(target: Mapping[str, Any] | None) -> str:
+    if target is None:
+        return "–"
+    figure = "" if target["percent"] is None else f"{target['percent']:g} % {target['metric']}, "
+    return f"{figure}{target['data']}: {target['conditions']}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,86 @@
+"""`latencies`: what the blocks of a model take at other widths, measured on this machine for one runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanvit.deploy import latencies as measure_latencies
+from leanvit.deploy.block_graphs import require_plain, require_way
+from leanvit.deploy.block_latency import Progress
+from leanvit.deploy.table_check import partial_of
+from leanvit.measure import LatencyTable
+from leanvit.verbs.exporting import MAX_BATCH
+from leanvit.verbs.folders import new_file, require_whole
+from leanvit.verbs.models import Say, load_model, silent
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A latency table on disk."""
+
+    file: Path
+    table: LatencyTable
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": str(self.file), "fingerprint": self.table.fingerprint, "table": self.table.to_json()}
+
+
+def latencies(
+    run: str | Path,
+    *,
+    runtime: str = "torch",
+    batch: int = 8,
+    threads: int | None = None,
+    rounds: int = 7,
+    check: int = 5,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    say: Say = silent,
+    progress: Progress | None = None,
+) -> Timed:
+    """Measure a latency table of a run folder or timm name, and hold it against whole models that it has not seen.
+
+    Args:
+        runtime: of `leanvit.deploy.block_graphs.WAYS`.
+        batch: images a call. `threads`: of the runtime; None: its own choice.
+        rounds: in which what is timed takes turns.
+        check: held-out models of random widths; 0: none.
+        out: file; default: `latencies-RUNTIME.json` in the run folder, or `runs/NAME-latencies-RUNTIME.json`.
+            Finished entries are kept beside it: the same call after an interruption goes on from there.
+        progress: called with (entries done, entries in all).
+
+    Raises:
+        BadInput, MissingExtra, Refused: before any work.
+    """
+    require_way(runtime)
+    require_whole("--batch", batch, least=1, most=MAX_BATCH)
+    require_whole("--rounds", rounds, least=3)
+    require_whole("--check", check, least=0)
+    if threads is not None:
+        require_whole("--threads", threads, least=1)
+    one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
+    require_plain(one.model)
+    name = f"latencies-{runtime}.json"
+    default = one.home / name if one.home else Path("runs") / f"{one.base}-{name}"
+    file = new_file(out, default, overwrite=overwrite)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if partial_of(file).exists():
+        say(f"{file} was begun before: going on")
+    table = measure_latencies(
+        one.model,
+        runtime=runtime,
+        batch=batch,
+        threads=threads,
+        rounds=rounds,
+        check=check,
+        out=file,
+        say=say,
+        progress=progress,
+    )
+    return Timed(file, table)

@@ -1,0 +1,98 @@
+"""Training recipes that are not what they should be, and distillation that cannot be."""
+
+from __future__ import annotations
+
+from wrong import NAME, Case, Cli
+
+from leanvit.errors import Refused
+from leanvit.training import Distill, load_train_recipe, preset
+from leanvit.verbs import dry_run, train
+
+
+def _file(name: str, *says: str) -> Case:
+    return Case(f"training recipe {name}", lambda: load_train_recipe(f"training-recipes/{name}"), says)
+
+
+CASES = [
+    Case("preset name", lambda: preset("deit_smal"), ("unknown recipe 'deit_smal'", "did you mean 'deit_small'")),
+    _file("key.toml", "unknown key 'titel'", "did you mean 'title'"),
+    _file("model-key.toml", r"unknown key 'model\.nam'", "'name'"),
+    _file("fit-key.toml", "no setting 'epoch'", "did you mean 'epochs'"),
+    _file("value.toml", "epochs=0 is not accepted", "whole number >= 1"),
+    _file("both-rates.toml", "lr=0.5 and lr_base=0.001 are both given", "one of the two"),
+    _file("no-size.toml", "lr_base=0.001 needs lr_base_size"),
+    _file("no-model.toml", "give name", "starts_from"),
+    _file("two-starts.toml", "give name", "starts_from"),
+    _file("start-args.toml", "args and pretrained are of a timm name"),
+    _file("distill-key.toml", r"unknown key 'distill\.alfa'", "'alpha'"),
+    _file("distill-kind.toml", "distill has no kind", "soft, hard, token"),
+    _file("augment.toml", "augment: unknown field 'flip'", "hflip"),
+    _file("broken.toml", "is not TOML"),
+    _file("compress.toml", "is of compress", "leanvit compress --recipe"),
+    _file("binary.toml", "is not text"),
+    _file("args.yaml", "bce_loss=True", "settings of timm are not known"),
+    _file("broken.yaml", "is not YAML"),
+    _file("list.yaml", "is not timm's args.yaml", "no model"),
+    _file("code.yaml", "is not YAML"),
+    _file("alias.yaml", "values by alias"),
+    _file("rate.yaml", "lr_base='fast' is not accepted", "number above 0"),
+    _file("none.toml", "No such file", "leanvit recipes"),
+    Case("distill kind", lambda: Distill(kind="sfot"), ("unknown distill 'sfot'", "did you mean 'soft'")),
+    Case("distill alpha", lambda: Distill(kind="soft", alpha=1.5), ("alpha is 1.5", "0 to 1")),
+    Case("distill temperature", lambda: Distill(kind="soft", temperature=0), ("temperature is 0", "above 0")),
+    Case("hard temperature", lambda: Distill(kind="hard", temperature=2.0), ("hard distillation has none",)),
+    Case("teacher type", lambda: Distill(kind="hard", teacher=3), ("teacher is 3", "timm name")),  # type: ignore[arg-type]
+    Case(
+        "teacher unknown",
+        lambda: dry_run("run", "digits", teacher="resnet5", distill="hard", limit=200),
+        ("unknown teacher 'resnet5'", "resnet50"),
+    ),
+    Case(
+        "teacher of other classes",
+        lambda: train("run", "digits", teacher="./colour", distill="hard", limit=200, out="new"),
+        ("teacher ./colour|teacher colour", "other classes"),
+    ),
+    Case(
+        "dry run without data",
+        lambda: dry_run(NAME),
+        ("dry run without --data needs a recipe", "leanvit recipes"),
+    ),
+    Case(
+        "recipe of a lean start",
+        lambda: dry_run("run", recipe="evit_small_finetune"),
+        ("from a run of evit", "--with evit"),
+    ),
+    Case(
+        "lean run under a dense recipe",
+        lambda: train("lean", "digits", recipe="cifar10_vit_finish", out="new"),
+        ("lean is not dense", "compress --recover"),
+        Refused,
+    ),
+]
+
+CLI = [
+    Cli("train without model", ("train", "--data", "digits"), ("give a MODEL", "recipe")),
+    Cli("train without data", ("train", NAME), ("give --data DATA",)),
+    Cli("train recipe name", ("train", "--data", "digits", "--recipe", "swin_tinny"), ("unknown recipe", "swin_tiny")),
+    Cli(
+        "recipe without its run",
+        ("train", "--data", "digits", "--recipe", "cifar10_vit_finish"),
+        ("give a MODEL", "trains on from a dense run"),
+    ),
+    Cli("teacher alone", ("train", "run", "--data", "digits", "--teacher", "run"), ("give distill too", "--distill")),
+    Cli("distill alone", ("train", "run", "--data", "digits", "--distill", "hard"), ("there is no teacher",)),
+    Cli("alpha alone", ("train", "run", "--data", "digits", "--alpha", "0.5"), ("alpha is of distillation",)),
+    Cli(
+        "teacher weights alone",
+        ("train", "run", "--data", "digits", "--teacher-weights", "foreign.safetensors"),
+        ("teacher_weights are of a teacher",),
+    ),
+    Cli("recipes show unknown", ("recipes", "show", "deit_smal"), ("unknown recipe", "did you mean 'deit_small'")),
+    Cli("recipes copy suffix", ("recipes", "copy", "deit_small", "mine"), ("FILE is 'mine'", "ends with .toml")),
+    Cli("recipes copy onto a file", ("recipes", "copy", "deit_small", "recipe.toml"), ("recipe.toml", "--overwrite")),
+    Cli(
+        "recipes validate",
+        ("recipes", "validate", "training-recipes/fit-key.toml"),
+        ("no setting 'epoch'", "did you mean 'epochs'"),
+    ),
+]
