@@ -16,7 +16,7 @@ trains for a few steps on random pictures, only to decide. Nothing is said about
 prunes, recovers and quantizes the reference by the same recipe, and judges what OpenVINO answers on all validation
 images.
 
-Rows are written as they come; the same command goes on where it was killed.
+Rows are written as they come, latency tables too; the same command goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from kept_rows import KeptRows
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.widths import set_attention_widths, set_mlp_width
 from leanvit.data import Dataset, Preprocess, keyed
+from leanvit.deploy.block_latency import measure_table
 from leanvit.recipe import Root, create, load_recipe, make_method, parse_with
 from leanvit.training import RECOVERY
 from reference_study import (
@@ -77,6 +78,25 @@ def methods_of(recipe: Path, *, smoke: bool) -> tuple[Any, ...]:
         return load_recipe(recipe).methods
     rest = make_method("evit", {"keep_rate": 0.7}), make_method("int8", {"images": 64})
     return (parse_with(SMOKE_NVIT), *rest) if is_there("nvit") else rest
+
+
+def with_table(study: Study, methods: tuple[Any, ...], path: Path) -> tuple[Any, ...]:
+    """The methods, NViT's latency read from the table at `path`: measured once, so that every seed and a run that goes
+    on predict alike. A table that is named in the recipe stays."""
+    made = []
+    for m in methods:
+        if m.slug == "nvit" and m.latency is not None and m.table is None:
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_suffix(".partial.json")
+                table = measure_table(
+                    study.dense, runtime=m.runtime, batch=m.batch, threads=study.threads, partial=partial
+                )
+                table.save(path)
+                partial.unlink(missing_ok=True)
+            m = replace(m, table=str(path))
+        made.append(m)
+    return tuple(made)
 
 
 # --- speed, on shapes ------------------------------------------------------------------------------------------------
@@ -123,10 +143,10 @@ def random_pictures(model: OpenModel) -> Dataset:
     )
 
 
-def speed_row(study: Study, methods: tuple[Any, ...], widths: Sketch, table: str | None) -> dict[str, Any]:
+def speed_row(study: Study, methods: tuple[Any, ...], widths: Sketch) -> dict[str, Any]:
     """All four networks, timed in turns."""
     start = time.perf_counter()
-    briefly = tuple(replace(m, **BRIEFLY, table=table) if m.slug == "nvit" else m for m in methods)
+    briefly = tuple(replace(m, **BRIEFLY) if m.slug == "nvit" else m for m in methods)
     int8 = next(m for m in methods if m.slug == "int8")
     lean, _ = applied(study, study.dense, briefly, seed=0)
     control = sketch(study, widths, [m for m in methods if m.slug != "nvit"])
@@ -222,7 +242,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, out=OUT, images=25_000, epochs=3)
     parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--table", help="latency table of DeiT-S for NViT (default: one is measured)")
+    parser.add_argument("--table", type=Path, help="latency table of DeiT-S (default: measured, kept beside --out)")
+    parser.add_argument("--reference-table", type=Path, help="likewise, of the reference")
     arguments = parser.parse_args()
     methods = methods_of(arguments.recipe, smoke=arguments.smoke)
     settings = {"methods": [repr(m) for m in methods], "briefly": BRIEFLY}
@@ -234,12 +255,15 @@ def main() -> None:
         shapes = shapes_study(arguments)
         widths = Sketch(heads=2, head_dim=4, mlp=40) if arguments.smoke else Sketch()
         try:
-            kept.add(speed_row(shapes, methods, widths, arguments.table))
+            table = arguments.table or arguments.out.with_name(f"{arguments.out.stem}_table_shapes.json")
+            kept.add(speed_row(shapes, with_table(shapes, methods, table), widths))
         finally:
             shapes.close()
     print(headline(kept.rows), flush=True)
     if study:
         try:
+            table = arguments.reference_table or arguments.out.with_name(f"{arguments.out.stem}_table_reference.json")
+            methods = with_table(study, methods, table)
             for seed in range(arguments.seeds):
                 if kept.get(part="accuracy", seed=seed) is None:
                     row = kept.add(accuracy_row(study, methods, seed))

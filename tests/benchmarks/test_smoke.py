@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from leanvit.recipe import load_recipe
+
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
@@ -60,3 +62,8 @@ def test_composed_claims_follow_from_its_rows(smoke: Any) -> None:
     assert found["ratio_vs_dense_int8"] == by_part["speed"]["speedup_vs"]["dense int8"][0]
     assert found["accuracy_drop_points"] == -by_part["accuracy"]["change_points"]
     assert by_part["speed"]["sketch"]["macs_ratio"] < 1
+
+
+def test_the_preset_of_the_composition_is_a_recipe_that_compress_reads() -> None:
+    recipe = load_recipe(Path(BENCHMARKS).parent / "examples" / "composed.toml")
+    assert [m.slug for m in recipe.methods] == ["nvit", "evit", "int8"] and recipe.recovery
