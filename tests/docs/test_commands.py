@@ -136,7 +136,7 @@ def known_options(words: list[str]) -> set[str]:
 
 
 def set_option(words: list[str], name: str, value: str) -> None:
-    if name in words and "=" not in value:
+    if name in words and not re.match(r"\w+=", value):
         words[words.index(name) + 1] = value
     else:  # not there, or one that repeats, like --model-arg K=V
         words += [name, value]

@@ -65,7 +65,7 @@ def _index() -> Iterator[str]:
 
 
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
-_ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=2,batch_size=4")}
+_ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4")}
 
 
 def _method_page(told: Explanation, results: Path) -> Iterator[str]:
