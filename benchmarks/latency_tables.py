@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +54,7 @@ def table_of(model: str, runtime: str, folder: Path) -> LatencyTable:
 def row_of(model: str, table: LatencyTable) -> dict[str, Any]:
     """What is told of a table, before it is checked."""
     told = table.provenance
+    options = f"--model {model} --runtime {table.runtime} --tables FOLDER --out FILE"
     return {
         "model": model,
         "runtime": table.runtime,
@@ -68,7 +67,7 @@ def row_of(model: str, table: LatencyTable) -> dict[str, Any]:
         "held_out": {},
         "environment": told["environment"],
         "date": told["date"],
-        "command": shlex.join(["python", "benchmarks/latency_tables.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/latency_tables.py {options}",
     }
 
 
