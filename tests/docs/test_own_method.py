@@ -102,7 +102,9 @@ def test_what_it_does_not_know_is_refused(data: Data) -> None:
 
 def test_it_is_a_method_like_any_other() -> None:
     assert parse_with("head_importance:ratio=0.5") == HeadImportance(ratio=0.5)
-    assert methods()[-1].module == "head_importance" and "head_importance" not in table.papers()
+    assert [p.module for p in methods() if p.slug == "head_importance"] == [
+        "head_importance"
+    ] and "head_importance" not in table.papers()
 
 
 def test_a_run_names_the_module_that_it_needs(model, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
