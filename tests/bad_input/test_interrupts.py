@@ -84,7 +84,7 @@ def test_an_interrupted_training_goes_on(world: Path, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("leanvit.verbs.training._EpochLines.end_epoch", lambda self, run: interrupted(run))
+        patch.setattr("leanvit.verbs.progress.EpochLines.end_epoch", lambda self, run: interrupted(run))
         assert CliRunner().invoke(app, argv).exit_code == 130
     assert not (tmp_path / "new/leanvit.json").exists()
     (tmp_path / "new/training/.state.safetensors-killed.part").write_bytes(b"half")  # and what a kill would leave

@@ -73,7 +73,7 @@ def _stop(*_: object) -> None:
 def test_an_interrupted_second_stage_goes_on(stages: Stages, tmp_path, monkeypatch) -> None:
     settings = {"epochs": 2, "batch_size": 20, "lr": 1e-4, "train_mode": "eval", "save_every": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("leanvit.verbs.training._EpochLines.end_epoch", _stop)
+        patch.setattr("leanvit.verbs.progress.EpochLines.end_epoch", _stop)
         train(stages.first, "digits", settings=settings, limit=LIMIT, out=tmp_path / "b")
     train(stages.first, "digits", settings=settings, limit=LIMIT, out=tmp_path / "b", resume=True)
     ours, theirs = (load_run(f).model.state_dict() for f in (tmp_path / "b", stages.second))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from leanvit.files import write_atomic
 from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.training import FitConfig, Objective, ProgressBar, Run, TensorBoardLog, check_run, fit
+from leanvit.training import FitConfig, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent
+from leanvit.verbs.progress import progress
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def train(
         preprocess=start.preprocess,
         config=ready.config,
         objective=ready.objective,
-        callbacks=[*shown, *_steering(start), ProgressBar() if sys.stderr.isatty() else _EpochLines(say)],
+        callbacks=[*shown, *_steering(start), *progress(say)],
         out=folder,
         resume=resume,
         validate=validation.cached(),
@@ -211,17 +211,3 @@ def _earlier(start: Loaded) -> dict[str, Any]:
     told = ("data", "training", "recipe", "distill", "top1", "machine")
     stage = {key: start.info[key] for key in told if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}
-
-
-class _EpochLines:
-    """A line an epoch, where there is no terminal for a bar."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-
-    def end_epoch(self, run: Run) -> None:
-        row = run.history[-1]
-        top1 = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
-        self._say(
-            f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{top1}, {row['seconds']:.0f} s"
-        )
