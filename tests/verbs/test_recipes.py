@@ -329,3 +329,20 @@ def test_tensorboard_goes_on_after_a_resume(quick: Path, tmp_path: Path, monkeyp
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     last = next(row for row in reversed(rows) if row["event"] == "epoch")
     assert log.Scalars("val/top1")[-1].value == pytest.approx(last["top1"])
+
+
+@pytest.mark.parametrize(("amp", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_rehearsal_runs_in_the_precision_of_the_training(amp: str, dtype: torch.dtype, monkeypatch) -> None:
+    seen = set()
+    forward = torch.nn.Linear.forward
+
+    def watched(self, x):
+        out = forward(self, x)
+        seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 1, "in_chans": 1}
+    args = {**sizes, "num_classes": 10}
+    verbs.dry_run("vit_tiny_patch16_224", "digits", seconds=0.0, settings={"amp": amp}, model_args=args)
+    assert dtype in seen

@@ -274,7 +274,7 @@ def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> b
     with keyed.global_rng(config.seed, "step", run.step):
         for run.micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             batch, weight = _share(batch, count)
-            batch = _mixed(batch.to(run.device), run)
+            batch = mixed(batch.to(run.device), run)
             notify(callbacks, "before_forward", run)
             with syncing(run.forward, run.micro == len(batches) - 1), _draws(run, batch) as draws:
                 with watched(None if run.losses else draws), autocast(run.device, config.amp):
@@ -354,7 +354,7 @@ def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
     return run.world.any(infinite) and run.scaler.get_scale() >= 1.0
 
 
-def _mixed(batch: Batch, run: Run) -> Batch:
+def mixed(batch: Batch, run: Run) -> Batch:
     """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
     if run.mix is None or not run.config.mixes_in(run.epoch):
         return batch

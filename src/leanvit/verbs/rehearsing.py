@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
@@ -20,7 +19,9 @@ from leanvit.measure import count, environment
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
+from leanvit.training.engine import mixed
 from leanvit.training.presets import MeantFor
+from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.models import Say, require_fit, row_name, silent
 from leanvit.verbs.training import Ready, prepare
@@ -237,13 +238,9 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
     run.objective.train()
     begun = time.perf_counter()
     with keyed.global_rng(config.seed, "step", 0):
-        batch = batch.to(device)
-        targets = batch.targets
-        images = batch.images
-        if run.mix is not None and config.mixes_in(0):
-            images, targets = run.mix(images, targets)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.amp == "bf16"):
-            loss = run.objective(run.model, Batch(images, targets, batch.keys), 0, run.context)
+        batch = mixed(batch.to(device), run)
+        with autocast(device, config.amp):
+            loss = run.objective(run.model, batch, 0, run.context)
         loss.total.backward()
     value = float(loss.total.detach())
     if not math.isfinite(value):
