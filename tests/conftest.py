@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,19 @@ TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cases", metavar="DIR", help="golden cases for tests/parity (else LEANVIT_PARITY)")
+
+
+@pytest.fixture(scope="package")
+def one_thread() -> Iterator[None]:
+    """One thread here and in the processes that are started: sums differ with their number, and bits are compared."""
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    yield
+    torch.set_num_threads(threads)
+    os.environ.pop("OMP_NUM_THREADS")
+    if variable is not None:
+        os.environ["OMP_NUM_THREADS"] = variable
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import timm
 
 from leanvit.errors import unknown
 
-BUILDERS = {"revit_tiny": "leanvit.backbones.revit", "revit_small": "leanvit.backbones.revit"}  # name -> module
+MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "revit": ("revit_tiny", "revit_small"),
+}
+BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
 
 
 def require_model(name: str, *, kind: str = "timm model") -> None:
@@ -18,3 +23,9 @@ def require_model(name: str, *, kind: str = "timm model") -> None:
         import_module(BUILDERS[base])
     if not timm.is_model(base):
         raise unknown(kind, name, {*timm.list_models(), *BUILDERS})
+
+
+def checkpoint_filter(name: str) -> Callable[..., dict[str, Any]] | None:
+    """What brings an official checkpoint of one of leanvit's own models to its names; None for any other name."""
+    module = BUILDERS.get(name.split(".")[0])
+    return None if module is None else getattr(import_module(module), "checkpoint_filter_fn", None)

@@ -19,6 +19,9 @@ SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads
 NUMBERS = ("--recover-set", "batch_size=10", "--recover-set", "save_every=1", "--recover-set", "alpha=0.3")
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two dense runs of other weights, and what an undisturbed compression of the first gives."""
@@ -38,7 +41,7 @@ def arguments(folder: Path, out: str, *more: str, epochs: int = 3) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path, invoke) -> Path:
+def whole(folder: Path, invoke, one_thread: None) -> Path:
     done = invoke(*arguments(folder, "whole"))
     assert done.exit_code == 0, done.output
     assert "epoch 3 of 3" in done.stderr, "its progress is shown"

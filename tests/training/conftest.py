@@ -1,21 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from tiny_training import make_data, make_preprocess
 
 from leanvit.data import Dataset, Preprocess
 
 
 @pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums differ with the number of threads: the tests here compare bits with processes that have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """The tests here compare bits with processes of one thread."""
 
 
 @pytest.fixture(scope="session")

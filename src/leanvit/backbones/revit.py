@@ -10,30 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from leanvit.anatomy.wide import WideAttention
+from leanvit.backbones.registration import pretrained_cfg, register
 from leanvit.errors import BadInput, is_whole
 
 DEPTH = 12
 HEAD_WIDTH = 64  # of v, and of the model that was pruned: the attention scale stays 64 ** -0.5
 default_cfgs = {
-    name: {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.9,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": ("head", "head_dist"),
-    }
+    name: pretrained_cfg(fixed_input_size=True, classifier=("head", "head_dist"))
     for name in ("revit_tiny", "revit_small")
 }
 
@@ -84,17 +73,18 @@ def _revit(embed_dim: int, **kwargs: Any) -> VisionTransformerDistilled:
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], *, embed: int) -> VisionTransformerDistilled:
     given = {"embed_dim": embed, "patch_size": 16, **kwargs}
-    model: VisionTransformerDistilled = build_model_with_cfg(_revit, variant, pretrained, **given)
+    features = {"out_indices": 3, "feature_cls": "getter"}  # as timm's: the last three blocks
+    model: VisionTransformerDistilled = build_model_with_cfg(_revit, variant, pretrained, feature_cfg=features, **given)
     return model
 
 
-@register_model
+@register
 def revit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
     """ReViT-T: 176 channels, 5.34 M parameters, 1.14 GMACs at 224x224."""
     return _create("revit_tiny", pretrained, kwargs, embed=176)
 
 
-@register_model
+@register
 def revit_small(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
     """ReViT-S: 384 channels, 23.12 M parameters, 4.71 GMACs at 224x224."""
     return _create("revit_small", pretrained, kwargs, embed=384)

@@ -10,12 +10,14 @@ from typing import Any
 import timm
 from torch import nn
 
+from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
-from leanvit.errors import BadInput, LeanvitError, Refused, unknown
+from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import Root
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
-from leanvit.verbs.models import Loaded, Say, load_model, load_weights, silent
+from leanvit.verbs.models import Loaded, Say, load_model, silent
+from leanvit.verbs.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,7 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
             raise BadInput(f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order")
         return loaded.model, loaded.preprocess
-    if not timm.is_model(spec.split(".")[0]):
-        raise unknown("teacher", spec, timm.list_models())
+    require_model(spec, kind="teacher")
     Root(spec)
     try:
         with keyed.global_rng(0, "teacher"):
@@ -195,5 +196,5 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeanvitError(f"the weights of teacher {spec} cannot be had ({reason}): give --teacher-weights") from error
     if weights is not None:
-        load_weights(teacher, Path(weights), option="--teacher-weights")
+        load_weights(teacher, Path(weights), name=spec, option="--teacher-weights")
     return teacher.eval(), Preprocess.of(teacher)

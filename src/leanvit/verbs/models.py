@@ -7,17 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
-
 from leanvit.anatomy import OpenModel
 from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
-from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.verbs.folders import Command, commands_of, require_whole
+from leanvit.verbs.weights import load_weights
 
 Say = Callable[[str], None]
 _ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references)"
@@ -68,7 +65,7 @@ def load_model(
         spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package.
         model_args: constructor arguments of a timm name.
         pretrained: timm's pretrained weights.
-        weights: safetensors file of a timm name's state dict.
+        weights: file of a timm name's state dict; leanvit's own architectures take their official checkpoints too.
         seed: of a timm name's fresh weights.
         adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
 
@@ -88,7 +85,7 @@ def load_model(
     if adapt_to is not None:
         kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
     with keyed.global_rng(seed, "weights"):
-        loaded = _of_timm(str(spec), kwargs, pretrained, weights)
+        loaded = _of_timm(str(spec), kwargs, pretrained, weights, say)
     return loaded if adapt_to is None else replace(loaded, classes=tuple(adapt_to.classes))
 
 
@@ -230,7 +227,7 @@ def _of_reference(one: Reference) -> Loaded:
     return replace(loaded, name=one.spec, reference=one.name, info={**loaded.info, "reference": one.spec})
 
 
-def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None) -> Loaded:
+def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None, say: Say) -> Loaded:
     require_model(name, kind="model")
     if pretrained and weights:
         raise BadInput("give pretrained or weights, not both")
@@ -239,7 +236,7 @@ def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str |
     except OSError as error:
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
     if weights:
-        load_weights(model, Path(weights))
+        load_weights(model, Path(weights), name=name, say=say)
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
@@ -257,23 +254,3 @@ def _first_line(error: Exception) -> str:
 
 def _json(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kwargs.items()}
-
-
-def load_weights(model: nn.Module, path: Path, *, option: str = "--weights") -> None:
-    """Load a safetensors state dict strictly. Raises `BadInput` or `CheckpointError`, naming what does not fit."""
-    if not path.is_file():
-        raise BadInput(f"{option} {path}: there is no such file")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{option} {path} is not a safetensors file: {error}") from error
-    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in tensors.items()}
-    wrong = [
-        f"{key} is {found.get(key, 'missing')}, not {shape}" for key, shape in own.items() if found.get(key) != shape
-    ]
-    wrong += [f"{key} is not part of the model" for key in found if key not in own]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{option} {path} does not fit: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(tensors, strict=True)

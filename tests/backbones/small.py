@@ -1,0 +1,12 @@
+"""A small build of each architecture, by name: constructor arguments that make it quick."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import leanvit.backbones  # noqa: F401 (registers the names)
+
+SMALL: dict[str, dict[str, Any]] = {
+    "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
+}
+LEVELS: dict[str, int] = {}  # feature levels, where they are not the depth
