@@ -26,6 +26,11 @@ def _pruning(knob: str, value: str, *says: str) -> Case:
     return Case(f"nvit:{knob}={value}", lambda: parse_with(f"nvit:macs=0.5,{knob}={value}"), says)
 
 
+def _searching(knob: str, value: str, *says: str) -> Case:
+    """A knob of diffrate beside a target."""
+    return Case(f"diffrate:{knob}={value}", lambda: parse_with(f"diffrate:macs=0.5,{knob}={value}"), says)
+
+
 def _field(make: Callable[..., Any], field: str, value: Any, *says: str, name: str = "", **others: Any) -> Case:
     shown = "10^400" if value == HUGE else repr(value)
     return Case(f"{name or make.__name__}.{field}={shown}", lambda: make(**{field: value}, **others), says)
@@ -105,6 +110,24 @@ METHODS = [
     *(_pruning("emb_norm", v, "unknown emb_norm", "plain") for v in ("3", "null", "excat")),
     *(_pruning("runtime", v, "unknown runtime", "torch") for v in ("3", "null", "tensorrt")),
     *(_pruning("table", v, "table is") for v in ("3", "latencies.json")),
+    Case(
+        "diffrate without a target", lambda: parse_with("diffrate"), ("no target", "macs, or the lists prune and merge")
+    ),
+    _knob("diffrate", "prune", "[5,0]", r"prune is \(5, 0\)", "from 1"),
+    _knob("diffrate", "merge", "7", "merge is 7", "one per block"),
+    *(_knob("diffrate", "macs", v, f"macs is {v}", "above 0, up to 1") for v in ("0", "1.5")),
+    *(
+        _searching(k, v, f"{k} is", "1 or more")
+        for k in ("granularity", "max_steps", "batch_size")
+        for v in ("0", "1.5")
+    ),
+    _searching("lr", "0", "lr is 0", "lr above 0"),
+    _searching("min_lr", "1", "min_lr 1", "0 <= min_lr <= lr"),
+    _searching("macs_weight", "0", "macs_weight is 0", "above 0"),
+    _searching("warmup", "1", "warmup is 1", "0 to 0.9"),
+    _searching("prop_attn", "3", "prop_attn is 3", "true or false"),
+    _searching("search", "random", "unknown search 'random'", "learned"),
+    _searching("search", "prune,prune=[5]", "search is 'prune'", "takes no lists"),
     Case("method without knob text", lambda: parse_with("evit:0.7"), ("'0.7' is not knob=value",)),
 ]
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from leanvit.anatomy import Phases, State, open_model
 from leanvit.anatomy.ops import TORCH
+from leanvit.anatomy.score import proportional
 from leanvit.anatomy.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
 from leanvit.tokens.evit import EViT
-from leanvit.tokens.tome import ToMe, match, merge, proportional, schedule, shares
+from leanvit.tokens.tome import ToMe, match, merge, schedule, shares
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 GAP = {"class_token": False, "global_pool": "avg"}

@@ -87,6 +87,13 @@ Term = Callable[[Phases, State], Phases]
 NO_PHASES = Phases()
 
 
+def proportional(phases: Phases, state: State) -> Phases:
+    """Term: a token counts as often as it stands for patches (proportional attention: arXiv 2210.09461, equation 1)."""
+    if state.size is None:
+        return phases
+    return phases.plus_bias(state.size.log()[:, None, None, :])  # (B, 1, 1, N)
+
+
 def scores(ops: Ops, site: str, q: Any, k: Any, scale: float, phases: Phases, *, scale_on_q: bool) -> Any:
     """The pipeline up to the structural mask: (B, H, N, d) x (B, H, M, d) -> (B, H, N, M)."""
     if scale_on_q and scale != 1:

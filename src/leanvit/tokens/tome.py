@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from leanvit.anatomy import OpenModel, Phases, State, Step
+from leanvit.anatomy import OpenModel, State, Step
+from leanvit.anatomy.score import proportional
 from leanvit.anatomy.tokens import complement, moved_owner, new_places, take_tokens
 from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
@@ -140,13 +141,6 @@ def _inflected(r: tuple[int | float, ...]) -> bool:
 
 
 # --- in a model ------------------------------------------------------------------
-
-
-def proportional(phases: Phases, state: State) -> Phases:
-    """Score term: a token counts as often as it stands for patches (paper, equation 1)."""
-    if state.size is None:
-        return phases
-    return phases.plus_bias(state.size.log()[:, None, None, :])  # (B, 1, 1, N)
 
 
 class Merge(Step):
