@@ -25,9 +25,13 @@ from torch import nn
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
+from plain_dualtoken_vit import PlainDualTokenViT
 
-PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {"dhvt": PlainDHVT}  # by how a model's name begins
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16")
+PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
+    "dhvt": PlainDHVT,
+    "dualtoken_vit": PlainDualTokenViT,
+}
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "dualtoken_vit_small")
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:

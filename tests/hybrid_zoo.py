@@ -39,6 +39,7 @@ HYBRIDS: dict[str, tuple[int, dict]] = {
     "swinv2_cr_tiny_224": (64, {"img_size": 64, "depths": (1, 2, 1, 1)}),
     "botnet26t_256": (64, {"img_size": 64}),
     "dhvt_tiny_cifar_patch4": (32, {"depth": 2}),
+    "dualtoken_vit_small_mix": (64, {"img_size": 64, "dims": (16, 32, 64), "depths": (1, 1, 2), "token_side": 2}),
 }
 
 

@@ -71,8 +71,8 @@ class OverlappingPatchEmbed(nn.Module):
     one convolution of patch 2 has its GELU behind it.
     """
 
+    img_size: tuple[int, int] | None = None  # that the model is meant for
     strict_img_size = False  # nothing in it depends on the image's size
-    dynamic_img_pad = False
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int, norm: type[nn.Module]) -> None:
         super().__init__()
@@ -253,6 +253,7 @@ class DHVT(nn.Module):
         self.num_prefix_tokens = 1
         self.grad_checkpointing = False
         self.patch_embed = OverlappingPatchEmbed(patch_size, in_chans, embed_dim, NORMS[norm])
+        self.patch_embed.img_size = self.img_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         rates: Any = calculate_drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.ModuleList(

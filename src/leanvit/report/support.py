@@ -85,6 +85,7 @@ EXAMPLES = (
     Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
+    Example("DualToken-ViT (traced)", "dualtoken_vit_small", {"img_size": 64, "depths": [1, 1, 1], "num_classes": 7}),
 )
 
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
