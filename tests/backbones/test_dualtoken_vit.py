@@ -15,8 +15,9 @@ from torch import nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import open_model
-from leanvit.backbones.dualtoken_vit import Broadcast, DualTokenViT, GlobalTokens, Shrink
-from leanvit.backbones.lightvit_parts import ResidualMerge
+from leanvit.backbones.dualtoken_vit import DualTokenViT
+from leanvit.backbones.dualtoken_vit.lightvit import ResidualMerge
+from leanvit.backbones.dualtoken_vit.parts import Broadcast, GlobalTokens, Shrink
 from leanvit.data import Preprocess, check_fits
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count

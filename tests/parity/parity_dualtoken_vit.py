@@ -8,8 +8,8 @@ import torch
 from timm.models.convnext import ConvNeXtBlock
 from torch import nn
 
-from leanvit.backbones.dualtoken_vit import DualTokenBlock
-from leanvit.backbones.lightvit_parts import BiAttnMlp, LightViTStem, ResidualMerge
+from leanvit.backbones.dualtoken_vit.lightvit import BiAttnMlp, LightViTStem, ResidualMerge
+from leanvit.backbones.dualtoken_vit.parts import DualTokenBlock
 from parity.cases import Case, handler
 
 
