@@ -8,9 +8,15 @@ from typing import Any
 
 import timm
 
-from leanvit.errors import unknown
+from leanvit.errors import BadInput, unknown
 
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "dhvt": tuple(
+        f"dhvt_{size}_{kind}"
+        for size in ("tiny", "small")
+        for kind in ("cifar_patch4", "cifar_patch2", "domain_patch16", "imagenet_patch16")
+    ),
+    "dualtoken_vit": ("dualtoken_vit_tiny_mix", "dualtoken_vit_small_mix", "dualtoken_vit_small"),
     "revit": ("revit_tiny", "revit_small"),
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
@@ -21,6 +27,8 @@ def require_model(name: str, *, kind: str = "timm model") -> None:
     base = name.split(".")[0]
     if base in BUILDERS:
         import_module(BUILDERS[base])
+    if base in MODULES and not timm.is_model(base):
+        raise BadInput(f"{kind} {name!r} is an architecture; accepted: {', '.join(MODULES[base])}")
     if not timm.is_model(base):
         raise unknown(kind, name, {*timm.list_models(), *BUILDERS})
 

@@ -7,6 +7,18 @@ from typing import Any
 import leanvit.backbones  # noqa: F401 (registers the names)
 
 SMALL: dict[str, dict[str, Any]] = {
+    "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
+    "dualtoken_vit_small": {
+        "img_size": 64,
+        "dims": (8, 16, 32),
+        "depths": (1, 1, 1),
+        "num_heads": (2, 2, 4),
+        "token_side": 2,
+        "num_classes": 5,
+    },
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
 }
-LEVELS: dict[str, int] = {}  # feature levels, where they are not the depth
+LEVELS: dict[str, int] = {
+    "dualtoken_vit_small": 3,
+    "dualtoken_vit_tiny_mix": 3,
+}  # feature levels, where they are not the depth

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import table_dhvt
 import table_files
 import table_interrupted
 import table_names
@@ -19,7 +20,16 @@ from wrong import Case, Cli, missing, plain, tree
 
 from leanvit.cli.main import app
 
-TABLES = (table_names, table_values, table_shapes, table_paths, table_files, table_interrupted, table_recipes)
+TABLES = (
+    table_names,
+    table_values,
+    table_shapes,
+    table_paths,
+    table_files,
+    table_interrupted,
+    table_recipes,
+    table_dhvt,
+)
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 CLI: list[Cli] = [case for table in TABLES for case in table.CLI]
 

@@ -64,6 +64,7 @@ def _conv_same(module: Any, x: Tensor) -> Tensor:
 _NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.SyncBatchNorm,
     nn.LayerNorm,
     nn.GroupNorm,
     layers.BatchNormAct2d,
@@ -124,7 +125,13 @@ _MODULES: dict[type, ModuleRule] = {
     **{kind: ModuleRule("drop", _same) for kind in (nn.Dropout, nn.Dropout2d, layers.DropPath)},
     **{kind: ModuleRule("module", _run) for kind in _RUN_AS_IS},
 }
-_HOMES = ("timm.", "torch.nn.modules.container", "torch.nn.modules.flatten", "torch.nn.modules.pixelshuffle")
+_HOMES = (
+    "timm.",
+    "leanvit.backbones.",
+    "torch.nn.modules.container",
+    "torch.nn.modules.flatten",
+    "torch.nn.modules.pixelshuffle",
+)
 _FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
 
 
