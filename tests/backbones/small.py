@@ -6,7 +6,13 @@ from typing import Any
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 
+_T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 5}
 SMALL: dict[str, dict[str, Any]] = {
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
+    "t2t_vit_7": {**_T2T, "depth": 3},
+    "t2t_vit_t_14": {**_T2T, "depth": 3},
+    "t2t_vit_14_se": {**_T2T, "depth": 3},
+    "t2t_vit_16_ghost": {**_T2T, "depth": 3},
+    "t2t_vit_dense": {**_T2T, "depths": (2, 1), "growth": 16},
 }
 LEVELS: dict[str, int] = {}  # feature levels, where they are not the depth

@@ -53,13 +53,27 @@ class OpenTraced(OpenModel):
         """`source`: the timm model, whose forward is recorded. `size`: (C, H, W) of its images."""
         attributes = {key: getattr(source, key) for key in COPIED if key in vars(source)}
         super().__init__(attributes=attributes, source=source)
-        self.blocks = ()
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
         self._size = size
         self._graphs: dict[Any, Graph] = {}
         self._adopt(source)
         self.training = source.training
+
+    @property
+    def blocks(self) -> tuple[()]:
+        """None: what timm's model may call so is a child like any other, kept for its names in the state dict."""
+        return ()
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As torch's, by the tables of children: an attribute of this class may have a child's name (`blocks`)."""
+        found: nn.Module = self
+        for name in target.split(".") if target else ():
+            child = found._modules.get(name)
+            if child is None:
+                raise AttributeError(f"{type(found).__name__} has no part {name!r} (of {target!r})")
+            found = child
+        return found
 
     # --- running -----------------------------------------------------------------
 
@@ -139,8 +153,9 @@ class OpenTraced(OpenModel):
 
     def _adopt(self, source: Any) -> None:
         for name, child in source.named_children():
-            self._refuse_taken(name)
-            self.add_module(name, child)
+            if name != "blocks":
+                self._refuse_taken(name)
+            self._modules[name] = child
         for name, p in source._parameters.items():
             self._refuse_taken(name)
             self.register_parameter(name, p)

@@ -124,14 +124,27 @@ _MODULES: dict[type, ModuleRule] = {
     **{kind: ModuleRule("drop", _same) for kind in (nn.Dropout, nn.Dropout2d, layers.DropPath)},
     **{kind: ModuleRule("module", _run) for kind in _RUN_AS_IS},
 }
-_HOMES = ("timm.", "torch.nn.modules.container", "torch.nn.modules.flatten", "torch.nn.modules.pixelshuffle")
+_HOMES = (
+    "timm.",
+    "leanvit.backbones.",
+    "torch.nn.modules.container",
+    "torch.nn.modules.flatten",
+    "torch.nn.modules.pixelshuffle",
+)
 _FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
+
+
+def runs_whole(module: nn.Module) -> bool:
+    """Whether a module of leanvit's own is one step, run as it is in float: what must not be rounded inside."""
+    return getattr(type(module), "RUNS_WHOLE", False)
 
 
 def module_rule(path: str, module: nn.Module) -> ModuleRule | None:
     """The rule of a module that is one operation; None: its forward is followed. Raises `Refused` for any other."""
     if type(module) in _MODULES:
         return _MODULES[type(module)]
+    if runs_whole(module):
+        return ModuleRule("module", _run)
     if type(module) not in _FOLLOWED and not type(module).__module__.startswith(_HOMES):
         raise Refused(f"{path} is a {type(module).__name__}, which the traced level does not know")
     return None

@@ -19,7 +19,7 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*)"
+    "swinv2_cr_*, botnet*), and of leanvit (t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm: classes
@@ -46,11 +46,16 @@ CLASSES = {  # module of timm: classes
     "tiny_vit": ("TinyVit",),
     "visformer": ("Visformer",),
 }
+OWN = {  # module of leanvit: classes
+    "leanvit.backbones.t2t_vit.trunks": ("T2TViTSE", "T2TViTGhost", "T2TViTDense"),
+}
 _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
 
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
+    if name in OWN.get(home, ()):
+        return True
     if not home.startswith("timm.models.") or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
@@ -84,7 +89,7 @@ def _forget(model: nn.Module) -> None:
 
 def _size_of(model: Any) -> tuple[int, int, int]:
     """(C, H, W): the channels of the first convolution and the size that the model was built or trained for."""
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None) or model.in_chans
     built = getattr(model, "_model_args", {}).get("img_size") or getattr(model, "img_size", None)
     side = built or model.pretrained_cfg["input_size"][-2:]
     height, width = (side, side) if isinstance(side, int) else side
