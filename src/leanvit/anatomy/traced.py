@@ -47,6 +47,7 @@ class OpenTraced(OpenModel):
     """A model run as its recorded graph. Children, parameters and buffers are those of the timm model."""
 
     family = "traced"
+    blocks = ()  # of the model's parts; a child of this name is reached by its path
     PROBES = (1, 3)  # the graph must hold for any batch
 
     def __init__(self, *, source: Any, size: tuple[int, int, int]) -> None:
@@ -59,21 +60,6 @@ class OpenTraced(OpenModel):
         self._graphs: dict[Any, Graph] = {}
         self._adopt(source)
         self.training = source.training
-
-    @property
-    def blocks(self) -> tuple[()]:
-        """None: what timm's model may call so is a child like any other, kept for its names in the state dict."""
-        return ()
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """As torch's, by the tables of children: an attribute of this class may have a child's name (`blocks`)."""
-        found: nn.Module = self
-        for name in target.split(".") if target else ():
-            child = found._modules.get(name)
-            if child is None:
-                raise AttributeError(f"{type(found).__name__} has no part {name!r} (of {target!r})")
-            found = child
-        return found
 
     # --- running -----------------------------------------------------------------
 
@@ -153,8 +139,7 @@ class OpenTraced(OpenModel):
 
     def _adopt(self, source: Any) -> None:
         for name, child in source.named_children():
-            if name != "blocks":
-                self._refuse_taken(name)
+            self._refuse_taken(name)
             self._modules[name] = child
         for name, p in source._parameters.items():
             self._refuse_taken(name)
@@ -164,13 +149,21 @@ class OpenTraced(OpenModel):
             self.register_buffer(name, b, persistent=name not in source._non_persistent_buffers_set)
 
     def _refuse_taken(self, name: str) -> None:
-        if name not in self._modules and (hasattr(type(self), name) or name in vars(self)):
+        if name not in (*self._modules, "blocks") and (hasattr(type(self), name) or name in vars(self)):
             raise Refused(f"the model has a part called {name!r}, a name that an opened model uses itself")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Raises `Refused`: a graph of single operations has no blocks to run again."""
         if enable:
             raise Refused("gradient checkpointing runs blocks again, and a traced model has none")
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path. Children are looked up as children: `blocks` may be one, and is () as an attribute."""
+        first, _, rest = target.partition(".")
+        if first not in self._modules:
+            return super().get_submodule(target)
+        child: Any = self._modules[first]
+        return child.get_submodule(rest)
 
     # --- what a timm model offers ------------------------------------------------
 
