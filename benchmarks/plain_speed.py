@@ -25,9 +25,13 @@ from torch import nn
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
+from plain_t2t_vit import PlainT2TViT
 
-PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {"dhvt": PlainDHVT}  # by how a model's name begins
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16")
+PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "dhvt": PlainDHVT,
+    "t2t_vit": PlainT2TViT,
+}  # by how a model's name begins
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "t2t_vit_7", "t2t_vit_14", "t2t_vit_t_14")
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
