@@ -23,6 +23,10 @@ from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.prune.nvit import NViT
+from leanvit.prune.nvit.cost import Macs, Parameters
+from leanvit.prune.nvit.masking import close_units
+from leanvit.prune.nvit.structure import cut, structure_of
+from leanvit.prune.nvit.units import layout
 from leanvit.quantize.int8 import Int8, describe
 from leanvit.recipe import Data, Root, compress, create, load, save
 from leanvit.tokens.evit import EViT
@@ -137,35 +141,16 @@ def test_dropout_of_the_tokenizer_belongs_to_the_model() -> None:
 # --- arguments ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "given", "message"),
-    [
-        (PERFORMER, {"img_size": 40}, r"img_size is 40; accepted: a multiple of 16"),
-        (PERFORMER, {"img_size": (32, 40)}, r"img_size is \(32, 40\)"),
-        (PERFORMER, {"img_size": 0}, "img_size is 0"),
-        (PERFORMER, {"tokens_type": "convolution"}, "tokens_type is 'convolution'; accepted: 'performer', 'transf"),
-        (PERFORMER, {"token_dim": 0}, "token_dim is 0; accepted: a whole number, 1 or more"),
-        (PERFORMER, {"num_heads": 5}, "num_heads is 5, which does not divide the width 32"),
-        (PERFORMER, {"depth": 0}, "depth is 0"),
-        (PERFORMER, {"mlp_ratio": 0}, "mlp_ratio is 0; accepted: a number above 0"),
-        (PERFORMER, {"global_pool": "max"}, "global_pool is 'max'; accepted: '', 'token', 'avg'"),
-        (PERFORMER, {"resize_positions": "nearest"}, "resize_positions is 'nearest'; accepted: 'interpolate', 'sin"),
-        ("t2t_vit_16_ghost", {"mlp_ratio": 2.0}, r"mlp_ratio is 2.0 and embed_dim 32; accepted: 3"),
-        ("t2t_vit_dense", {"depth": 3}, "depth is 3; a dense trunk takes depths"),
-        ("t2t_vit_dense", {"depths": (2, 0)}, r"depths is \(2, 0\)"),
-        ("t2t_vit_dense", {"growth": 7}, "num_heads is 2, which does not divide the width 39"),
-    ],
-)
-def test_what_does_not_fit_is_named(name: str, given: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        built(name, **given)
-
-
 @pytest.mark.parametrize("name", [PERFORMER, "t2t_vit_14_se"])
 def test_images_of_another_size_are_named(name: str) -> None:
     for model in (built(name), open_model(built(name))):
         with pytest.raises(BadInput, match=r"images are (3x)?48x32, the model takes (3x)?32x32"):
             model(picture(48, 32))
+
+
+def test_widths_of_a_dense_trunk_are_whole_heads() -> None:
+    with pytest.raises(BadInput, match="num_heads is 2, which does not divide the width 39"):
+        built("t2t_vit_dense", growth=7)
 
 
 def test_features_of_a_dense_trunk_have_widths_of_their_own() -> None:
@@ -238,13 +223,33 @@ def test_methods_for_blocks_run_are_saved_and_loaded(name: str, tmp_path: Path) 
     assert compress(model, [ToMe(r=1)]).patch_tokens() == [3, 2, 1]
 
 
-def test_nvit_cuts_its_blocks_and_leaves_the_stream() -> None:
+@PLAIN
+def test_nvit_cuts_its_blocks_and_the_stream_with_its_positions(name: str) -> None:
+    model = create(Root(name, {**SMALL[name], "num_classes": 4})).eval()
+    units = layout(model)
+    torch.manual_seed(1)
+    gates = torch.rand(units.total) < 0.7
+    for _, span in units.spans():
+        gates[span.start] = True  # some of each list stay
+    structure = structure_of(units, gates, emb_norm="exact")
+    masked = randomise(model)
+    small = cut(copy.deepcopy(masked), structure)
+    with torch.no_grad():
+        close_units(units, masked.state_dict(), gates)
+        torch.testing.assert_close(small(picture()), masked(picture()), rtol=1e-4, atol=1e-5)
+    dims = {name: int(left.sum()) for name, left in units.split(gates).items()}
+    assert small.embed_dim == dims["embed"] < 32 and "pos_embed" in dict(small.named_buffers())
+    assert Macs.of(model).total(dims) == count(small, (3, 32, 32)).macs
+    assert Parameters.of(model).total(dims) == sum(p.numel() for p in small.parameters())
+
+
+def test_nvit_prunes_in_training_and_is_loaded(tmp_path: Path) -> None:
     model = create(Root(PERFORMER, {**SMALL[PERFORMER], "num_classes": 4}))
-    knobs = {"macs": 0.9, "interval": 1, "max_steps": 2, "batch_size": 8}
+    knobs = {"macs": 0.92, "interval": 1, "max_steps": 3, "batch_size": 8, "embed_group": 4}
     lean = compress(model, [NViT(**knobs)], digits_of(model))
-    assert lean.embed_dim == 32 and count(lean, (3, 32, 32)).macs < count(model, (3, 32, 32)).macs
-    with pytest.raises(Refused, match="cannot cut embedding channels of this model: its positions are a fixed table"):
-        compress(model, [NViT(kinds=("embed",), **knobs)], digits_of(model))
+    assert count(lean, (3, 32, 32)).macs < count(model, (3, 32, 32)).macs
+    save(lean, tmp_path / "run")
+    assert torch.equal(load(tmp_path / "run")(picture()), lean(picture()))
 
 
 @pytest.mark.parametrize("name", TRACED)

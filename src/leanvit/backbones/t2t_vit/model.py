@@ -70,10 +70,20 @@ class T2TViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_widths(in_chans=in_chans, token_dim=token_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        _check_rates(
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
         _check_choice("global_pool", global_pool, POOLS)
         _check_choice("resize_positions", resize_positions, RESIZES)
+        _check_flags(fp32_tokenizer=fp32_tokenizer, stable_exp=stable_exp)
         if not is_number(mlp_ratio, above=0):
             raise BadInput(f"mlp_ratio is {mlp_ratio!r}; accepted: a number above 0")
+        if not is_whole(num_classes, least=0):
+            raise BadInput(f"num_classes is {num_classes!r}; accepted: a whole number, 0 for no classifier")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_prefix_tokens, self.embed_dim = 1, embed_dim
         self.grad_checkpointing, self.resize_positions = False, resize_positions
@@ -288,6 +298,18 @@ def _check_widths(**given: int) -> None:
     for name, value in given.items():
         if not is_whole(value, least=1):
             raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
+
+
+def _check_rates(**given: float) -> None:
+    for name, value in given.items():
+        if not is_number(value, least=0) or value >= 1:
+            raise BadInput(f"{name} is {value!r}; accepted: a probability, 0 or more and below 1")
+
+
+def _check_flags(**given: bool) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise BadInput(f"{name} is {value!r}; accepted: true or false")
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
