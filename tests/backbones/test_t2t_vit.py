@@ -20,6 +20,7 @@ from leanvit.backbones.t2t_vit.model import sinusoid
 from leanvit.backbones.t2t_vit.tokenizer import PerformerCell
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
+from leanvit.deploy.block_graphs import block_shapes, require_plain
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.prune.nvit import NViT
@@ -211,6 +212,7 @@ def digits_of(model: Any) -> Data:
 def test_methods_for_blocks_run_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model = create(Root(name, {**SMALL[name], "num_classes": 4}))
     assert isinstance(model, OpenT2TViT) and model.patch_tokens() == [4] * 3
+    assert [shape.tokens for shape in block_shapes(require_plain(model))] == [5] * 3  # what a latency table asks
     lean = compress(model, [EViT(keep_rate=0.5, blocks=(1,)), Int8(images=8)], digits_of(model))
     assert lean.patch_tokens() == [4, 3, 3]
     bits = {row["site"]: row["bits"] for row in describe(lean) if row["operand"] != "weight"}

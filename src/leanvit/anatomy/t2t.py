@@ -48,6 +48,11 @@ class OpenT2TViT(OpenViT):
         whole = tuple(f"{self.STEM}.{name}." for name, part in t2t.named_children() if runs_whole(part))
         return {site: module for site, module in super().sites().items() if not site.startswith(whole or ("\0",))}
 
+    def make(self) -> dict[str, Any]:
+        t2t = self.tokens_to_token
+        cells = {f"{self.STEM}.attention{i}": getattr(t2t, f"attention{i}").extra_repr() for i in (1, 2)}
+        return super().make() | cells
+
     def input_size(self) -> tuple[int, int, int]:
         t2t = self.tokens_to_token
         return (t2t.in_chans, *t2t.img_size)

@@ -81,6 +81,9 @@ class PerformerCell(nn.Module):
             y = queries @ (keys.transpose(1, 2) @ v) / (total + EPS)
         return y.to(dtype)
 
+    def extra_repr(self) -> str:
+        return f"fp32={self.fp32}, stable_exp={self.stable_exp}"
+
     def _features(self, u: Tensor, largest: tuple[int, ...]) -> Tensor:
         """phi(u), (B, N, m); `largest`: the dimensions that share what `stable_exp` subtracts."""
         w = self.w.to(u.dtype)
@@ -110,6 +113,9 @@ class SoftmaxMean(nn.Module):
         """q, k, v side by side, (B, N, 3 width) -> (B, N, width)."""
         q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # one head: (B, 1, N, width)
         return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
 
 
 class CellAttention(nn.Module):
