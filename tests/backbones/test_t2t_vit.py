@@ -190,7 +190,9 @@ def test_positions_of_another_size_are_interpolated_or_computed(how: str) -> Non
     if how == "interpolate":
         grid = [t[0, 1:].T.unflatten(1, (n, n)) for t, n in ((state["pos_embed"], 4), (table, 6))]
         torch.testing.assert_close(grid[1].mean((1, 2)), grid[0].mean((1, 2)), rtol=0, atol=0.1)
-    model.load_state_dict(checkpoint_filter_fn(state, model), strict=True)
+    opened = open_model(model)
+    assert torch.equal(checkpoint_filter_fn(state, opened)["pos_embed"], table)
+    opened.load_state_dict(checkpoint_filter_fn(state, opened), strict=True)
 
 
 def test_a_checkpoint_that_does_not_fit_says_why() -> None:

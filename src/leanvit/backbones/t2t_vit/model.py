@@ -86,7 +86,7 @@ class T2TViT(nn.Module):
             raise BadInput(f"num_classes is {num_classes!r}; accepted: a whole number, 0 for no classifier")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_prefix_tokens, self.embed_dim = 1, embed_dim
-        self.grad_checkpointing, self.resize_positions = False, resize_positions
+        self.grad_checkpointing = False
         self.ends_alone = False  # whether `forward` runs the last block for the class token alone
         self.tokens_to_token = TokensToToken(
             checked_size(img_size),
@@ -97,6 +97,7 @@ class T2TViT(nn.Module):
             fp32=fp32_tokenizer,
             stable_exp=stable_exp,
         )
+        self.tokens_to_token.resize_positions = resize_positions  # there, so that an opened model has it too
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("pos_embed", sinusoid(self.tokens_to_token.num_patches + 1, embed_dim))
         self.pos_drop = nn.Dropout(pos_drop_rate)

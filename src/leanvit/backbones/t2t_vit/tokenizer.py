@@ -168,6 +168,7 @@ class TokensToToken(nn.Module):
     patch_size = (STRIDE, STRIDE)
     strict_img_size = True
     dynamic_img_pad = False
+    resize_positions = "interpolate"  # what becomes of the positions of a checkpoint of another image size
 
     def __init__(
         self,
