@@ -26,12 +26,21 @@ import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
 from plain_dualtoken_vit import PlainDualTokenViT
+from plain_t2t_vit import PlainT2TViT
 
 PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
     "dhvt": PlainDHVT,
     "dualtoken_vit": PlainDualTokenViT,
+    "t2t_vit": PlainT2TViT,
 }
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "dualtoken_vit_small")
+MODELS = (
+    "dhvt_tiny_cifar_patch4",
+    "dhvt_tiny_imagenet_patch16",
+    "dualtoken_vit_small",
+    "t2t_vit_7",
+    "t2t_vit_14",
+    "t2t_vit_t_14",
+)
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:

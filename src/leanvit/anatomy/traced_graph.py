@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from leanvit.anatomy.traced_rules import CACHES, call_rule, module_rule
+from leanvit.anatomy.traced_rules import CACHES, call_rule, module_rule, runs_whole
 from leanvit.errors import Refused
 
 BATCHES = (3, 5)  # primes that are rare as widths; a number is told apart by both runs, never by one
@@ -91,6 +91,7 @@ def record(model: nn.Module, method: str, like: Tensor, kwargs: Mapping[str, Any
     with _disable_current_modes(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         inputs = [torch.empty(n, *map(int, like.shape[1:]), dtype=like.dtype, device=like.device) for n in BATCHES]
         first, second = (_Recording(model).run(method, x, kwargs) for x in inputs)
+    torch.clear_autocast_cache()  # it may hold casts of weights that were made without values
     return _with_frees(_merged(first, second))
 
 
@@ -209,8 +210,9 @@ def _instrumented(model: nn.Module, forward_of: Callable[[str, nn.Module], Any])
     try:
         for namespace, name, _ in caches:
             namespace[name] = {}
+        whole = tuple(f"{path}." for path, module in modules if runs_whole(module))
         for path, module in modules:
-            if path:
+            if path and not (whole and path.startswith(whole)):
                 vars(module)["forward"] = forward_of(path, module)
         yield
     finally:
