@@ -10,7 +10,12 @@ import timm
 
 from leanvit.errors import unknown
 
+_MASKED = (  # hosts of a mask on their scores
+    *(f"{host}_{data}" for host in ("vit", "cait", "pit", "swin") for data in ("cifar", "tiny_imagenet")),
+    *(f"vit_{study}_cifar" for study in ("base", "heat", "d6", "d15", "d30", "d60")),
+)
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "gmm_mask": tuple(f"{mask}_{host}" for mask in ("gmm", "elm") for host in _MASKED),
     "revit": ("revit_tiny", "revit_small"),
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}

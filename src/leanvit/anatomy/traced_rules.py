@@ -124,7 +124,13 @@ _MODULES: dict[type, ModuleRule] = {
     **{kind: ModuleRule("drop", _same) for kind in (nn.Dropout, nn.Dropout2d, layers.DropPath)},
     **{kind: ModuleRule("module", _run) for kind in _RUN_AS_IS},
 }
-_HOMES = ("timm.", "torch.nn.modules.container", "torch.nn.modules.flatten", "torch.nn.modules.pixelshuffle")
+_HOMES = (
+    "timm.",
+    "leanvit.",
+    "torch.nn.modules.container",
+    "torch.nn.modules.flatten",
+    "torch.nn.modules.pixelshuffle",
+)
 _FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
 
 

@@ -88,6 +88,7 @@ class OpenViT(OpenModel):
         """The state at the door. Raises `BadInput` if the image does not fit the model."""
         ops = context.pop("ops", None) or self.ops
         height, width = ops.shape(images)[-2:]
+        context.setdefault("positional", self.positional)
         return State(ops=ops, grid=self._grid(height, width), num_prefix=self.num_prefix_tokens, **context)
 
     def embed(self, images: Any, state: State) -> tuple[Any, State]:
@@ -111,7 +112,11 @@ class OpenViT(OpenModel):
         """Dropout and patch dropout after the positions (`placed`: there is a table of them)."""
         if placed:
             x = state.ops.drop(self.pos_drop, x)
-        return state.ops.drop(self.patch_drop, x), state
+        x = state.ops.drop(self.patch_drop, x)
+        if isinstance(x, tuple):  # with (B, K) int64 places of the patches that stay, None at rate 0
+            x, kept = x
+            state = state if kept is None else state.taken(kept)
+        return x, state
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
         """Blocks `start` to `stop` (exclusive, default: all), like a slice."""

@@ -19,11 +19,13 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*)"
+    "cait_*, swinv2_cr_*, botnet*)"
 )
 
-CLASSES = {  # module of timm: classes
+HOMES = ("timm.models.", "leanvit.backbones.")
+CLASSES = {  # module of timm, or of our own backbones: classes
     "byobnet": ("ByobNet",),
+    "cait": ("Cait",),
     "davit": ("DaVit",),
     "edgenext": ("EdgeNeXt",),
     "efficientformer": ("EfficientFormer",),
@@ -32,6 +34,7 @@ CLASSES = {  # module of timm: classes
     "efficientvit_msra": ("EfficientVitMsra",),
     "fastvit": ("FastVit",),
     "gcvit": ("GlobalContextVit",),
+    "gmm_mask": ("MaskedPiT",),
     "iformer": ("IFormer",),
     "levit": ("Levit", "LevitDistilled"),
     "maxxvit": ("MaxxVit",),
@@ -51,7 +54,7 @@ _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a 
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
-    if not home.startswith("timm.models.") or name not in CLASSES.get(home.rpartition(".")[2], ()):
+    if not home.startswith(HOMES) or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 
