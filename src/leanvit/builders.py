@@ -11,12 +11,22 @@ import timm
 from leanvit.errors import unknown
 
 _MASKED = (  # hosts of a mask on their scores
-    *(f"{host}_{data}" for host in ("vit", "cait", "pit", "swin") for data in ("cifar", "tiny_imagenet")),
+    *(f"{host}_{data}" for host in ("vit", "cait", "pit", "swin", "t2t") for data in ("cifar", "tiny_imagenet")),
     *(f"vit_{study}_cifar" for study in ("base", "heat", "d6", "d15", "d30", "d60")),
 )
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "dhvt": tuple(
+        f"dhvt_{size}_{kind}"
+        for size in ("tiny", "small")
+        for kind in ("cifar_patch4", "cifar_patch2", "domain_patch16", "imagenet_patch16")
+    ),
     "gmm_mask": tuple(f"{mask}_{host}" for mask in ("gmm", "elm") for host in _MASKED),
     "revit": ("revit_tiny", "revit_small"),
+    "t2t_vit": (
+        *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),
+        *(f"t2t_vit_t_{n}" for n in (14, 19, 24)),
+        *("t2t_vit_14_resnext", "t2t_vit_14_wide", "t2t_vit_14_se", "t2t_vit_16_ghost", "t2t_vit_dense"),
+    ),
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
 

@@ -36,7 +36,7 @@ class MaskedWindowAttention(TimmWindowAttention):
         """`arguments`: those of timm's class."""
         super().__init__(**arguments)
         self.mask = mask
-        self.fused_attn = False
+        self.fused_attn = False  # type: ignore[misc]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B windows, N, C); `mask` (windows, N, N) is that of the shift, added."""
@@ -53,7 +53,7 @@ class MaskedWindowAttention(TimmWindowAttention):
     def set_window_size(self, window_size: tuple[int, int]) -> None:
         """timm's; the mask goes along. Raises `BadInput` for a mask that is tied to its window."""
         if hasattr(self, "mask"):
-            self.mask.regrid(tuple(window_size))
+            self.mask.regrid((window_size[0], window_size[1]))
         super().set_window_size(window_size)
 
 

@@ -57,7 +57,7 @@ def gaussian_mixture(sigma: Tensor, alpha: Tensor, grid: Grid, index: Tensor | N
     squared = y.unsqueeze(1) + x  # (rows, columns)
     spread = 2 * (sigma.to(wide).square() + EPS)
     table = (alpha.to(wide) * torch.exp(-squared / spread)).sum(dim=0)  # (H, rows, columns)
-    return bias_of(table.flatten(1).t(), offsets(grid, sigma.device) if index is None else index)[0]
+    return bias_of(table.flatten(1).transpose(0, 1), offsets(grid, sigma.device) if index is None else index)[0]
 
 
 class ScoreMask(nn.Module):
@@ -130,7 +130,7 @@ class GaussianMixtureMask(ScoreMask):
     ) -> None:
         """`like`: whose device and dtype the parameters have. `more`: of `ScoreMask`."""
         super().__init__(grid, **more)
-        placed = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        placed: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         self.sigma = nn.Parameter(torch.zeros(kernels, heads, 1, 1, **placed))
         self.alpha = nn.Parameter(torch.zeros(kernels, heads, 1, 1, **placed))
         self.register_buffer("index", offsets(grid, self.sigma.device), persistent=False)
@@ -180,7 +180,7 @@ class ElementMask(ScoreMask):
 
     def __init__(self, grid: Grid, *, like: Tensor | None = None, **more: Any) -> None:
         super().__init__(grid, **more)
-        placed = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        placed: dict[str, Any] = {} if like is None else {"device": like.device, "dtype": like.dtype}
         area = grid[0] * grid[1]
         self.elements = nn.Parameter(torch.zeros(area, area, **placed))
 

@@ -1,4 +1,4 @@
-"""Adapter for timm's hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
+"""Adapter for hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
 
 The classes named here are those for which opening was proven (`tests/anatomy/test_traced.py`); what their forwards may
 hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.31.
@@ -19,14 +19,15 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "cait_*, swinv2_cr_*, botnet*)"
+    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dhvt_*; gmm_* and elm_* of cait, pit and t2t; t2t_vit_14_se, "
+    "t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
-HOMES = ("timm.models.", "leanvit.backbones.")
-CLASSES = {  # module of timm, or of our own backbones: classes
+CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "byobnet": ("ByobNet",),
     "cait": ("Cait",),
     "davit": ("DaVit",),
+    "dhvt": ("DHVT",),
     "edgenext": ("EdgeNeXt",),
     "efficientformer": ("EfficientFormer",),
     "efficientformer_v2": ("EfficientFormerV2",),
@@ -34,27 +35,29 @@ CLASSES = {  # module of timm, or of our own backbones: classes
     "efficientvit_msra": ("EfficientVitMsra",),
     "fastvit": ("FastVit",),
     "gcvit": ("GlobalContextVit",),
-    "gmm_mask": ("MaskedPiT",),
     "iformer": ("IFormer",),
     "levit": ("Levit", "LevitDistilled"),
     "maxxvit": ("MaxxVit",),
     "metaformer": ("MetaFormer",),
     "nest": ("Nest",),
     "nextvit": ("NextViT",),
-    "pit": ("PoolingVisionTransformer",),
+    "pit": ("PoolingVisionTransformer", "MaskedPiT"),
     "pvt_v2": ("PyramidVisionTransformerV2",),
     "repvit": ("RepVit",),
     "shvit": ("SHViT",),
     "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
+    "t2t": ("MaskedT2T",),  # of leanvit's gmm_mask
     "tiny_vit": ("TinyVit",),
+    "trunks": ("T2TViTSE", "T2TViTGhost", "T2TViTDense"),  # of leanvit's t2t_vit
     "visformer": ("Visformer",),
 }
+_HOMES = ("timm.models.", "leanvit.backbones.")
 _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
 
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
-    if not home.startswith(HOMES) or name not in CLASSES.get(home.rpartition(".")[2], ()):
+    if not home.startswith(_HOMES) or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 
@@ -87,7 +90,7 @@ def _forget(model: nn.Module) -> None:
 
 def _size_of(model: Any) -> tuple[int, int, int]:
     """(C, H, W): the channels of the first convolution and the size that the model was built or trained for."""
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None) or model.in_chans
     built = getattr(model, "_model_args", {}).get("img_size") or getattr(model, "img_size", None)
     side = built or model.pretrained_cfg["input_size"][-2:]
     height, width = (side, side) if isinstance(side, int) else side

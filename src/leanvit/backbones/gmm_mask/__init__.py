@@ -17,7 +17,7 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from leanvit.backbones.gmm_mask.hosts import cait, masks_of, pit, swin, vit
+from leanvit.backbones.gmm_mask.hosts import cait, masks_of, pit, swin, t2t, vit
 from leanvit.backbones.gmm_mask.official import checkpoint_filter_fn
 from leanvit.backbones.registration import pretrained_cfg, register
 
@@ -39,7 +39,9 @@ HOSTS: dict[str, tuple[Callable[..., nn.Module], int, dict[str, Any]]] = {  # ho
     "cait": (cait, 4, {}),
     "pit": (pit, 2, {}),
     "swin": (swin, 2, {}),
+    "t2t": (t2t, 4, {}),
 }
+FIRST = {"pit": "patch_embed.conv", "t2t": "patch_embed.cells.0.attn.qkv"}  # where the first weights are
 STUDIES = ("vit_base", "vit_heat", "vit_d6", "vit_d15", "vit_d30", "vit_d60")  # of CIFAR alone
 NAMES = {
     f"{mask}_{host}_{data}": (mask, host, data)
@@ -56,7 +58,7 @@ def _cfg(host: str, data: str) -> dict[str, Any]:
         num_classes=classes,
         input_size=(3, side, side),
         fixed_input_size=True,
-        first_conv="patch_embed.conv" if host == "pit" else "patch_embed.proj",
+        first_conv=FIRST.get(host, "patch_embed.proj"),
         classifier="head.fc" if host == "swin" else "head",
         origin_url="https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention",
         paper_ids="arXiv:2309.05375",

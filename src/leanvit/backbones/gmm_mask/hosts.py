@@ -6,15 +6,15 @@ twice the width. `mask` is "gmm", "elm" or "none" (the same model without one: t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
 from timm.models.cait import Cait
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
 from leanvit.anatomy.masked import MaskedAttention, MaskedWindowAttention
@@ -22,10 +22,11 @@ from leanvit.anatomy.masks import KERNELS, MASKS, ScoreMask, make_mask
 from leanvit.anatomy.swin_parts import PlacedPatchEmbed
 from leanvit.anatomy.wide import WideAttention
 from leanvit.backbones.gmm_mask.pit import MaskedPiT
+from leanvit.backbones.gmm_mask.t2t import MaskedT2T, SoftSplits
 from leanvit.backbones.gmm_mask.talking import ContextAttention, ContextBlock, TalkingHeads
 from leanvit.errors import BadInput, is_whole, unknown
 
-Side = int | Sequence[int]
+Side = int | tuple[int, int]
 KINDS = (*MASKS, "none")
 NORM = partial(nn.LayerNorm, eps=1e-5)
 PRECISE = (
@@ -95,7 +96,7 @@ def cait(
     _start(model, (model.pos_embed, model.cls_token))
     for blocks in (model.blocks, model.blocks_token_only):
         for i, block in enumerate(blocks):
-            for gamma in (block.gamma_1, block.gamma_2):
+            for gamma in cast("tuple[Tensor, Tensor]", (block.gamma_1, block.gamma_2)):
                 nn.init.constant_(gamma, next((eps for last, eps in PRECISE if i < last), 1e-6))
     return model
 
@@ -115,13 +116,38 @@ def pit(
     plain: dict[str, Any] = {"base_dims": (48, 48, 48), "depth": (2, 6, 4), "heads": (2, 4, 8), "mlp_ratio": 2.0}
     model = MaskedPiT(img_size=img_size, patch_size=patch_size, stride=patch_size, **{**plain, **given})
     grid = model.patch_embed.grid_size
-    for stage in model.transformers:
+    for stage in cast("Iterable[Any]", model.transformers):
         if stage.pool is not None:
             grid = ((grid[0] + 1) // 2, (grid[1] + 1) // 2)
         for block in stage.blocks:
             _set_attention(block, mask, num_kernels, head_dim, grid, model.num_tokens)
             _set_drop_path(block, drop_path_rate, "drop_path1", "drop_path2")
     _start(model, (model.pos_embed, model.cls_token, model.cls_pos))
+    return model
+
+
+def t2t(
+    *,
+    mask: str = "gmm",
+    num_kernels: int = KERNELS,
+    head_dim: int | None = None,
+    img_size: Side = 32,
+    patch_size: int = 4,
+    token_dim: int = 64,
+    **given: Any,
+) -> MaskedT2T:
+    """T2T-ViT without a class token, masked in its tokenizer and in every block. `patch_size`: 2 to the soft splits."""
+    _check(mask, num_kernels, head_dim, given)
+    plain: dict[str, Any] = {"embed_dim": 256, "depth": 12, "num_heads": 4, "mlp_ratio": 2.0, "qkv_bias": False}
+    plain |= {"class_token": False, "global_pool": "avg", "fc_norm": False, "norm_layer": NORM}
+    side: Any = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    stem: Any = partial(SoftSplits, token_dim=token_dim)
+    model = MaskedT2T(img_size=side, patch_size=patch_size, embed_layer=stem, **{**plain, **given})
+    for block in model.blocks:
+        _set_attention(block, mask, num_kernels, head_dim, _grid(img_size, patch_size), model.num_prefix_tokens)
+        cast(nn.Module, block.attn).apply(init_weights_vit_timm)
+    if mask != "none":
+        model.mask_cells(lambda grid: make_mask(mask, 1, grid, kernels=num_kernels))
     return model
 
 
@@ -142,7 +168,7 @@ def swin(
         norm_layer=arguments["norm_layer"],
     )
     nn.init.trunc_normal_(model.patch_embed.pos_embed, std=0.02)
-    for block in (block for stage in model.layers for block in stage.blocks if mask != "none"):
+    for block in (block for stage in cast("Iterable[Any]", model.layers) for block in stage.blocks if mask != "none"):
         block.attn = _window_attention(block.attn, mask, num_kernels)
     return model
 

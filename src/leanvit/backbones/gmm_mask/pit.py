@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from timm.models._features import feature_take_indices
@@ -23,7 +23,7 @@ class MaskedPiT(PoolingVisionTransformer):
         super().__init__(**arguments)
         self.cls_pos = nn.Parameter(torch.zeros_like(self.cls_token))
         self.grad_checkpointing = False
-        for stage in self.transformers:
+        for stage in cast("Iterable[Any]", self.transformers):
             if stage.pool is not None:
                 width = stage.pool.conv.out_channels
                 stage.pool.conv = nn.Sequential(stage.pool.conv, nn.Conv2d(width, width, kernel_size=1))
@@ -71,5 +71,6 @@ class MaskedPiT(PoolingVisionTransformer):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: the stem, then each block (`coarse`: each stage)."""
-        blocks = r"^transformers\.(\d+)" if coarse else r"^transformers\.(\d+)\.(?:blocks\.(\d+)|pool|norm)"
-        return {"stem": r"^cls_token|cls_pos|pos_embed|patch_embed", "blocks": [(blocks, None), (r"^norm", (99999,))]}
+        fine = [(r"^transformers\.(\d+)\.pool", (0,)), (r"^transformers\.(\d+)\.blocks\.(\d+)", None)]
+        layers = [(r"^transformers\.(\d+)", None)] if coarse else fine
+        return {"stem": r"^cls_token|cls_pos|pos_embed|patch_embed", "blocks": [*layers, (r"^norm", (99999,))]}

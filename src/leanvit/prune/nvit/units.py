@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy.masks import GaussianMixtureMask
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
+from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import Refused
 
@@ -146,6 +148,8 @@ def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
     if isinstance(model, OpenSwin):
         return "its width changes from stage to stage through the patch mergings"
+    if isinstance(model, OpenT2TViT):
+        return "its positions are a fixed table, and its tokens come from a tokens-to-token module"
     if type(model) is not OpenViT or any(type(block) is not Block for block in model.blocks):
         return "its norms stand behind attention and MLP"
     if model.attn_pool is not None:
@@ -222,7 +226,16 @@ def _attention(attn: Any, at: str, sizes: Dims, embed: str) -> list[Part]:
     parts += _projection(attn, name, head, f"{at}.v", embed)
     for key in ("q_norm", "k_norm"):
         parts += _vectors(f"{name}.{key}", getattr(attn, key), (f"{at}.qk",), (qk,))
-    return parts + _vectors(f"{name}.norm", attn.norm, (head, f"{at}.v"), (h, v)) + _tables(attn, name, at)
+    parts += _vectors(f"{name}.norm", attn.norm, (head, f"{at}.v"), (h, v))
+    return parts + _tables(attn, name, at) + _mask(attn, name, head)
+
+
+def _mask(attn: Any, name: str, head: str) -> list[Part]:
+    """The Gaussians of each head, where a mask multiplies the scores."""
+    mask = attn._modules.get("mask")
+    if not isinstance(mask, GaussianMixtureMask):
+        return []
+    return [Part(f"{name}.mask.{key}", tuple(p.shape), ("", head, "", "")) for key, p in mask.named_parameters()]
 
 
 def _projection(attn: Any, name: str, head: str, v: str, embed: str) -> list[Part]:
