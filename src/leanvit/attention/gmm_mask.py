@@ -13,7 +13,8 @@ nothing. `init=paper` is for training from scratch: it makes of a trained model 
 Departures: 1 - exp and power of the official arithmetic is one exponential here, which does not underflow to 0 on grids
 larger than 8x8. After token reduction (unknown to the paper) a kept token keeps its place, a merged one has its
 receiver's. The published ViT also gives up its class token, which is part of its gain; that is the model's choice, not
-this method's (`gmm_vit_cifar` has none).
+this method's (`gmm_vit_cifar` has none). Of a model that reads its class token alone, the mask of the last block
+changes no logit.
 """
 
 from __future__ import annotations
