@@ -244,13 +244,14 @@ def test_it_trains_reduces_quantizes_saves_loads_and_exports(mask: str, tmp_path
     moved = {k for k, v in start.items() if not torch.equal(v, model.state_dict()[k])}
     assert moved >= {k for k in start if not k.startswith("blocks.2.")}, "the last is behind the class token's row"
     root, plan = model.history.root, model.history.plans
-    lean = compress(model, [ToMe(r=1), EViT(keep_rate=0.5, blocks=(2,)), Int8(images=8)] if mask == "elm" else [], data)
+    more = [ToMe(r=(1, 1)), EViT(keep_rate=0.5, blocks=(2,)), Int8(images=8)]
+    lean = compress(model, more if mask == "elm" else [], data)
     assert lean.history.root == root and lean.history.plans[:1] == plan
     save(lean, tmp_path / "run")
     assert torch.equal(load(tmp_path / "run")(picture()), lean(picture()))
     runtime = "onnx" if mask == "gmm" else "torch"
-    export(lean, tmp_path / "artefact", to=runtime, preprocess=make_preprocess(), batch=2)
-    got = torch.as_tensor(load_artefact(tmp_path / "artefact")(picture()))
+    artefact = export(lean, tmp_path / "artefact", to=runtime, preprocess=make_preprocess(), batch=2)
+    got = torch.as_tensor(load_artefact(artefact)(picture()))
     torch.testing.assert_close(got, lean.eval()(picture()), rtol=1e-3, atol=1e-3)
 
 

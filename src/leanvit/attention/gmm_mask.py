@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from timm.layers.patch_dropout import PatchDropout, PatchDropoutWithIndices
+from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel

@@ -75,6 +75,7 @@ EXAMPLES = (
     Example("Sapiens2 (grouped queries)", "vit_base_patch16_sapiens2", _vit(num_heads=4, num_kv_heads=2)),
     Example("Perception Encoder", "vit_pe_core_tiny_patch16_384", _vit(attn_pool_num_heads=3)),
     Example("Swin", "swin_tiny_patch4_window7_224", _swin()),
+    Example("ViT with a mask (GMM)", "gmm_vit_cifar", {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
     Example("Swin V2", "swinv2_tiny_window8_256", _swin()),
     Example("MobileViT (traced)", "mobilevit_xxs", {"num_classes": 7}),
     Example("MobileViT V2 (traced)", "mobilevitv2_050", {"num_classes": 7}),
@@ -84,6 +85,8 @@ EXAMPLES = (
     Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
+    Example("PiT with a mask (traced)", "gmm_pit_cifar", {"depth": [1, 1, 1], "num_classes": 7}),
+    Example("CaiT (traced)", "cait_xxs24_224", {"img_size": 64, "depth": 2, "num_classes": 7}),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
 )
 
