@@ -23,11 +23,16 @@ import torch
 from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
+from leanvit.backbones.gmm_mask import fuse
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
+from plain_gmm_mask import PlainGmmViT
 
-PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {"dhvt": PlainDHVT}  # by how a model's name begins
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16")
+PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "dhvt": PlainDHVT,
+    "gmm_vit": PlainGmmViT,
+}  # by how a model's name begins
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "gmm_vit_cifar")
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
@@ -38,6 +43,8 @@ def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
     found = {"transcription": plain(model), "leanvit": model}
     if hasattr(model, "fuse"):
         found["leanvit, fused"] = copy.deepcopy(model).fuse()
+    elif name.startswith("gmm"):
+        found["leanvit, fused"] = fuse(copy.deepcopy(model))
     return found, model.pretrained_cfg["input_size"]
 
 

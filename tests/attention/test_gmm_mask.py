@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ from leanvit.training import FitConfig, fit
 from leanvit.training.objectives import CrossEntropy
 from leanvit.training.optimizers import make_optimizer
 from training.tiny_training import make_data, make_preprocess
-from zoo import build, build_swin, images
+from zoo import build, build_swin, images, randomise
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from plain_gmm_mask import PlainGmmViT
 
 VIT = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 4, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
@@ -283,6 +287,13 @@ def test_a_host_opened_is_the_method_on_the_host_without_a_mask(host: str) -> No
     x = torch.randn(2, 3, *[small["img_size"]] * 2, generator=torch.Generator().manual_seed(1))
     assert torch.equal(masked(x), own(x))
     assert compress(own, [ToMe(r=2)])(x).isfinite().all()
+
+
+@torch.no_grad()
+def test_the_host_computes_the_published_formulas_as_they_are_written() -> None:
+    model = randomise(timm.create_model("gmm_vit_cifar", **SMALL["gmm_vit_cifar"])).eval()
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model(x), PlainGmmViT(model)(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["gmm_pit_cifar", "gmm_cait_cifar", "gmm_t2t_cifar"])
