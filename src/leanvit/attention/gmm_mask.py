@@ -10,11 +10,11 @@ kernel: a mask costs time, and hardly any parameters or multiply-accumulates.
 With the default init nothing changes until the model is trained: the first Gaussian is 1 everywhere, the others weigh
 nothing. `init=paper` is for training from scratch: it makes of a trained model an untrained one.
 
-Departures: a Gaussian is one exponential here; the official power of exp(-d²) underflows to 0 in float32 on grids larger
-than 8x8, where far patches then have no factor at all. After token reduction (unknown to the paper) a kept token keeps its place, a merged one has its
-receiver's. The published ViT also gives up its class token, which is part of its gain; that is the model's choice, not
-this method's (`gmm_vit_cifar` has none). Of a model that reads its class token alone, the mask of the last block
-changes no logit.
+Departures: a Gaussian is one exponential here; the official power of exp(-d²) underflows to 0 in float32 on grids
+larger than 8x8, where far patches then have no factor at all. After token reduction (unknown to the paper) a kept token
+keeps its place, a merged one has its receiver's. The published ViT also gives up its class token, which is part of its
+gain; that is the model's choice, not this method's (`gmm_vit_cifar` has none). Of a model that reads its class token
+alone, the mask of the last block changes no logit.
 """
 
 from __future__ import annotations
