@@ -27,12 +27,15 @@ from leanvit.backbones.gmm_mask import fuse
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
 from plain_gmm_mask import PlainGmmViT
+from plain_t2t_vit import PlainT2TViT
 
 PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {
     "dhvt": PlainDHVT,
     "gmm_vit": PlainGmmViT,
+    "t2t_vit": PlainT2TViT,
 }  # by how a model's name begins
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "gmm_vit_cifar")
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "t2t_vit_7", "t2t_vit_14", "t2t_vit_t_14")
+MODELS += ("gmm_vit_cifar",)
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:

@@ -33,6 +33,11 @@ def _create(name: str, says: tuple[str, ...], **kwargs: object) -> Case:
     return Case(name, lambda: create(Root(NAME, {"embed_dim": 12, "depth": 1, "num_heads": 1, **kwargs})), says)
 
 
+def _t2t(name: str, model: str, says: tuple[str, ...], **kwargs: object) -> Case:
+    small = {"img_size": 32, "embed_dim": 16, "num_heads": 2, "token_dim": 8}
+    return Case(f"t2t {name}", lambda: create(Root(f"t2t_vit_{model}", {**small, **kwargs})), says)
+
+
 def _preprocess(name: str, says: tuple[str, ...], **fields: object) -> Case:
     given = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), **fields}
     return Case(f"preprocess {name}", lambda: Preprocess(**given), says)  # type: ignore[arg-type]
@@ -67,6 +72,24 @@ CASES = [
     _create("image size of three", ("img_size", "cannot build"), img_size=[8, 8, 8]),
     _create("image size text", ("img_size=small", "cannot build"), img_size="small"),
     _create("channels text", ("in_chans=rgb", "cannot build"), in_chans="rgb"),
+    _t2t("image of 40", "7", ("img_size is 40", "a multiple of 16"), img_size=40),
+    _t2t("image text", "7", ("img_size is 'small'", "a multiple of 16"), img_size="small"),
+    _t2t("image of three", "7", (r"img_size is \(32, 32, 32\)", "two of them"), img_size=[32, 32, 32]),
+    _t2t("tokens type", "7", ("tokens_type is 'convolution'", "'performer', 'transformer'"), tokens_type="convolution"),
+    _t2t("token dim 0", "7", ("token_dim is 0", "whole number, 1 or more"), token_dim=0),
+    _t2t("token dim text", "t_14", ("token_dim is 'wide'", "whole number, 1 or more"), token_dim="wide"),
+    _t2t("heads", "7", ("num_heads is 3, which does not divide the width 16",), num_heads=3),
+    _t2t("channels text", "7", ("in_chans is 'rgb'", "whole number, 1 or more"), in_chans="rgb"),
+    _t2t("mlp nan", "7", ("mlp_ratio is nan", "a number above 0"), mlp_ratio=float("nan")),
+    _t2t("drop path 1", "7", ("drop_path_rate is 1", "below 1"), drop_path_rate=1),
+    _t2t("pool", "7", ("global_pool is 'max'", "'token', 'avg'"), global_pool="max"),
+    _t2t("positions", "7", ("resize_positions is 'cubic'", "'interpolate', 'sinusoid'"), resize_positions="cubic"),
+    _t2t("precision", "7", ("fp32_tokenizer is 'yes'", "true or false"), fp32_tokenizer="yes"),
+    _t2t("stable", "7", ("stable_exp is 1", "true or false"), stable_exp=1),
+    _t2t("ghost ratio", "16_ghost", ("mlp_ratio is 2", "3, and an even width"), mlp_ratio=2),
+    _t2t("dense depth", "dense", ("depth is 3", "takes depths"), depth=3),
+    _t2t("dense depths", "dense", (r"depths is \(2, 0\)", "1 or more each"), depths=[2, 0]),
+    _t2t("dense growth", "dense", ("growth is 0", "whole number of channels"), growth=0),
     _preprocess("two channels", ("input_size=", "1 or 3 channels"), input_size=(2, 8, 8), mean=(0.5, 0.5), std=(1, 1)),
     _preprocess("flat size", ("input_size=", "channels, height, width"), input_size=(8, 8)),
     _preprocess("size 0", ("input_size=", "channels, height, width"), input_size=(1, 0, 8)),

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from leanvit.data import Preprocess, adapted_kwargs, check_fits, open_dataset
-from leanvit.data.fitting import fitting_window, small_grid
+from leanvit.data.fitting import fitting_window, small_grid, strided_size
 from leanvit.errors import BadInput
 
 NAME = "vit_tiny_patch16_224"
@@ -63,6 +63,20 @@ def test_adapted_models_fit_and_run(digits, name):
     model = timm.create_model(name, **kwargs).eval()
     check_fits(model, Preprocess.of(model), digits)
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_tokens_a_fixed_stride_apart_take_images_up_to_twice_as_large(digits):
+    kwargs = adapted_kwargs("t2t_vit_7", {"depth": 1, "embed_dim": 16, "token_dim": 8}, digits)
+    assert (kwargs["img_size"], kwargs["in_chans"]) == (16, 1) and "patch_size" not in kwargs
+    model = timm.create_model("t2t_vit_7", **kwargs).eval()
+    check_fits(model, Preprocess.of(model), digits)
+    assert Preprocess.of(model).input_size == (1, 16, 16) and model(torch.zeros(2, 1, 16, 16)).shape == (2, 10)
+    assert "img_size" not in adapted_kwargs("t2t_vit_7", {"pretrained": True}, digits)
+    sizes = [strided_size(size, 16) for size in ((32, 32), (28, 20), (8, 8), (96, 100))]
+    assert sizes == [(64, 64), (48, 32), (16, 16), (96, 112)]
+    model = timm.create_model("t2t_vit_7", depth=1, num_classes=10, in_chans=1)
+    with pytest.raises(BadInput, match=r"enlarged 28x to 224x224: build the model with img_size=16$"):
+        check_fits(model, Preprocess.of(model), digits)
 
 
 def test_cifar_gets_patches_of_four(real):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from leanvit.anatomy.blocks import apply_norm, head_cut, merge_heads
-from leanvit.anatomy.ops import TORCH, Ops
+from leanvit.anatomy.blocks import apply_norm
+from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.state import State
 from leanvit.anatomy.traced_rules import runs_whole
 from leanvit.anatomy.vit import OpenViT
@@ -16,9 +16,8 @@ from leanvit.anatomy.vit import OpenViT
 class OpenT2TViT(OpenViT):
     """T2T-ViT: three soft splits, a cell of attention behind the first two, then the blocks of the plain family.
 
-    Cells with random features are one float step: their exponentials are no place for 8 bits. Cells with softmax run
-    through the op set but for the attention itself, whose weights over thousands of tokens are below one step of 8
-    bits, and whose map of all pairs would not fit the memory of a calibration.
+    What says `RUNS_WHOLE` runs as it is, in float, whatever the op set: cells with random features, and the softmax
+    attention over thousands of tokens. The other steps of softmax cells run through the op set.
     """
 
     family = "t2t_vit"
@@ -49,6 +48,11 @@ class OpenT2TViT(OpenViT):
         whole = tuple(f"{self.STEM}.{name}." for name, part in t2t.named_children() if runs_whole(part))
         return {site: module for site, module in super().sites().items() if not site.startswith(whole or ("\0",))}
 
+    def make(self) -> dict[str, Any]:
+        t2t = self.tokens_to_token
+        cells = {f"{self.STEM}.attention{i}": getattr(t2t, f"attention{i}").extra_repr() for i in (1, 2)}
+        return super().make() | cells
+
     def input_size(self) -> tuple[int, int, int]:
         t2t = self.tokens_to_token
         return (t2t.in_chans, *t2t.img_size)
@@ -68,13 +72,9 @@ def _cell(ops: Ops, at: str, cell: Any, x: Any) -> Any:
         return cell(x)
     x = apply_norm(ops, f"{at}.norm1", cell.norm1, x)
     qkv, width = ops.linear(f"{at}.attn.qkv", cell.attn.qkv, x), cell.attn.proj.in_features
-    q, k, v = (
-        ops.rearrange(f"{at}.attn.{letter}", qkv, head_cut(i * width, (i + 1) * width, 1, width))
-        for i, letter in enumerate("qkv")
-    )
-    y = TORCH.attention(f"{at}.attn", q, k, v, scale=cell.attn.scale, bias=None, dropout=0.0)
-    y = ops.linear(f"{at}.attn.proj", cell.attn.proj, ops.rearrange(f"{at}.attn.merge", y, merge_heads))
-    x = ops.add(f"{at}.add1", ops.rearrange(f"{at}.attn.skip", v, merge_heads), y)
+    values = ops.rearrange(f"{at}.attn.v", qkv, lambda t: t[..., 2 * width :])
+    y = ops.linear(f"{at}.attn.proj", cell.attn.proj, cell.attn.mean(qkv))
+    x = ops.add(f"{at}.add1", values, y)
     branch = apply_norm(ops, f"{at}.norm2", cell.norm2, x)
     branch = ops.act(f"{at}.mlp.act", cell.mlp.act, ops.linear(f"{at}.mlp.fc1", cell.mlp.fc1, branch))
     return ops.add(f"{at}.add2", x, ops.linear(f"{at}.mlp.fc2", cell.mlp.fc2, branch))

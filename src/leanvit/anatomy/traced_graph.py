@@ -91,6 +91,7 @@ def record(model: nn.Module, method: str, like: Tensor, kwargs: Mapping[str, Any
     with _disable_current_modes(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         inputs = [torch.empty(n, *map(int, like.shape[1:]), dtype=like.dtype, device=like.device) for n in BATCHES]
         first, second = (_Recording(model).run(method, x, kwargs) for x in inputs)
+    torch.clear_autocast_cache()  # it may hold casts of weights that were made without values
     return _with_frees(_merged(first, second))
 
 

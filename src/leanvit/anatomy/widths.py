@@ -16,6 +16,7 @@ from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
 from leanvit.anatomy.norms import PhantomNorm, loses_channels, phantom_of, plain_kind
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.swin_parts import PlacedPatchEmbed
+from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.anatomy.vit import OpenViT
 from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
@@ -69,14 +70,18 @@ def set_embed_width(model: OpenViT, width: int, *, exact: bool = False) -> None:
     """Change the width of the residual stream of a whole model."""
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
-    plain = type(model) is OpenViT and all(type(block) is Block for block in model.blocks)
+    plain = type(model) in (OpenViT, OpenT2TViT) and all(type(block) is Block for block in model.blocks)
     if not plain or model.attn_pool is not None:
         raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
-    _set_patch_embed(model.patch_embed, width, exact=exact)
+    if isinstance(model, OpenT2TViT):
+        model.tokens_to_token.project = empty_linear(model.tokens_to_token.project, outputs=width)
+    else:
+        _set_patch_embed(model.patch_embed, width, exact=exact)
     for key in (*model.token_names, "pos_embed"):
         table = getattr(model, key)
         if table is not None:
-            setattr(model, key, nn.Parameter(table.new_zeros(*table.shape[:-1], width)))
+            empty = table.new_zeros(*table.shape[:-1], width)
+            setattr(model, key, nn.Parameter(empty) if isinstance(table, nn.Parameter) else empty)
     for key in ("norm_pre", "norm", "fc_norm"):
         setattr(model, key, resized_norm(getattr(model, key), width, exact=exact))
     for key in ("head", "head_dist"):

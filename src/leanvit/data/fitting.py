@@ -19,6 +19,7 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 # timm modules whose models take both img_size and patch_size
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
+_STRIDES = {"t2t_vit": 16}  # families whose tokens are always so many pixels apart
 
 
 def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
@@ -30,7 +31,7 @@ def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *,
     """
     problems = [
         *_input_problems(model, preprocess),
-        *([] if convert else _image_problems(preprocess, dataset)),
+        *([] if convert else _image_problems(model, preprocess, dataset)),
         *_class_problems(model, dataset),
     ]
     if problems:
@@ -46,6 +47,7 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
+    A model whose tokens are a fixed number of pixels apart (T2T-ViT) takes small images enlarged up to twofold.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 
     Raises BadInput for a name that timm does not know.
@@ -61,6 +63,8 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
             patch, size = _pair(fitted.get("patch_size") or _default_patch(name)), _pair(fitted["img_size"])
             grid = (size[0] // patch[0], size[1] // patch[1])
             fitted["window_size"] = fitting_window(grid, _default_window(name), len(kwargs.get("depths", range(4))))
+    elif not kwargs.get("pretrained") and family in _STRIDES and _too_small(dataset.image_size, name, kwargs):
+        fitted["img_size"] = _compact(strided_size(dataset.image_size, _STRIDES[family]))
     return fitted
 
 
@@ -80,6 +84,16 @@ def fitting_window(grid: tuple[int, int], most: int, stages: int) -> int:
     return min(range(most, (most - 1) // 2, -1), key=padded)
 
 
+def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """(H, W) for images of `size` and tokens `stride` pixels apart.
+
+    Small images grow up to twofold, to the multiple of the stride below; others are rounded up.
+    """
+    if max(size) <= SMALL_SIDE:
+        return max(stride, 2 * size[0] // stride * stride), max(stride, 2 * size[1] // stride * stride)
+    return _up(size[0], stride), _up(size[1], stride)
+
+
 def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     """((H, W), patch) for small images of `size` (h, w): about 64 tokens.
 
@@ -95,16 +109,24 @@ def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
     return (_up(height, patch), _up(width, patch)), patch
 
 
-def _resolution(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> dict[str, Any]:
+def _too_small(size: tuple[int, int], name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether images would have to grow more than twofold to the model's own size, and none was given."""
+    return "img_size" not in kwargs and _enlargement(size, _default_size(name)) > MAX_ENLARGEMENT
+
+
+def _default_size(name: str) -> tuple[int, ...]:
     import timm
 
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    return config.input_size[1:] if config is not None else (224, 224)
+
+
+def _resolution(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> dict[str, Any]:
     if {"img_size", "patch_size"} <= kwargs.keys():
         return {}
     given = kwargs.get("img_size")
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    default = config.input_size[1:] if config is not None else (224, 224)
     size = _pair(given) if given is not None else dataset.image_size
-    if given is None and _enlargement(dataset.image_size, default) <= MAX_ENLARGEMENT:
+    if given is None and not _too_small(dataset.image_size, name, kwargs):
         return {}
     if "patch_size" in kwargs or max(size) > SMALL_SIDE:
         if given is not None:
@@ -134,14 +156,17 @@ def _input_problems(model: nn.Module, preprocess: Preprocess) -> list[str]:
     return problems
 
 
-def _image_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
+def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
     channels, height, width = preprocess.input_size
     problems = []
     growth = _enlargement(dataset.image_size, (height, width))
     if growth > MAX_ENLARGEMENT:
         own_height, own_width = dataset.image_size
         mend = f"img_size={_compact(dataset.image_size)}"
-        if max(dataset.image_size) <= SMALL_SIDE:
+        tokenizer: Any = getattr(model, "tokens_to_token", None)
+        if tokenizer is not None:
+            mend = f"img_size={_compact(strided_size(dataset.image_size, tokenizer.patch_size[0]))}"
+        elif max(dataset.image_size) <= SMALL_SIDE:
             fitted, patch = small_grid(dataset.image_size)
             mend = f"img_size={_compact(fitted)}, patch_size={patch}"
         problems.append(

@@ -21,6 +21,7 @@ from leanvit.anatomy.blocks import Attention, Block, Mlp
 from leanvit.anatomy.quant_ops import ObserverOps, QuantOps
 from leanvit.anatomy.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer
 from leanvit.anatomy.state import State
+from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.deploy.exporting import trace
 from leanvit.deploy.running import Options, open_runtime, require_runtime, runtime_module
@@ -73,7 +74,7 @@ def require_plain(model: OpenModel) -> OpenViT:
     if not isinstance(model, OpenModel):
         raise Refused(f"a latency table is made for a model opened by leanvit.open_model, not {type(model).__name__}")
     what = "a latency table is made for a plain pre-norm ViT"
-    if type(model) is not OpenViT:
+    if type(model) not in (OpenViT, OpenT2TViT):
         raise Refused(f"{what}; this is a {type(model).__name__}: its blocks differ in more than widths")
     for block in model.blocks:
         if type(block) is not Block or type(block.attn) is not Attention or block.attn.rotary is not None:

@@ -52,6 +52,10 @@ def _swin() -> dict[str, Any]:
     return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]}
 
 
+def _t2t() -> dict[str, Any]:
+    return {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "token_dim": 16, "num_classes": 7}
+
+
 EXAMPLES = (
     Example("ViT (AugReg, DeiT)", "vit_tiny_patch16_224", _vit()),
     Example("DeiT, distilled", "deit_tiny_distilled_patch16_224", _vit()),
@@ -87,6 +91,10 @@ EXAMPLES = (
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("PiT with a mask (traced)", "gmm_pit_cifar", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("CaiT (traced)", "cait_xxs24_224", {"img_size": 64, "depth": 2, "num_classes": 7}),
+    Example("T2T-ViT", "t2t_vit_7", _t2t()),
+    Example("T2T-ViT, softmax tokenizer", "t2t_vit_t_14", _t2t()),
+    Example("T2T-ViT, gated channels (traced)", "t2t_vit_14_se", _t2t()),
+    Example("T2T-ViT, ghost features (traced)", "t2t_vit_16_ghost", _t2t()),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
 )
 

@@ -43,6 +43,8 @@ def _check(model: Any) -> None:
     if not _is(stem, "tokenizer.TokensToToken"):
         raise Refused(f"tokens_to_token is a {type(stem).__name__}; supported: TokensToToken")
     only("tokens_to_token", dict(stem.named_children()), _STEM)
+    if model.ends_alone or not isinstance(stem.project, nn.Linear):
+        raise Refused("the model was fused for deployment: open it as it was before fuse()")
     for key in ("attention1", "attention2"):
         cell = getattr(stem, key)
         kind = type(cell).__name__

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
-import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from leanvit.anatomy.masked import masked
 from leanvit.anatomy.masks import ScoreMask
 from leanvit.backbones.t2t_vit.model import sinusoid
-from leanvit.backbones.t2t_vit.tokenizer import CellAttention, TransformerCell, as_map
+from leanvit.backbones.t2t_vit.tokenizer import SoftmaxMean, TransformerCell, as_map
 from leanvit.errors import BadInput
 
 
-class MaskedCellAttention(CellAttention):
-    """The tokenizer's attention with one head, its scores masked."""
+class MaskedMean(SoftmaxMean):
+    """The mean of the tokenizer's attention with one head, its scores masked; one float step, as without a mask."""
 
-    def __init__(self, dim: int, width: int, mask: ScoreMask) -> None:
-        super().__init__(dim, width)
+    def __init__(self, scale: float, mask: ScoreMask) -> None:
+        super().__init__(scale)
         self.mask = mask
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, dim) -> (B, N, width)."""
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)  # one head: (B, 1, N, width)
-        y = masked(q * self.scale @ k.transpose(-2, -1), self.mask).softmax(dim=-1) @ v
-        return v.squeeze(1) + self.proj(y.squeeze(1))
+    def forward(self, qkv: Tensor) -> Tensor:
+        """q, k, v side by side, (B, N, 3 width) -> (B, N, width)."""
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # one head: (B, 1, N, width)
+        scores = masked(q * self.scale @ k.transpose(-2, -1), self.mask)
+        return (scores.softmax(dim=-1) @ v).squeeze(1)
 
 
 class SoftSplits(nn.Module):
@@ -89,11 +89,8 @@ class MaskedT2T(VisionTransformer):
         del self.pos_embed
         self.register_buffer("pos_embed", sinusoid(like.shape[1], like.shape[2]).to(like.device))
 
-    @torch.no_grad()
-    def mask_cells(self, make: Any) -> None:
+    def mask_cells(self, make: Callable[[tuple[int, int]], ScoreMask]) -> None:
         """Put a mask, `make(grid)`, into each cell of the tokenizer."""
         stem: Any = self.patch_embed
         for cell, grid in zip(stem.cells, stem.grids, strict=False):
-            old = cell.attn
-            cell.attn = MaskedCellAttention(old.qkv.in_features, old.proj.in_features, make(grid))
-            cell.attn.load_state_dict(old.state_dict(), strict=False)
+            cell.attn.mean = MaskedMean(cell.attn.mean.scale, make(grid))

@@ -78,7 +78,7 @@ def _positions(table: Tensor, model: Any) -> Tensor:
     """The checkpoint's table (1, 1 + N, D) at the model's grid; a square grid is assumed of the checkpoint."""
     if table.shape[1] == model.pos_embed.shape[1]:
         return table
-    if model.resize_positions == "sinusoid":
+    if model.tokens_to_token.resize_positions == "sinusoid":
         return sinusoid(model.pos_embed.shape[1], table.shape[2]).to(table)
     return resample_abs_pos_embed(table, new_size=list(model.tokens_to_token.grid_size), num_prefix_tokens=1)
 

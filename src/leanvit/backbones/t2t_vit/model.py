@@ -13,6 +13,7 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from leanvit.backbones.t2t_vit.tokenizer import STRIDE, TokensToToken, checked_size
@@ -69,13 +70,24 @@ class T2TViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_widths(in_chans=in_chans, token_dim=token_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        _check_rates(
+            drop_rate=drop_rate,
+            pos_drop_rate=pos_drop_rate,
+            proj_drop_rate=proj_drop_rate,
+            attn_drop_rate=attn_drop_rate,
+            drop_path_rate=drop_path_rate,
+        )
         _check_choice("global_pool", global_pool, POOLS)
         _check_choice("resize_positions", resize_positions, RESIZES)
+        _check_flags(fp32_tokenizer=fp32_tokenizer, stable_exp=stable_exp)
         if not is_number(mlp_ratio, above=0):
             raise BadInput(f"mlp_ratio is {mlp_ratio!r}; accepted: a number above 0")
+        if not is_whole(num_classes, least=0):
+            raise BadInput(f"num_classes is {num_classes!r}; accepted: a whole number, 0 for no classifier")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_prefix_tokens, self.embed_dim = 1, embed_dim
-        self.grad_checkpointing, self.resize_positions = False, resize_positions
+        self.grad_checkpointing = False
+        self.ends_alone = False  # whether `forward` runs the last block for the class token alone
         self.tokens_to_token = TokensToToken(
             checked_size(img_size),
             in_chans,
@@ -85,6 +97,7 @@ class T2TViT(nn.Module):
             fp32=fp32_tokenizer,
             stable_exp=stable_exp,
         )
+        self.tokens_to_token.resize_positions = resize_positions  # there, so that an opened model has it too
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("pos_embed", sinusoid(self.tokens_to_token.num_patches + 1, embed_dim))
         self.pos_drop = nn.Dropout(pos_drop_rate)
@@ -136,6 +149,9 @@ class T2TViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, classes)."""
+        if self.ends_alone and self.global_pool == "token" and not self.training:
+            x = class_token_alone(self.blocks[-1], self.blocks[:-1](self.embed(x)))
+            return self.forward_head(self.norm(x))
         return self.forward_head(self.forward_features(x))
 
     def _checkpoints(self) -> bool:
@@ -217,11 +233,32 @@ class T2TViT(nn.Module):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
-    def fuse(self) -> nn.Module:
-        """A copy for deployment that computes the same (`fusing.fused`)."""
-        from leanvit.backbones.t2t_vit.fusing import fused
+    def fuse(self) -> T2TViT:
+        """For deployment, in place: the same logits from fewer operations (eval mode only).
 
-        return fused(self)
+        The last soft split and the projection behind it become one convolution. Where the class token alone is
+        classified and the blocks are plain ones, `forward` runs the last block for it alone: its query, its
+        projection, its MLP. `forward_features` and `forward_intermediates` give all tokens as before.
+
+        Raises:
+            BadInput: the model is in training mode.
+        """
+        if self.training:
+            raise BadInput("fuse() is for inference: call model.eval() first")
+        self.tokens_to_token.fuse()
+        self.ends_alone = isinstance(self.blocks[-1], Block) and type(self.blocks[-1].attn) is Attention
+        return self
+
+
+def class_token_alone(block: Any, x: Tensor) -> Tensor:
+    """What a plain block makes of the class token, (B, N, C) -> (B, 1, C), and nothing else. Eval mode."""
+    attn, normed = block.attn, block.norm1(x)
+    weight, width, heads = attn.qkv.weight, x.shape[-1], attn.num_heads
+    q = F.linear(normed[:, :1], weight[:width]).unflatten(-1, (heads, -1)).transpose(1, 2)
+    k, v = F.linear(normed, weight[width:]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)
+    x = x[:, :1] + attn.proj(y.transpose(1, 2).flatten(2))
+    return x + block.mlp(block.norm2(x))
 
 
 def sinusoid(positions: int, dim: int) -> Tensor:
@@ -262,6 +299,18 @@ def _check_widths(**given: int) -> None:
     for name, value in given.items():
         if not is_whole(value, least=1):
             raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
+
+
+def _check_rates(**given: float) -> None:
+    for name, value in given.items():
+        if not is_number(value, least=0) or value >= 1:
+            raise BadInput(f"{name} is {value!r}; accepted: a probability, 0 or more and below 1")
+
+
+def _check_flags(**given: bool) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise BadInput(f"{name} is {value!r}; accepted: true or false")
 
 
 def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:

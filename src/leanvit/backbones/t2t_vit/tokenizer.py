@@ -38,7 +38,7 @@ class PerformerCell(nn.Module):
             quotient but for `EPS`; for activations so large that all weights of a row would round to zero.
     """
 
-    RUNS_WHOLE = True  # one float step of the traced level: its exponentials are no place for 8 bits
+    RUNS_WHOLE = True  # one step that stays float: its exponentials are no place for 8 bits
 
     w: Tensor
 
@@ -81,6 +81,9 @@ class PerformerCell(nn.Module):
             y = queries @ (keys.transpose(1, 2) @ v) / (total + EPS)
         return y.to(dtype)
 
+    def extra_repr(self) -> str:
+        return f"fp32={self.fp32}, stable_exp={self.stable_exp}"
+
     def _features(self, u: Tensor, largest: tuple[int, ...]) -> Tensor:
         """phi(u), (B, N, m); `largest`: the dimensions that share what `stable_exp` subtracts."""
         w = self.w.to(u.dtype)
@@ -93,6 +96,28 @@ class PerformerCell(nn.Module):
         return autocast_off(device) if self.fp32 else nullcontext()
 
 
+class SoftmaxMean(nn.Module):
+    """softmax(q kᵀ · scale) v of one head, without parameters.
+
+    A step of its own, so that it stays float where everything else is rounded: a weight of one among thousands of
+    tokens is below a step of 8 bits, and a map of all their pairs does not fit the memory of a calibration.
+    """
+
+    RUNS_WHOLE = True
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """q, k, v side by side, (B, N, 3 width) -> (B, N, width)."""
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # one head: (B, 1, N, width)
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale}"
+
+
 class CellAttention(nn.Module):
     """Softmax attention with one head whose skip comes from the values.
 
@@ -101,15 +126,14 @@ class CellAttention(nn.Module):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
-        self.scale = dim**-0.5
         self.qkv = nn.Linear(dim, 3 * width, bias=False)
+        self.mean = SoftmaxMean(dim**-0.5)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, dim) -> (B, N, width)."""
-        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)  # one head: (B, 1, N, width)
-        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return v.squeeze(1) + self.proj(y.squeeze(1))
+        qkv = self.qkv(x)
+        return qkv.chunk(3, dim=-1)[2] + self.proj(self.mean(qkv))
 
 
 class TransformerCell(nn.Module):
@@ -144,6 +168,7 @@ class TokensToToken(nn.Module):
     patch_size = (STRIDE, STRIDE)
     strict_img_size = True
     dynamic_img_pad = False
+    resize_positions = "interpolate"  # what becomes of the positions of a checkpoint of another image size
 
     def __init__(
         self,
@@ -170,10 +195,10 @@ class TokensToToken(nn.Module):
 
         self.soft_split0 = nn.Unfold(kernel_size=7, stride=4, padding=2)
         self.soft_split1 = nn.Unfold(kernel_size=3, stride=2, padding=1)
-        self.soft_split2 = nn.Unfold(kernel_size=3, stride=2, padding=1)
+        self.soft_split2: nn.Module = nn.Unfold(kernel_size=3, stride=2, padding=1)
         self.attention1 = cell(49 * in_chans)
         self.attention2 = cell(9 * token_dim)
-        self.project = nn.Linear(9 * token_dim, embed_dim)
+        self.project: nn.Linear | nn.Conv2d = nn.Linear(9 * token_dim, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises `BadInput` for images of another size than the module was built for."""
@@ -181,13 +206,23 @@ class TokensToToken(nn.Module):
         if (height, width) != self.img_size:
             built = f"{self.img_size[0]}x{self.img_size[1]}"
             raise BadInput(f"images are {height}x{width}, the model takes {built} (img_size)")
-        return self.project(self.split(x))
-
-    def split(self, x: Tensor) -> Tensor:
-        """All but the projection: (B, C, H, W) -> (B, H W / 256, 9 token_dim)."""
         x = self.attention1(self.soft_split0(x).transpose(1, 2))
         x = self.attention2(self.soft_split1(as_map(x, self.grid(4))).transpose(1, 2))
-        return self.soft_split2(as_map(x, self.grid(8))).transpose(1, 2)
+        x = as_map(x, self.grid(8))
+        if isinstance(self.project, nn.Conv2d):
+            return self.project(x).flatten(2).transpose(1, 2)
+        return self.project(self.soft_split2(x).transpose(1, 2))
+
+    def fuse(self) -> TokensToToken:
+        """In place, the last soft split and the projection as the convolution that they are together."""
+        if isinstance(self.project, nn.Conv2d):
+            return self
+        out, width = self.project.out_features, self.project.in_features // 9
+        conv = nn.Conv2d(width, out, kernel_size=3, stride=2, padding=1)
+        conv.weight = nn.Parameter(self.project.weight.detach().unflatten(1, (width, 3, 3)))
+        conv.bias = nn.Parameter(self.project.bias.detach())
+        self.soft_split2, self.project = nn.Identity(), conv.eval()
+        return self
 
     def grid(self, stride: int) -> tuple[int, int]:
         """Rows and columns of the map whose cells are `stride` pixels wide."""

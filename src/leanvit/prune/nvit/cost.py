@@ -48,10 +48,10 @@ class Parameters:
     def of(model: OpenModel) -> Parameters:
         units = layout(model)
         everything = sum(p.numel() for p in model.parameters())
-        return Parameters(units, everything - sum(part.numel({}) for part in units.parts))
+        return Parameters(units, everything - sum(part.numel({}) for part in units.parts if not part.fixed))
 
     def total(self, dims: Dims) -> float:
-        return self.rest + sum(part.numel(dims) for part in self.units.parts)
+        return self.rest + sum(part.numel(dims) for part in self.units.parts if not part.fixed)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class GlobalPruning(Objective):
         self.counters[0] += 1
         if self.counters[0] >= self.course.interval or run.step >= self.course.max_steps:
             self._prune(run)
-        close_units(self.target.units, weights, self.gates)
+        close_units(self.target.units, {**dict(run.model.named_buffers()), **weights}, self.gates)
         if self.done:
             run.stop()
 

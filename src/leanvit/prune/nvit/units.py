@@ -43,7 +43,7 @@ class Part:
     """Rows `start` to `stop` of a tensor, seen as `shape`; `axes` names the unit list along each axis ("": none).
 
     `scored`: the kinds of units whose saliency sums over this part. `site`: the module whose product the part is the
-    weight of ("" for biases, norms, tokens).
+    weight of ("" for biases, norms, tokens). `fixed`: a buffer, which is masked and cut but is no parameter.
     """
 
     tensor: str
@@ -53,6 +53,7 @@ class Part:
     site: str = ""
     start: int = 0
     stop: int | None = None
+    fixed: bool = False
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part as a view of its tensor."""
@@ -148,9 +149,7 @@ def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
     if isinstance(model, OpenSwin):
         return "its width changes from stage to stage through the patch mergings"
-    if isinstance(model, OpenT2TViT):
-        return "its positions are a fixed table, and its tokens come from a tokens-to-token module"
-    if type(model) is not OpenViT or any(type(block) is not Block for block in model.blocks):
+    if type(model) not in (OpenViT, OpenT2TViT) or any(type(block) is not Block for block in model.blocks):
         return "its norms stand behind attention and MLP"
     if model.attn_pool is not None:
         return "its attention pooling is as wide as the stream"
@@ -170,33 +169,31 @@ def _lists_of(i: int, block: Any) -> list[UnitList]:
 
 def _around(model: Any) -> list[Part]:
     """Embedding, tokens, norms and heads: the residual stream outside the blocks."""
-    conv = model.patch_embed.proj
-    parts = [
-        Part(
-            "patch_embed.proj.weight",
-            tuple(conv.weight.shape),
-            ("embed", "", "", ""),
-            frozenset({"embed"}),
-            "patch_embed.proj",
-        )
-    ]
-    if conv.bias is not None:
-        parts.append(Part("patch_embed.proj.bias", (conv.out_channels,), ("embed",), frozenset({"embed"})))
+    parts = _stem(model)
     for key in (*model.token_names, "pos_embed"):
         table = getattr(model, key)
         if table is not None:
-            parts.append(Part(key, tuple(table.shape), ("", "", "embed")))
-    norms = {
-        "patch_embed.norm": model.patch_embed.norm,
-        **{k: getattr(model, k) for k in ("norm_pre", "norm", "fc_norm")},
-    }
-    for key, norm in norms.items():
-        parts += _vectors(key, norm, ("embed",), (model.embed_dim,))
+            fixed = not isinstance(table, nn.Parameter)
+            parts.append(Part(key, tuple(table.shape), ("", "", "embed"), fixed=fixed))
+    for key in ("norm_pre", "norm", "fc_norm"):
+        parts += _vectors(key, getattr(model, key), ("embed",), (model.embed_dim,))
     for key in ("head", "head_dist"):
         head = model._modules.get(key)
         if isinstance(head, nn.Linear):
             parts.append(Part(f"{key}.weight", tuple(head.weight.shape), ("", "embed"), site=key))
     return parts
+
+
+def _stem(model: Any) -> list[Part]:
+    """What makes the stream: the patch convolution and its norm, or the projection of a tokens-to-token module."""
+    t2t = isinstance(model, OpenT2TViT)
+    site = f"{model.STEM}.{'project' if t2t else 'proj'}"
+    weight = model.get_submodule(site).weight
+    stream = frozenset({"embed"})
+    parts = [Part(f"{site}.weight", tuple(weight.shape), ("embed", *[""] * (weight.ndim - 1)), stream, site)]
+    if model.get_submodule(site).bias is not None:
+        parts.append(Part(f"{site}.bias", (weight.shape[0],), ("embed",), stream))
+    return parts if t2t else parts + _vectors("patch_embed.norm", model.patch_embed.norm, ("embed",), weight.shape[:1])
 
 
 def _parts_of(block: Any, sizes: Dims, *, embed: str) -> list[Part]:
