@@ -23,20 +23,24 @@ import torch
 from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
+from leanvit.backbones.gmm_mask import fuse
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
 from plain_dualtoken_vit import PlainDualTokenViT
+from plain_gmm_mask import PlainGmmViT
 from plain_t2t_vit import PlainT2TViT
 
 PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
     "dhvt": PlainDHVT,
     "dualtoken_vit": PlainDualTokenViT,
+    "gmm_vit": PlainGmmViT,
     "t2t_vit": PlainT2TViT,
 }
 MODELS = (
     "dhvt_tiny_cifar_patch4",
     "dhvt_tiny_imagenet_patch16",
     "dualtoken_vit_small",
+    "gmm_vit_cifar",
     "t2t_vit_7",
     "t2t_vit_14",
     "t2t_vit_t_14",
@@ -51,6 +55,8 @@ def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
     found = {"transcription": plain(model), "leanvit": model}
     if hasattr(model, "fuse"):
         found["leanvit, fused"] = copy.deepcopy(model).fuse()
+    elif name.startswith("gmm"):
+        found["leanvit, fused"] = fuse(copy.deepcopy(model))
     return found, model.pretrained_cfg["input_size"]
 
 

@@ -21,6 +21,7 @@ _HOME = {  # public name -> module that defines it
     "EViT": "leanvit.tokens.evit",
     "ToMe": "leanvit.tokens.tome",
     "NViT": "leanvit.prune.nvit",
+    "GmmMask": "leanvit.attention.gmm_mask",
     "Int8": "leanvit.quantize.int8",
     "open_dataset": "leanvit.data",
     "Preprocess": "leanvit.data",

@@ -10,6 +10,10 @@ import timm
 
 from leanvit.errors import BadInput, unknown
 
+_MASKED = (  # hosts of a mask on their scores
+    *(f"{host}_{data}" for host in ("vit", "cait", "pit", "swin", "t2t") for data in ("cifar", "tiny_imagenet")),
+    *(f"vit_{study}_cifar" for study in ("base", "heat", "d6", "d15", "d30", "d60")),
+)
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
     "dhvt": tuple(
         f"dhvt_{size}_{kind}"
@@ -17,6 +21,7 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
         for kind in ("cifar_patch4", "cifar_patch2", "domain_patch16", "imagenet_patch16")
     ),
     "dualtoken_vit": ("dualtoken_vit_tiny_mix", "dualtoken_vit_small_mix", "dualtoken_vit_small"),
+    "gmm_mask": tuple(f"{mask}_{host}" for mask in ("gmm", "elm") for host in _MASKED),
     "revit": ("revit_tiny", "revit_small"),
     "t2t_vit": (
         *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),

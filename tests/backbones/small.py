@@ -6,8 +6,17 @@ from typing import Any
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 
+_MASKED: dict[str, dict[str, Any]] = {
+    "vit_cifar": {"img_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 5},
+    "cait_cifar": {"img_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "head_dim": 8, "num_classes": 5},
+    "pit_cifar": {"img_size": 16, "base_dims": [8] * 3, "depth": [1, 2, 1], "heads": [2, 2, 4], "num_classes": 5},
+    "t2t_cifar": {"img_size": 16, "embed_dim": 24, "depth": 3, "num_heads": 2, "token_dim": 8, "num_classes": 5},
+    "swin_cifar": {"img_size": 32, "embed_dim": 12, "depths": [2, 1, 2], "num_heads": [2, 2, 3], "num_classes": 5},
+}
 _T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 5}
 SMALL: dict[str, dict[str, Any]] = {
+    **{f"gmm_{host}": given for host, given in _MASKED.items()},
+    "elm_vit_cifar": _MASKED["vit_cifar"],
     "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
     "dualtoken_vit_small": {
         "img_size": 64,
@@ -24,7 +33,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "t2t_vit_16_ghost": {**_T2T, "depth": 3},
     "t2t_vit_dense": {**_T2T, "depths": (2, 1), "growth": 16},
 }
-LEVELS: dict[str, int] = {
+LEVELS: dict[str, int] = {  # of features, where they are not the depth
     "dualtoken_vit_small": 3,
-    "dualtoken_vit_tiny_mix": 3,
-}  # feature levels, where they are not the depth
+    "gmm_pit_cifar": 3,
+    "gmm_swin_cifar": 3,
+}

@@ -104,6 +104,11 @@ class Heads:
         bias = self.position_bias(state)
         return NO_PHASES if bias is None else Phases(model_bias=bias)
 
+    @property
+    def maps(self) -> int:
+        """Maps of scores: one for each head."""
+        return self.heads
+
     def position_bias(self, state: State) -> Tensor | None:
         """The model's own bias of scores, (1 or B, H, N, N); None where it has none."""
         return None
@@ -119,6 +124,7 @@ class Attention(Heads, nn.Module):
     qkv: Any
     proj: Any
     gate: Any
+    mask: Any  # a score term with parameters, where the attention holds one
 
     def __init__(
         self,
@@ -178,8 +184,15 @@ class Attention(Heads, nn.Module):
         x = ops.linear(f"{at}.proj", self.proj, x)
         return ops.drop(self.proj_drop, x), state
 
+    def hold(self, mask: nn.Module) -> None:
+        """Take a score term that has parameters (`anatomy/masks.py`) in, as the child `mask`."""
+        self.mask = mask
+        self.terms = (*self.terms, cast(Term, mask))
+
     def refit(self) -> None:
-        """Give tables of the attention's own the shapes of new heads and widths (`anatomy/widths.py`); none here."""
+        """Give what is kept for each head the shapes of new heads and widths (`anatomy/widths.py`)."""
+        if "mask" in self._modules:
+            self.mask.refit(self.heads)
 
     def project(self, x: Any, ops: Ops) -> tuple[Any, Any, Any]:
         """(B, N, C) -> q, k, v as `split_heads` gives them."""

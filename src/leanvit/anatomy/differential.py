@@ -25,6 +25,10 @@ class DifferentialHeads(Heads):
 
     lambda_init: float
 
+    @property
+    def maps(self) -> int:
+        return 2 * self.heads
+
     def weigh_pair(
         self,
         owner: nn.Module,

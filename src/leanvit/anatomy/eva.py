@@ -27,11 +27,7 @@ class OpenEva(OpenViT):
         return super().embed(images, state)
 
     def _dropped(self, x: Any, state: State, *, placed: bool) -> tuple[Any, State]:
-        x = state.ops.drop(self.pos_drop, x)
-        if not isinstance(self.patch_drop, nn.Identity) and self.patch_drop.training:
-            x, kept = self.patch_drop(x)  # (B, K) int64 places of the patches that stay, None at rate 0
-            state = state if kept is None else state.taken(kept)
-        return x, state
+        return super()._dropped(x, state, placed=True)
 
     def no_weight_decay(self) -> set[str]:
         own = self.rope.no_weight_decay() if hasattr(self.rope, "no_weight_decay") else set()

@@ -95,6 +95,12 @@ class OpenModel(nn.Module, ABC):
     def reduces_tokens(self) -> bool:
         return any(block.reduces_tokens for block in self.blocks)
 
+    @property
+    def positional(self) -> bool:
+        """Whether a score term reads where tokens are: steps must then say where those that they leave have been."""
+        terms = (term for block in self.blocks for attn in block.attentions() for term in attn.terms)
+        return any(getattr(term, "positional", False) for term in terms)
+
     def traits(self) -> frozenset[str]:
         """What this model offers to the next method (see `recipe/compat.py`)."""
         has = {

@@ -123,6 +123,11 @@ class JointBlock(Block):
         self.register_parameter("mlp_bias", mlp_bias)
         self.add_slots()
 
+    def hold(self, mask: Any) -> None:
+        """Take a score term that has parameters in, as the child `mask`: the scoring part of this block holds none."""
+        self.mask = mask
+        self.attn.terms = (*self.attn.terms, mask)
+
     def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
         """The tokens after the residual sum of both."""
         ops, at = state.ops, self.name

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from leanvit.anatomy.blocks import Block, apply_norm
 from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.state import State
-from leanvit.anatomy.swin_parts import Stage
+from leanvit.anatomy.swin_parts import PlacedPatchEmbed, Stage
 from leanvit.errors import BadInput, Refused
 
 POOLS = ("", "avg", "avgmax", "max")
@@ -76,7 +76,10 @@ class OpenSwin(OpenModel):
         ops, pe = state.ops, self.patch_embed
         x = ops.conv("patch_embed.proj", pe.proj, images)  # (B, D, h, w)
         x = ops.rearrange("patch_embed.flatten", x, lambda t: t.flatten(2).transpose(1, 2))
-        return apply_norm(ops, "patch_embed.norm", pe.norm, x), state
+        x = apply_norm(ops, "patch_embed.norm", pe.norm, x)
+        if isinstance(pe, PlacedPatchEmbed):
+            x = ops.add("pos_add", x, ops.param("patch_embed.pos_embed", pe.pos_embed, x))
+        return x, state
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
         """Blocks `start` to `stop` (exclusive, default: all), like a slice; a stage's first block merges patches."""

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from leanvit.anatomy.blocks import Block, apply_norm
@@ -39,6 +40,7 @@ class SwinAttention(WindowAttention):
         return super().own_phases(state).with_(model_bias=bias)
 
     def refit(self) -> None:
+        super().refit()
         table = self.relative_position_bias_table
         self.relative_position_bias_table = nn.Parameter(table.new_zeros(table.shape[0], self.heads))
 
@@ -92,6 +94,7 @@ class SwinV2Attention(WindowAttention):
         return super().own_phases(state).with_(model_bias=bias, multiply=sharpness)
 
     def refit(self) -> None:
+        super().refit()
         like = self.logit_scale
         self.logit_scale = nn.Parameter(like.new_zeros(self.heads, 1, 1))
         old = cast(nn.Linear, self.cpb_mlp[2])
@@ -115,6 +118,21 @@ class UnitNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.width}"
+
+
+class PlacedPatchEmbed(PatchEmbed):
+    """timm's patch embedding with a learned position for each patch, as Swin has it by choice (ape, section 4.3)."""
+
+    def __init__(self, *, embed_dim: int, **arguments: Any) -> None:
+        """`arguments`: those of timm's class. The positions belong to its `img_size`."""
+        super().__init__(embed_dim=embed_dim, output_fmt="NHWC", **arguments)
+        rows, columns = cast("tuple[int, int]", self.grid_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows * columns, embed_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, rows, columns, D)."""
+        x = super().forward(x)
+        return (x.flatten(1, 2) + self.pos_embed).unflatten(1, self.grid_size)
 
 
 def relative_index(window: tuple[int, int]) -> Tensor:

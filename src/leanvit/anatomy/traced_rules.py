@@ -127,6 +127,7 @@ _MODULES: dict[type, ModuleRule] = {
 }
 _HOMES = (
     "timm.",
+    "leanvit.anatomy.mask",
     "leanvit.backbones.",
     "torch.nn.modules.container",
     "torch.nn.modules.flatten",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import resample_abs_pos_embed
+from timm.layers import PatchDropoutWithIndices, resample_abs_pos_embed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,6 +92,7 @@ class OpenViT(OpenModel):
         """The state at the door. Raises `BadInput` if the image does not fit the model."""
         ops = context.pop("ops", None) or self.ops
         height, width = ops.shape(images)[-2:]
+        context.setdefault("positional", self.positional)
         return State(ops=ops, grid=self._grid(height, width), num_prefix=self.num_prefix_tokens, **context)
 
     def embed(self, images: Any, state: State) -> tuple[Any, State]:
@@ -119,7 +120,10 @@ class OpenViT(OpenModel):
         """Dropout and patch dropout after the positions (`placed`: there is a table of them)."""
         if placed:
             x = state.ops.drop(self.pos_drop, x)
-        return state.ops.drop(self.patch_drop, x), state
+        if not isinstance(self.patch_drop, PatchDropoutWithIndices) or not self.patch_drop.training:
+            return state.ops.drop(self.patch_drop, x), state
+        x, kept = self.patch_drop(x)  # (B, K) int64 places of the patches that stay, None at rate 0
+        return x, state if kept is None else state.taken(kept)
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
         """Blocks `start` to `stop` (exclusive, default: all), like a slice."""

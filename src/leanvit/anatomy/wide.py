@@ -48,8 +48,12 @@ class WideAttention(nn.Module):
             drop = self.attn_drop.p if self.training else 0.0
             x = F.scaled_dot_product_attention(q, k, values, dropout_p=drop, scale=self.scale)
         else:
-            x = self.attn_drop((q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ values
+            x = self.attn_drop(self.scored(q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ values
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+    def scored(self, scores: Tensor) -> Tensor:
+        """What acts on the scaled scores (B, heads, N, N) before the softmax; here nothing."""
+        return scores
 
     def _heads(self, t: Tensor) -> Tensor:
         return t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp
 from leanvit.anatomy.norms import PhantomNorm, loses_channels, phantom_of, plain_kind
 from leanvit.anatomy.swin import OpenSwin
+from leanvit.anatomy.swin_parts import PlacedPatchEmbed
 from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.anatomy.vit import OpenViT
 from leanvit.anatomy.windows import WindowAttention
@@ -126,6 +127,9 @@ def _set_patch_embed(patch_embed: Any, width: int, *, exact: bool = False) -> No
         old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
     )
     patch_embed.proj = _zeroed(new)
+    if isinstance(patch_embed, PlacedPatchEmbed):
+        table = patch_embed.pos_embed
+        patch_embed.pos_embed = nn.Parameter(table.new_zeros(*table.shape[:-1], width))
     patch_embed.norm = resized_norm(patch_embed.norm, width, exact=exact)
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from leanvit.builders import MODULES
 from leanvit.recipe.papers import own_methods, papers
 from leanvit.verbs.explaining import Architecture, Explanation, explain
 
@@ -110,6 +111,9 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
             for k in told.knobs
         ],
     )
+    if row.slug in MODULES:
+        yield "\n## Models\n"
+        yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in MODULES[row.slug])}.\n"
     yield "\n## What it asks and changes\n"
     yield from _table(
         ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]

@@ -29,7 +29,7 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
 
 
 def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
-    undecayed: set[str] = getattr(model, "no_weight_decay", set)()
+    undecayed: set[str] = getattr(model, "no_weight_decay", set)() | _exempt(model)
     if config.layer_decay is None:
         return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=undecayed)
     if not hasattr(model, "group_matcher"):
@@ -37,3 +37,9 @@ def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
     return param_groups_layer_decay(
         model, config.weight_decay, no_weight_decay_list=undecayed, layer_decay=config.layer_decay
     )
+
+
+def _exempt(model: nn.Module) -> set[str]:
+    """Parameters of modules that ask for no weight decay, by `weight_decay` False."""
+    modules = [(path, m) for path, m in model.named_modules() if getattr(m, "weight_decay", None) is False]
+    return {f"{path}.{name}" for path, m in modules for name, _ in m.named_parameters()}

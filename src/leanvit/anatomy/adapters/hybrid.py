@@ -19,11 +19,13 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*) and of leanvit (dhvt_*, dualtoken_vit_*; t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
+    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dhvt_*, dualtoken_vit_*; gmm_* and elm_* of cait, pit and t2t; "
+    "t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "byobnet": ("ByobNet",),
+    "cait": ("Cait",),
     "davit": ("DaVit",),
     "dhvt": ("DHVT",),
     "dualtoken_vit": ("DualTokenViT",),
@@ -40,11 +42,12 @@ CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "metaformer": ("MetaFormer",),
     "nest": ("Nest",),
     "nextvit": ("NextViT",),
-    "pit": ("PoolingVisionTransformer",),
+    "pit": ("PoolingVisionTransformer", "MaskedPiT"),
     "pvt_v2": ("PyramidVisionTransformerV2",),
     "repvit": ("RepVit",),
     "shvit": ("SHViT",),
     "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
+    "t2t": ("MaskedT2T",),  # of leanvit's gmm_mask
     "tiny_vit": ("TinyVit",),
     "trunks": ("T2TViTSE", "T2TViTGhost", "T2TViTDense"),  # of leanvit's t2t_vit
     "visformer": ("Visformer",),

@@ -19,6 +19,7 @@ from torch import nn
 
 from leanvit.anatomy.blocks import Attention, Block, Heads, Mlp, PackedGluMlp, PostNormBlock, SplitGluMlp
 from leanvit.anatomy.differential import LAMBDAS, DifferentialAttention, DifferentialHeads, DifferentialJointBlock
+from leanvit.anatomy.masked import MaskedAttention
 from leanvit.anatomy.parallel import AttentionBranch, Branch, JointBlock, ManyBlock, MlpBranch
 from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.positions import Rotary
@@ -53,6 +54,13 @@ def _heads(name: str, attn: Any, rotary: Rotary | None) -> dict[str, Any]:
 
 def _plain(attn: Any, parts: dict[str, Any]) -> Attention:
     return Attention(**parts)
+
+
+def _masked(attn: Any, parts: dict[str, Any]) -> Attention:
+    mask = parts.pop("mask")
+    opened = Attention(**parts)
+    opened.hold(mask)
+    return opened
 
 
 def _eva(attn: Any, parts: dict[str, Any]) -> Attention:
@@ -90,6 +98,7 @@ _SPLIT = frozenset({"q_proj", "k_proj", "v_proj"})
 _BIASES = frozenset({"q_bias", "v_bias"})
 ATTENTIONS: dict[type, Kind] = {
     WideAttention: Kind(_plain, _SELF),
+    MaskedAttention: Kind(_masked, _SELF | {"mask"}),
     vision_transformer.Attention: Kind(_plain, _SELF),
     eva.EvaAttention: Kind(_eva, _SELF | _SPLIT, _BIASES),
     TimmAttentionRope: Kind(_eva, _SELF | _SPLIT),
@@ -308,10 +317,16 @@ def check_closable(block: Block, timm_block: Any) -> None:
             raise Refused(
                 f"cannot close: {attn.name} has q/k width {attn.qk_dim} and v width {attn.v_dim}; timm knows one"
             )
-        if attn.terms:
+        if foreign_terms(attn, getattr(timm_block, "attn", None)):
             raise Refused(f"cannot close: {attn.name} holds score terms, which timm's class would not apply")
     if "mlp" in block._modules and not isinstance(block.mlp, Mlp):
         raise Refused(f"cannot close: {block.name}.mlp is a {type(block.mlp).__name__}")
+
+
+def foreign_terms(attn: Heads, timm_attn: nn.Module | None) -> bool:
+    """Whether terms of methods act on the scores; a mask that timm's attention holds itself is its own."""
+    own = getattr(timm_attn, "mask", None)
+    return any(term is not own for term in attn.terms)
 
 
 def hand_back(part: nn.Module, timm_part: nn.Module) -> None:

@@ -14,7 +14,6 @@ _TWO = "it runs two streams of tokens side by side"
 REASONS: dict[str, str] = {
     # hybrids and pyramids
     "ByobNet": "a convolutional network with single attention layers in its last stages",
-    "Cait": "its heads talk across attention maps, and the class token enters in the last blocks only",
     "CoaT": "factorised attention with convolutional relative positions, in parallel streams of several scales",
     "ConVit": "its attention is a gated sum of content and position maps, learned for each head",
     "CPUBone": "a pyramid of convolutions, with convolutions inside its attention",

@@ -10,11 +10,13 @@ from timm.models import swin_transformer as v1
 from timm.models import swin_transformer_v2 as v2
 from torch import nn
 
-from leanvit.anatomy.adapters.parts import check_untouched, only
+from leanvit.anatomy.adapters.parts import check_untouched, foreign_terms, only
 from leanvit.anatomy.blocks import Block, Mlp, PostNormBlock
+from leanvit.anatomy.masked import MaskedWindowAttention
 from leanvit.anatomy.swin import POOLS, OpenSwin
 from leanvit.anatomy.swin_parts import (
     PatchMerging,
+    PlacedPatchEmbed,
     PostNormPatchMerging,
     Stage,
     SwinAttention,
@@ -29,6 +31,7 @@ _CHILDREN = {"patch_embed", "layers", "norm", "head"}
 _STAGE = {"downsample", "blocks"}
 _BLOCK = {"norm1", "attn", "drop_path1", "norm2", "mlp", "drop_path2"}
 _ATTENTION = {"qkv", "attn_drop", "proj", "proj_drop", "softmax", "cpb_mlp"}
+_MASKED = _ATTENTION | {"mask"}
 _OWN = {"relative_position_bias_table", "logit_scale", "q_bias", "v_bias"}  # parameters of an attention itself
 _MLP = {"fc1", "act", "drop1", "norm", "fc2", "drop2"}
 _HEAD = {"global_pool", "drop", "fc", "flatten"}
@@ -112,7 +115,11 @@ def _attention(name: str, block: Any) -> SwinAttention | SwinV2Attention:
         **{key: getattr(attn, key) for key in ("qkv", "proj", "attn_drop", "proj_drop")},
     }
     if isinstance(attn, v1.WindowAttention):
-        return SwinAttention(scale=attn.scale, fused=attn.fused_attn, table=attn.relative_position_bias_table, **given)
+        table = attn.relative_position_bias_table
+        opened = SwinAttention(scale=attn.scale, fused=attn.fused_attn, table=table, **given)
+        if isinstance(attn, MaskedWindowAttention):
+            opened.hold(attn.mask)
+        return opened
     return SwinV2Attention(
         scale=1.0,
         fused=False,
@@ -132,7 +139,7 @@ def _check_model(model: Any) -> None:
         raise Refused(f"the model is a {type(model).__name__}, a subclass that may have another forward")
     only("the model", dict(model.named_children()), _CHILDREN)
     only("the model", dict(model.named_parameters(recurse=False)), set())
-    if type(model.patch_embed) is not PatchEmbed or model.patch_embed.dynamic_img_pad:
+    if type(model.patch_embed) not in (PatchEmbed, PlacedPatchEmbed) or model.patch_embed.dynamic_img_pad:
         raise Refused(f"patch_embed is a {type(model.patch_embed).__name__}; supported: PatchEmbed that pads no images")
     if type(model.head) is not ClassifierHead or model.head.use_conv:
         raise Refused(f"head is a {type(model.head).__name__}; supported: ClassifierHead with a linear classifier")
@@ -154,8 +161,9 @@ def _check_stage(name: str, stage: Any, stage_kind: type, block_kind: type, atte
         at = f"{name}.blocks.{i}"
         _exact(at, block, block_kind)
         only(at, dict(block.named_children()), _BLOCK)
-        _exact(f"{at}.attn", block.attn, attention)
-        only(f"{at}.attn", dict(block.attn.named_children()), _ATTENTION)
+        held = type(block.attn) is MaskedWindowAttention and attention is v1.WindowAttention
+        _exact(f"{at}.attn", block.attn, MaskedWindowAttention if held else attention)
+        only(f"{at}.attn", dict(block.attn.named_children()), _MASKED if held else _ATTENTION)
         only(f"{at}.attn", dict(block.attn.named_parameters(recurse=False)), _OWN)
         if getattr(block.attn, "qkv_bias_separate", False):
             raise Refused(f"{at}.attn adds its q/k/v bias after the projection (qkv_bias_separate)")
@@ -210,7 +218,7 @@ def _check_closable(block: Any, timm_block: Any) -> None:
             f"cannot close: {attn.name} has {attn.heads} heads of {attn.v_dim}; timm's Swin V2 knows "
             f"{attn.proj.out_features} in all"
         )
-    if attn.terms:
+    if foreign_terms(attn, timm_block.attn):
         raise Refused(f"cannot close: {attn.name} holds score terms, which timm's class would not apply")
     if (attn.window, attn.shift) != (tuple(timm_block.window_size), tuple(timm_block.shift_size)):
         raise Refused(f"cannot close: {attn.name} has other windows than the timm model that it came from")
@@ -235,3 +243,5 @@ def _close_attention(attn: Any, timm_attn: Any) -> None:
     timm_attn.num_heads = attn.heads
     for key in ("qkv", "proj", "attn_drop", "proj_drop"):
         setattr(timm_attn, key, getattr(attn, key))
+    if "mask" in timm_attn._modules:
+        timm_attn.mask = attn.mask

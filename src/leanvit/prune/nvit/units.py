@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy.masks import GaussianMixtureMask
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
 from leanvit.anatomy.t2t import OpenT2TViT
@@ -222,7 +223,16 @@ def _attention(attn: Any, at: str, sizes: Dims, embed: str) -> list[Part]:
     parts += _projection(attn, name, head, f"{at}.v", embed)
     for key in ("q_norm", "k_norm"):
         parts += _vectors(f"{name}.{key}", getattr(attn, key), (f"{at}.qk",), (qk,))
-    return parts + _vectors(f"{name}.norm", attn.norm, (head, f"{at}.v"), (h, v)) + _tables(attn, name, at)
+    parts += _vectors(f"{name}.norm", attn.norm, (head, f"{at}.v"), (h, v))
+    return parts + _tables(attn, name, at) + _mask(attn, name, head)
+
+
+def _mask(attn: Any, name: str, head: str) -> list[Part]:
+    """The Gaussians of each head, where a mask multiplies the scores."""
+    mask = attn._modules.get("mask")
+    if not isinstance(mask, GaussianMixtureMask):
+        return []
+    return [Part(f"{name}.mask.{key}", tuple(p.shape), ("", head, "", "")) for key, p in mask.named_parameters()]
 
 
 def _projection(attn: Any, name: str, head: str, v: str, embed: str) -> list[Part]:

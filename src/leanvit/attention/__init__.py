@@ -1,0 +1,1 @@
+"""Methods that change how attention scores are made."""

@@ -1,0 +1,105 @@
+"""Small vision transformers with a Gaussian mixture mask or an element-wise mask on their scores (GMM, ELM).
+
+"Toward a Deeper Understanding: RetNet Viewed through Convolution", arXiv 2309.05375, Pattern Recognition 2024. Each
+name is a host with the mask in front: `gmm_vit_cifar`, `elm_cait_cifar`, ...; `mask="none"` builds the host without
+one. The masks themselves are in `leanvit.anatomy.masks`; `leanvit.attention.gmm_mask` puts them into any transformer.
+
+Of the hosts, ViT is held to the official code by values, the others by their exact number of parameters: their details
+are a reconstruction from the paper's description and the architectures that it names. The official ELM never reached
+Swin and the depth studies (a flag is not passed on); here it does. There are no pretrained weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from timm.models import build_model_with_cfg
+from torch import nn
+
+from leanvit.backbones.gmm_mask.hosts import cait, masks_of, pit, swin, t2t, vit
+from leanvit.backbones.gmm_mask.official import checkpoint_filter_fn
+from leanvit.backbones.registration import pretrained_cfg, register
+
+__all__ = ["checkpoint_filter_fn", "fuse"]
+
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
+SIZES = {  # data set: image side, classes, how many times larger a patch is than at 32 pixels
+    "cifar": (32, 10, 1),
+    "tiny_imagenet": (64, 200, 2),
+}
+HOSTS: dict[str, tuple[Callable[..., nn.Module], int, dict[str, Any]]] = {  # host: how, patch at 32 pixels, widths
+    "vit": (vit, 4, {}),
+    "vit_base": (vit, 2, {"embed_dim": 256, "depth": 8, "num_heads": 4}),
+    "vit_heat": (vit, 2, {"embed_dim": 192, "depth": 8, "num_heads": 6}),
+    "vit_d6": (vit, 4, {"embed_dim": 252, "depth": 6}),
+    "vit_d15": (vit, 4, {"embed_dim": 144, "depth": 15}),
+    "vit_d30": (vit, 4, {"embed_dim": 72, "depth": 30}),
+    "vit_d60": (vit, 4, {"embed_dim": 72, "depth": 60}),
+    "cait": (cait, 4, {}),
+    "pit": (pit, 2, {}),
+    "swin": (swin, 2, {}),
+    "t2t": (t2t, 4, {}),
+}
+FIRST = {"pit": "patch_embed.conv", "t2t": "patch_embed.cells.0.attn.qkv"}  # where the first weights are
+STUDIES = ("vit_base", "vit_heat", "vit_d6", "vit_d15", "vit_d30", "vit_d60")  # of CIFAR alone
+NAMES = {
+    f"{mask}_{host}_{data}": (mask, host, data)
+    for mask in ("gmm", "elm")
+    for host in HOSTS
+    for data in SIZES
+    if data == "cifar" or host not in STUDIES
+}
+
+
+def _cfg(host: str, data: str) -> dict[str, Any]:
+    side, classes, _ = SIZES[data]
+    return pretrained_cfg(
+        num_classes=classes,
+        input_size=(3, side, side),
+        fixed_input_size=True,
+        first_conv=FIRST.get(host, "patch_embed.proj"),
+        classifier="head.fc" if host == "swin" else "head",
+        origin_url="https://github.com/CatworldLee/Gaussian-Mixture-Mask-Attention",
+        paper_ids="arXiv:2309.05375",
+        **(CIFAR if data == "cifar" else {"crop_pct": 1.0}),
+    )
+
+
+default_cfgs = {name: _cfg(host, data) for name, (_, host, data) in NAMES.items()}
+
+
+def _entry(name: str, mask: str, host: str, data: str) -> Callable[..., nn.Module]:
+    build, patch, widths = HOSTS[host]
+    side, _, larger = SIZES[data]
+    usual = {"mask": mask, "img_size": side, "patch_size": patch * larger, **widths}
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        features = {"out_indices": 3, "feature_cls": "getter"}
+        model: nn.Module = build_model_with_cfg(
+            build,
+            name,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg=features,
+            **{**usual, **kwargs},
+        )
+        return model
+
+    create.__name__ = create.__qualname__ = name
+    create.__doc__ = f"The host {host} with a mask of kind {mask}, built for {side}x{side} images."
+    return create
+
+
+ENTRIES: Mapping[str, Callable[..., nn.Module]] = {name: register(_entry(name, *what)) for name, what in NAMES.items()}
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Keep every mask of a model as a constant, for inference; returns the model, in eval mode.
+
+    A mask follows its values again once its model is put into training mode.
+    """
+    model.eval()
+    for mask in masks_of(model):
+        mask.fuse()
+    return model
