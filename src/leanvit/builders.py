@@ -12,6 +12,7 @@ from leanvit.errors import unknown
 
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
     "revit": ("revit_tiny", "revit_small"),
+    "litv2": ("litv2_small", "litv2_medium", "litv2_base", "litv2_base_384"),
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
 

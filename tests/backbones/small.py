@@ -8,5 +8,13 @@ import leanvit.backbones  # noqa: F401 (registers the names)
 
 SMALL: dict[str, dict[str, Any]] = {
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
+    "litv2_small": {
+        "img_size": 64,
+        "embed_dim": 16,
+        "depths": (1, 1, 2, 1),
+        "num_heads": (1, 2, 4, 8),
+        "mlp_ratio": 2.0,
+        "num_classes": 5,
+    },
 }
-LEVELS: dict[str, int] = {}  # feature levels, where they are not the depth
+LEVELS: dict[str, int] = {"litv2_small": 4}  # feature levels, where they are not the depth

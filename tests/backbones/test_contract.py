@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import timm
+import timm.optim
 import torch
 from torch import nn
 

@@ -124,7 +124,13 @@ _MODULES: dict[type, ModuleRule] = {
     **{kind: ModuleRule("drop", _same) for kind in (nn.Dropout, nn.Dropout2d, layers.DropPath)},
     **{kind: ModuleRule("module", _run) for kind in _RUN_AS_IS},
 }
-_HOMES = ("timm.", "torch.nn.modules.container", "torch.nn.modules.flatten", "torch.nn.modules.pixelshuffle")
+_HOMES = (
+    "timm.",
+    "leanvit.backbones.",
+    "torch.nn.modules.container",
+    "torch.nn.modules.flatten",
+    "torch.nn.modules.pixelshuffle",
+)
 _FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
 
 
@@ -163,6 +169,7 @@ _COMPUTES = """
     adaptive_max_pool2d unfold fold to float long type type_as stack cat zeros ones full arange linspace zeros_like
     ones_like meshgrid __invert__ index_select gather __eq__ __ne__ eq ne add mul log_softmax clone detach softplus tanh
     reciprocal floor_divide __rfloordiv__ new_zeros new_ones div_ sub_ clamp_ broadcast_to repeat_interleave std var
+    grid_sample
 """
 _ACT_MODULES: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,

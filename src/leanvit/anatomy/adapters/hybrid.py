@@ -1,4 +1,4 @@
-"""Adapter for timm's hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
+"""Adapter for hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
 
 The classes named here are those for which opening was proven (`tests/anatomy/test_traced.py`); what their forwards may
 hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.31.
@@ -19,10 +19,10 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*)"
+    "swinv2_cr_*, botnet*) and of leanvit (litv2_*)"
 )
 
-CLASSES = {  # module of timm: classes
+CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "byobnet": ("ByobNet",),
     "davit": ("DaVit",),
     "edgenext": ("EdgeNeXt",),
@@ -34,6 +34,7 @@ CLASSES = {  # module of timm: classes
     "gcvit": ("GlobalContextVit",),
     "iformer": ("IFormer",),
     "levit": ("Levit", "LevitDistilled"),
+    "litv2": ("LITv2",),
     "maxxvit": ("MaxxVit",),
     "metaformer": ("MetaFormer",),
     "nest": ("Nest",),
@@ -46,12 +47,13 @@ CLASSES = {  # module of timm: classes
     "tiny_vit": ("TinyVit",),
     "visformer": ("Visformer",),
 }
+_HOMES = ("timm.models.", "leanvit.backbones.")
 _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
 
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
-    if not home.startswith("timm.models.") or name not in CLASSES.get(home.rpartition(".")[2], ()):
+    if not home.startswith(_HOMES) or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 
