@@ -197,6 +197,11 @@ class OpenTraced(OpenModel):
         decays = getattr(self.source, "no_weight_decay", None)
         return set(decays()) if decays else set()
 
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate by parameter, where the architecture has some."""
+        scales = getattr(self.source, "lr_scales", None)
+        return dict(scales()) if scales else {}
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: timm's."""
         return self.source.group_matcher(coarse=coarse)

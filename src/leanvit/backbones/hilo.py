@@ -92,9 +92,7 @@ class HiLoAttention(nn.Module):
 
     def _grid_of(self, x: Tensor) -> tuple[int, int]:
         if self.grid_size is None:
-            raise BadInput(
-                f"x is {tuple(x.shape)}, a sequence: give HiLoAttention its grid_size, or a map (B, H, W, C)"
-            )
+            raise BadInput(f"x is {tuple(x.shape)}, a sequence: give HiLoAttention a grid_size, or a map (B, H, W, C)")
         height, width = self.grid_size
         if x.shape[1] != height * width:
             raise BadInput(

@@ -101,9 +101,9 @@ def displaced(x: Tensor, offset: Tensor) -> Tensor:
     shift = shift.reshape(batch, 2, 2, 2, h, w).permute(0, 4, 1, 5, 2, 3).reshape(batch, 2 * h, 2 * w, 2)
     rows = torch.arange(2 * h, device=x.device, dtype=shift.dtype).unsqueeze(1)
     columns = torch.arange(2 * w, device=x.device, dtype=shift.dtype)
-    # `grid_sample` counts from -1 to 1, pixel p's middle at (2p + 1) / size - 1
-    down = (shift[..., 0] + rows) * (2 / x.shape[2]) + (1 / x.shape[2] - 1)
-    across = (shift[..., 1] + columns) * (2 / x.shape[3]) + (1 / x.shape[3] - 1)
+    # `grid_sample` counts from -1 to 1: pixel p's middle is at (2p + 1 - size) / size
+    down = (2 * (shift[..., 0] + rows) + (1 - x.shape[2])) / x.shape[2]
+    across = (2 * (shift[..., 1] + columns) + (1 - x.shape[3])) / x.shape[3]
     places = torch.stack([across, down], dim=-1)
     read = F.grid_sample(x.to(shift.dtype), places, mode="bilinear", padding_mode="zeros", align_corners=False)
     return read.to(x.dtype)
