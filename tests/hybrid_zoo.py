@@ -1,4 +1,4 @@
-"""Small hybrids of timm, every parameter and running statistic random."""
+"""Small hybrids of timm and of leanvit, every parameter and running statistic random."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import leanvit.backbones  # noqa: F401 (registers leanvit's)
 from zoo import randomise
 
 # name -> (image side, constructor arguments that keep it small)
@@ -37,6 +38,7 @@ HYBRIDS: dict[str, tuple[int, dict]] = {
     "pit_ti_224": (64, {"img_size": 64, "depth": (1, 1, 1)}),
     "swinv2_cr_tiny_224": (64, {"img_size": 64, "depths": (1, 2, 1, 1)}),
     "botnet26t_256": (64, {"img_size": 64}),
+    "dhvt_tiny_cifar_patch4": (32, {"depth": 2}),
 }
 
 

@@ -11,6 +11,11 @@ import timm
 from leanvit.errors import unknown
 
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "dhvt": tuple(
+        f"dhvt_{size}_{kind}"
+        for size in ("tiny", "small")
+        for kind in ("cifar_patch4", "cifar_patch2", "domain_patch16", "imagenet_patch16")
+    ),
     "revit": ("revit_tiny", "revit_small"),
     "litv2": ("litv2_small", "litv2_medium", "litv2_base", "litv2_base_384"),
 }

@@ -7,6 +7,7 @@ from typing import Any
 import leanvit.backbones  # noqa: F401 (registers the names)
 
 SMALL: dict[str, dict[str, Any]] = {
+    "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
     "litv2_small": {
         "img_size": 64,

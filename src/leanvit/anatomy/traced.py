@@ -47,13 +47,13 @@ class OpenTraced(OpenModel):
     """A model run as its recorded graph. Children, parameters and buffers are those of the timm model."""
 
     family = "traced"
+    blocks = ()  # of the model's parts; a child of this name is reached by its path
     PROBES = (1, 3)  # the graph must hold for any batch
 
     def __init__(self, *, source: Any, size: tuple[int, int, int]) -> None:
         """`source`: the timm model, whose forward is recorded. `size`: (C, H, W) of its images."""
         attributes = {key: getattr(source, key) for key in COPIED if key in vars(source)}
         super().__init__(attributes=attributes, source=source)
-        self.blocks = ()
         self.num_prefix_tokens = 0
         self.grad_checkpointing = False
         self._size = size
@@ -140,7 +140,7 @@ class OpenTraced(OpenModel):
     def _adopt(self, source: Any) -> None:
         for name, child in source.named_children():
             self._refuse_taken(name)
-            self.add_module(name, child)
+            self._modules[name] = child
         for name, p in source._parameters.items():
             self._refuse_taken(name)
             self.register_parameter(name, p)
@@ -149,13 +149,21 @@ class OpenTraced(OpenModel):
             self.register_buffer(name, b, persistent=name not in source._non_persistent_buffers_set)
 
     def _refuse_taken(self, name: str) -> None:
-        if name not in self._modules and (hasattr(type(self), name) or name in vars(self)):
+        if name not in (*self._modules, "blocks") and (hasattr(type(self), name) or name in vars(self)):
             raise Refused(f"the model has a part called {name!r}, a name that an opened model uses itself")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Raises `Refused`: a graph of single operations has no blocks to run again."""
         if enable:
             raise Refused("gradient checkpointing runs blocks again, and a traced model has none")
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path. Children are looked up as children: `blocks` may be one, and is () as an attribute."""
+        first, _, rest = target.partition(".")
+        if first not in self._modules:
+            return super().get_submodule(target)
+        child: Any = self._modules[first]
+        return child.get_submodule(rest)
 
     # --- what a timm model offers ------------------------------------------------
 

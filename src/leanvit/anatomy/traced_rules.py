@@ -64,6 +64,7 @@ def _conv_same(module: Any, x: Tensor) -> Tensor:
 _NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.SyncBatchNorm,
     nn.LayerNorm,
     nn.GroupNorm,
     layers.BatchNormAct2d,

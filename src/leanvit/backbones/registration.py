@@ -11,6 +11,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 Rename = Callable[[str], str | None]
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training checkpoints, as timm picks them
 _NAMED = 3  # names that an error lists
 
 
@@ -39,18 +40,19 @@ def register(entry: Callable[..., Any]) -> Callable[..., Any]:
     return register_model(entry)
 
 
-def renamed(state: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
+def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
     """An official state dict under the names of `model`: what a checkpoint filter gives.
 
     A state dict that has the model's names already comes back as it is.
 
     Args:
-        state: official names -> tensors; not changed.
+        state: official names -> tensors, or a training checkpoint that holds them; not changed.
         rename: official name -> name in the model, or None where the model keeps nothing (tables that are computed).
 
     Raises:
         ValueError: names that are left over on either side; the first are named.
     """
+    state = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)), state)
     own = set(model.state_dict())
     if own == set(state):
         return dict(state)

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from leanvit.recipe.catalogue import Reference, reference, references
-from leanvit.recipe.papers import Paper, known_papers, paper, papers
+from leanvit.recipe.papers import Paper, known_papers, own_methods, paper, papers
 
 _HOME = {
     "register": "method",
@@ -46,12 +46,23 @@ _HOME = {
     "Recipe": "recipe_file",
     "load_recipe": "recipe_file",
 }
-__all__ = ["Paper", "Reference", "known_papers", "methods", "paper", "papers", "reference", "references", *_HOME]
+__all__ = [
+    "Paper",
+    "Reference",
+    "known_papers",
+    "methods",
+    "own_methods",
+    "paper",
+    "papers",
+    "reference",
+    "references",
+    *_HOME,
+]
 
 
 def methods() -> list[Paper]:
     """Every method: leanvit's own in the order of `papers.toml`, then those registered from outside."""
-    return list(known_papers().values())
+    return [row for row in known_papers().values() if row.is_method]
 
 
 def __getattr__(name: str) -> Any:

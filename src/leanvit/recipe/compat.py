@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import method_class
-from leanvit.recipe.papers import papers
+from leanvit.recipe.papers import own_methods
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -35,7 +35,7 @@ class Cell:
 
 def compatibility(slugs: Sequence[str] | None = None) -> list[Cell]:
     """Every ordered pair of methods."""
-    slugs = list(papers()) if slugs is None else slugs
+    slugs = own_methods() if slugs is None else slugs
     return [cell(a, b) for a in slugs for b in slugs]
 
 

@@ -133,10 +133,14 @@ def outside_module(slug: str) -> str:
 
 
 def method_class(slug: str) -> type:
-    """The class behind a slug, imported when first asked for. Raises `BadInput` with the nearest slugs."""
-    module = paper(slug).module
+    """The class behind a slug, imported when first asked for. Raises `BadInput` for any other, with the nearest."""
+    row = paper(slug)
+    if not row.is_method:
+        raise BadInput(
+            f"{slug} is an architecture, not a method: its models are built by name (leanvit methods {slug})"
+        )
     if slug not in _REGISTRY:
-        import_module(module)
+        import_module(row.module)
     return _REGISTRY[slug]
 
 

@@ -1,6 +1,7 @@
-"""The one table of methods, `papers.toml`: what README, `leanvit methods` and the registry read. Light to import.
+"""The one table of papers, `papers.toml`: what README, `leanvit methods` and the registry read. Light to import.
 
-Methods from outside the package get a row when their module registers them; they are not in the table of the package.
+A row is a method, or an architecture (kind "build"), whose models have names of their own (`builders.py`). Methods
+from outside the package get a row when their module registers them; they are not in the table of the package.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from importlib.resources import files
 from typing import Any
 
 from leanvit.errors import BadInput, unknown
+
+ARCHITECTURE = "build"  # the kind of rows that are models
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,25 @@ class Paper:
     command: str = ""  # that made it
     machine: str = ""
 
+    @property
+    def is_method(self) -> bool:
+        """Whether it is applied to a model; else it is an architecture."""
+        return self.kind != ARCHITECTURE
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @cache
 def papers() -> dict[str, Paper]:
-    """leanvit's own methods by slug, in the order of the table."""
+    """leanvit's own methods and architectures by slug, in the order of the table."""
     rows = tomllib.loads(files("leanvit").joinpath("papers.toml").read_text(encoding="utf-8"))["method"]
     return {row["slug"]: Paper(**row) for row in rows}
+
+
+def own_methods() -> list[str]:
+    """The slugs of leanvit's own methods, in the order of the table."""
+    return [slug for slug, row in papers().items() if row.is_method]
 
 
 def paper(slug: str) -> Paper:

@@ -13,8 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from leanvit.recipe.papers import papers
-from leanvit.verbs.explaining import Explanation, explain
+from leanvit.recipe.papers import own_methods, papers
+from leanvit.verbs.explaining import Architecture, Explanation, explain
 
 # Rooms whose names are documented, with what they are for.
 ROOMS = {
@@ -35,7 +35,7 @@ def method_pages(results: Path) -> dict[str, str]:
 
     `results` is the folder of the benchmarks' JSON files; every measured figure names the file that it comes from.
     """
-    pages = {f"methods/{slug}.md": "\n".join(_method_page(explain(slug), results)) for slug in papers()}
+    pages = {f"methods/{slug}.md": "\n".join(_page(explain(slug), results)) for slug in papers()}
     return {"methods/index.md": "\n".join(_index()), **pages}
 
 
@@ -57,7 +57,7 @@ def _index() -> Iterator[str]:
     )
     yield "\n## What composes\n"
     yield "Whether the method of the column may follow that of the row on one model, from what each declares.\n"
-    slugs = list(papers())
+    slugs = own_methods()
     from leanvit.recipe.compat import cell
 
     rows = [(f"`{a}`", *(cell(a, b).verdict for b in slugs)) for a in slugs]
@@ -66,13 +66,37 @@ def _index() -> Iterator[str]:
 
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
 _ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4")}
+_SMALLER = {"dhvt": "depth=2"}  # how the test of its commands builds an architecture
 
 
-def _method_page(told: Explanation, results: Path) -> Iterator[str]:
+def _page(told: Explanation | Architecture, results: Path) -> Iterator[str]:
     row = told.paper
     yield f"# {row.slug}\n"
     link = f" ([arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
     yield f"**{row.title}**{', ' + row.venue if row.venue else ''}{link}: {row.summary}.\n"
+    yield from _architecture(told, results) if isinstance(told, Architecture) else _method(told, results)
+
+
+def _architecture(told: Architecture, results: Path) -> Iterator[str]:
+    row, first = told.paper, next(iter(told.models))
+    yield "```python\nimport timm\n\nimport leanvit.backbones  # registers the names\n"
+    yield f'model = timm.create_model("{first}", num_classes=10)\n```\n'
+    for name in told.recipes[:1]:
+        marker = f"<!-- test: model-arg={_SMALLER[row.slug]} -->\n" if row.slug in _SMALLER else ""
+        yield f"{marker}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
+    yield _text(import_module(row.module).__doc__)
+    yield "\n## Models\n"
+    yield from _table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
+    yield "Which methods run on them: [support](../support.md).\n"
+    if told.recipes:
+        yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
+    yield "\n## Figures\n"
+    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _measured(row.slug, results)
+
+
+def _method(told: Explanation, results: Path) -> Iterator[str]:
+    row = told.paper
     with_, tried = _ASKED.get(row.slug, (row.slug, ""))
     marker = f"<!-- test: with={tried} -->\n" if tried else ""
     yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"

@@ -19,7 +19,7 @@ from leanvit.anatomy.adapters.refusals import REASONS
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import Refused
 from leanvit.files import write_atomic
-from leanvit.recipe import Data, Root, compress, create, make_method, method_class, papers
+from leanvit.recipe import Data, Root, compress, create, make_method, method_class, own_methods
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ EXAMPLES = (
     Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
+    Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
 )
 
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
@@ -111,8 +112,8 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
 
 
 def cells(examples: Sequence[Example] = EXAMPLES, slugs: Sequence[str] | None = None) -> Iterator[Support]:
-    """Every family with every method (`slugs`: all of `papers.toml`), row by row."""
-    slugs = list(papers()) if slugs is None else slugs
+    """Every family with every method (`slugs`: all methods of `papers.toml`), row by row."""
+    slugs = own_methods() if slugs is None else slugs
     for example in examples:
         dense = create(Root(example.name, example.kwargs))
         for slug in slugs:

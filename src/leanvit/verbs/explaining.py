@@ -1,13 +1,19 @@
-"""What one method needs, does to a model and composes with: from its row of papers.toml and its declarations."""
+"""What one method needs, does to a model and composes with: from its row of papers.toml and its declarations.
+
+Of an architecture: its models, and the recipes that train them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, fields
+from importlib import import_module
 from typing import Any
 
+from leanvit.builders import MODULES
 from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
+from leanvit.training.presets import preset, preset_names
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
 
@@ -43,10 +49,7 @@ class Explanation:
         from rich.table import Table
         from rich.text import Text
 
-        row = self.paper
-        where = ", ".join(filter(None, (row.venue, row.arxiv and f"arXiv {row.arxiv}")))
-        yield Text(f"{row.slug}: {row.title}" + (f" ({where})" if where else ""), style="bold")
-        yield Text(f"{row.summary}\n")
+        yield from _heading(self.paper)
         table = Table("knob", "kind", "default", title="knobs", title_justify="left")
         for knob in self.knobs:
             table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
@@ -55,7 +58,7 @@ class Explanation:
             yield Text.assemble((f"{name:15}", "bold"), value)
         example = self.knobs[0] if self.knobs else None
         chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
-        yield Text(f"\nleanvit compress MODEL --data DATA --with {row.slug}{chosen}")
+        yield Text(f"\nleanvit compress MODEL --data DATA --with {self.paper.slug}{chosen}")
 
     def facts(self) -> dict[str, str]:
         """What there is to say of the method, by a heading of a word or two."""
@@ -72,9 +75,61 @@ class Explanation:
         return {name: value for name, value in facts.items() if value}
 
 
-def explain(slug: str) -> Explanation:
-    """Everything about one method. Raises `BadInput` with the nearest names."""
-    row, cls = paper(slug), method_class(slug)
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture in words."""
+
+    paper: Paper
+    models: dict[str, str]  # name -> what it is, in a line
+    recipes: tuple[str, ...]  # presets of its paper
+
+    def to_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        return {**told.pop("paper"), **told}
+
+    def rich(self) -> Iterator[Any]:
+        """Parts to print with rich."""
+        from rich.table import Table
+        from rich.text import Text
+
+        yield from _heading(self.paper)
+        table = Table("model", "what it is", title="models", title_justify="left")
+        for name, text in self.models.items():
+            table.add_row(Text(name), Text(text))
+        yield table
+        for what, value in (("published", self.paper.published), ("recipes", ", ".join(self.recipes))):
+            if value:
+                yield Text.assemble((f"{what:15}", "bold"), value)
+        yield Text(f"\nleanvit train {next(iter(self.models))} --data DATA --out RUN")
+
+
+def _heading(row: Paper) -> Iterator[Any]:
+    from rich.text import Text
+
+    where = ", ".join(filter(None, (row.venue, row.arxiv and f"arXiv {row.arxiv}")))
+    yield Text(f"{row.slug}: {row.title}" + (f" ({where})" if where else ""), style="bold")
+    yield Text(f"{row.summary}\n")
+
+
+def explain(slug: str) -> Explanation | Architecture:
+    """Everything about one method or architecture. Raises `BadInput` with the nearest names."""
+    row = paper(slug)
+    return _method(row) if row.is_method else _architecture(row)
+
+
+def _architecture(row: Paper) -> Architecture:
+    module = import_module(row.module)
+    models = {name: _line(getattr(module, name)) for name in MODULES[row.module.rpartition(".")[2]]}
+    recipes = tuple(name for name in preset_names() if row.arxiv and preset(name).arxiv == row.arxiv)
+    return Architecture(row, models, recipes)
+
+
+def _line(entry: Any) -> str:
+    return (entry.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def _method(row: Paper) -> Explanation:
+    slug, cls = row.slug, method_class(row.slug)
     declared: Any = cls
     return Explanation(
         paper=row,

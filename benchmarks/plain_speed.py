@@ -1,0 +1,96 @@
+"""leanvit's architectures against a straight transcription of their papers, in one runtime, weights shared.
+
+    python benchmarks/plain_speed.py [--model NAME] [--batch 8 --batch 1] [--rounds 15] [--threads N]
+
+Three sides, timed in turns on one input: the transcription (`plain_*.py`), leanvit's model, and the same after `fuse()`
+where there is something to fold. Weights and images are random: speed does not depend on them. Each side's distance
+from the transcription's output is written beside its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+import leanvit.backbones  # noqa: F401 (registers the names)
+from leanvit.measure import environment, paired_latency, ratio
+from plain_dhvt import PlainDHVT
+
+PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {"dhvt": PlainDHVT}  # by how a model's name begins
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16")
+
+
+def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:
+    """The sides of one architecture by name, and the size of its images."""
+    torch.manual_seed(0)
+    model: Any = timm.create_model(name).eval()
+    plain = next(make for start, make in PLAIN.items() if name.startswith(start))
+    found = {"transcription": plain(model), "leanvit": model}
+    if hasattr(model, "fuse"):
+        found["leanvit, fused"] = copy.deepcopy(model).fuse()
+    return found, model.pretrained_cfg["input_size"]
+
+
+@torch.no_grad()
+def measured(name: str, batch: int, *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Rows of one architecture at one batch."""
+    models, size = sides(name)
+    images = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+    outputs = {side: model(images) for side, model in models.items()}
+    taken = paired_latency(models, lambda _: images, batch=batch, rounds=rounds, min_seconds=seconds)
+    return [
+        {
+            "model": name,
+            "side": side,
+            "runtime": "pytorch eager",
+            "precision": "f32",
+            "batch": batch,
+            "images_per_s": round(taken[side].images_per_s, 2),
+            "speedup_vs_transcription": round(ratio(taken["transcription"], taken[side]).median, 4),
+            "largest_difference": float((outputs[side] - outputs["transcription"]).abs().max()),
+        }
+        for side in models
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help=f"may be repeated; default {', '.join(MODELS)}")
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="least length of a sample")
+    parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    rows = [
+        row
+        for name in arguments.model or MODELS
+        for batch in arguments.batch or [8, 1]
+        for row in measured(name, batch, rounds=arguments.rounds, seconds=arguments.seconds)
+    ]
+    for row in rows:
+        print(
+            f"{row['model']:28} batch {row['batch']}  {row['side']:16}{row['images_per_s']:9.1f} img/s  "
+            f"x{row['speedup_vs_transcription']:.3f}  differs by {row['largest_difference']:.1e}"
+        )
+    if arguments.out:
+        command = shlex.join(["python", "benchmarks/plain_speed.py", *sys.argv[1:]])
+        result = {"command": command, "model": "several", "environment": environment(), "rows": rows}
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
