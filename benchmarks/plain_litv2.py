@@ -1,6 +1,6 @@
 """LITv2 as its paper writes it, line by line: tokens as sequences, softmax spelled out, windows cut and put back.
 
-The control of `backbones_plain.py`, and the oracle of the tests: it runs the weights of one of our models.
+The control of `plain_speed.py`, and the oracle of the tests: it runs the weights of one of our models.
 """
 
 from __future__ import annotations

@@ -25,9 +25,13 @@ from torch import nn
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import environment, paired_latency, ratio
 from plain_dhvt import PlainDHVT
+from plain_litv2 import PlainLITv2
 
-PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {"dhvt": PlainDHVT}  # by how a model's name begins
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16")
+PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
+    "dhvt": PlainDHVT,
+    "litv2": PlainLITv2,
+}
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "litv2_small")
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:

@@ -38,6 +38,7 @@ HYBRIDS: dict[str, tuple[int, dict]] = {
     "pit_ti_224": (64, {"img_size": 64, "depth": (1, 1, 1)}),
     "swinv2_cr_tiny_224": (64, {"img_size": 64, "depths": (1, 2, 1, 1)}),
     "botnet26t_256": (64, {"img_size": 64}),
+    "litv2_small": (64, {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 2, 1)}),
     "dhvt_tiny_cifar_patch4": (32, {"depth": 2}),
 }
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from leanvit.backbones.hilo import HiLoAttention, check_alpha, check_heads
-from leanvit.backbones.registration import pretrained_cfg, register, renamed
+from leanvit.backbones.registration import pretrained_cfg, register, renamed, weights_of
 from leanvit.errors import BadInput, Refused, is_whole
 
 POOLS = ("avg", "")
@@ -404,7 +404,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     Raises:
         ValueError: it is of another model, or was trained with another alpha (both are named).
     """
-    state = state_dict.get("model", state_dict.get("state_dict", state_dict))
+    state = weights_of(state_dict)
     _check_same_heads(state, model)
     return renamed(state, model, _ours)
 
