@@ -18,6 +18,11 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
     ),
     "revit": ("revit_tiny", "revit_small"),
     "litv2": ("litv2_small", "litv2_medium", "litv2_base", "litv2_base_384"),
+    "t2t_vit": (
+        *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),
+        *(f"t2t_vit_t_{n}" for n in (14, 19, 24)),
+        *("t2t_vit_14_resnext", "t2t_vit_14_wide", "t2t_vit_14_se", "t2t_vit_16_ghost", "t2t_vit_dense"),
+    ),
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 
+_T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 5}
 SMALL: dict[str, dict[str, Any]] = {
     "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
@@ -17,5 +18,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_ratio": 2.0,
         "num_classes": 5,
     },
+    "t2t_vit_7": {**_T2T, "depth": 3},
+    "t2t_vit_t_14": {**_T2T, "depth": 3},
+    "t2t_vit_14_se": {**_T2T, "depth": 3},
+    "t2t_vit_16_ghost": {**_T2T, "depth": 3},
+    "t2t_vit_dense": {**_T2T, "depths": (2, 1), "growth": 16},
 }
 LEVELS: dict[str, int] = {"litv2_small": 4}  # feature levels, where they are not the depth

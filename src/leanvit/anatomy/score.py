@@ -152,7 +152,7 @@ def score_rows(q_rows: Tensor, k: Tensor, *, scale: float, phases: Phases = NO_P
     Equal to those rows of the full map before any weight quantizer; costs R·N·d instead of N·N·d, so that the map
     itself can stay inside a fused kernel. `phases` are those of these rows (`Phases.rows`).
     """
-    with _autocast_off(q_rows.device.type):
+    with autocast_off(q_rows.device.type):
         one = torch.compiler.is_exporting() and q_rows.shape[2] == 1
         torch_ops = _OneRow() if one else Ops()
         s = scores(torch_ops, "rows", q_rows.float(), k.float(), scale, phases, scale_on_q=True)
@@ -171,7 +171,7 @@ class _OneRow(Ops):
         return products.unflatten(2, (heads, -1)).sum(dim=-1).transpose(1, 2).unsqueeze(2)  # (B, H, 1, N)
 
 
-def _autocast_off(device: str) -> AbstractContextManager[object]:
+def autocast_off(device: str) -> AbstractContextManager[object]:
     """Nothing to do where autocast is off already, or does not exist (the meta device)."""
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()

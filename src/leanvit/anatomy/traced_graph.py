@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from leanvit.anatomy.traced_rules import CACHES, call_rule, module_rule
+from leanvit.anatomy.traced_rules import CACHES, call_rule, module_rule, runs_whole
 from leanvit.errors import Refused
 
 BATCHES = (3, 5)  # primes that are rare as widths; a number is told apart by both runs, never by one
@@ -209,8 +209,9 @@ def _instrumented(model: nn.Module, forward_of: Callable[[str, nn.Module], Any])
     try:
         for namespace, name, _ in caches:
             namespace[name] = {}
+        whole = tuple(f"{path}." for path, module in modules if runs_whole(module))
         for path, module in modules:
-            if path:
+            if path and not (whole and path.startswith(whole)):
                 vars(module)["forward"] = forward_of(path, module)
         yield
     finally:

@@ -135,10 +135,17 @@ _HOMES = (
 _FOLLOWED = (nn.Softmax,)  # classes of torch whose forward is one function that `call_rule` knows
 
 
+def runs_whole(module: nn.Module) -> bool:
+    """Whether a module of leanvit's own is one step, run as it is in float: what must not be rounded inside."""
+    return getattr(type(module), "RUNS_WHOLE", False)
+
+
 def module_rule(path: str, module: nn.Module) -> ModuleRule | None:
     """The rule of a module that is one operation; None: its forward is followed. Raises `Refused` for any other."""
     if type(module) in _MODULES:
         return _MODULES[type(module)]
+    if runs_whole(module):
+        return ModuleRule("module", _run)
     if type(module) not in _FOLLOWED and not type(module).__module__.startswith(_HOMES):
         raise Refused(f"{path} is a {type(module).__name__}, which the traced level does not know")
     return None

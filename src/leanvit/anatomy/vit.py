@@ -28,9 +28,10 @@ class OpenViT(OpenModel):
     SETTINGS = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
     JOINS_ALONE: ClassVar[bool] = True  # without positions, patches are copied even where no token joins: other strides
     POOL_READS_PREFIX: ClassVar[bool] = False  # whether attention pooling reads the prefix tokens too
+    STEM: ClassVar[str] = "patch_embed"  # name of the child that makes the tokens
     patch_embed: Any
     cls_token: nn.Parameter | None
-    pos_embed: nn.Parameter | None
+    pos_embed: Tensor | None  # a parameter, or a buffer where the table is fixed
     norm_pre: nn.Module
     pos_drop: nn.Module
     patch_drop: nn.Module
@@ -57,7 +58,7 @@ class OpenViT(OpenModel):
         norm: nn.Module,
         heads: dict[str, nn.Module | None],
         tokens: dict[str, nn.Parameter | None],
-        pos_embed: nn.Parameter | None,
+        pos_embed: Tensor | None,
         extras: dict[str, nn.Module | None],
         attributes: dict[str, Any],
         source: nn.Module | None = None,
@@ -73,8 +74,11 @@ class OpenViT(OpenModel):
         for key, token in {"cls_token": None, **tokens}.items():
             self.register_parameter(key, token)
         self.token_names = tuple(key for key, token in tokens.items() if token is not None)
-        self.register_parameter("pos_embed", pos_embed)
-        self.patch_embed = patch_embed
+        if pos_embed is None or isinstance(pos_embed, nn.Parameter):
+            self.register_parameter("pos_embed", pos_embed)
+        else:
+            self.register_buffer("pos_embed", pos_embed)
+        self.add_module(self.STEM, patch_embed)
         for key, part in extras.items():
             self.add_module(key, part)
         self.blocks = nn.ModuleList(blocks)
@@ -96,7 +100,11 @@ class OpenViT(OpenModel):
         images = self._padded(images, state)
         x = ops.conv("patch_embed.proj", pe.proj, images)  # (B, D, h, w)
         x = ops.rearrange("patch_embed.flatten", x, _flatten_grid)  # (B, h w, D)
-        x = apply_norm(ops, "patch_embed.norm", pe.norm, x)
+        return self._with_positions(apply_norm(ops, "patch_embed.norm", pe.norm, x), state)
+
+    def _with_positions(self, x: Any, state: State) -> tuple[Any, State]:
+        """Patch tokens (B, h w, D) with the prefix tokens in front and positions added."""
+        ops = state.ops
         table = self._position_table(state)
         if table is not None and self.no_embed_class:
             x = ops.add("pos_add", x, ops.param("pos_embed", table, x))
@@ -316,8 +324,8 @@ class OpenViT(OpenModel):
     def make(self) -> dict[str, Any]:
         pe = self.patch_embed
         sizes: dict[str, Any] = {
-            "patch_embed.patch_size": tuple(pe.patch_size),
-            "patch_embed.img_size": pe.img_size and tuple(pe.img_size),
+            f"{self.STEM}.patch_size": tuple(pe.patch_size),
+            f"{self.STEM}.img_size": pe.img_size and tuple(pe.img_size),
         }
         if self.attn_pool is not None:
             sizes["attn_pool"] = (self.attn_pool.heads, self.attn_pool.scale, self.attn_pool.pool)

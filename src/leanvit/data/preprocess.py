@@ -172,7 +172,7 @@ class _UnlessSize:
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:
     """(H, W) that this instance was built for; None if its patch embedding does not say (convolutional nets)."""
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = getattr(_stem(model), "img_size", None)
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
@@ -180,14 +180,21 @@ def input_size_of(model: nn.Module) -> tuple[int, int] | None:
 
 
 def channels_of(model: nn.Module) -> int | None:
-    """Input channels of the first convolution, the patch embedding's if there is one; None without convolutions."""
-    stem = getattr(model, "patch_embed", None)
+    """Input channels of the first convolution, the patch embedding's if there is one; None where neither says."""
+    stem = _stem(model)
+    if hasattr(stem, "in_chans"):
+        return int(stem.in_chans)
     for root in (stem, model):
         convolutions = root.modules() if isinstance(root, nn.Module) else ()
         for module in convolutions:
             if isinstance(module, nn.Conv2d):
                 return module.in_channels
     return None
+
+
+def _stem(model: nn.Module) -> Any:
+    """The module that makes the tokens; None in convolutional nets."""
+    return getattr(model, "patch_embed", None) or getattr(model, "tokens_to_token", None)
 
 
 def _composed(*steps: Callable[[Any], Any]) -> transforms.Compose:

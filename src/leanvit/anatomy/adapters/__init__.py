@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos, swin
+from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos, swin, t2t_vit
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
 # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
-FAMILIES = (plain_vit, eva, relpos, swin, hybrid)
+FAMILIES = (plain_vit, eva, relpos, swin, t2t_vit, hybrid)
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:

@@ -19,7 +19,7 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*) and of leanvit (dhvt_*, litv2_*)"
+    "swinv2_cr_*, botnet*) and of leanvit (dhvt_*, litv2_*, t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm, or of leanvit's backbones: classes
@@ -46,6 +46,7 @@ CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "shvit": ("SHViT",),
     "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
     "tiny_vit": ("TinyVit",),
+    "trunks": ("T2TViTSE", "T2TViTGhost", "T2TViTDense"),  # of leanvit's t2t_vit
     "visformer": ("Visformer",),
 }
 _HOMES = ("timm.models.", "leanvit.backbones.")
@@ -87,7 +88,7 @@ def _forget(model: nn.Module) -> None:
 
 def _size_of(model: Any) -> tuple[int, int, int]:
     """(C, H, W): the channels of the first convolution and the size that the model was built or trained for."""
-    channels = next(m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None) or model.in_chans
     built = getattr(model, "_model_args", {}).get("img_size") or getattr(model, "img_size", None)
     side = built or model.pretrained_cfg["input_size"][-2:]
     height, width = (side, side) if isinstance(side, int) else side

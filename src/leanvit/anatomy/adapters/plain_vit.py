@@ -104,7 +104,7 @@ def open_as(
     heads: dict[str, nn.Module | None] = {key: child for key, child in model.named_children() if key in _HEADS}
     heads["attn_pool"] = open_pool(getattr(model, "attn_pool", None))
     opened = kind(
-        patch_embed=model.patch_embed,
+        patch_embed=getattr(model, kind.STEM),
         blocks=[open_block(f"blocks.{i}", block, rotary(i)) for i, block in enumerate(model.blocks)],
         norm=model.norm,
         heads=heads,
@@ -134,6 +134,8 @@ def close_family(opened: OpenViT, source: Any) -> nn.Module:
         setattr(source, key, getattr(opened, key))
     for key in source._parameters:
         source._parameters[key] = opened._parameters[key]
+    for key in source._buffers:
+        source._buffers[key] = opened._buffers[key]
     for key in _STATE:
         if hasattr(source, key):
             setattr(source, key, getattr(opened, key))

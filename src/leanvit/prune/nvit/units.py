@@ -19,6 +19,7 @@ from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
+from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import Refused
 
@@ -146,6 +147,8 @@ def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
     if isinstance(model, OpenSwin):
         return "its width changes from stage to stage through the patch mergings"
+    if isinstance(model, OpenT2TViT):
+        return "its positions are a fixed table, and its tokens come from a tokens-to-token module"
     if type(model) is not OpenViT or any(type(block) is not Block for block in model.blocks):
         return "its norms stand behind attention and MLP"
     if model.attn_pool is not None:
