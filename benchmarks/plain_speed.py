@@ -24,14 +24,16 @@ from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import environment, paired_latency, ratio
+from plain_dct_histo import PlainDctHisto
 from plain_dhvt import PlainDHVT
 from plain_litv2 import PlainLITv2
 
 PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
+    "dct_histo": PlainDctHisto,
     "dhvt": PlainDHVT,
     "litv2": PlainLITv2,
 }
-MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "litv2_small")
+MODELS = ("dhvt_tiny_cifar_patch4", "dhvt_tiny_imagenet_patch16", "litv2_small", "dct_histo_tiny")
 
 
 def sides(name: str) -> tuple[dict[str, nn.Module], tuple[int, int, int]]:

@@ -11,6 +11,7 @@ import timm
 from leanvit.errors import unknown
 
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "dct_histo": ("dct_histo_tiny", "dct_histo_small"),
     "dhvt": tuple(
         f"dhvt_{size}_{kind}"
         for size in ("tiny", "small")

@@ -8,6 +8,13 @@ import leanvit.backbones  # noqa: F401 (registers the names)
 
 _T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 5}
 SMALL: dict[str, dict[str, Any]] = {
+    "dct_histo_tiny": {
+        "img_size": 64,
+        "dims": (16, 24, 32),
+        "depths": (1, 1, 1),
+        "num_heads": (2, 3, 4),
+        "num_classes": 5,
+    },
     "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
     "litv2_small": {
@@ -24,4 +31,4 @@ SMALL: dict[str, dict[str, Any]] = {
     "t2t_vit_16_ghost": {**_T2T, "depth": 3},
     "t2t_vit_dense": {**_T2T, "depths": (2, 1), "growth": 16},
 }
-LEVELS: dict[str, int] = {"litv2_small": 4}  # feature levels, where they are not the depth
+LEVELS: dict[str, int] = {"dct_histo_tiny": 3, "litv2_small": 4}  # feature levels, where they are not the depth

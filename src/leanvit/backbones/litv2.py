@@ -130,7 +130,7 @@ class DeformableMerging(nn.Module):
         x = x.permute(0, 3, 1, 2)
         if self.offset is not None:
             x = displaced(x, self.offset(x))
-        return self.act(self.norm(self.conv(x))).permute(0, 2, 3, 1)
+        return self.act(self.norm(self.conv(x))).permute(0, 2, 3, 1).contiguous()  # blocks add to it as it lies
 
     def fuse(self) -> None:
         """Fold the norm into the convolution, and leave out offsets that are zero everywhere, in place."""

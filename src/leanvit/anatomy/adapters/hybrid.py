@@ -19,12 +19,14 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "swinv2_cr_*, botnet*) and of leanvit (dhvt_*, litv2_*, t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
+    "swinv2_cr_*, botnet*) and of leanvit (dct_histo_*, dhvt_*, litv2_*, t2t_vit_14_se, t2t_vit_16_ghost, "
+    "t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "byobnet": ("ByobNet",),
     "davit": ("DaVit",),
+    "dct_histo": ("DctHistoTransformer",),
     "dhvt": ("DHVT",),
     "edgenext": ("EdgeNeXt",),
     "efficientformer": ("EfficientFormer",),
