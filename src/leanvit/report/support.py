@@ -84,9 +84,8 @@ EXAMPLES = (
     Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
-    Example(
-        "LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1, 1, 1, 1], "embed_dim": 24, "num_classes": 7}
-    ),
+    Example("LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1] * 4, "embed_dim": 24, "num_classes": 7}),
+    Example("DCT-HistoTransformer (traced)", "dct_histo_tiny", {"img_size": 64, "depths": [1] * 3, "num_classes": 7}),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
 )
 
