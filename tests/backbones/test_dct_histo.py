@@ -238,3 +238,7 @@ def test_it_is_a_root_that_trains_is_quantized_saved_and_loaded(tmp_path: Path) 
     assert torch.equal(load(tmp_path / "run")(x), lean(x))
     rows = describe(lean)
     assert {row["bits"] for row in rows} == {8} and not any(".dct.down" in row["site"] for row in rows)
+
+
+def test_images_are_made_for_the_size_that_it_was_built_for() -> None:
+    assert Preprocess.of(create(Root("dct_histo_tiny", SMALL["dct_histo_tiny"]))).input_size == (3, 64, 64)

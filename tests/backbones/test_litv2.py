@@ -17,6 +17,7 @@ from torchvision.ops import deform_conv2d
 from backbones.small import SMALL
 from leanvit.backbones.hilo import HiLoAttention
 from leanvit.backbones.litv2 import DeformableMerging, LITv2, checkpoint_filter_fn, displaced
+from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8 import Int8, describe
@@ -286,3 +287,7 @@ def test_it_is_a_root_that_trains_is_quantized_saved_and_loaded(tmp_path: Path) 
     save(lean, tmp_path / "run")
     assert torch.equal(load(tmp_path / "run")(x), lean(x))
     assert {row["bits"] for row in describe(lean)} == {8}
+
+
+def test_images_are_made_for_the_size_that_it_was_built_for() -> None:
+    assert Preprocess.of(create(Root("litv2_small", SMALL["litv2_small"]))).input_size == (3, 64, 64)

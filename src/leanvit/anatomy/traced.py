@@ -24,6 +24,7 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 COPIED = (  # public attributes that timm's tools and users read
     "num_classes",
     "in_chans",
+    "img_size",
     "global_pool",
     "num_features",
     "head_hidden_size",
