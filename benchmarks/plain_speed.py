@@ -25,22 +25,28 @@ from torch import nn
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.backbones.gmm_mask import fuse
 from leanvit.measure import environment, paired_latency, ratio
+from plain_dct_histo import PlainDctHisto
 from plain_dhvt import PlainDHVT
 from plain_dualtoken_vit import PlainDualTokenViT
 from plain_gmm_mask import PlainGmmViT
+from plain_litv2 import PlainLITv2
 from plain_t2t_vit import PlainT2TViT
 
 PLAIN: dict[str, Callable[[nn.Module], nn.Module]] = {  # by how a model's name begins
+    "dct_histo": PlainDctHisto,
     "dhvt": PlainDHVT,
     "dualtoken_vit": PlainDualTokenViT,
     "gmm_vit": PlainGmmViT,
+    "litv2": PlainLITv2,
     "t2t_vit": PlainT2TViT,
 }
 MODELS = (
+    "dct_histo_tiny",
     "dhvt_tiny_cifar_patch4",
     "dhvt_tiny_imagenet_patch16",
     "dualtoken_vit_small",
     "gmm_vit_cifar",
+    "litv2_small",
     "t2t_vit_7",
     "t2t_vit_14",
     "t2t_vit_t_14",

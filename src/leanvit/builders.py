@@ -15,6 +15,7 @@ _MASKED = (  # hosts of a mask on their scores
     *(f"vit_{study}_cifar" for study in ("base", "heat", "d6", "d15", "d30", "d60")),
 )
 MODULES = {  # module of `leanvit.backbones` -> the names that it registers
+    "dct_histo": ("dct_histo_tiny", "dct_histo_small"),
     "dhvt": tuple(
         f"dhvt_{size}_{kind}"
         for size in ("tiny", "small")
@@ -23,6 +24,7 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
     "dualtoken_vit": ("dualtoken_vit_tiny_mix", "dualtoken_vit_small_mix", "dualtoken_vit_small"),
     "gmm_mask": tuple(f"{mask}_{host}" for mask in ("gmm", "elm") for host in _MASKED),
     "revit": ("revit_tiny", "revit_small"),
+    "litv2": ("litv2_small", "litv2_medium", "litv2_base", "litv2_base_384"),
     "t2t_vit": (
         *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),
         *(f"t2t_vit_t_{n}" for n in (14, 19, 24)),

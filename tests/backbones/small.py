@@ -17,6 +17,13 @@ _T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_c
 SMALL: dict[str, dict[str, Any]] = {
     **{f"gmm_{host}": given for host, given in _MASKED.items()},
     "elm_vit_cifar": _MASKED["vit_cifar"],
+    "dct_histo_tiny": {
+        "img_size": 64,
+        "dims": (16, 24, 32),
+        "depths": (1, 1, 1),
+        "num_heads": (2, 3, 4),
+        "num_classes": 5,
+    },
     "dhvt_tiny_cifar_patch4": {"img_size": 16, "embed_dim": 32, "depth": 3, "num_classes": 5},
     "dualtoken_vit_small": {
         "img_size": 64,
@@ -27,6 +34,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_classes": 5,
     },
     "revit_tiny": {"img_size": 32, "patch_size": 8, "embed_dim": 112, "num_classes": 5},
+    "litv2_small": {
+        "img_size": 64,
+        "embed_dim": 16,
+        "depths": (1, 1, 2, 1),
+        "num_heads": (1, 2, 4, 8),
+        "mlp_ratio": 2.0,
+        "num_classes": 5,
+    },
     "t2t_vit_7": {**_T2T, "depth": 3},
     "t2t_vit_t_14": {**_T2T, "depth": 3},
     "t2t_vit_14_se": {**_T2T, "depth": 3},
@@ -34,7 +49,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "t2t_vit_dense": {**_T2T, "depths": (2, 1), "growth": 16},
 }
 LEVELS: dict[str, int] = {  # of features, where they are not the depth
+    "dct_histo_tiny": 3,
     "dualtoken_vit_small": 3,
     "gmm_pit_cifar": 3,
     "gmm_swin_cifar": 3,
+    "litv2_small": 4,
 }

@@ -38,6 +38,11 @@ def _t2t(name: str, model: str, says: tuple[str, ...], **kwargs: object) -> Case
     return Case(f"t2t {name}", lambda: create(Root(f"t2t_vit_{model}", {**small, **kwargs})), says)
 
 
+def _own(name: str, says: tuple[str, ...], **kwargs: object) -> Case:
+    """One of leanvit's own architectures."""
+    return Case(f"{name} {', '.join(kwargs)}", lambda: create(Root(name, kwargs)), says)
+
+
 def _preprocess(name: str, says: tuple[str, ...], **fields: object) -> Case:
     given = {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,), **fields}
     return Case(f"preprocess {name}", lambda: Preprocess(**given), says)  # type: ignore[arg-type]
@@ -90,6 +95,15 @@ CASES = [
     _t2t("dense depth", "dense", ("depth is 3", "takes depths"), depth=3),
     _t2t("dense depths", "dense", (r"depths is \(2, 0\)", "1 or more each"), depths=[2, 0]),
     _t2t("dense growth", "dense", ("growth is 0", "whole number of channels"), growth=0),
+    _own("litv2_small", ("alpha is 1.5", "from 0 .all heads in windows. to 1"), alpha=1.5),
+    _own("litv2_small", ("img_size=100", "100x100", "divisible by 32", "strict_img_size=False"), img_size=100),
+    _own("litv2_small", ("depths has 3, num_heads has 4", "one value a stage"), depths=[2, 2, 6]),
+    _own("litv2_small", (r"num_heads\[2\] is 7", "divide"), num_heads=[3, 6, 7, 24]),
+    _own("litv2_small", ("window_size is -1", "1 or more"), local_ws=[0, 0, -1, 1]),
+    _own("litv2_small", ("global_pool is 'max'", "'avg'"), global_pool="max"),
+    _own("dct_histo_tiny", (r"keep is \(0.5, 0.5, 2", "above 0 and up to 1"), keep=[0.5, 0.5, 2]),
+    _own("dct_histo_tiny", ("32x32", "4x4 places", "from 57 pixels"), img_size=32),
+    _own("dct_histo_tiny", ("domain is 'wavelet'", "'frequency', 'spatial'"), domain="wavelet"),
     _preprocess("two channels", ("input_size=", "1 or 3 channels"), input_size=(2, 8, 8), mean=(0.5, 0.5), std=(1, 1)),
     _preprocess("flat size", ("input_size=", "channels, height, width"), input_size=(8, 8)),
     _preprocess("size 0", ("input_size=", "channels, height, width"), input_size=(1, 0, 8)),

@@ -69,10 +69,12 @@ def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, 
         methods = [lean[recipe.starts_from]] if recipe.starts_from in lean else []
         start = tmp_path / "start"
         save(compress(model, methods, Data(open_dataset("digits", "train"), Preprocess.of(model))), start)
-    if any(large in (recipe.model or "") for large in ("base", "dhvt_small", "t2t_vit")):
+    if (recipe.model or "").startswith("litv2"):
+        options["model_args"] = {"depths": (1, 1, 1, 1), "embed_dim": 24}
+    elif any(large in (recipe.model or "") for large in ("base", "dhvt_small", "t2t_vit")):
         options["model_args"] = {"depth": 2}
     if recipe.pretrained:
-        model = timm.create_model(recipe.model.split(".")[0], **{**recipe.model_args, "depth": 2})
+        model = timm.create_model(recipe.model.split(".")[0], **{**recipe.model_args, **options["model_args"]})
         save_file(model.state_dict(), tmp_path / "weights.safetensors")
         options["weights"] = tmp_path / "weights.safetensors"
     if recipe.distill is not None:
@@ -92,6 +94,7 @@ def test_figures_of_published_recipes() -> None:
     """The rates that the papers state, from the products of their recipes."""
     rates = {name: preset(name).config().lr for name in preset_names()}
     assert rates["deit_small"] == 1e-3 and rates["swin_tiny"] == 1e-3
+    assert rates["litv2_small"] == rates["litv2_medium"] == rates["litv2_base"] == 1e-3
     assert rates["evit_small_finetune"] == 4e-5
     assert rates["mae_finetune_base"] == 2e-3
     assert rates["t2t_vit_7"] == 1e-3 and rates["t2t_vit_14"] == rates["t2t_vit_19"] == 5e-4

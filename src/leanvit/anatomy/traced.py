@@ -24,6 +24,7 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 COPIED = (  # public attributes that timm's tools and users read
     "num_classes",
     "in_chans",
+    "img_size",
     "global_pool",
     "num_features",
     "head_hidden_size",
@@ -204,6 +205,11 @@ class OpenTraced(OpenModel):
     def no_weight_decay(self) -> set[str]:
         decays = getattr(self.source, "no_weight_decay", None)
         return set(decays()) if decays else set()
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factors on the learning rate by parameter, where the architecture has some."""
+        scales = getattr(self.source, "lr_scales", None)
+        return dict(scales()) if scales else {}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: timm's."""

@@ -40,6 +40,11 @@ def register(entry: Callable[..., Any]) -> Callable[..., Any]:
     return register_model(entry)
 
 
+def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a training checkpoint, an average first; a bare one as it is."""
+    return next((checkpoint[key] for key in _ENTRIES if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+
+
 def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
     """An official state dict under the names of `model`: what a checkpoint filter gives.
 
@@ -52,7 +57,7 @@ def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[
     Raises:
         ValueError: names that are left over on either side; the first are named.
     """
-    state = next((state[key] for key in _ENTRIES if isinstance(state.get(key), Mapping)), state)
+    state = weights_of(state)
     own = set(model.state_dict())
     if own == set(state):
         return dict(state)

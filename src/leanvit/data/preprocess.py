@@ -171,8 +171,8 @@ class _UnlessSize:
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:
-    """(H, W) that this instance was built for; None if its patch embedding does not say (convolutional nets)."""
-    size = getattr(_stem(model), "img_size", None)
+    """(H, W) that this instance was built for; None if neither its patch embedding nor it says (convolutional nets)."""
+    size = getattr(_stem(model), "img_size", None) or getattr(model, "img_size", None)
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size

@@ -67,7 +67,12 @@ def _index() -> Iterator[str]:
 
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
 _ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4")}
-_SMALLER = {"dhvt": "depth=2", "t2t_vit": "depth=2"}  # how the test of its commands builds an architecture
+_SMALLER = {  # how the test of its commands builds an architecture
+    "dhvt": "depth=2",
+    "t2t_vit": "depth=2",
+    "litv2": "depths=[1,1,1,1]",
+    "dct_histo": "depths=[1,1,1]",
+}
 
 
 def _page(told: Explanation | Architecture, results: Path) -> Iterator[str]:

@@ -18,14 +18,28 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
 
     Weight decay leaves out biases, norms and the model's `no_weight_decay()`. With `layer_decay` d, layer i of n gets
     the rate lr * d^(n - 1 - i), from the head down to the stem (BEiT, arXiv 2106.08254, section 3.1; layers by timm's
-    `group_matcher`). Raises BadInput for a model without a trained parameter, or without layers to tell apart.
+    `group_matcher`). A model's `lr_scales()` gives factors on the rate of parameters that learn slower.
+    Raises BadInput for a model without a trained parameter, or without layers to tell apart.
     """
     groups = _groups(model, config)
     if not groups:
         raise BadInput("model has no parameter that requires a gradient: nothing to train")
-    groups += objective.param_groups(config.weight_decay)
+    groups = _scaled(groups, model) + objective.param_groups(config.weight_decay)
     own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
     return create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **own)
+
+
+def _scaled(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """The groups, with parameters of other `lr_scales()` than the rest split off."""
+    factors: dict[str, float] = getattr(model, "lr_scales", dict)()
+    by_id = {id(p): factors[name] for name, p in model.named_parameters() if name in factors}
+    split = []
+    for group in groups:
+        for factor in sorted({by_id.get(id(p), 1.0) for p in group["params"]}, reverse=True):
+            params = [p for p in group["params"] if by_id.get(id(p), 1.0) == factor]
+            scale = {} if factor == 1.0 else {"lr_scale": factor * group.get("lr_scale", 1.0)}
+            split.append({**group, "params": params, **scale})
+    return split
 
 
 def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:

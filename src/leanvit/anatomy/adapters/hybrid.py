@@ -19,14 +19,15 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dhvt_*, dualtoken_vit_*; gmm_* and elm_* of cait, pit and t2t; "
-    "t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
+    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dct_histo_*, dhvt_*, dualtoken_vit_*, litv2_*; gmm_* and elm_* of "
+    "cait, pit and t2t; t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "byobnet": ("ByobNet",),
     "cait": ("Cait",),
     "davit": ("DaVit",),
+    "dct_histo": ("DctHistoTransformer",),
     "dhvt": ("DHVT",),
     "dualtoken_vit": ("DualTokenViT",),
     "edgenext": ("EdgeNeXt",),
@@ -38,6 +39,7 @@ CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "gcvit": ("GlobalContextVit",),
     "iformer": ("IFormer",),
     "levit": ("Levit", "LevitDistilled"),
+    "litv2": ("LITv2",),
     "maxxvit": ("MaxxVit",),
     "metaformer": ("MetaFormer",),
     "nest": ("Nest",),
