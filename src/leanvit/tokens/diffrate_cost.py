@@ -134,11 +134,14 @@ def _lengths(model: OpenModel) -> list[int]:
 
 
 def _block(by_module: dict[str, int], block: Any, tokens: int) -> tuple[float, float, float]:
-    attention = by_module.get(f"{block.name}.attn", 0)
-    linear = sum(
-        by_module.get(f"{block.name}.attn.{name}", 0)
-        for name, module in block.attn.named_modules()
+    """MACs a token of linears beside the attention, a pair of tokens, a token in the MLP. What computes both at once,
+    before tokens leave, counts as beside the attention."""
+    linears = {
+        name: by_module.get(f"{block.name}.{name}", 0)
+        for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
-    )
-    rest = by_module.get(block.name, 0) - attention  # the MLP, in whatever form
-    return linear / tokens, (attention - linear) / tokens**2, rest / tokens
+    }
+    mlp = sum(macs for name, macs in linears.items() if name.startswith(("mlp.", "ffns.")))
+    every = sum(linears.values())
+    pairs = by_module.get(block.name, 0) - every
+    return (every - mlp) / tokens, pairs / tokens**2, mlp / tokens

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
+NOTHING = 1e-9  # size of a token that is not there: attention pooling takes logarithms of sizes
 
 # --- the algorithm ---------------------------------------------------------------
 
@@ -180,7 +181,7 @@ class CountThere(Step):
         if there is None:
             return x, state
         size = torch.ones_like(there.mask) if state.size is None else state.size
-        return x, state.with_(size=size * there.mask)
+        return x, state.with_(size=size * there.mask + NOTHING)
 
 
 class DetachedMean(Ops):
