@@ -55,3 +55,10 @@ LEVELS: dict[str, int] = {  # of features, where they are not the depth
     "gmm_swin_cifar": 3,
     "litv2_small": 4,
 }
+LIKE_ANOTHER = (  # built of the parts of another one here: not exported again, which takes seconds
+    "elm_vit_cifar",
+    "gmm_t2t_cifar",
+    "gmm_cait_cifar",
+    "t2t_vit_14_se",
+    "t2t_vit_dense",
+)

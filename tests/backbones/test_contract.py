@@ -11,7 +11,7 @@ import timm.optim
 import torch
 from torch import nn
 
-from backbones.small import LEVELS, SMALL
+from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
 from leanvit.anatomy import close_model, open_model
 from leanvit.backbones.registration import register, renamed
 from leanvit.builders import BUILDERS, MODULES
@@ -160,7 +160,7 @@ def test_what_timm_reads(name: str) -> None:
         timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
 
 
-@names
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
 def test_onnx_says_the_same(name: str, tmp_path: Any) -> None:
     model = built(name)
     x = picture(model)

@@ -9,7 +9,7 @@ import torch
 
 from leanvit.anatomy import OpenModel
 from leanvit.quantize.int8 import describe
-from leanvit.recipe import load, save
+from leanvit.recipe import Root, create, load, save
 from leanvit.recipe.papers import own_methods
 from leanvit.report import support
 from leanvit.report.support import EXAMPLES, Example, Support, attempt
@@ -19,7 +19,8 @@ COMMITTED = Path(__file__).parents[2] / "docs" / "support.md"
 
 @pytest.fixture(scope="module")
 def tried() -> list[tuple[Support, OpenModel | None]]:
-    return [attempt(example, slug) for example in EXAMPLES for slug in own_methods()]
+    made = ((example, create(Root(example.name, example.kwargs))) for example in EXAMPLES)
+    return [attempt(example, slug, dense) for example, dense in made for slug in own_methods()]
 
 
 def test_the_committed_page_is_what_the_generator_gives(tried):
