@@ -13,8 +13,8 @@ help:  ## this list
 demo: $(VENV)/.user  ## train a small ViT, make it lean, measure it, write the report (minutes)
 	$(BIN)/leanvit demo $(ARGS)
 
-test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: $(VENV)/.dev  ## the test suite (ARGS="-m slow": what takes longest, a benchmark's rehearsal)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .

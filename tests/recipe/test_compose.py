@@ -9,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from leanvit.attention.gmm_mask import GmmMask
 from leanvit.errors import BadInput, Refused
 from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
 from leanvit.recipe.compat import cell
+from leanvit.tokens.diffrate import DiffRate
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 
@@ -91,7 +93,9 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "evit": lambda i: EViT(blocks=(1 + i,)),
         "tome": lambda i: ToMe(r=[0, 2 - 2 * i, 2 * i, 0]),
         "int8": lambda i: Int8(),
+        "diffrate": lambda i: DiffRate(prune=[17, 15 + 2 * i, 15 - 2 * i, 15 - 2 * i]),
         "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
+        "gmm_mask": lambda i: GmmMask(blocks=[i]),
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]

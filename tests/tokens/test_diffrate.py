@@ -226,7 +226,7 @@ def test_without_a_class_token_it_is_refused() -> None:
 def test_two_reductions_in_one_block_are_refused() -> None:
     model = create(Root("vit_tiny_patch16_224", SMALL))
     with pytest.raises((Refused, BadInput), match="block"):
-        compress(model, [EViT(blocks=(1,)), DiffRate(prune=[9] * 4)])
+        compress(model, [EViT(blocks=(1,)), DiffRate(prune=[17, 9, 9, 9])])
 
 
 # --- the search ------------------------------------------------------------------

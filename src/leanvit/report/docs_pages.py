@@ -66,7 +66,10 @@ def _index() -> Iterator[str]:
 
 
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
-_ASKED = {"nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4")}
+_ASKED = {
+    "diffrate": ("diffrate:macs=0.6", "diffrate:macs=0.8,max_steps=1,batch_size=4"),
+    "nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4"),
+}
 _SMALLER = {  # how the test of its commands builds an architecture
     "dhvt": "depth=2",
     "t2t_vit": "depth=2",

@@ -53,7 +53,7 @@ def _swin() -> dict[str, Any]:
 
 
 def _t2t() -> dict[str, Any]:
-    return {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "token_dim": 16, "num_classes": 7}
+    return {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "token_dim": 16, "num_classes": 7}
 
 
 EXAMPLES = (

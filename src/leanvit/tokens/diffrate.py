@@ -30,7 +30,7 @@ from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_pr
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.recipe.method import Data, Structure, method
-from leanvit.tokens.diffrate_cost import Costs, uniform
+from leanvit.tokens.diffrate_cost import Costs, reducing, uniform
 
 LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
 SEARCHES = ("learned", "prune", "merge")
@@ -210,7 +210,7 @@ class DiffRate:
         if any(later > earlier for counts in lists for earlier, later in pairwise(counts)):
             warnings.warn("diffrate: a list rises; there are fewer tokens than it says in that block", stacklevel=2)
         reached = float(costs.macs(*lists)) / costs.dense
-        rows = [{"block": i, "prune": p, "merge": m} for i, p, m in costs.reducing(*lists)]
+        rows = [{"block": i, "prune": p, "merge": m} for i, p, m in reducing(costs.tokens, *lists)]
         return {"blocks": rows, "dense_macs": costs.dense, "reached": reached}
 
     def _lists(self, costs: Costs) -> tuple[list[int], list[int]] | None:
@@ -255,8 +255,13 @@ class DiffRate:
         return misses
 
     def places(self, model: OpenModel) -> list[int]:
-        """The blocks that may get a step."""
-        return list(range(len(model.blocks)))
+        """The blocks that get a step; of lists that are yet to be found, all that may."""
+        depth = len(model.blocks)
+        if self.macs is not None or (self.prune is None and self.merge is None):
+            return list(range(1, depth)) if self.macs != 1 else []
+        unlimited = (model.patches() + 1,) * depth
+        lists = (self.prune or unlimited, self.merge or unlimited)
+        return [i for i, _, _ in reducing(unlimited[0], *lists)]
 
 
 def _share(model: OpenModel, structure: Mapping[str, Any]) -> float:

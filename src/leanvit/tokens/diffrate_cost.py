@@ -78,14 +78,15 @@ class Costs:
             n = made[1][-1]
         return made
 
-    def reducing(self, prune: Sequence[int], merge: Sequence[int]) -> list[tuple[int, int, int]]:
-        """(block, prune, merge) where tokens go, given what is left by then."""
-        rows, n = [], self.tokens
-        for i, (p, m) in enumerate(zip(prune, merge, strict=True)):
-            if min(p, m) < n:
-                rows.append((i, p, m))
-            n = min(n, p, m)
-        return rows
+
+def reducing(tokens: int, prune: Sequence[int], merge: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(block, prune, merge) where tokens go, given what is left of `tokens` by then."""
+    rows, n = [], tokens
+    for i, (p, m) in enumerate(zip(prune, merge, strict=True)):
+        if min(p, m) < n:
+            rows.append((i, p, m))
+        n = min(n, p, m)
+    return rows
 
 
 def least(n: Any, p: Any, m: Any) -> Any:
