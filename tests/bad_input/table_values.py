@@ -114,6 +114,7 @@ METHODS = [
     *(_pruning(k, v, f"{k} is", "0 or more") for k in ("eta", "weight_decay", "distillation") for v in ("-1", "NaN")),
     *(_pruning(k, v, f"{k} is", "above 0") for k in ("lr", "temperature") for v in ("0", "Infinity", "true")),
     *(_pruning("kinds", v, "kind", "embed") for v in ("[]", "3", "heads", "[mlp,heads]", "[1]")),
+    *(_pruning("amp", v, "unknown amp", "bf16") for v in ("fp16", "3", "null")),
     *(_pruning("emb_norm", v, "unknown emb_norm", "plain") for v in ("3", "null", "excat")),
     *(_pruning("runtime", v, "unknown runtime", "torch") for v in ("3", "null", "tensorrt")),
     *(_pruning("table", v, "table is") for v in ("3", "latencies.json")),
@@ -134,6 +135,7 @@ METHODS = [
     _searching("warmup", "1", "warmup is 1", "0 to 0.9"),
     _searching("prop_attn", "3", "prop_attn is 3", "true or false"),
     _searching("search", "random", "unknown search 'random'", "learned"),
+    *(_searching("amp", v, "unknown amp", "bf16") for v in ("fp16", "3", "null")),
     _searching("search", "prune,prune=[5]", "search is 'prune'", "takes no lists"),
     Case("method without knob text", lambda: parse_with("evit:0.7"), ("'0.7' is not knob=value",)),
 ]

@@ -70,6 +70,13 @@ def test_widths_differ_between_blocks_because_one_ranking_serves_all() -> None:
     assert all(block.attn.heads == 3 and block.attn.proj.out_features == 24 for block in lean.blocks)
 
 
+def test_it_prunes_in_half_precision_too() -> None:
+    full, half = (compress(dense(), [NViT(macs=0.5, amp=amp, **QUICK)], data()) for amp in ("fp32", "bf16"))
+    assert count(half, (1, 8, 8)).macs <= 0.5 * count(dense(), (1, 8, 8)).macs
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert not torch.equal(full(picture()), half(picture())), "its forwards were rounded"
+
+
 def test_swin_is_cut_within_its_blocks() -> None:
     shape = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 4, "embed_dim": 12, "window_size": 4}
     torch.manual_seed(0)

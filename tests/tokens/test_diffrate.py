@@ -232,12 +232,14 @@ def test_two_reductions_in_one_block_are_refused() -> None:
 # --- the search ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
-def test_a_search_meets_its_target_and_leaves_the_weights_alone(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "amp"), [("vit_tiny_patch16_224", "fp32"), ("deit_tiny_distilled_patch16_224", "bf16")]
+)
+def test_a_search_meets_its_target_and_leaves_the_weights_alone(tmp_path: Path, name: str, amp: str) -> None:
     torch.manual_seed(0)
     model = create(Root(name, SMALL))
     before: dict[str, Tensor] = {k: v.clone() for k, v in model.state_dict().items()}
-    lean = compress(model, [DiffRate(macs=0.7, max_steps=30, batch_size=8, lr=0.1)], data())
+    lean = compress(model, [DiffRate(macs=0.7, max_steps=30, batch_size=8, lr=0.1, amp=amp)], data())
     assert lean.state_dict().keys() == before.keys()
     assert all(torch.equal(v, before[k]) for k, v in lean.state_dict().items())
     macs = count(lean, (1, 8, 8)).macs / count(model, (1, 8, 8)).macs

@@ -34,6 +34,7 @@ from leanvit.tokens.diffrate_cost import Costs, reducing, uniform
 
 LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
 SEARCHES = ("learned", "prune", "merge")
+AMPS = ("fp32", "bf16")
 TOLERANCE = 0.02  # of a target in MACs
 
 # --- the algorithm ---------------------------------------------------------------
@@ -137,6 +138,7 @@ class DiffRate:
     macs_weight: float = 500.0  # of ((MACs - target) / dense MACs)² beside the cross-entropy
     warmup: float = 0.0  # share of the steps at the start without that term
     prop_attn: bool = True  # attention in proportion to size
+    amp: str = "fp32"  # of the search's forwards: fp32 or bf16
 
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
@@ -150,6 +152,8 @@ class DiffRate:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.search not in SEARCHES:
             raise unknown("search", self.search, SEARCHES)
+        if self.amp not in AMPS:
+            raise unknown("amp", str(self.amp), AMPS)
         self._check_target()
         for name in ("max_steps", "batch_size", "granularity"):
             value = getattr(self, name)

@@ -38,6 +38,7 @@ from leanvit.recipe.method import Data, Structure, method
 
 TARGETS = ("latency", "macs", "params")
 NORMS = ("plain", "exact")
+AMPS = ("fp32", "bf16")
 
 
 @method("nvit")
@@ -68,6 +69,7 @@ class NViT:
     weight_decay: float = 0.05
     distillation: float = 1e5  # weight of the divergence from the dense model
     temperature: float = 3.0
+    amp: str = "fp32"  # of the forwards: fp32, or bf16, which is quicker where the processor has it
 
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
@@ -113,6 +115,8 @@ class NViT:
             raise unknown("emb_norm", self.emb_norm, NORMS)
         if self.runtime not in RUNTIMES:
             raise unknown("runtime", self.runtime, RUNTIMES)
+        if self.amp not in AMPS:
+            raise unknown("amp", str(self.amp), AMPS)
         if self.table is not None and not isinstance(self.table, str):
             raise BadInput(f"table is {self.table!r}; accepted: the path of a latency table")
         if self.table is not None and self.latency is None:
@@ -200,7 +204,7 @@ class NViT:
             "schedule": "constant",
             "weight_decay": self.weight_decay,
         }
-        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval}
+        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
         epoch = check_run(
             model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
         )
