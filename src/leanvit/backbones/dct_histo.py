@@ -23,18 +23,16 @@ import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from leanvit.backbones.dct import SeparableMap
 from leanvit.backbones.registration import pretrained_cfg, register, renamed, weights_of
+from leanvit.backbones.staged import POOLS, Stage, Staged
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 
 DOMAINS = ("frequency", "spatial")
 BRANCHES = ("both", "dct", "conv")
-POOLS = ("avg", "")
 LEAST_GRID = 8  # tokens a side after the stem
 default_cfgs = {
     name: pretrained_cfg(
@@ -194,26 +192,7 @@ class DctConvBlock(nn.Module):
 # --- the model ----------------------------------------------------------------------------------
 
 
-class Stage(nn.Module):
-    """A mobile convolution of stride 2 (none before the first stage), then blocks of one width."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[DctConvBlock]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x
-
-
-class DctHistoTransformer(nn.Module):
+class DctHistoTransformer(Staged):
     """The network: a stem of stride 8, three stages at strides 8, 16 and 32, mean pooling, LN, classifier.
 
     Args:
@@ -227,6 +206,8 @@ class DctHistoTransformer(nn.Module):
         BadInput: a value outside its range, lists of different lengths, or images that leave less than 8 x 8 places
             behind the stem.
     """
+
+    LEVELS = "stages"
 
     def __init__(
         self,
@@ -272,7 +253,7 @@ class DctHistoTransformer(nn.Module):
                 )
                 for _ in range(depths[i])
             ]
-            self.stages.append(Stage(MobileConv(dims[i - 1], dim, stride=2) if i else nn.Identity(), blocks))
+            self.stages.append(Stage(MobileConv(dims[i - 1], dim, stride=2) if i else None, blocks))
             self.feature_info.append({"num_chs": dim, "reduction": 8 * 2**i, "module": f"stages.{i}"})
         self.norm = nn.LayerNorm(dims[-1])
         self.head_drop = nn.Dropout(drop_rate)
@@ -291,13 +272,21 @@ class DctHistoTransformer(nn.Module):
             elif isinstance(module, DctAttention) and module.pos_embed is not None:
                 trunc_normal_(module.pos_embed, std=0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes). Raises `BadInput` for another size, or whole numbers."""
-        return self.forward_head(self.forward_features(x))
+    def stemmed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> (B, H / 8, W / 8, C)."""
+        if not x.is_floating_point():
+            raise BadInput(f"images are {x.dtype}; accepted: floating-point numbers, normalised")
+        if tuple(x.shape[2:]) != self.img_size:
+            given, built = ("x".join(map(str, size)) for size in (x.shape[2:], self.img_size))
+            raise BadInput(
+                f"images are {given}, the model's transforms are made for {built}; accepted: that size, or another "
+                "after set_input_size(img_size, resize_pos=True), which interpolates the positions of frequencies"
+            )
+        return self.stem(x).permute(0, 2, 3, 1).contiguous()
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The map of the last stage, (B, H / 32, W / 32, C)."""
-        return self.stages(self._stemmed(x))
+    def ended(self, x: Tensor) -> Tensor:
+        """As it is: the norm comes behind the pooling."""
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Mean over the map, norm, dropout, classifier; `pre_logits`: without the classifier."""
@@ -305,43 +294,6 @@ class DctHistoTransformer(nn.Module):
             x = x.mean(dim=(1, 2))
         x = self.head_drop(self.norm(x))
         return x if pre_logits else self.head(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Maps at the end of some stages, with the final one before them unless `intermediates_only` (timm's contract).
-
-        norm: of the last stage's map, by the norm of the head. output_fmt: "NCHW" or "NHWC".
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise BadInput(f"output_fmt is {output_fmt!r}; accepted: 'NCHW', 'NHWC'")
-        take, last = feature_take_indices(len(self.stages), indices)
-        x = self._stemmed(x)
-        maps = []
-        for i, stage in enumerate(list(self.stages)[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in take:
-                y = self.norm(x) if norm and i == len(self.feature_info) - 1 else x
-                maps.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
-        return maps if intermediates_only else (x, maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the maps of these stages do not need; returns the stages, counted from 0."""
-        take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_norm or last + 1 < len(self.feature_info):
-            self.norm = nn.Identity()  # type: ignore[assignment]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
 
     def set_input_size(self, img_size: int | tuple[int, int], *, resize_pos: bool = False) -> None:
         """Make the transforms for another size of image; `resize_pos`: interpolate the positions of frequencies.
@@ -358,22 +310,6 @@ class DctHistoTransformer(nn.Module):
         for attention, grid in found:
             attention.set_grid(grid)
         self.img_size = size
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with random weights; 0 classes: none."""
-        if global_pool is not None:
-            if global_pool not in POOLS:
-                raise BadInput(f"global_pool is {global_pool!r}; accepted: 'avg', or '' for the map itself")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def no_weight_decay(self) -> set[str]:
         """Positions; biases and norms are left out by their shape."""
@@ -399,18 +335,6 @@ class DctHistoTransformer(nn.Module):
             if isinstance(module, DctConvBlock):
                 module.fuse()
         return self
-
-    def _stemmed(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> (B, H / 8, W / 8, C)."""
-        if not x.is_floating_point():
-            raise BadInput(f"images are {x.dtype}; accepted: floating-point numbers, normalised")
-        if tuple(x.shape[2:]) != self.img_size:
-            given, built = ("x".join(map(str, size)) for size in (x.shape[2:], self.img_size))
-            raise BadInput(
-                f"images are {given}, the model's transforms are made for {built}; accepted: that size, or another "
-                "after set_input_size(img_size, resize_pos=True), which interpolates the positions of frequencies"
-            )
-        return self.stem(x).permute(0, 2, 3, 1).contiguous()
 
 
 def _pair(img_size: Any) -> tuple[int, int]:

@@ -21,16 +21,14 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from leanvit.backbones.hilo import HiLoAttention, check_alpha, check_heads
 from leanvit.backbones.registration import pretrained_cfg, register, renamed, weights_of
+from leanvit.backbones.staged import Stage, Staged, check_pool
 from leanvit.errors import BadInput, Refused, is_whole
 
-POOLS = ("avg", "")
 _PAPER = {
     "license": "apache-2.0",
     "origin_url": "https://github.com/ziplab/LITv2",
@@ -159,29 +157,10 @@ class PatchEmbed(nn.Module):
         return out
 
 
-class Stage(nn.Module):
-    """Merging (none before the first stage), then blocks of one width."""
-
-    def __init__(self, merging: DeformableMerging | None, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.downsample = nn.Identity() if merging is None else merging
-        self.blocks = nn.Sequential(*blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H', W', C')."""
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.blocks, x)
-        else:
-            x = self.blocks(x)
-        return x
-
-
 # --- the model ----------------------------------------------------------------------------------
 
 
-class LITv2(nn.Module):
+class LITv2(Staged):
     """The LITv2 backbone and classifier.
 
     Args:
@@ -198,6 +177,8 @@ class LITv2(nn.Module):
     Raises:
         BadInput: a value outside its range, or lists of different lengths.
     """
+
+    LEVELS = "layers"
 
     def __init__(
         self,
@@ -223,8 +204,7 @@ class LITv2(nn.Module):
         super().__init__()
         _check_stages(depths=depths, num_heads=num_heads, local_ws=local_ws, has_msa=has_msa)
         check_alpha(alpha)
-        if global_pool not in POOLS:
-            raise BadInput(f"global_pool is {global_pool!r}; accepted: 'avg', or '' for the map itself")
+        check_pool(global_pool)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size, self.strict_img_size = (height, width), strict_img_size
         self.reduction = patch_size * 2 ** (len(depths) - 1)
@@ -277,14 +257,15 @@ class LITv2(nn.Module):
                     nn.init.zeros_(module.offset.weight)
                     nn.init.zeros_(module.offset.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> logits (B, classes). Raises `BadInput` for sides that `strict_img_size` refuses."""
-        return self.forward_head(self.forward_features(x))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The normed map of the last stage, (B, H / 32, W / 32, C)."""
+    def stemmed(self, x: Tensor) -> Tensor:
+        """Raises `BadInput` for sides that `strict_img_size` refuses."""
         self._check_size(*x.shape[2:])
-        out: Tensor = self.norm(self.layers(self.patch_embed(x)))
+        out: Tensor = self.patch_embed(x)
+        return out
+
+    def ended(self, x: Tensor) -> Tensor:
+        """Normed."""
+        out: Tensor = self.norm(x)
         return out
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -293,63 +274,6 @@ class LITv2(nn.Module):
             x = x.mean(dim=(1, 2))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """Maps at the end of some stages, with the final one before them unless `intermediates_only` (timm's contract).
-
-        norm: also norm the last stage's map. output_fmt: "NCHW" or "NHWC".
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise BadInput(f"output_fmt is {output_fmt!r}; accepted: 'NCHW', 'NHWC'")
-        self._check_size(*x.shape[2:])
-        take, last = feature_take_indices(len(self.layers), indices)
-        stages = list(self.layers)[: last + 1] if stop_early else list(self.layers)
-        x = self.patch_embed(x)
-        maps = []
-        for i, stage in enumerate(stages):
-            x = stage(x)
-            if i in take:
-                y = self.norm(x) if norm and i == len(self.layers) - 1 else x
-                maps.append(y.permute(0, 3, 1, 2).contiguous() if output_fmt == "NCHW" else y)
-        if intermediates_only:
-            return maps
-        return (self.norm(x) if len(stages) == len(self.layers) else x), maps
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the maps of these stages do not need; returns the stages, counted from 0."""
-        take, last = feature_take_indices(len(self.layers), indices)
-        self.layers = self.layers[: last + 1]
-        if prune_norm or last + 1 < len(self.feature_info):
-            self.norm = nn.Identity()  # type: ignore[assignment]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier with random weights; 0 classes: none."""
-        if global_pool is not None:
-            if global_pool not in POOLS:
-                raise BadInput(f"global_pool is {global_pool!r}; accepted: 'avg', or '' for the map itself")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes > 0 else nn.Identity()
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.layers:
-            stage.grad_checkpointing = enable  # type: ignore[assignment]
 
     def no_weight_decay(self) -> set[str]:
         """None by name: biases and norms are left out by their shape."""
