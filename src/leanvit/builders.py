@@ -33,6 +33,8 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
 }
 BUILDERS = {name: f"leanvit.backbones.{module}" for module, names in MODULES.items() for name in names}
 
+ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training checkpoints: an average first, as timm
+
 
 def require_model(name: str, *, kind: str = "timm model") -> None:
     """Raise `BadInput`, with the nearest names, unless timm or leanvit can build a model of this name."""

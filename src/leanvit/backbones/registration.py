@@ -10,8 +10,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import register_model
 from torch import Tensor, nn
 
+from leanvit.builders import ENTRIES
+
 Rename = Callable[[str], str | None]
-_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training checkpoints, as timm picks them
 _NAMED = 3  # names that an error lists
 
 
@@ -42,7 +43,7 @@ def register(entry: Callable[..., Any]) -> Callable[..., Any]:
 
 def weights_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict in a training checkpoint, an average first; a bare one as it is."""
-    return next((checkpoint[key] for key in _ENTRIES if isinstance(checkpoint.get(key), Mapping)), checkpoint)
+    return next((checkpoint[key] for key in ENTRIES if isinstance(checkpoint.get(key), Mapping)), checkpoint)
 
 
 def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[str, Tensor]:

@@ -53,8 +53,7 @@ class Staged(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> logits (B, classes). Raises `BadInput` for a size that the model does not take."""
-        features: Tensor = self.ended(self.levels(self.stemmed(x)))
-        return self.forward_head(features)
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The map of the last stage, (B, h, w, C)."""

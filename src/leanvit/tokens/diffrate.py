@@ -30,12 +30,11 @@ from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_pr
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.recipe.method import Data, Structure, method
-from leanvit.tokens.diffrate_cost import Costs, reducing, uniform
+from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
 LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
 SEARCHES = ("learned", "prune", "merge")
 AMPS = ("fp32", "bf16")
-TOLERANCE = 0.02  # of a target in MACs
 
 # --- the algorithm ---------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from leanvit.measure import count
 
 Lists = tuple[list[int], list[int]]  # tokens that stay after pruning and after merging, one class token counted
 
+TOLERANCE = 0.02  # of a target in MACs
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -111,7 +113,7 @@ def uniform(costs: Costs, share: float, how: str) -> Lists:
 def require_reached(costs: Costs, lists: Lists, share: float) -> None:
     """Raise `Refused`, with what can be reached, where the lists miss the target by more than 2 %."""
     reached = costs.macs(*lists) / costs.dense
-    if abs(reached / share - 1) > 0.02:
+    if abs(reached / share - 1) > TOLERANCE:
         floor = [2] * costs.depth
         floor[0] = costs.tokens
         raise Refused(

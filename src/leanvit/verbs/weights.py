@@ -14,10 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from leanvit.builders import checkpoint_filter
+from leanvit.builders import ENTRIES, checkpoint_filter
 from leanvit.errors import BadInput, CheckpointError
 
-ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training checkpoints; an average comes first
 _PREFIXES = ("module.", "_orig_mod.")  # of wrapped models
 
 

@@ -20,12 +20,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from leanvit.backbones.registration import pretrained_cfg, register, renamed
+from leanvit.backbones.registration import pretrained_cfg, register, renamed, weights_of
 from leanvit.backbones.t2t_vit.model import T2TViT, sinusoid
 from leanvit.backbones.t2t_vit.trunks import T2TViTDense, T2TViTGhost, T2TViTSE
 
 _PERFORMER, _TRANSFORMER = "tokens_to_token.attention1.kqv", "tokens_to_token.attention1.attn.qkv"
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # entries of training checkpoints
 
 
 def _cfg(first: str = _PERFORMER) -> dict[str, Any]:
@@ -53,11 +52,7 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
         ValueError: tensors that are left over on either side (the first are named); another number of input channels,
             which a soft split cannot take over from three.
     """
-    for key in _WRAPPERS:
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    plain = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    plain = {name.removeprefix("module."): tensor for name, tensor in weights_of(state).items()}
     own = model.state_dict()
     found = renamed(plain, model, lambda name: None if name.startswith("head.") and name not in own else name)
     _require_channels(found, own)
