@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import table_compare
 import table_dhvt
 import table_files
 import table_interrupted
@@ -28,6 +29,7 @@ TABLES = (
     table_files,
     table_interrupted,
     table_recipes,
+    table_compare,
     table_dhvt,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]

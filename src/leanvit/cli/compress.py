@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
-from leanvit.cli.options import command_line, data_spec, key_values
+from leanvit.cli.options import command_line, data_spec, key_values, recovery_of
 from leanvit.errors import BadInput
-
-if TYPE_CHECKING:
-    from leanvit.recipe import Recovery
 
 NAME = "compress"
 
@@ -22,20 +19,9 @@ def command(
     model: options.OptionalModel = None,
     data: options.OptionalData = None,
     with_: options.Methods = None,
-    recover: Annotated[
-        int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
-    ] = 0,
-    recover_lr: Annotated[
-        float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")
-    ] = None,
-    recover_set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--recover-set",
-            metavar="K=V",
-            help="Any other number of the recovery: alpha, temperature, each, or a field of FitConfig. Repeats.",
-        ),
-    ] = None,
+    recover: options.Recover = 0,
+    recover_lr: options.RecoverLr = None,
+    recover_set: options.RecoverSet = None,
     distill: Annotated[
         str | None,
         typer.Option("--distill", metavar="HOW", help="How the recovery is taught: soft (default) or hard."),
@@ -77,19 +63,18 @@ def command(
     from leanvit.recipe import load_recipe, parse_with
 
     given = {"epochs": recover or None, "lr": recover_lr, "distillation": distill}
-    numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(recover_set, "--recover-set")}
     if recipe is not None:
         asked = load_recipe(recipe)
         methods = asked.methods
         model, data = model or asked.model, data or asked.data
         model_args = {**asked.model_args, **model_args}
-        recovery = _recovery(numbers, asked.recovery)
+        recovery = recovery_of(given, recover_set, asked.recovery)
         teacher = teacher or (Path(asked.teacher) if asked.teacher else None)
         seed = asked.seed if seed is None else seed
         out = out or (Path(asked.out) if asked.out else None)
     else:
         methods = tuple(parse_with(text) for text in with_ or ())
-        recovery = _recovery(numbers, None)
+        recovery = recovery_of(given, recover_set)
     if model is None:
         raise BadInput("give a MODEL")
 
@@ -122,16 +107,3 @@ def command(
     if result.comparison is not None:
         output.print_rich(result.comparison.table())
     print(f"{result.folder}: {result.label}. Next: leanvit report {result.folder}")
-
-
-def _recovery(numbers: dict[str, Any], asked: Recovery | None) -> Recovery | None:
-    """The recovery of the command line, over that of a recipe file. Raises `BadInput` where nothing asks for one."""
-    from leanvit.recipe import Recovery
-
-    if "epochs" not in numbers and asked is None:
-        if numbers:
-            raise BadInput(f"{', '.join(numbers)} is given for a recovery that is not asked for: add --recover EPOCHS")
-        return None
-    if asked is not None:
-        numbers = {**asked.numbers(), **numbers}
-    return Recovery.of(numbers)

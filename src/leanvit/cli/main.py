@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from leanvit import __version__
 from leanvit.cli import (
+    compare,
     compress,
     data,
     demo,
@@ -98,7 +99,7 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, references, data, train, compress, measure, latencies, export, report, publish):
+for verb in (demo, methods, references, data, train, compress, compare, measure, latencies, export, report, publish):
     app.command(verb.NAME)(verb.command)
 app.add_typer(recipes.app, name=recipes.NAME)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanvit.errors import BadInput
+
+if TYPE_CHECKING:
+    from leanvit.recipe import Recovery
 
 DATA_HELP = "digits, an image folder, a table (csv), parquet, list:FILE, wds:PATTERN, or hf:NAME."
 MODEL_HELP = "A timm name, a run folder, or leanvit/NAME."
@@ -58,6 +61,18 @@ Methods = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="METHOD", help="A method, like evit or evit:keep_rate=0.7. Repeats, in order."),
 ]
+Recover = Annotated[
+    int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
+]
+RecoverLr = Annotated[float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")]
+RecoverSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recover-set",
+        metavar="K=V",
+        help="Any other number of the recovery: alpha, temperature, each, or a field of FitConfig. Repeats.",
+    ),
+]
 Against = Annotated[
     list[str] | None,
     typer.Option(
@@ -100,6 +115,25 @@ def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
         except (ValueError, RecursionError):  # also numbers of thousands of digits
             found[key.strip()] = value
     return found
+
+
+def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Recovery | None = None) -> Recovery | None:
+    """The recovery of the command line, over that of a recipe file (`asked`).
+
+    given: numbers of its own options, None where an option was not used. more: `--recover-set`.
+
+    Raises `BadInput` where nothing asks for one, but a number of it is given.
+    """
+    from leanvit.recipe import Recovery
+
+    numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(more, "--recover-set")}
+    if "epochs" not in numbers and asked is None:
+        if numbers:
+            raise BadInput(f"{', '.join(numbers)} is given for a recovery that is not asked for: add --recover EPOCHS")
+        return None
+    if asked is not None:
+        numbers = {**asked.numbers(), **numbers}
+    return Recovery.of(numbers)
 
 
 def data_spec(data: str, classes: str | None, shots: int | None, on_bad: str | None) -> str:

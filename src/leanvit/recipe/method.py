@@ -15,8 +15,8 @@ Steps other than `shape` are optional; a method has the ones that its paper need
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -50,7 +50,9 @@ class Method(Protocol):
     Also optional: `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
     achieved), `check(model, structure) -> list[str]` (in words, each target that the model to be saved misses beyond
     the method's tolerance), `places(model) -> Iterable[int]` (the blocks whose `slot` it fills, from its knobs alone:
-    then two methods that clash are refused before any work).
+    then two methods that clash are refused before any work), and the class method `at_macs(model, share, knobs) ->
+    Method` with the class variable `dials`: the method whose dials, knobs that set its cost, are chosen so that this
+    share of the model's MACs is left (see `recipe.nearest_setting`).
     """
 
     slug: ClassVar[str]
@@ -146,15 +148,25 @@ def method_class(slug: str) -> type:
 
 def make_method(slug: str, knobs: Mapping[str, Any]) -> Any:
     """A method from its slug and its knobs as JSON values. Raises `BadInput` naming an unknown knob or a bad value."""
-    cls = method_class(slug)
-    known = {f.name: f for f in fields(cls) if f.init}
-    for name in knobs:
-        if name not in known:
-            raise BadInput(f"method {slug!r} has no knob {name!r}: {nearest(name, known)}")
+    known = check_knobs(slug, knobs)
     missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in knobs]
     if missing:
         raise BadInput(f"method {slug!r} needs {', '.join(missing)}")
-    return cls(**{name: _frozen(value) for name, value in knobs.items()})
+    return method_class(slug)(**frozen(knobs))
+
+
+def check_knobs(slug: str, names: Iterable[str]) -> dict[str, Field[Any]]:
+    """The knobs of a method, by name. Raises `BadInput` for a name that is none of them."""
+    known = {f.name: f for f in fields(method_class(slug)) if f.init}
+    for name in names:
+        if name not in known:
+            raise BadInput(f"method {slug!r} has no knob {name!r}: {nearest(name, known)}")
+    return known
+
+
+def frozen(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs as a method holds them: lists are tuples."""
+    return {name: _frozen(value) for name, value in knobs.items()}
 
 
 def knobs_of(m: Any) -> dict[str, Any]:
@@ -175,6 +187,11 @@ def parse_with(text: str) -> Any:
 
     Values are JSON; what is not JSON is taken as text. Raises `BadInput`.
     """
+    return make_method(*split_with(text))
+
+
+def split_with(text: str) -> tuple[str, dict[str, Any]]:
+    """(slug, knobs) of such a text. Raises `BadInput`."""
     slug, _, rest = text.partition(":")
     knobs: dict[str, Any] = {}
     for part in _split_outside_brackets(rest):
@@ -184,7 +201,7 @@ def parse_with(text: str) -> Any:
         if name.strip() in knobs:
             raise BadInput(f"{text!r}: {name.strip()} is given twice")
         knobs[name.strip()] = _json_or_text(value.strip())
-    return make_method(slug.strip(), knobs)
+    return slug.strip(), knobs
 
 
 def _split_outside_brackets(text: str) -> list[str]:

@@ -20,6 +20,7 @@ from leanvit.files import write_atomic
 from leanvit.recipe.catalogue import reference_name, run_folder
 from leanvit.report.material import Material, read_run
 from leanvit.report.sections import sections
+from leanvit.report.side_by_side import COMPARED, Contest, SideBySide
 from leanvit.report.token_pictures import PATCH
 from leanvit.report.values import shown
 from leanvit.verbs.folders import new_file
@@ -31,9 +32,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     """Write a page about run folders and return its path.
 
     Args:
-        runs: run folders, or references as `leanvit/NAME` (then give `out`); each gives its comparisons, token maps,
-            curves and commands. They may stand on different models and data: what was measured on other images is
-            shown apart, never in one plot or table.
+        runs: run folders, folders of `leanvit compare` (all runs in them), or references as `leanvit/NAME` (then give
+            `out`); each gives its comparisons, token maps, curves and commands. They may stand on different models and
+            data: what was measured on other images is shown apart, never in one plot or table.
         out: HTML file; default: `report.html` in the first run's folder (or `report-2.html` and so on).
         overwrite: replace `out`.
 
@@ -41,6 +42,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
         BadInput: no run, a run given twice, or an `out` that exists.
         CheckpointError: a damaged file in a run folder.
     """
+    contests, runs = _opened(runs)
     names = [reference_name(run) for run in runs]
     folders = [run_folder(run) for run in runs]
     if not folders:
@@ -49,16 +51,30 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise BadInput(f"run {folder} is given twice")
     materials = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
-    page = new_file(out, None if names[0] else folders[0] / "report.html", overwrite=overwrite)
-    text = render(materials)
+    home = contests[0].folder if contests else folders[0]
+    page = new_file(out, None if names[0] else home / "report.html", overwrite=overwrite)
+    text = render(materials, contests)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, text.encode("utf-8"))
     return page
 
 
-def render(materials: Sequence[Material]) -> str:
+def _opened(runs: Sequence[str | Path]) -> tuple[list[Contest], list[str | Path]]:
+    """The comparisons among the folders, and all runs: those of a comparison in its place."""
+    contests: list[Contest] = []
+    found: list[str | Path] = []
+    for run in runs:
+        if reference_name(run) is None and (Path(run) / COMPARED).is_file():
+            contests.append(Contest(Path(run), SideBySide.read(Path(run))))
+            found += contests[-1].result.folders(Path(run))
+        else:
+            found.append(run)
+    return contests, found
+
+
+def render(materials: Sequence[Material], contests: Sequence[Contest] = ()) -> str:
     """The page's text. All that comes from runs is escaped; the page's own scripts are the only ones that may run."""
-    made = sections(materials)
+    made = sections(materials, contests)
     scripts = {"theme": _asset("theme.js"), "plotly": get_plotlyjs(), "page": _asset("page.js")}
     context = {
         "sections": made,

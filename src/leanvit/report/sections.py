@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.report import figures, rows, widths
+from leanvit.errors import CheckpointError
+from leanvit.report import figures, rows, side_by_side, widths
 from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
 from leanvit.report.material import Material, Measurement
@@ -99,6 +100,19 @@ class TokenPart:
 
 
 @dataclass(frozen=True)
+class SideBySidePart:
+    """Methods at equal MACs."""
+
+    title: str
+    plot: str
+    headings: tuple[tuple[str, str], ...]
+    lines: tuple[side_by_side.Line, ...]
+    recovery: str  # in words; "" where there was none
+    learning: tuple[str, ...]  # methods that train by themselves
+    left_out: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class WidthsPart:
     """One model whose blocks have other widths than its root's."""
 
@@ -119,6 +133,7 @@ class Sections:
     chips: tuple[str, ...]
     headline: rows.Headline | None
     headline_data: str  # named where the runs stand on several
+    side_by_side: tuple[SideBySidePart, ...]
     data: tuple[DataPart, ...]
     token_plot: str
     tokens: tuple[TokenPart, ...]
@@ -131,7 +146,7 @@ class Sections:
     plots: dict[str, Views]
 
 
-def sections(materials: Sequence[Material]) -> Sections:
+def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Contest] = ()) -> Sections:
     """Everything that the runs give, sorted."""
     plots = Plots()
     groups = by_data(materials)
@@ -149,6 +164,7 @@ def sections(materials: Sequence[Material]) -> Sections:
         chips=_chips(materials, groups),
         headline=headline,
         headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
+        side_by_side=tuple(_side_by_side_part(one, materials, plots) for one in contests),
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
         tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
@@ -269,6 +285,26 @@ def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
         return 0
     wanted = (headline.name, headline.runtime)
     return next((i for i, one in enumerate(found) if (one.model, one.runtime) == wanted), 0)
+
+
+# --- methods at equal MACs ----------------------------------------------------------------------------------------
+
+
+def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots) -> SideBySidePart:
+    result = contest.result
+    own = next(m for m in materials if m.folder == contest.baseline)
+    comparison = next((m.comparison for m in own.measurements if m.file == result.measurement), None)
+    if comparison is None:
+        raise CheckpointError(f"{contest.folder}: {contest.baseline / result.measurement} is missing")
+    return SideBySidePart(
+        title=f"{result.model} at {result.macs:g} of its MACs, {comparison.images} images of {Path(result.data).name}",
+        plot=plots.add({"": side_by_side.figure(result, comparison, plots.colours)}),
+        headings=tuple(side_by_side.headings(result, comparison)),
+        lines=tuple(side_by_side.lines(result, comparison)),
+        recovery=side_by_side.recovery_in_words(result),
+        learning=tuple(one.name for one in result.standings if one.learns),
+        left_out=tuple(result.left_out.items()),
+    )
 
 
 # --- tokens and training ------------------------------------------------------------------------------------------

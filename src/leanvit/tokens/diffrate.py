@@ -144,6 +144,7 @@ class DiffRate:
     slot: ClassVar[str] = "between"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    dials: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
 
     def __post_init__(self) -> None:
         for name in ("prune", "merge"):
@@ -256,6 +257,11 @@ class DiffRate:
             if abs(share / self.macs - 1) > TOLERANCE:
                 misses.append(f"macs {self.macs:g} was asked for, {share:.3f} reached")
         return misses
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> DiffRate:
+        """With this target: the lists are found while it learns."""
+        return cls(**knobs, macs=share)
 
     def places(self, model: OpenModel) -> list[int]:
         """The blocks that get a step; of lists that are yet to be found, all that may."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_prefix
 from leanvit.errors import BadInput, Refused, unknown
+from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
 
 SELECTIONS = ("attention", "random", "lowest")
@@ -205,6 +206,7 @@ class EViT:
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
+    dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         for name in ("keep_rate", "blocks", "tokens"):
@@ -293,6 +295,12 @@ class EViT:
     def places(self, model: OpenModel) -> list[int]:
         """The blocks that get a step."""
         return [row["block"] for row in self.learn(model)["blocks"]]
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> EViT:
+        """With the keep rate, one for all chosen blocks, that leaves this share of the model's MACs."""
+        rates = (step / 200 for step in range(200, 0, -1))
+        return nearest_setting(model, [cls(**knobs, keep_rate=rate) for rate in rates], share)
 
     def callbacks(self, model: OpenModel) -> list[KeepRateSchedule]:
         """The schedule of the keep rate for the training that follows; empty when the rate is fixed."""

@@ -23,6 +23,7 @@ from leanvit.anatomy.score import proportional
 from leanvit.anatomy.tokens import complement, moved_owner, new_places, take_tokens
 from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
+from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
 
 # --- the algorithm ---------------------------------------------------------------
@@ -200,6 +201,7 @@ class ToMe:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
+    dials: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
         if isinstance(self.r, list):
@@ -260,6 +262,17 @@ class ToMe:
     def places(self, model: OpenModel) -> list[int]:
         """The blocks that get a step."""
         return [row["block"] for row in self.learn(model)["blocks"]]
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> ToMe:
+        """With as many merges in every block, up to one more in the first, as leave this share of the model's MACs."""
+        depth, totals = len(model.blocks), range(model.patches() + 1)
+        return nearest_setting(model, [cls(**knobs, r=_spread(total, depth)) for total in totals], share)
+
+
+def _spread(total: int, depth: int) -> tuple[int, ...]:
+    each, more = divmod(total, depth)
+    return tuple(each + (i < more) for i in range(depth))
 
 
 def _check_r(r: Any) -> None:

@@ -74,6 +74,7 @@ class NViT:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
+    dials: ClassVar[tuple[str, ...]] = TARGETS
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -121,6 +122,11 @@ class NViT:
             raise BadInput(f"table is {self.table!r}; accepted: the path of a latency table")
         if self.table is not None and self.latency is None:
             raise BadInput(f"table is {self.table!r}, which goes with a target in latency; {self.asked[0]} is given")
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> NViT:
+        """With this target: the widths are found while it learns."""
+        return cls(**knobs, macs=share)
 
     @property
     def asked(self) -> tuple[str, Any]:

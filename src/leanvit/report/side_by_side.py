@@ -1,0 +1,261 @@
+"""Methods side by side at equal MACs: what `leanvit compare` keeps in `compare.json`, and its table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from leanvit.errors import CheckpointError
+from leanvit.measure import Change, Comparison, Interval, Row
+from leanvit.report.figures import Colours, Figure, Trace, entry, plain
+from leanvit.report.rows import NONE, runtime_of, signed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COMPARED = "compare.json"
+BASELINE = "baseline"  # the folder of the model that methods were applied to
+INT8 = "int8"  # what a rounded model's name ends with
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One method, set to the share of MACs."""
+
+    name: str  # of its row, and of its run folder
+    method: str  # slug
+    knobs: dict[str, Any]
+    macs_ratio: float  # of the baseline's, counted on the saved model
+    off_the_shelf_percent: Interval  # accuracy before the recovery
+    off_the_shelf_change: Change | None  # against the baseline, in points
+    learns: bool  # whether the method trains by itself: off the shelf it has seen images already
+    seconds: float  # that applying, training and recovering took
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Everything that was compared; accuracies after the recovery and speeds are in the baseline's `measure.json`."""
+
+    model: str
+    data: str
+    macs: float  # the share that was asked for
+    recovery: dict[str, Any] | None
+    seed: int
+    standings: tuple[Standing, ...]
+    left_out: dict[str, str]  # method or row -> why
+    measurement: str  # file in the baseline's folder
+    format: int = FORMAT
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` gives an equal one back."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SideBySide:
+        """Read `to_json`'s text, strictly. Raises `CheckpointError`."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            found = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise CheckpointError(f"not a comparison: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if found.format != FORMAT:
+            raise CheckpointError(f"comparison of format {found.format}; this leanvit reads format {FORMAT}")
+        if any(Path(one.name).name != one.name for one in found.standings):
+            raise CheckpointError("not a comparison: a name leads out of the folder")
+        return found
+
+    @classmethod
+    def read(cls, folder: Path) -> SideBySide:
+        """That of a folder. Raises `CheckpointError` naming the file."""
+        try:
+            return cls.from_json((folder / COMPARED).read_bytes())
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / COMPARED}: {error}") from None
+
+    def folders(self, folder: Path) -> list[Path]:
+        """The run folders in it: the baseline, then each method, and what of them was rounded to int8."""
+        names = [BASELINE, *(one.name for one in self.standings)]
+        rounded = [f"{name}-{INT8}" for name in names]
+        return [folder / name for name in (*names, *rounded) if (folder / name).is_dir()]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A result and the folder that it was read from."""
+
+    folder: Path
+    result: SideBySide
+
+    @property
+    def baseline(self) -> Path:
+        return self.folder / BASELINE
+
+
+@dataclass(frozen=True)
+class Column:
+    """A speed: one runtime at one precision."""
+
+    runtime: str
+    precision: str
+
+    @property
+    def title(self) -> str:
+        return f"speed, {self.runtime} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: texts, each with its small print."""
+
+    name: str
+    cells: tuple[tuple[str, str], ...]
+
+
+def recovery_in_words(result: SideBySide) -> str:
+    """The training that all methods got, or "" """
+    if not result.recovery:
+        return ""
+    epochs, lr, batch = (result.recovery.get(key) for key in ("epochs", "lr", "batch_size"))
+    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {lr:g}, seed {result.seed}"
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """The runtimes and precisions in which speed was measured."""
+    found = (Column(runtime_of(row), row.precision or "") for row in comparison.rows if row.samples_s)
+    return list(dict.fromkeys(found))
+
+
+def headings(result: SideBySide, comparison: Comparison) -> list[tuple[str, str]]:
+    """(heading, unit) of each column after the name."""
+    after = [(f"{comparison.score_name}, recovered", "%"), ("change", "points")] if result.recovery else []
+    speeds = [(c.title, f"× {BASELINE}, batch {comparison.latency_batch}") for c in columns(comparison)]
+    return [
+        ("MACs", f"× {BASELINE}"),
+        (f"{comparison.score_name}, off the shelf", "%"),
+        ("change", "points"),
+        *after,
+        *speeds,
+    ]
+
+
+def lines(result: SideBySide, comparison: Comparison) -> list[Line]:
+    """The baseline, then the methods from the most accurate to the least."""
+    first = comparison.row(comparison.baseline)
+    made = [_line(result, comparison, one) for one in sorted(result.standings, key=lambda s: -_score(comparison, s))]
+    own = [("1", ""), _accuracy(first.top1_percent), (NONE, ""), *([(NONE, "")] * 2 if result.recovery else [])]
+    return [Line(BASELINE, (*own, *(_rate(comparison, BASELINE, c) for c in columns(comparison)))), *made]
+
+
+def _score(comparison: Comparison, standing: Standing) -> float:
+    return comparison.row(standing.name).top1_percent.value
+
+
+def _line(result: SideBySide, comparison: Comparison, one: Standing) -> Line:
+    row = comparison.row(one.name)
+    shelf = [_accuracy(one.off_the_shelf_percent), _change(one.off_the_shelf_change)]
+    after = [_accuracy(row.top1_percent), _change(row.change_points)] if result.recovery else []
+    speeds = [_speed(comparison, one.name, column) for column in columns(comparison)]
+    return Line(one.name, ((f"{one.macs_ratio:.3f}", ""), *shelf, *after, *speeds))
+
+
+def _row_of(comparison: Comparison, name: str, column: Column) -> Row | None:
+    """The row of a model in a runtime and precision; int8 rows carry it in their name."""
+    for row in comparison.rows:
+        known = row.name.removesuffix(f" ({row.runtime})").removesuffix(f" {INT8}")
+        if known == name and Column(runtime_of(row), row.precision or "") == column:
+            return row
+    return None
+
+
+def _speed(comparison: Comparison, name: str, column: Column) -> tuple[str, str]:
+    """How many times as fast as the baseline in the same runtime and precision."""
+    own, other = (_row_of(comparison, n, column) for n in (name, BASELINE))
+    if own is None or other is None or not own.samples_s or not other.samples_s:
+        return NONE, ""
+    faster = comparison.ratio(other.name, own.name)
+    return f"{faster.median:.2f}", f"{faster.q25:.2f} … {faster.q75:.2f}"
+
+
+def _rate(comparison: Comparison, name: str, column: Column) -> tuple[str, str]:
+    row = _row_of(comparison, name, column)
+    return (NONE, "") if row is None or not row.images_per_s else ("1", f"{row.images_per_s:,.0f} images/s")
+
+
+def _accuracy(interval: Interval) -> tuple[str, str]:
+    return f"{interval.value:.2f}", f"{interval.low:.2f} … {interval.high:.2f}"
+
+
+def _change(change: Change | None) -> tuple[str, str]:
+    return (NONE, "") if change is None else (signed(change.value), f"{signed(change.low)} … {signed(change.high)}")
+
+
+def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figure:
+    """A line for each method, from its accuracy off the shelf to that after the recovery; the baseline dotted."""
+    ranked = sorted(result.standings, key=lambda one: _score(comparison, one))
+    first = comparison.row(comparison.baseline).top1_percent.value
+    traces: list[Trace] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": BASELINE,
+            "x": [first, first],
+            "y": [plain(ranked[0].name), plain(ranked[-1].name)],
+            "line": {"dash": "dot", "width": 1.5},
+            "hovertemplate": f"{BASELINE} {first:.2f} %<extra></extra>",
+            "meta": {"series": -1, "groups": []},
+        }
+    ]
+    for one in ranked:
+        after, shelf = comparison.row(one.name).top1_percent.value, one.off_the_shelf_percent.value
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": plain(one.name),
+                "x": [shelf, after],
+                "y": [plain(one.name)] * 2,
+                "marker": {"size": 10, "symbol": ["circle-open", "circle"]},
+                "line": {"width": 2},
+                "hovertemplate": f"{shelf:.2f} % off the shelf, {after:.2f} % at the end"
+                f"<extra>{plain(one.name)}</extra>",
+                "meta": {"series": colours[one.name], "groups": [f"model:{one.name}"]},
+            }
+        )
+    names = [one.name for one in reversed(ranked)]
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": f"{comparison.score_name} [%], from off the shelf (ring) to the end (dot)"}},
+            "yaxis": {
+                "title": {"text": ""},
+                "categoryorder": "array",
+                "categoryarray": [plain(n) for n in names[::-1]],
+            },
+        },
+        "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in names],
+    }
+
+
+def terminal_table(result: SideBySide, comparison: Comparison) -> Table:
+    """The same for the terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    images = f"{comparison.images} images, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
+    caption = [images, *(f"left out: {name}: {why}" for name, why in result.left_out.items())]
+    table = Table(caption=Text("\n".join(caption)), caption_justify="left")
+    table.add_column("method")
+    for heading, unit in headings(result, comparison):
+        table.add_column(Text(f"{heading} [{unit}]"), justify="right")
+    for line in lines(result, comparison):
+        table.add_row(Text(line.name), *(Text(f"{text}\n{small}" if small else text) for text, small in line.cells))
+    return table

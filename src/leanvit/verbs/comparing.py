@@ -1,0 +1,415 @@
+"""`compare`: methods side by side on one model and data set at equal MACs, off the shelf and after equal recovery."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanvit.data import AnyDataset, loader
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, is_number
+from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
+from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
+from leanvit.recipe import (
+    Data,
+    Recovery,
+    check_needs,
+    check_order,
+    check_places,
+    clear_steps,
+    knobs_of,
+    macs_of,
+    make_method,
+    save,
+    trains,
+)
+from leanvit.recipe import compress as compress_model
+from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
+from leanvit.recipe.store import JSON_NAME
+from leanvit.report import write_report
+from leanvit.report.keeping import keep
+from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, terminal_table
+from leanvit.report.token_maps import TOKENS, trace_tokens
+from leanvit.training import Interrupted
+from leanvit.verbs.contenders import Contender, choose
+from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.progress import progress
+from leanvit.verbs.runtimes import Opener, first_line, require
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ABOUT = "about.json"  # what is compared (sealed): written first, compared when it is resumed
+STANDING = "standing.json"  # of each method that is through
+_KIND = "leanvit-comparison"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Where the result is, and what came out."""
+
+    folder: Path
+    page: Path
+    result: SideBySide
+    comparison: Comparison
+
+    def table(self) -> Table:
+        """A rich table: MACs, accuracy off the shelf and at the end, speed in each runtime."""
+        return terminal_table(self.result, self.comparison)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder),
+            "page": str(self.page),
+            "result": json.loads(self.result.to_json()),
+            "comparison": json.loads(self.comparison.to_json()),
+        }
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """What all methods share."""
+
+    start: Loaded
+    train: AnyDataset
+    val: AnyDataset
+    recovery: Recovery | None
+    seed: int
+    folder: Path
+    say: Say
+    command: str
+    data: str
+    answers: dict[str, Predictions] = field(default_factory=dict)
+
+    def images(self) -> Data:
+        return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
+
+    def judged(self, model: Any) -> Predictions:
+        return predict(model, loader(self.val, self.start.preprocess, batch_size=64))
+
+    def baseline_answers(self) -> Predictions:
+        if BASELINE not in self.answers:
+            self.answers[BASELINE] = self.judged(self.start.model)
+        return self.answers[BASELINE]
+
+
+class _AboutFile(Sealed):
+    about: dict[str, Any]
+
+
+def compare_methods(
+    model: str | Path,
+    data: str,
+    contenders: Sequence[str] = (),
+    *,
+    macs: float = 0.6,
+    tolerance: float = 0.03,
+    controls: bool = True,
+    recovery: Recovery | None = None,
+    runtimes: Sequence[str] = (),
+    int8: bool = False,
+    latency_batch: int = 8,
+    rounds: int = 15,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    adapt: bool = False,
+    convert: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = silent,
+    command: str = "",
+) -> Compared:
+    """Set methods to an equal share of a model's MACs, recover them alike, and measure all in turns.
+
+    Args:
+        model: timm name, run folder or reference; the other arguments as in `compress`.
+        data: data spec; methods and recovery learn from `train`, all figures are of `val`.
+        contenders: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
+            Default: every method that reduces tokens or leaves early and has such a knob; what does not fit the model
+            is left out, with the reason. One that is named and does not fit is an error.
+        macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
+            share) is left out with the share that it reaches.
+        controls: beside EViT, as many tokens at random, and those that the class token attends to least.
+        recovery: the same training for every method; a method with an objective of its own learns by that.
+        runtimes: beside torch, of `leanvit.verbs.runtimes.RUNTIMES`.
+        int8: also round each model to int8 after the recovery, and measure it in those runtimes.
+        out: folder; default: `runs/MODEL-compared`. It keeps a run folder for each method, `compare.json` and
+            `report.html`. resume: go on with the interrupted comparison in it; finished methods are not run again.
+
+    Raises:
+        BadInput, Refused, MissingExtra: before any work starts.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the text says how to go on.
+    """
+    for name, value, least in (("--batch", latency_batch, 1), ("--rounds", rounds, 3)):
+        require_whole(name, value, least=least)
+    if not is_number(tolerance, above=0, most=0.5):
+        raise BadInput(f"tolerance is {tolerance!r}; accepted: above 0, up to 0.5 (of the share)")
+    others = _other_runtimes(runtimes, int8)
+    if resume:
+        _check_resume(out)
+    train = open_split(data, "train", seed=seed, limit=limit, say=say)
+    val = open_split(data, "val", seed=seed, limit=limit, say=say)
+    start = load_model(
+        model,
+        model_args=model_args,
+        pretrained=pretrained,
+        weights=weights,
+        adapt_to=train if adapt else None,
+        seed=seed,
+        say=say,
+    )
+    require_fit(start, train, adapted=adapt, convert=convert)
+    chosen, left_out = choose(start, contenders, macs, tolerance=tolerance, controls=controls, say=say)
+    _check_all(start, chosen, train, recovery, int8)
+    folder = require_writable(out) if resume and out else _new(out, start, overwrite)
+    asked: dict[str, Any] = {
+        "model": str(model),
+        "data": data,
+        "limit": limit,
+        "macs": macs,
+        "seed": seed,
+        "recovery": None if recovery is None else recovery.to_json(),
+        "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
+    }
+    _begin(folder, asked, resume=resume)
+    contest = _Contest(start, train.cached(), val.cached(), recovery, seed, folder, say, command, data)
+    with _says_how_to_go_on(folder, command):
+        _keep_baseline(contest)
+        standings = tuple(_standing(contest, one) for one in chosen)
+        if int8:
+            _round(contest, [BASELINE, *(one.name for one in standings)])
+        comparison = _measured(contest, standings, others, int8, latency_batch, rounds, left_out)
+    result = SideBySide(
+        model=start.name if start.folder is None else str(model),
+        data=data,
+        macs=macs,
+        recovery=asked["recovery"],
+        seed=seed,
+        standings=standings,
+        left_out=left_out,
+        measurement="measure.json",
+    )
+    write_atomic(folder / COMPARED, result.to_json().encode())
+    page = write_report([folder], folder / "report.html", overwrite=True)
+    say_bad(say, train, val)
+    return Compared(folder, page, result, comparison)
+
+
+# --- before any work ----------------------------------------------------------------------------------------------
+
+
+def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
+    others = tuple(name for name in dict.fromkeys(runtimes) if name != "torch")
+    for runtime in others:
+        require(runtime)
+    if int8 and not any(name in ("openvino", "onnx") for name in others):
+        raise BadInput("int8 runs in integer kernels of openvino or onnx: name one of them as a runtime")
+    return others
+
+
+def _check_all(
+    start: Loaded, chosen: Sequence[Contender], train: AnyDataset, recovery: Recovery | None, int8: bool
+) -> None:
+    for one in chosen:
+        row = [one.method, *([make_method("int8", {})] if int8 else [])]
+        check_order(start.model.traits(), row)
+        check_places(start.model, row)
+        check_needs(row, train, recovery)
+
+
+def _check_resume(out: str | Path | None) -> None:
+    if out is None:
+        raise BadInput("--resume needs --out, the folder of the comparison to go on with")
+    if not (Path(out) / ABOUT).is_file():
+        raise BadInput(f"--resume: {out} holds no comparison to go on with (there is no {ABOUT} in it)")
+
+
+def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:
+    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT, COMPARED))
+    for path in sorted(folder.glob("*")) if overwrite and folder.is_dir() else ():
+        if path.is_dir() and any((path / file).is_file() for file in (JSON_NAME, STEPS_ABOUT)):
+            shutil.rmtree(path)
+        elif path.name in (ABOUT, COMPARED) or path.match("report*.html"):
+            path.unlink()
+    return folder
+
+
+def _begin(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
+    """Write down what is compared, or make sure that it is the same."""
+    file, asked = folder / ABOUT, json.loads(json.dumps(asked))
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, sealed_text({"kind": _KIND, "format": 1, "about": asked}))
+        return
+    was = read_sealed(file, _AboutFile, kind=_KIND, newest=1, changed="Begin again in another folder.").about
+    for key in dict.fromkeys([*was, *asked]):
+        if was.get(key) != asked.get(key):
+            raise BadInput(f"--resume: {key} was {was.get(key)!r} and is {asked.get(key)!r}; accepted: the same")
+
+
+@contextmanager
+def _says_how_to_go_on(folder: Path, command: str) -> Iterator[None]:
+    """Ctrl-C ends a comparison with the command that goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        words = command if " --resume" in command else f"{command or 'leanvit compare ...'} --resume"
+        words = words if str(folder) in words else f"{words} --out {folder}"
+        step = getattr(stopped, "step", 0)
+        raise Interrupted(f"stopped; finished methods are in {folder}. To go on: {words}", step=step) from None
+
+
+# --- one method after another -------------------------------------------------------------------------------------
+
+
+def _keep_baseline(contest: _Contest) -> None:
+    folder = contest.folder / BASELINE
+    if (folder / JSON_NAME).is_file():
+        return
+    _save(contest, contest.start.model, folder, [])
+
+
+def _standing(contest: _Contest, one: Contender) -> Standing:
+    """Apply, judge, recover and save one method; where that is done already, what came of it."""
+    folder = contest.folder / one.name
+    if (folder / STANDING).is_file():
+        return _read_standing(folder / STANDING)
+    begun, watch = time.perf_counter(), Stopwatch("compare", contest.command)
+    shelf: dict[str, Any] = {}
+
+    def judge(label: str, model: Any) -> None:
+        contest.say(f"{one.name}: {label}")
+        if label == one.method.slug:
+            answers = contest.judged(model)
+            shelf["off_the_shelf_percent"] = accuracy(answers).percent()
+            shelf["off_the_shelf_change"] = accuracy_change(contest.baseline_answers(), answers)
+
+    lean = compress_model(
+        contest.start.model,
+        [one.method],
+        contest.images(),
+        recovery=contest.recovery,
+        on_step=judge,
+        out=folder if trains([one.method], contest.recovery) else None,
+        resume=(folder / STEPS_ABOUT).is_file(),
+    )
+    _save(contest, lean, folder, [_asked(one.method, lean)])
+    maps = trace_tokens(lean, contest.val, contest.start.preprocess, name=one.name)
+    write_atomic(folder / TOKENS, maps.to_json().encode())
+    standing = Standing(
+        name=one.name,
+        method=one.method.slug,
+        knobs=knobs_of(one.method),
+        macs_ratio=macs_of(lean) / macs_of(contest.start.model),
+        learns=bool(one.method.trains),
+        seconds=round(time.perf_counter() - begun, 2),
+        **shelf,
+    )
+    watch.record(folder, before=contest.start.commands)
+    write_atomic(folder / STANDING, _standing_adapter().dump_json(standing, indent=1))
+    clear_steps(folder)
+    return standing
+
+
+def _asked(method: Any, lean: Any) -> dict[str, Any]:
+    achieved = dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
+    return {"method": method.slug, "asked": knobs_of(method), "achieved": achieved}
+
+
+def _save(contest: _Contest, lean: Any, folder: Path, asked: list[dict[str, Any]]) -> None:
+    start = contest.start
+    info = {k: v for k, v in start.info.items() if k not in ("made_with", "steps", "frozen")}
+    info |= {"data": contest.data, "asked": [*info.get("asked", []), *asked]}
+    save(
+        lean,
+        folder,
+        preprocess=start.preprocess,
+        classes=tuple(contest.train.classes),
+        info=info,
+        overwrite=folder.is_dir(),
+    )
+
+
+def _standing_adapter() -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Standing)
+
+
+def _read_standing(file: Path) -> Standing:
+    from pydantic import ValidationError
+
+    try:
+        return _standing_adapter().validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{file} is damaged: {where}: {first['msg']}; remove its folder") from None
+
+
+def _round(contest: _Contest, names: Sequence[str]) -> None:
+    """Int8 of each model that is there."""
+    for name in names:
+        folder = contest.folder / f"{name}-{INT8}"
+        if (folder / JSON_NAME).is_file():
+            continue
+        contest.say(f"{name}: int8")
+        rounded = compress_model(load_model(contest.folder / name).model, [make_method(INT8, {})], contest.images())
+        _save(contest, rounded, folder, [])
+
+
+# --- all in turns -------------------------------------------------------------------------------------------------
+
+
+def _measured(
+    contest: _Contest,
+    standings: Sequence[Standing],
+    others: Sequence[str],
+    int8: bool,
+    latency_batch: int,
+    rounds: int,
+    left_out: dict[str, str],
+) -> Comparison:
+    """Accuracy and speed of every model in every runtime; kept in the baseline's folder."""
+    names = [BASELINE, *(one.name for one in standings)]
+    wanted = [(name, name, runtime) for runtime in ("torch", *others) for name in names]
+    whole = [runtime for runtime in others if runtime in ("openvino", "onnx")] if int8 else []
+    wanted += [(f"{name} {INT8}", f"{name}-{INT8}", runtime) for runtime in whole for name in names]
+    loaded = {folder: load_model(contest.folder / folder) for _, folder, _ in wanted}
+    runners: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    answers: dict[str, Predictions] = {}
+    with Opener(latency_batch, contest.say) as opener:
+        for row, folder, runtime in wanted:
+            key = row if runtime == "torch" else f"{row} ({runtime})"
+            try:
+                runners[key], file = opener.open(loaded[folder], runtime)
+            except LeanvitError as error:
+                if folder.startswith(BASELINE):
+                    raise
+                left_out[key] = first_line(error)
+                contest.say(f"{key} is left out: {left_out[key]}")
+                continue
+            files |= {key: file} if file else {}
+        comparison = compare(
+            runners,
+            contest.val,
+            latency_batch=latency_batch,
+            rounds=rounds,
+            files=files,
+            baseline=BASELINE,
+            progress=contest.say,
+            on_predictions=answers.update,
+        )
+    keep(comparison, answers, contest.val, contest.folder / BASELINE / "measure.json")
+    return comparison

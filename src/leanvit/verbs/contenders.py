@@ -1,0 +1,83 @@
+"""Which methods `compare` sets side by side, each with the knob that sets its cost at the share of MACs asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import at_macs, check_order, method_class, methods, split_with
+from leanvit.recipe.equal_macs import share_of
+from leanvit.report.values import shown
+from leanvit.verbs.models import Loaded, Say
+from leanvit.verbs.runtimes import first_line
+
+CONTROLS = ("evit:select=random", "evit:select=lowest")
+FAMILIES = ("tokens", "exits")  # whose methods are compared where none is named
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method whose dial is set."""
+
+    name: str  # of its row and folder: "evit", "evit-select-random"
+    method: Any
+
+
+def choose(
+    start: Loaded, given: Sequence[str], macs: float, *, tolerance: float, controls: bool, say: Say
+) -> tuple[list[Contender], dict[str, str]]:
+    """The methods with their dials set, and why others are left out. Those that were named are not left out.
+
+    Args:
+        given: as `--with` takes them; empty: all of `FAMILIES` that have a dial.
+        tolerance: how far off, as a share of `macs`, the setting of a method may be that does not train.
+
+    Raises:
+        BadInput: a share outside (0, 1), an unknown knob, a method given twice.
+        Refused: a named method does not fit the model or the share, or none does.
+    """
+    texts = list(given) or _fitting_slugs()
+    if controls and any(split_with(text)[0] == "evit" for text in texts):
+        texts += [text for text in CONTROLS if text not in texts]
+    chosen: list[Contender] = []
+    left_out: dict[str, str] = {}
+    for text in texts:
+        slug, knobs = split_with(text)
+        name = _name(slug, knobs)
+        if any(one.name == name for one in chosen):
+            raise BadInput(f"{text} is given twice: a method is compared with others, not with itself")
+        say(f"compare: {name} at {macs:g} of the MACs")
+        try:
+            method = at_macs(start.model, slug, macs, knobs)
+            check_order(start.model.traits(), [method])
+            _require_share(start, method, macs, tolerance)
+        except Refused as error:
+            if text in given:
+                raise
+            left_out[name] = first_line(error)
+            say(f"{name} is left out: {left_out[name]}")
+            continue
+        chosen.append(Contender(name, method))
+    if not chosen:
+        raise Refused(f"no method fits {start.name} at {macs:g} of its MACs: {'; '.join(left_out.values())}")
+    return chosen, left_out
+
+
+def _fitting_slugs() -> list[str]:
+    return [row.slug for row in methods() if row.family in FAMILIES and hasattr(method_class(row.slug), "at_macs")]
+
+
+def _name(slug: str, knobs: Mapping[str, Any]) -> str:
+    words = [slug, *(f"{key}-{shown(value)}" for key, value in knobs.items())]
+    return "-".join("".join(c if c.isalnum() or c in "._" else "-" for c in word) for word in words)
+
+
+def _require_share(start: Loaded, method: Any, macs: float, tolerance: float) -> None:
+    """Of a method whose setting was counted; one that learns its structure meets its target by itself."""
+    if method.trains:
+        return
+    reached = share_of(start.model, method)
+    if abs(reached / macs - 1) > tolerance:
+        raise Refused(f"{method.slug} comes no nearer to {macs:g} of the MACs than {reached:.3f}")

@@ -1,0 +1,123 @@
+"""`compare`: methods at equal MACs, off the shelf and after the same recovery, in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from leanvit.errors import BadInput, CheckpointError, Refused
+from leanvit.recipe import Recovery, load
+from leanvit.report import write_report
+from leanvit.report.side_by_side import BASELINE, COMPARED, SideBySide, lines
+from leanvit.verbs.comparing import Compared, compare_methods
+from leanvit.verbs.contenders import choose
+from leanvit.verbs.models import load_model, silent
+
+ARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 4, "embed_dim": 24, "num_heads": 3}
+NAME = "vit_tiny_patch16_224"
+GIVEN = {
+    "contenders": ["evit", "tome"],
+    "macs": 0.7,
+    "recovery": Recovery(epochs=1, batch_size=20),
+    "model_args": ARGS,
+    "limit": 40,
+    "rounds": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    out = tmp_path_factory.mktemp("compared") / "here"
+    return compare_methods(NAME, "digits", out=out, **GIVEN)
+
+
+def test_every_method_is_set_to_the_share(compared: Compared) -> None:
+    standings = {one.name: one for one in compared.result.standings}
+    assert list(standings) == ["evit", "tome", "evit-select-random", "evit-select-lowest"]
+    for one in standings.values():
+        assert one.macs_ratio == pytest.approx(0.7, rel=0.03)
+        row, dense = (compared.comparison.row(name) for name in (one.name, BASELINE))
+        assert row.macs_per_image / dense.macs_per_image == pytest.approx(one.macs_ratio)
+    assert standings["evit-select-random"].knobs["select"] == "random"
+
+
+def test_every_model_is_a_run_that_loads(compared: Compared) -> None:
+    for name, slugs in ((BASELINE, []), ("evit", ["evit"]), ("tome", ["tome"]), ("evit-select-lowest", ["evit"])):
+        assert [plan.slug for plan in load(compared.folder / name).history.plans] == slugs
+
+
+def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
+    given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 2}}
+    more = {"runtimes": ["openvino"], "int8": True, "controls": False}
+    found = compare_methods(NAME, "digits", out=tmp_path / "here", **given, **more)
+    rows = {(row.name, row.precision) for row in found.comparison.rows}
+    whole = {(name, "f32") for name in (BASELINE, "tome", f"{BASELINE} (openvino)", "tome (openvino)")}
+    assert rows == whole | {(f"{name} int8 (openvino)", "int8") for name in (BASELINE, "tome")}
+    own = lines(found.result, found.comparison)[1]
+    assert own.name == "tome" and all(float(text) > 0 for text, _ in own.cells[-3:])  # torch, OpenVINO f32 and int8
+
+
+def test_the_recovery_changed_the_weights_and_off_the_shelf_is_before_it(compared: Compared) -> None:
+    dense, lean = (load(compared.folder / name).state_dict() for name in (BASELINE, "tome"))
+    assert any(not dense[key].equal(lean[key]) for key in dense)
+    again = compare_methods(NAME, "digits", ["tome"], out=compared.folder.parent / "shelf", **_without_training())
+    (alone,) = again.result.standings
+    before = next(one for one in compared.result.standings if one.name == "tome")
+    assert alone.off_the_shelf_percent == before.off_the_shelf_percent
+    assert again.comparison.row("tome").top1_percent == alone.off_the_shelf_percent
+
+
+def _without_training() -> dict[str, object]:
+    return {k: v for k, v in {**GIVEN, "recovery": None}.items() if k != "contenders"}
+
+
+def test_the_table_holds_each_method_once_and_its_speed(compared: Compared) -> None:
+    table = lines(compared.result, compared.comparison)
+    assert table[0].name == BASELINE and len({line.name for line in table}) == len(table) == 5
+    assert all(len(line.cells) == 6 for line in table)  # MACs, twice accuracy and change, the speed in torch
+    assert all(float(line.cells[-1][0]) > 0 for line in table)
+
+
+def test_the_page_shows_the_comparison_and_token_maps(compared: Compared, tmp_path: Path) -> None:
+    text = write_report([compared.folder], tmp_path / "page.html").read_text()
+    assert compared.page.is_file() and 'id="side-by-side"' in text and 'id="tokens"' in text
+    assert "evit-select-random" in text and "at 0.7 of its MACs" in text
+
+
+def test_a_resumed_comparison_runs_no_finished_method_again(compared: Compared) -> None:
+    folder, said = compared.folder, []
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("weights-*.safetensors")}
+    (folder / "tome" / "standing.json").unlink()  # as if it had been stopped while tome was saved
+    again = compare_methods(NAME, "digits", out=folder, resume=True, say=said.append, **GIVEN)
+    assert "tome: recovery" in said and "evit: recovery" not in said
+    assert all(path.stat().st_mtime_ns == at for path, at in kept.items() if path.parent.name == "evit")
+    assert [s.off_the_shelf_percent for s in again.result.standings] == [
+        s.off_the_shelf_percent for s in compared.result.standings
+    ]
+    assert SideBySide.read(folder).standings == again.result.standings
+
+
+def test_what_is_resumed_must_be_the_same(compared: Compared) -> None:
+    with pytest.raises(BadInput, match=r"macs was 0\.7 and is 0\.5"):
+        compare_methods(NAME, "digits", out=compared.folder, resume=True, **{**GIVEN, "macs": 0.5})
+
+
+def test_a_damaged_result_is_named(compared: Compared, tmp_path: Path) -> None:
+    (tmp_path / COMPARED).write_text((compared.folder / COMPARED).read_text().replace('"tome"', '"../tome"', 1))
+    with pytest.raises(CheckpointError, match=r"compare\.json.*leads out"):
+        write_report([tmp_path], tmp_path / "page.html")
+
+
+def test_methods_that_do_not_fit_are_left_out_unless_they_were_named() -> None:
+    start = load_model(NAME, model_args={**ARGS, "class_token": False, "global_pool": "avg"})
+    chosen, left_out = choose(start, (), 0.7, tolerance=0.03, controls=True, say=silent)
+    assert "tome" in [one.name for one in chosen] and "class token" in left_out["evit"]
+    with pytest.raises(Refused, match="class token"):
+        choose(start, ["evit"], 0.7, tolerance=0.03, controls=False, say=silent)
+
+
+def test_a_share_that_a_method_does_not_reach_is_refused_with_the_nearest() -> None:
+    start = load_model(NAME, model_args={**ARGS, "patch_size": 4})  # four patches: few settings
+    with pytest.raises(Refused, match=r"tome comes no nearer to 0\.9 of the MACs than 0\.\d+"):
+        choose(start, ["tome"], 0.9, tolerance=0.001, controls=False, say=silent)
