@@ -55,6 +55,22 @@ def test_torch_pruning_meets_the_macs(smoke: Any) -> None:
     assert small["trained_images"] == 256
 
 
+def test_token_methods_hold_a_row_for_each_method_and_seed(smoke: Any, tmp_path: Path) -> None:
+    found = smoke("token_methods", "--work", str(tmp_path / "work"))
+    assert [row["method"] for row in found["rows"]] == [
+        "baseline",
+        "evit",
+        "tome",
+        "evit-select-random",
+        "evit-select-lowest",
+    ]
+    assert {trend["claim"] for trend in found["trends"]} == {
+        "EViT above random tokens",
+        "EViT above the least attended tokens",
+    }
+    assert all(0.5 < row["macs_ratio"] < 1 and row["speedup"]["torch f32"][0] > 0 for row in found["rows"][1:])
+
+
 @pytest.mark.slow
 def test_composed_claims_follow_from_its_rows(smoke: Any) -> None:
     found = smoke("composed_deit_small")

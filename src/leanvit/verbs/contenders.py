@@ -21,7 +21,7 @@ FAMILIES = ("tokens", "exits")  # whose methods are compared where none is named
 class Contender:
     """A method whose dial is set."""
 
-    name: str  # of its row and folder: "evit", "evit-select-random"
+    name: str  # of its row and folder: "evit"; of a method's second setting "evit-select-random"
     method: Any
 
 
@@ -45,7 +45,7 @@ def choose(
     left_out: dict[str, str] = {}
     for text in texts:
         slug, knobs = split_with(text)
-        name = _name(slug, knobs)
+        name = slug if slug not in (*(one.name for one in chosen), *left_out) else _name(slug, knobs)
         if any(one.name == name for one in chosen):
             raise BadInput(f"{text} is given twice: a method is compared with others, not with itself")
         say(f"compare: {name} at {macs:g} of the MACs")

@@ -1,0 +1,188 @@
+"""Every token method and early exits side by side on a trained reference, at equal MACs, several seeds.
+
+    python benchmarks/token_methods.py DATA --model RUN [--seeds 3] [--macs 0.65] [--limit 5000]
+
+One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
+recovery (one pass over the images), and timed in turns in PyTorch and OpenVINO, at f32 and int8. Beside the methods
+stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
+learned ones, SiT without its distillation. The trends that the specifications name are reported as they come out.
+
+A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kept_rows import KeptRows
+from leanvit.measure import Comparison
+from leanvit.recipe import Recovery
+from leanvit.report.side_by_side import BASELINE, INT8, SideBySide
+from leanvit.training import RECOVERY
+from leanvit.verbs.comparing import compare_methods
+from reference_study import SMOKE, over_seeds
+
+OUT = Path(__file__).parent / "results" / "token_methods.json"
+METHODS = (
+    "evit",
+    "tome",
+    "diffrate:max_steps=150,amp=bf16",
+    "diffrate:search=prune",
+    "diffrate:search=merge",
+)
+RUNTIMES = ("openvino",)
+
+
+def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comparison]:
+    """The comparison of one seed; goes on with an interrupted one."""
+    folder = arguments.work / f"seed-{seed}"
+    amp = "fp32" if arguments.smoke else "bf16"
+    found = compare_methods(
+        arguments.model,
+        arguments.data,
+        arguments.methods,
+        macs=arguments.macs,
+        tolerance=arguments.tolerance,
+        recovery=Recovery(
+            epochs=arguments.recover_epochs, lr=RECOVERY.lr, batch_size=64, settings={"amp": amp, "augment": "light"}
+        ),
+        runtimes=() if arguments.smoke else RUNTIMES,
+        int8=not arguments.smoke,
+        model_args=SMOKE if arguments.smoke else None,
+        limit=arguments.limit,
+        seed=seed,
+        out=folder,
+        resume=(folder / "about.json").is_file(),
+        rounds=3 if arguments.smoke else 9,
+        say=lambda line: print(f"seed {seed}  {line}", flush=True),
+    )
+    return found.result, found.comparison
+
+
+def rows_of(result: SideBySide, comparison: Comparison, seed: int) -> Iterator[dict[str, Any]]:
+    """A row for the dense model and for each method."""
+    dense = comparison.row(BASELINE)
+    yield {"method": BASELINE, "seed": seed, "macs_ratio": 1.0, "top1_percent": _rounded(dense.top1_percent.value)}
+    for one in result.standings:
+        row = comparison.row(one.name)
+        shelf, after = one.off_the_shelf_percent, row.top1_percent
+        yield {
+            "method": one.name,
+            "seed": seed,
+            "knobs": one.knobs,
+            "macs_ratio": round(one.macs_ratio, 4),
+            "off_the_shelf_top1_percent": _rounded(shelf.value),
+            "top1_percent": _rounded(after.value),
+            "change_points": None if row.change_points is None else _rounded(row.change_points.value),
+            "change_interval": None
+            if row.change_points is None
+            else [_rounded(row.change_points.low), _rounded(row.change_points.high)],
+            "speedup": dict(_speeds(comparison, one.name)),
+            "learns": one.learns,
+            "seconds": one.seconds,
+        }
+
+
+def _speeds(comparison: Comparison, name: str) -> Iterator[tuple[str, list[float]]]:
+    """(runtime and precision, [median, quartiles]) of a method against the dense model in the same."""
+    known = {row.name for row in comparison.rows}
+    ways = {"torch f32": "{}", "openvino f32": "{} (openvino)", "openvino int8": f"{{}} {INT8} (openvino)"}
+    for runtime, row in ways.items():
+        end, dense = row.format(name), row.format(BASELINE)
+        if end in known and comparison.row(end).samples_s:
+            spread = comparison.ratio(dense, end)
+            yield runtime, [round(v, 4) for v in (spread.median, spread.q25, spread.q75)]
+
+
+def _rounded(value: float) -> float:
+    return round(value, 3)
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each method over its seeds."""
+    columns = ("macs_ratio", "off_the_shelf_top1_percent", "top1_percent", "change_points")
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == name]
+        found[name] = {column: over_seeds(own, column) for column in columns if own[0].get(column) is not None}
+        for runtime in own[0].get("speedup", {}):
+            found[name][f"speedup, {runtime}"] = over_seeds(
+                [{"v": row["speedup"][runtime][0]} for row in own if runtime in row["speedup"]], "v"
+            )
+    return found
+
+
+CLAIMS = (  # (what the specifications expect, better, worse, column)
+    ("EViT above random tokens", "evit", "evit-select-random", "top1_percent"),
+    ("EViT above the least attended tokens", "evit", "evit-select-lowest", "top1_percent"),
+    ("learned rates above uniform pruning", "diffrate", "diffrate-search-prune", "off_the_shelf_top1_percent"),
+    ("learned rates above uniform merging", "diffrate", "diffrate-search-merge", "off_the_shelf_top1_percent"),
+    ("SiT with its distillation above cross-entropy alone", "sit", "sit-token_weight-0", "top1_percent"),
+    ("SiT above EViT", "sit", "evit", "top1_percent"),
+)
+
+
+def trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Differences in points, seed by seed; a claim holds where all seeds say so, and is a tie where they disagree."""
+    found = []
+    for claim, better, worse, column in CLAIMS:
+        values = {name: _by_seed(rows, name, column) for name in (better, worse)}
+        seeds = sorted(values[better].keys() & values[worse].keys())
+        if not seeds:
+            continue
+        points = [round(values[better][seed] - values[worse][seed], 3) for seed in seeds]
+        verdict = "holds" if min(points) > 0 else "does not hold" if max(points) < 0 else "seeds disagree"
+        found.append({"claim": claim, "points": points, "verdict": verdict})
+    return found
+
+
+def _by_seed(rows: list[dict[str, Any]], name: str, column: str) -> dict[int, float]:
+    return {row["seed"]: row[column] for row in rows if row["method"] == name}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="?", default="", help="data spec of the reference")
+    parser.add_argument("--model", metavar="RUN", default="")
+    parser.add_argument("--method", action="append", dest="methods", help="as `leanvit compare --with` takes it")
+    parser.add_argument("--macs", type=float, default=0.65)
+    parser.add_argument("--tolerance", type=float, default=0.03)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=5000, help="images of each split")
+    parser.add_argument("--recover-epochs", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("runs/token_methods"), help="folder of the comparisons")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
+    parser.add_argument("--smoke", action="store_true", help="digits, a tiny model, two methods: no figures")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.data, arguments.model = "digits", "vit_tiny_patch16_224"
+        arguments.methods, arguments.limit, arguments.seeds, arguments.tolerance = ["evit", "tome"], 70, 1, 0.5
+    if not arguments.data or not arguments.model:
+        parser.error("give DATA and --model RUN, or --smoke")
+    arguments.methods = arguments.methods or list(METHODS)
+    settings = {
+        "model": arguments.model,
+        "data": arguments.data,
+        "macs": arguments.macs,
+        "limit": arguments.limit,
+        "recover_epochs": arguments.recover_epochs,
+        "methods": arguments.methods,
+    }
+    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
+    for seed in range(arguments.seeds):
+        if kept.get(seed=seed) is None:
+            result, comparison = run_seed(arguments, seed)
+            kept.rows.extend(rows_of(result, comparison, seed))
+            kept.write(summary=summary(kept.rows), trends=trends(kept.rows), left_out=result.left_out)
+    for name, columns in summary(kept.rows).items():
+        print(f"{name:28}", {k: v["mean"] for k, v in columns.items() if v})
+    for trend in trends(kept.rows):
+        print(trend)
+
+
+if __name__ == "__main__":
+    main()
