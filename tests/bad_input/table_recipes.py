@@ -14,6 +14,13 @@ def _file(name: str, *says: str) -> Case:
 
 
 CASES = [
+    Case("recipes of an architecture", lambda: preset("dhvt"), ("several recipes, and no model", "dhvt_imagenet")),
+    Case(
+        "recipe of an architecture that has none for the model",
+        lambda: preset("litv2", "vit_tiny_patch16_224"),
+        ("none of them is of vit_tiny_patch16_224", "litv2_medium"),
+    ),
+    Case("architecture without a recipe", lambda: preset("revit"), ("'revit' is an architecture without a recipe",)),
     Case("preset name", lambda: preset("deit_smal"), ("unknown recipe 'deit_smal'", "did you mean 'deit_small'")),
     _file("key.toml", "unknown key 'titel'", "did you mean 'title'"),
     _file("model-key.toml", r"unknown key 'model\.nam'", "'name'"),
@@ -23,7 +30,7 @@ CASES = [
     _file("no-size.toml", "lr_base=0.001 needs lr_base_size"),
     _file("no-model.toml", "give name", "starts_from"),
     _file("two-starts.toml", "give name", "starts_from"),
-    _file("start-args.toml", "args and pretrained are of a timm name"),
+    _file("start-args.toml", "args, also and pretrained are of a timm name"),
     _file("distill-key.toml", r"unknown key 'distill\.alfa'", "'alpha'"),
     _file("distill-kind.toml", "distill has no kind", "soft, hard, token"),
     _file("augment.toml", "augment: unknown field 'flip'", "hflip"),

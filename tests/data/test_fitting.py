@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
+from timm.layers import to_2tuple
 
 from leanvit.data import Preprocess, adapted_kwargs, check_fits, open_dataset
 from leanvit.data.fitting import fitting_window, small_grid, strided_size
@@ -77,6 +80,45 @@ def test_tokens_a_fixed_stride_apart_take_images_up_to_twice_as_large(digits):
     model = timm.create_model("t2t_vit_7", depth=1, num_classes=10, in_chans=1)
     with pytest.raises(BadInput, match=r"enlarged 28x to 224x224: build the model with img_size=16$"):
         check_fits(model, Preprocess.of(model), digits)
+
+
+NARROW = {
+    "dhvt_tiny_imagenet_patch16": {"embed_dim": 16, "num_heads": 2, "depth": 1},
+    "litv2_small": {"embed_dim": 12, "num_heads": (1, 2, 3, 6), "depths": (1, 1, 1, 1)},
+    "dualtoken_vit_small": {"dims": (8, 16, 32), "num_heads": (1, 2, 4), "depths": (1, 1, 1)},
+    "dct_histo_tiny": {"dims": (8, 16, 32), "num_heads": (1, 2, 4), "depths": (1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [  # of images of 8x8, 32x32, 28x20 and 90x100
+        ("dhvt_tiny_imagenet_patch16", (((8, 8), 2), ((32, 32), 4), ((28, 20), 4), ((96, 112), None))),
+        ("litv2_small", (((8, 8), 1), ((32, 32), 4), ((32, 32), 4), ((96, 128), None))),
+        ("dualtoken_vit_small", (((32, 32), None), ((64, 64), None), ((32, 32), None), ((96, 128), None))),
+        ("dct_histo_tiny", (((64, 64), None), ((64, 64), None), ((64, 64), None), ((96, 112), None))),
+    ],
+)
+def test_leanvits_own_families_take_small_images(digits, name, sizes):
+    for side, (size, patch) in zip(((8, 8), (32, 32), (28, 20), (90, 100)), sizes, strict=True):
+        data = SimpleNamespace(classes=digits.classes, channels=1, image_size=side, spec="made")
+        kwargs = adapted_kwargs(name, NARROW[name], data)
+        assert to_2tuple(kwargs["img_size"]) == size and kwargs.get("patch_size") == patch
+        model = timm.create_model(name, **kwargs).eval()
+        check_fits(model, Preprocess.of(model), data, convert=True)
+        assert model(torch.zeros(2, 1, *size)).shape == (2, 10)
+    assert "img_size" not in adapted_kwargs(name, {"pretrained": True}, digits)
+    assert adapted_kwargs(name, {"img_size": 128}, digits)["img_size"] == 128
+    model = timm.create_model(name, **NARROW[name], img_size=224, num_classes=10, in_chans=1)
+    (height, _), patch = sizes[0]
+    mend = f"img_size={height}" + (f", patch_size={patch}" if patch else "")
+    with pytest.raises(BadInput, match=rf"enlarged 28x to 224x224: build the model with {mend}$"):
+        check_fits(model, Preprocess.of(model), digits)
+
+
+def test_a_patch_that_is_given_decides_the_size(digits):
+    assert adapted_kwargs("litv2_small", {"patch_size": 2}, digits)["img_size"] == 16
+    assert adapted_kwargs("dhvt_tiny_imagenet_patch16", {"patch_size": 4}, digits)["img_size"] == 8
 
 
 def test_cifar_gets_patches_of_four(real):

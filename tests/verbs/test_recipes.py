@@ -7,8 +7,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import DropPath
 
 from leanvit import verbs
+from leanvit.builders import require_model
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import BadInput, Refused
 from leanvit.prune.nvit import NViT
@@ -17,6 +19,7 @@ from leanvit.tokens.evit import EViT
 from leanvit.training import HardDistillation, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
 from leanvit.verbs import demonstration
+from leanvit.verbs.asking import ask
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
 NAME = "vit_tiny_patch16_224"
@@ -103,6 +106,29 @@ def test_figures_of_published_recipes() -> None:
         recipe = preset(name)
         assert recipe.target is not None and recipe.source, name
         assert bool(recipe.arxiv) == ("own" not in recipe.source and "demo" not in recipe.source), name
+
+
+def test_an_architecture_names_the_recipe_of_the_model() -> None:
+    assert preset("dhvt", "dhvt_tiny_cifar_patch4").name == "dhvt_cifar100"
+    assert preset("dhvt", "dhvt_tiny_imagenet_patch16").name == "dhvt_imagenet"
+    assert preset("t2t_vit", "t2t_vit_24").name == "t2t_vit_19" and preset("litv2", "litv2_base").name == "litv2_base"
+    only = {"dualtoken_vit": "dualtoken_vit_imagenet", "dct_histo": "dct_histo_breakhis", "gmm_mask": "gmm_vit_cifar10"}
+    assert {slug: preset(slug).name for slug in only} == only
+    found = ask("dhvt_tiny_cifar_patch4", recipe="dhvt", settings={"epochs": 20})
+    assert found.model == "dhvt_tiny_cifar_patch4" and found.model_args == {"drop_path_rate": 0.1}
+    assert found.recipe.name == "dhvt_cifar100"
+    assert found.overrides == {"epochs": 20, "model": "dhvt_tiny_cifar_patch4"}
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if preset(name).also])
+def test_other_models_of_a_recipe_take_its_arguments(name: str) -> None:
+    recipe = preset(name)
+    for model in recipe.also:
+        require_model(model)
+        with torch.device("meta"):
+            built = timm.create_model(model, **recipe.model_args)
+        rates = [m.drop_prob for m in built.modules() if isinstance(m, DropPath)]
+        assert max(rates) == pytest.approx(recipe.model_args["drop_path_rate"]), model
 
 
 def test_the_recipe_of_the_digits_is_the_demos() -> None:

@@ -117,6 +117,7 @@ def _whole(recipe: TrainRecipe) -> dict[str, Any]:
     return {
         **_short(recipe),
         "model": recipe.model,
+        "also": list(recipe.also),
         "model_args": dict(recipe.model_args),
         "starts_from": recipe.starts_from,
         "pretrained": recipe.pretrained,

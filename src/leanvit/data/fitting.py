@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,9 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 # timm modules whose models take both img_size and patch_size
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
-_STRIDES = {"t2t_vit": 16}  # families whose tokens are always so many pixels apart
+# Families whose tokens are a fixed number of pixels apart: what sides are multiples of, and the least side.
+_STRIDES = {"t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
+_PATCHED = {"dhvt": (2, 4, 16), "litv2": None}  # of leanvit's own with a choice of patches: which (None: any)
 
 
 def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
@@ -47,7 +50,9 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
-    A model whose tokens are a fixed number of pixels apart (T2T-ViT) takes small images enlarged up to twofold.
+    DHVT has its own patches (2, 4, 16 pixels); LITv2's sides are multiples of what its mergings come to.
+    A model whose tokens are a fixed number of pixels apart (T2T-ViT, DualToken-ViT, DCT-HistoTransformer) takes small
+    images enlarged up to twofold, further where it takes none as small.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 
     Raises BadInput for a name that timm does not know.
@@ -63,9 +68,28 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
             patch, size = _pair(fitted.get("patch_size") or _default_patch(name)), _pair(fitted["img_size"])
             grid = (size[0] // patch[0], size[1] // patch[1])
             fitted["window_size"] = fitting_window(grid, _default_window(name), len(kwargs.get("depths", range(4))))
-    elif not kwargs.get("pretrained") and family in _STRIDES and _too_small(dataset.image_size, name, kwargs):
-        fitted["img_size"] = _compact(strided_size(dataset.image_size, _STRIDES[family]))
+    elif not kwargs.get("pretrained") and _too_small(dataset.image_size, name, kwargs):
+        fitted |= _of_family(family, dataset.image_size, kwargs, _default_patch(name))
     return fitted
+
+
+def _of_family(family: str, size: tuple[int, int], given: dict[str, Any], patch: int) -> dict[str, Any]:
+    """`img_size`, and `patch_size` where it is not given, of leanvit's own families; nothing of others.
+
+    patch: what the model has by default; images of more than 64 pixels keep it.
+    """
+    if family in _STRIDES:
+        return {"img_size": _compact(strided_size(size, *_STRIDES[family]))}
+    if family not in _PATCHED:
+        return {}
+    if "patch_size" in given or max(size) > SMALL_SIDE:
+        patch, chosen = given.get("patch_size", patch), {}
+    else:
+        own = _PATCHED[family]
+        patch = small_grid(size)[1] if own is None else min(own, key=lambda p: _distance(size[0] * size[1] / p**2))
+        chosen = {"patch_size": patch}
+    step = patch * (2 ** (len(given.get("depths", range(4))) - 1) if family == "litv2" else 1)
+    return {"img_size": _compact((_up(size[0], step), _up(size[1], step))), **chosen}
 
 
 def fitting_window(grid: tuple[int, int], most: int, stages: int) -> int:
@@ -84,14 +108,17 @@ def fitting_window(grid: tuple[int, int], most: int, stages: int) -> int:
     return min(range(most, (most - 1) // 2, -1), key=padded)
 
 
-def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+def strided_size(size: tuple[int, int], stride: int, least: int = 1) -> tuple[int, int]:
     """(H, W) for images of `size` and tokens `stride` pixels apart.
 
-    Small images grow up to twofold, to the multiple of the stride below; others are rounded up.
+    Small images grow up to twofold, to the multiple of the stride below; others are rounded up. No side is below
+    `least`, a multiple of the stride.
     """
-    if max(size) <= SMALL_SIDE:
-        return max(stride, 2 * size[0] // stride * stride), max(stride, 2 * size[1] // stride * stride)
-    return _up(size[0], stride), _up(size[1], stride)
+    if max(size) > SMALL_SIDE:
+        height, width = _up(size[0], stride), _up(size[1], stride)
+    else:
+        height, width = (max(stride, 2 * side // stride * stride) for side in size)
+    return max(least, height), max(least, width)
 
 
 def small_grid(size: tuple[int, int]) -> tuple[tuple[int, int], int]:
@@ -163,9 +190,9 @@ def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDatase
     if growth > MAX_ENLARGEMENT:
         own_height, own_width = dataset.image_size
         mend = f"img_size={_compact(dataset.image_size)}"
-        tokenizer: Any = getattr(model, "tokens_to_token", None)
-        if tokenizer is not None:
-            mend = f"img_size={_compact(strided_size(dataset.image_size, tokenizer.patch_size[0]))}"
+        own = _of_family(_family(model), dataset.image_size, {}, _stem_patch(model))
+        if own:
+            mend = ", ".join(f"{name}={value}" for name, value in own.items())
         elif max(dataset.image_size) <= SMALL_SIDE:
             fitted, patch = small_grid(dataset.image_size)
             mend = f"img_size={_compact(fitted)}, patch_size={patch}"
@@ -198,6 +225,19 @@ def _any_size(model: nn.Module, size: tuple[int, int]) -> bool:
     return fits or bool(getattr(stem, "dynamic_img_pad", False))
 
 
+def _family(model: nn.Module) -> str:
+    """Which of leanvit's own families a model is of, also an opened one; empty: none of them."""
+    if hasattr(model, "tokens_to_token"):
+        return "t2t_vit"
+    module = type(getattr(model, "source", model)).__module__.split(".")
+    return next((family for family in (*_STRIDES, *_PATCHED) if family in module), "")
+
+
+def _stem_patch(model: nn.Module) -> int:
+    size: Any = getattr(getattr(model, "patch_embed", None), "patch_size", 4)
+    return int(size[0] if isinstance(size, Sequence) else size)
+
+
 def _model_name(model: nn.Module) -> str:
     config = getattr(model, "pretrained_cfg", None) or {}
     return (config.get("architecture") if isinstance(config, dict) else None) or type(model).__name__
@@ -205,7 +245,7 @@ def _model_name(model: nn.Module) -> str:
 
 def _default_patch(name: str) -> int:
     found = re.search(r"patch(\d+)", name)
-    return int(found.group(1)) if found else 4 if name.startswith("swin") else 16
+    return int(found.group(1)) if found else 4 if name.startswith(("swin", "litv2")) else 16
 
 
 def _default_window(name: str) -> int:

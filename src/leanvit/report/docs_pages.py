@@ -52,7 +52,7 @@ def _index() -> Iterator[str]:
     yield "# Methods\n"
     yield "Every method is a published one, and all stand on one [anatomy](../concepts.md). In the terminal: "
     yield "`leanvit methods`.\n"
-    yield from _table(
+    yield from markdown_table(
         ("method", "what it does", "paper"),
         [(f"[`{p.slug}`]({p.slug}.md)", p.summary, p.title) for p in papers().values()],
     )
@@ -62,7 +62,7 @@ def _index() -> Iterator[str]:
     from leanvit.recipe.compat import cell
 
     rows = [(f"`{a}`", *(cell(a, b).verdict for b in slugs)) for a in slugs]
-    yield from _table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
+    yield from markdown_table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
 
 
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
@@ -95,7 +95,7 @@ def _architecture(told: Architecture, results: Path) -> Iterator[str]:
         yield f"{marker}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
     yield _text(import_module(row.module).__doc__)
     yield "\n## Models\n"
-    yield from _table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
+    yield from markdown_table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
     yield "Which methods run on them: [support](../support.md).\n"
     if told.recipes:
         yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
@@ -112,7 +112,7 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
     yield _text(import_module(row.module).__doc__)
     yield "\n## Knobs\n"
     said = _comments(told)
-    yield from _table(
+    yield from markdown_table(
         ("knob", "kind", "default", "meaning"),
         [
             (f"`{k.name}`", f"`{k.kind.replace(' | ', ' or ')}`", f"`{json.dumps(k.default)}`", said.get(k.name, ""))
@@ -123,7 +123,7 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
         yield "\n## Models\n"
         yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in MODULES[row.slug])}.\n"
     yield "\n## What it asks and changes\n"
-    yield from _table(
+    yield from markdown_table(
         ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
     )
     yield "\n## Figures\n"
@@ -155,7 +155,7 @@ def _measured(slug: str, results: Path) -> Iterator[str]:
         yield f"\n**Measured** by `{content['command']}` on {machine.get('cpu', 'an unnamed CPU')}, "
         yield f"{machine.get('threads', '?')} threads of torch, on `{content['model']}`: "
         yield f"`benchmarks/results/{file.name}`.\n"
-        yield from _table(
+        yield from markdown_table(
             ("methods", "runtime", "precision", "batch", "speed, × dense in the same runtime", "top-1 change, points"),
             [_figures(r) for r in rows],
         )
@@ -208,7 +208,8 @@ def _text(docstring: str | None) -> str:
     return inspect.cleandoc(docstring or "").replace("<", "&lt;")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Lines of a table, and an empty one behind it."""
     yield f"| {' | '.join(headings)} |"
     yield f"|{'---|' * len(headings)}"
     for row in rows:

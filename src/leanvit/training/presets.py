@@ -8,6 +8,7 @@ arxiv = "2012.12877"
 [model]
 name = "deit_tiny_patch16_224"
 args = {drop_path_rate = 0.1}
+also = ["deit_tiny_distilled_patch16_224"]  # what else trains with these numbers, the arguments included
 
 [fit]
 epochs = 300
@@ -26,6 +27,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leanvit.builders import MODULES
 from leanvit.errors import BadInput, nearest, unknown
 from leanvit.files import strict_message
 from leanvit.training.config import FitConfig
@@ -60,6 +62,7 @@ class MeantFor(_Strict):
 
 class _Model(_Strict):
     name: str | None = None
+    also: list[str] = []
     args: dict[str, Any] = {}
     pretrained: bool = False
     convert: bool = False
@@ -84,14 +87,16 @@ class _File(_Strict):
 class TrainRecipe:
     """A validated training recipe.
 
-    `starts_from` is what a recipe that trains on must be given as MODEL: "run" is a dense run, a method's slug is a run
-    that this method was applied to.
+    `also` names other models that train with the same numbers, `model_args` included. `starts_from` is what a recipe
+    that trains on must be given as MODEL: "run" is a dense run, a method's slug is a run that this method was applied
+    to.
     """
 
     name: str  # of a preset, else the file's
     title: str
     fit: Mapping[str, Any]  # fields of `FitConfig`
     model: str | None = None
+    also: tuple[str, ...] = ()
     model_args: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     convert: bool = False  # images may be enlarged to the model's size
@@ -107,6 +112,10 @@ class TrainRecipe:
     remarks: tuple[str, ...] = ()  # what reading the file left out or changed: said when the recipe is used
     text: str = ""  # the file
 
+    def trains(self, model: object) -> bool:
+        """Whether a MODEL is one that the recipe is written for."""
+        return self.model is not None and model in (self.model, *self.also)
+
     def config(self, settings: Mapping[str, Any] | None = None) -> FitConfig:
         """The recipe's `FitConfig` with `settings` over it. Raises `BadInput` that names the field."""
         return FitConfig(**merged(self.fit, settings or {}))
@@ -117,19 +126,28 @@ def preset_names() -> list[str]:
     return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
 
 
-def preset(name: str) -> TrainRecipe:
-    """A recipe that comes with the package. Raises `BadInput` with the nearest names."""
+def preset(name: str, model: object = None) -> TrainRecipe:
+    """A recipe that comes with the package: by its name, or by that of an architecture (`dhvt`).
+
+    An architecture's recipe is the one that is written for `model` (a timm name), or its only one. Raises `BadInput`
+    with the nearest names, or with the recipes of the architecture.
+    """
+    if name in MODULES and name not in preset_names():
+        return _of_architecture(name, model)
     known = preset_names()
     if name not in known:
         raise unknown("recipe", name, known)
     return _parsed((_folder() / f"{name}.toml").read_text(encoding="utf-8"), name, f"recipe {name}")
 
 
-def load_train_recipe(spec: str | Path) -> TrainRecipe:
-    """A preset by name, a TOML file, or timm's `args.yaml`. Raises `BadInput`; an unknown key names the nearest."""
+def load_train_recipe(spec: str | Path, model: object = None) -> TrainRecipe:
+    """A preset by name (of an architecture: the one of `model`), a TOML file, or timm's `args.yaml`.
+
+    Raises `BadInput`; an unknown key names the nearest.
+    """
     path = Path(spec)
     if isinstance(spec, str) and path.suffix not in SUFFIXES and len(path.parts) == 1 and not path.is_file():
-        return preset(spec)
+        return preset(spec, model)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -141,6 +159,18 @@ def load_train_recipe(spec: str | Path) -> TrainRecipe:
 
         return read_args(text, path)
     return _parsed(text, path.stem, f"recipe {path}")
+
+
+def _of_architecture(slug: str, model: object) -> TrainRecipe:
+    recipes = [one for one in map(preset, preset_names()) if one.model in MODULES[slug]]
+    meant = [one for one in recipes if one.trains(model)] if len(recipes) > 1 else recipes
+    if len(meant) == 1:
+        return meant[0]
+    if not recipes:
+        raise BadInput(f"recipe {slug!r} is an architecture without a recipe; accepted: a name (leanvit recipes)")
+    listed = "; ".join(f"{one.name} (of {', '.join([one.model or '', *one.also])})" for one in recipes)
+    given = "no model is given" if model is None else f"none of them is of {model}"
+    raise BadInput(f"recipe {slug!r} is an architecture with several recipes, and {given}; accepted: {listed}")
 
 
 def merged(fit: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,14 +215,15 @@ def _recipe(file: _File, name: str, text: str) -> TrainRecipe:
     model = file.model
     if (model.name is None) == (model.starts_from is None):
         raise BadInput("model: give name (a timm name) or starts_from ('run', or the slug of a method)")
-    if model.starts_from is not None and (model.args or model.pretrained):
-        raise BadInput("model: args and pretrained are of a timm name, not of starts_from")
+    if model.starts_from is not None and (model.args or model.also or model.pretrained):
+        raise BadInput("model: args, also and pretrained are of a timm name, not of starts_from")
     check_fields(file.fit)
     return TrainRecipe(
         name=name,
         title=file.title,
         fit=file.fit,
         model=model.name,
+        also=tuple(model.also),
         model_args=model.args,
         pretrained=model.pretrained,
         convert=model.convert,

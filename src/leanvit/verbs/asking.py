@@ -37,7 +37,7 @@ class Asked:
     @property
     def convert(self) -> bool:
         """Whether the recipe itself lets preprocessing enlarge images, for its own model."""
-        return self.recipe is not None and self.recipe.convert and self.model == self.recipe.model
+        return self.recipe is not None and self.recipe.convert and self.recipe.trains(self.model)
 
     def record(self) -> dict[str, Any]:
         """For the run's record (JSON): the recipe's name and what was given over it, and the teacher."""
@@ -74,12 +74,13 @@ def ask(
 
     Raises `BadInput` for a recipe or a setting that is not accepted, or a model or teacher that nobody named.
     """
-    found = None if recipe is None else load_train_recipe(recipe)
+    found = None if recipe is None else load_train_recipe(recipe, name)
     given = {**({} if seed is None else {"seed": seed}), **(settings or {})}
     if name is None and (found is None or found.model is None):
         needs = "" if found is None else f": recipe {found.name} trains on from {_start_text(found.starts_from)}"
         raise BadInput(f"give a MODEL (a timm name or a run folder), or a recipe that names one{needs}")
-    own_model = found is not None and found.model is not None and name in (None, found.model)
+    own_model = found is not None and found.model is not None and (name is None or found.trains(name))
+    other = found is not None and name not in (None, found.model)
     taught = _distill(None if found is None else found.distill, teacher, distill, alpha, temperature)
     if teacher_weights is not None and taught is None:
         raise BadInput("teacher_weights are of a teacher: give one too (--teacher, --distill)")
@@ -88,7 +89,7 @@ def ask(
     if found is not None and found.model is not None and not own_model:
         say(f"recipe {found.name}: {name} is trained instead of {found.model}, without its constructor arguments")
     args = {**(found.model_args if found is not None and own_model else {}), **(model_args or {})}
-    overrides = {**given, **({} if found is None or own_model else {"model": str(name)}), **dict(model_args or {})}
+    overrides = {**given, **({"model": str(name)} if other else {}), **dict(model_args or {})}
     return Asked(
         model=name if name is not None else (found.model if found else None) or "",
         config=FitConfig(**merged({} if found is None else found.fit, given)),

@@ -1,0 +1,160 @@
+"""The architectures of leanvit beside timm's light ones at 224 pixels: images a second on a CPU, in turns.
+
+    python benchmarks/backbone_throughput.py [--batch 1 --batch 32] [--threads 2]     # 10 minutes on two cores
+
+Models stand in groups of about one size. Those of a group are timed in turns on the same images, and DeiT-Ti with them:
+it is the anchor, so that ratios of different groups can be compared. Weights are random: speed does not depend on them.
+
+Every model is timed in the form that is deployed. leanvit's own have `fuse()`, timm's are reparameterised by timm;
+where that leaves batch norms behind convolutions, they are folded here, so that nobody is slow for want of it.
+`largest_difference` is what the form changes in the outputs. A group and batch that is in the file is not timed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.layers import BatchNormAct2d
+from timm.utils.model import reparameterize_model
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from kept_rows import KeptRows
+from leanvit.builders import BUILDERS, require_model
+from leanvit.data import keyed
+from leanvit.measure import count, paired_latency, ratio
+
+ANCHOR = "deit_tiny_patch16_224"
+GROUPS = {  # by parameters; leanvit's first
+    "about 5 M": (
+        "t2t_vit_7",
+        "dhvt_tiny_imagenet_patch16",
+        "dualtoken_vit_tiny_mix",
+        "tiny_vit_5m_224",
+        "efficientformerv2_s0",
+        "efficientformerv2_s1",
+        "mobilevitv2_100",
+        "fastvit_t8",
+    ),
+    "about 12 M": (
+        "dualtoken_vit_small_mix",
+        "dualtoken_vit_small",
+        "tiny_vit_11m_224",
+        "efficientformerv2_s2",
+        "fastvit_sa12",
+    ),
+    "about 25 M": ("t2t_vit_14", "litv2_small", "tiny_vit_21m_224"),
+}
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model in the form in which it is deployed."""
+
+    model: nn.Module
+    params: int  # as it is trained
+    macs: int  # of the form that is timed
+    largest_difference: float  # of an output, between the two forms
+
+
+def candidate(name: str) -> Candidate:
+    """Build a model of 1,000 classes by its timm name and bring it into its deployed form."""
+    require_model(name)
+    with keyed.global_rng(0, name):
+        trained: Any = timm.create_model(name, num_classes=1000).eval()
+    image = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted = trained(image)
+    params = sum(p.numel() for p in trained.parameters())
+    form = copy.deepcopy(trained).fuse() if hasattr(trained, "fuse") else folded(reparameterize_model(trained))
+    with torch.inference_mode():
+        difference = float((form(image) - wanted).abs().max())
+    return Candidate(form, params, count(form, (3, SIDE, SIDE)).macs, difference)
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """timm's pairs of `conv` and `bn` with the norm worked into the convolution, in place."""
+    for module in model.modules():
+        conv, norm = getattr(module, "conv", None), getattr(module, "bn", None)
+        if type(conv) is nn.Conv2d and isinstance(norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(conv, norm)
+            module.bn = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+    return model
+
+
+def measured(group: str, batch: int, *, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Rows of one group at one batch; `faster_than_anchor` is q25, median and q75 of the rounds' own ratios."""
+    found = {name: candidate(name) for name in (ANCHOR, *GROUPS[group])}
+    images = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    models = {name: one.model for name, one in found.items()}
+    taken = paired_latency(models, lambda _: images, batch=batch, rounds=rounds, min_seconds=seconds)
+    rows = []
+    for name, one in found.items():
+        faster = ratio(taken[ANCHOR], taken[name])
+        rows.append(
+            {
+                "group": group,
+                "model": name,
+                "by": "leanvit" if name in BUILDERS else "timm",
+                "batch": batch,
+                "params": one.params,
+                "macs": one.macs,
+                "median_ms": round(1000 * taken[name].median_s, 3),
+                "images_per_s": round(taken[name].images_per_s, 2),
+                "faster_than_anchor": [round(v, 4) for v in (faster.q25, faster.median, faster.q75)],
+                "largest_difference": one.largest_difference,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", action="append", choices=GROUPS, help="may be repeated; default: all")
+    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 1 and 32")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.3, help="least length of a sample")
+    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
+    parser.add_argument("--smoke", action="store_true", help="the last group, three short rounds: no figures")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/backbone_throughput.json"))
+    arguments = parser.parse_args()
+    groups, batches = arguments.group or list(GROUPS), arguments.batch or [1, 32]
+    if arguments.smoke:
+        groups, batches = arguments.group or [*GROUPS][-1:], [1]
+        arguments.threads, arguments.rounds, arguments.seconds = 1, 3, 1e-4
+    torch.set_num_threads(arguments.threads)
+    settings = {
+        "model": "several",
+        "what": f"float32 in PyTorch (eager), {SIDE}x{SIDE}, random weights, deployed forms",
+        "anchor": ANCHOR,
+        **{key: getattr(arguments, key) for key in ("threads", "rounds", "seconds", "smoke")},
+    }
+    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
+    for group in groups:
+        for batch in batches:
+            if kept.get(group=group, batch=batch):
+                continue
+            kept.rows.extend(measured(group, batch, rounds=arguments.rounds, seconds=arguments.seconds))
+            kept.write()
+            told(kept.rows[-1 - len(GROUPS[group]) :])
+
+
+def told(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        print(
+            f"{row['group']:12}batch {row['batch']:3}  {row['model']:28}{row['params'] / 1e6:7.2f} M"
+            f"{row['macs'] / 1e9:7.2f} GMACs{row['images_per_s']:9.1f} img/s   x{row['faster_than_anchor'][1]:.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""The page of the architectures' speed and accuracy, made from the benchmarks' results.
+
+`python -m leanvit.report.performance [docs/performance.md]` reads benchmarks/results; a test holds the page to it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanvit.files import write_atomic
+from leanvit.report.docs_pages import markdown_table
+
+Content = Mapping[str, Any]  # of a result file
+
+INTRO = """# How fast, how accurate: backbones
+
+The architectures that leanvit builds itself ([their pages](methods/index.md)), measured on a CPU. Made by
+`python -m leanvit.report.performance` from `benchmarks/results/`; the machine stands beside each table, and the command
+makes it anew on yours. Speeds are float32 in PyTorch; candidates take turns on the same input, a time is the median of
+the rounds, and a ratio is taken inside each round before its median and quartiles. Results that speak against a paper's
+claim stand here like the others.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one benchmark has to say."""
+
+    title: str
+    about: str
+    script: str  # writes benchmarks/results/<script>.json
+    arguments: str  # of a whole run
+    tables: Callable[[Content], Iterator[str]]
+
+    def lines(self, results: Path) -> Iterator[str]:
+        yield f"\n## {self.title}\n"
+        yield f"{self.about}\n"
+        file, command = results / f"{self.script}.json", f"python benchmarks/{self.script}.py {self.arguments}".strip()
+        if not file.is_file():
+            yield f"Not measured yet: `{command}` makes the figures.\n"
+            return
+        content = json.loads(file.read_text(encoding="utf-8"))
+        machine = content["environment"]
+        yield from self.tables(content)
+        made = content.get("commands") or [content["command"]]
+        yield f"Measured on {machine['cpu']} with {machine['threads']} threads of torch, by"
+        yield f"{', '.join(f'`{one}`' for one in made)}: `benchmarks/results/{file.name}`.\n"
+
+
+def page(results: Path) -> str:
+    """The page as markdown. `results`: folder of the benchmarks' JSON files; those that are missing are said."""
+    return "\n".join([INTRO, *(line for section in SECTIONS for line in section.lines(results))])
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def _throughput(content: Content) -> Iterator[str]:
+    anchor = content["settings"]["anchor"]
+    for batch in _distinct(content["rows"], "batch"):
+        yield f"\nBatch {batch}:\n"
+        yield from markdown_table(
+            ("size", "model", "by", "parameters", "MACs", "images a second", f"× `{anchor}` (quartiles)"),
+            [
+                (
+                    row["group"],
+                    f"`{row['model']}`",
+                    row["by"],
+                    _millions(row["params"]),
+                    f"{row['macs'] / 1e9:.2f} G",
+                    f"{row['images_per_s']:.1f}",
+                    _ratio(row["faster_than_anchor"]),
+                )
+                for row in content["rows"]
+                if row["batch"] == batch
+            ],
+        )
+
+
+def _attention(content: Content) -> Iterator[str]:
+    yield from markdown_table(
+        ("grid", "channels", "batch", "attention", "MACs", "ms", "HiLo is faster by (quartiles)"),
+        [
+            (
+                row["grid"],
+                row["channels"],
+                row["batch"],
+                row["attention"],
+                f"{row['macs'] / 1e6:.1f} M",
+                f"{row['median_ms']:.3f}",
+                _ratio(row["hilo_is_faster"]),
+            )
+            for row in content["rows"]
+        ],
+    )
+    yield "\nThe paper's claims for one layer on a CPU:\n"
+    yield from markdown_table(
+        ("HiLo against", "grid", "batch", "claimed", "found (quartiles)", "verdict"),
+        [
+            (
+                claim["attention"],
+                claim["grid"],
+                claim["batch"],
+                f"{claim['claimed']:.2f}",
+                _ratio([claim["quartiles"][0], claim["found"], claim["quartiles"][1]]),
+                claim["verdict"],
+            )
+            for claim in content["claims"]
+        ],
+    )
+
+
+def _transcriptions(content: Content) -> Iterator[str]:
+    yield from markdown_table(
+        ("model", "side", "batch", "images a second", "× the transcription", "largest difference of an output"),
+        [
+            (
+                f"`{row['model']}`",
+                row["side"],
+                row["batch"],
+                f"{row['images_per_s']:.1f}",
+                f"{row['speedup_vs_transcription']:.2f}",
+                f"{row['largest_difference']:.0e}",
+            )
+            for row in content["rows"]
+        ],
+    )
+
+
+# --- accuracy -------------------------------------------------------------------------------------------------------
+
+
+def _small_data(content: Content) -> Iterator[str]:
+    rows = content["rows"]
+    for family in _distinct(rows, "family"):
+        own = [row for row in rows if row["family"] == family]
+        yield f"\n`{family}`:\n"
+        yield from markdown_table(
+            ("model", "parameters", "top-1 in %, seed by seed", "mean", "seconds of training, mean"),
+            [_trained([row for row in own if row["model"] == model]) for model in _distinct(own, "model")],
+        )
+    yield "\nThe whole model against the others of its pair:\n"
+    yield from markdown_table(
+        ("against", "points, seed by seed", "mean", "asked", "holds"),
+        [
+            (trend["than"], _listed(trend["points"], "+.2f"), f"{trend['mean']:+.2f}", *_verdict(trend))
+            for trend in content["trends"]
+        ],
+    )
+
+
+def _trained(rows: list[Any]) -> tuple[str, ...]:
+    found = [row["top1_percent"] for row in rows]
+    seconds = sum(row["train_seconds"] for row in rows) / len(rows)
+    mean = f"{sum(found) / len(found):.2f}"
+    return rows[0]["model"], _millions(rows[0]["params"]), _listed(found, ".2f"), mean, f"{seconds:.0f}"
+
+
+def _verdict(trend: Content) -> tuple[str, str]:
+    """What was asked of a trend, and whether it holds; empty where nothing was."""
+    if trend["holds"] is None:
+        return "", ""
+    return f"{trend['asked_at_least']:+.1f} or more", "yes" if trend["holds"] else "no"
+
+
+def _masks(content: Content) -> Iterator[str]:
+    changes = content["changes"]
+    yield from markdown_table(
+        ("ViT with", "top-1 in %, seed by seed", "mean", "points over the mean-pooled twin without a mask"),
+        [
+            (
+                row["side"],
+                _listed(row["top1_percent"], ".2f"),
+                f"{row['mean']:.2f}",
+                f"{changes[row['side']]:+.2f}" if row["side"] in changes else "",
+            )
+            for row in content["rows"]
+        ],
+    )
+
+
+SECTIONS = (
+    Section(
+        "Beside timm's light models",
+        "Images of 224x224. Every model is timed in its deployed form (`fuse()`, timm's reparameterisation, norms "
+        "folded into convolutions); parameters are those of training. `mobilevitv2` and `fastvit` were published at "
+        "256 pixels.",
+        "backbone_throughput",
+        "",
+        _throughput,
+    ),
+    Section(
+        "One layer of attention",
+        "[HiLo](methods/litv2.md) against the other ways to make attention cheap, at equal width, on the grids of a "
+        "224x224 image.",
+        "attention_cost",
+        "",
+        _attention,
+    ),
+    Section(
+        "Against a straight transcription",
+        "The same networks written as the papers' formulas stand, with shared weights.",
+        "plain_speed",
+        "--threads 2 --batch 1 --batch 32 --out benchmarks/results/plain_speed.json",
+        _transcriptions,
+    ),
+    Section(
+        "On little data",
+        "Small models, few images of CIFAR-10, few epochs: what a part of an architecture gives, held against what is "
+        "asked of it. What is trained, and for how long, stands in the script.",
+        "small_data",
+        "CIFAR10_FOLDER",
+        _small_data,
+    ),
+    Section(
+        "A mask on the scores, on little data",
+        "A ViT with a [Gaussian mixture mask](methods/gmm_mask.md), with an elementwise one, and without; 3,000 images "
+        "of CIFAR-10, 5 epochs.",
+        "gmm_mask_small_data",
+        "--data CIFAR10_FOLDER",
+        _masks,
+    ),
+)
+
+
+# --- cells ----------------------------------------------------------------------------------------------------------
+
+
+def _distinct(rows: list[Any], column: str) -> list[Any]:
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def _ratio(quartiles: list[float]) -> str:
+    """q25, median and q75 of a ratio."""
+    low, median, high = quartiles
+    return f"{median:.2f} ({low:.2f} … {high:.2f})"
+
+
+def _listed(values: list[float], form: str) -> str:
+    return ", ".join(format(value, form) for value in values)
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def main() -> None:
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/performance.md")
+    write_atomic(path, page(path.resolve().parents[1] / "benchmarks" / "results").encode())
+
+
+if __name__ == "__main__":
+    main()

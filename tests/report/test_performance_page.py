@@ -1,0 +1,96 @@
+"""The page of the architectures' figures: current, and what the results say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from leanvit.report.performance import SECTIONS, page
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+MACHINE = {"environment": {"cpu": "a CPU", "threads": 2}, "command": "python benchmarks/it.py"}
+FOUND: dict[str, dict[str, Any]] = {
+    "backbone_throughput": {
+        "settings": {"anchor": "deit"},
+        "commands": ["python benchmarks/backbone_throughput.py", "again"],
+        "rows": [
+            {"group": "5 M", "model": "t2t_vit_7", "by": "leanvit", "batch": batch, "params": 4_260_000}
+            | {"macs": 1_147_000_000, "images_per_s": 20.0 * batch, "faster_than_anchor": [0.9, 1.1, 1.3]}
+            for batch in (1, 32)
+        ],
+    },
+    "attention_cost": {
+        "rows": [
+            {"grid": "14x14", "channels": 384, "batch": 1, "attention": "windows 7x7", "macs": 2e8}
+            | {"median_ms": 1.5, "hilo_is_faster": [1.0, 1.2, 1.5]}
+        ],
+        "claims": [
+            {"attention": "windows 7x7", "grid": "14x14", "batch": 1, "claimed": 1.6, "found": 1.2}
+            | {"quartiles": [1.0, 1.5], "verdict": "refuted"}
+        ],
+    },
+    "plain_speed": {
+        "rows": [
+            {"model": "litv2_small", "side": "leanvit, fused", "batch": 1, "images_per_s": 9.04}
+            | {"speedup_vs_transcription": 1.345, "largest_difference": 2e-6}
+        ]
+    },
+    "small_data": {
+        "rows": [
+            {"family": "dhvt", "model": "DHVT", "seed": seed, "params": 540_000, "top1_percent": top1}
+            | {"train_seconds": 60.0}
+            for seed, top1 in enumerate((44.0, 46.0))
+        ],
+        "trends": [
+            {"than": "plain", "points": [5.0, -1.0], "mean": 2.0, "asked_at_least": 6.0, "holds": False},
+            {"than": "wide", "points": [1.0, 1.0], "mean": 1.0, "asked_at_least": None, "holds": None},
+        ],
+    },
+    "gmm_mask_small_data": {
+        "rows": [
+            {"side": "twin", "top1_percent": [30.0], "mean": 30.0},
+            {"side": "gmm", "top1_percent": [], "mean": 34},
+        ],
+        "changes": {"gmm": 4.0},
+    },
+}
+
+
+def test_the_committed_page_is_current() -> None:
+    committed = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert committed == page(RESULTS), "run: python -m leanvit.report.performance"
+
+
+def test_every_section_says_the_figures_or_how_to_make_them(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert text.count("Not measured yet: ") == len(SECTIONS) == len(FOUND)
+    for section in SECTIONS:
+        assert (ROOT / "benchmarks" / f"{section.script}.py").is_file()
+        assert f"`python benchmarks/{section.script}.py" in text
+        (tmp_path / f"{section.script}.json").write_text(json.dumps({**MACHINE, **FOUND[section.script]}))
+    text = page(tmp_path)
+    assert "Not measured yet" not in text and text.count("Measured on a CPU with 2 threads") == len(SECTIONS)
+    for line in (
+        "| 5 M | `t2t_vit_7` | leanvit | 4.26 M | 1.15 G | 640.0 | 1.10 (0.90 … 1.30) |",
+        "by\n`python benchmarks/backbone_throughput.py`, `again`: `benchmarks/results/backbone_throughput.json`",
+        "| 14x14 | 384 | 1 | windows 7x7 | 200.0 M | 1.500 | 1.20 (1.00 … 1.50) |",
+        "| windows 7x7 | 14x14 | 1 | 1.60 | 1.20 (1.00 … 1.50) | refuted |",
+        "| `litv2_small` | leanvit, fused | 1 | 9.0 | 1.34 | 2e-06 |",
+        "| DHVT | 0.54 M | 44.00, 46.00 | 45.00 | 60 |",
+        "| plain | +5.00, -1.00 | +2.00 | +6.0 or more | no |",
+        "| wide | +1.00, +1.00 | +1.00 |  |  |",
+        "| twin | 30.00 | 30.00 |  |",
+        "| gmm | 33.00, 35.00 | 34.00 | +4.00 |",
+    ):
+        assert line in text, line
+
+
+def test_one_result_that_is_missing_leaves_the_others(tmp_path: Path) -> None:
+    for script, found in FOUND.items():
+        (tmp_path / f"{script}.json").write_text(json.dumps({**MACHINE, **found}))
+    (tmp_path / "small_data.json").unlink()
+    assert page(tmp_path).count("Not measured yet: `python benchmarks/small_data.py CIFAR10_FOLDER`") == 1
+    shutil.rmtree(tmp_path)
