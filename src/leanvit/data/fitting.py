@@ -19,7 +19,7 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 # timm modules whose models take both img_size and patch_size
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
-_STRIDES = {"t2t_vit": 16}  # families whose tokens are always so many pixels apart
+_STRIDES = {"lv_vit": 16, "t2t_vit": 16}  # families whose tokens are always so many pixels apart
 
 
 def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
@@ -47,7 +47,7 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
-    A model whose tokens are a fixed number of pixels apart (T2T-ViT) takes small images enlarged up to twofold.
+    A model whose tokens are a fixed number of pixels apart (T2T-ViT, LV-ViT) takes small images enlarged up to twofold.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 
     Raises BadInput for a name that timm does not know.
