@@ -23,12 +23,14 @@ class Step(nn.Module):
 
     `needs` names what the attention of the block must leave in the state for it (`"cls_attn"`, `"keys"`);
     `reduces` says that fewer tokens come out than go in, `restores` that it brings back all that the block took away;
-    `source` is the slug of the method that put it there.
+    `blends` says that what comes out are mixtures of all tokens, which stand for no patches: no other method may take
+    tokens after it. `source` is the slug of the method that put it there.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reduces: ClassVar[bool] = False
     restores: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
 
@@ -286,10 +288,12 @@ class SplitGluMlp(Mlp):
 class Block(nn.Module):
     """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps.
 
-    Layer scale is a module (`ls1`, `ls2`) or a parameter of the block (`gammas`: gamma_1, gamma_2).
+    Layer scale is a module (`ls1`, `ls2`) or a parameter of the block (`gammas`: gamma_1, gamma_2). `branch_scale` is a
+    constant on both branches (LV-ViT's).
     """
 
     attn: Any
+    branch_scale: float = 1.0
 
     def __init__(
         self,
@@ -338,6 +342,7 @@ class Block(nn.Module):
         branch = apply_norm(ops, f"{at}.norm1", self.norm1, branch)
         branch, state = self.attn(branch, state, needs)
         branch = layer_scale(ops, f"{at}.ls1", self.ls1, branch, self._parameters.get("gamma_1"))
+        branch = self._scaled(ops, f"{at}.branch1", branch)
         return ops.add(f"{at}.add1", shortcut, ops.drop(self.drop_path1, branch)), state
 
     def transformed(self, x: Any, state: State) -> tuple[Any, State]:
@@ -347,7 +352,11 @@ class Block(nn.Module):
         branch = apply_norm(ops, f"{at}.norm2", self.norm2, branch)
         branch, state = self.mlp(branch, state.counted(ops.shape(branch)[1]))
         branch = layer_scale(ops, f"{at}.ls2", self.ls2, branch, self._parameters.get("gamma_2"))
+        branch = self._scaled(ops, f"{at}.branch2", branch)
         return ops.add(f"{at}.add2", shortcut, ops.drop(self.drop_path2, branch)), state
+
+    def _scaled(self, ops: Ops, site: str, branch: Any) -> Any:
+        return branch if self.branch_scale == 1 else ops.scale(site, branch, self.branch_scale)
 
     def attentions(self) -> list[Any]:
         """What scores the tokens of this block: one `Heads`, several where attentions run in parallel."""

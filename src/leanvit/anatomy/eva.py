@@ -26,6 +26,10 @@ class OpenEva(OpenViT):
             state = state.with_(rope=table, positional=True)
         return super().embed(images, state)
 
+    @property
+    def reads_places(self) -> bool:
+        return self.rope is not None or super().reads_places
+
     def _dropped(self, x: Any, state: State, *, placed: bool) -> tuple[Any, State]:
         return super()._dropped(x, state, placed=True)
 
@@ -55,6 +59,10 @@ class OpenRelViT(OpenViT):
     POOLS: ClassVar[tuple[str, ...]] = ("", "avg", "token")
     shared_rel_pos: Any  # of VisionTransformerRelPos
     rel_pos_bias: Any  # of Beit
+
+    @property
+    def reads_places(self) -> bool:
+        return True
 
     def embed(self, images: Any, state: State) -> tuple[Any, State]:
         return super().embed(images, state.with_(positional=True, position_bias=self._shared_bias()))

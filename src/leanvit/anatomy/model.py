@@ -101,6 +101,11 @@ class OpenModel(nn.Module, ABC):
         terms = (term for block in self.blocks for attn in block.attentions() for term in attn.terms)
         return any(getattr(term, "positional", False) for term in terms)
 
+    @property
+    def reads_places(self) -> bool:
+        """Whether its attention reads where in the grid tokens are (rotary positions, relative biases, windows)."""
+        return self.positional
+
     def traits(self) -> frozenset[str]:
         """What this model offers to the next method (see `recipe/compat.py`)."""
         has = {
@@ -109,6 +114,8 @@ class OpenModel(nn.Module, ABC):
             "float": self.ops.float_weights,
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0,
+            "places": not any(step.blends for step in self.steps()),
+            "free_attention": len(self.blocks) > 0 and not self.reads_places,
         }
         return frozenset(name for name, true in has.items() if true)
 

@@ -60,6 +60,10 @@ class OpenSwin(OpenModel):
         self.norm = norm
         self.head = head
 
+    @property
+    def reads_places(self) -> bool:
+        return True
+
     # --- running -----------------------------------------------------------------
 
     @property

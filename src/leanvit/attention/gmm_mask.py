@@ -46,7 +46,8 @@ class GmmMask:
     weight_decay: bool = True  # whether the optimiser decays the masks' values too, as the official code does
     seed: int = 0  # of the initial values
 
-    requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "places", "token_blocks"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"free_attention"})
 
     def __post_init__(self) -> None:
         if self.mask not in MASKS:

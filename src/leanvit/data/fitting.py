@@ -21,7 +21,7 @@ TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for to
 _PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
 # Families whose tokens are a fixed number of pixels apart: what sides are multiples of, and the least side.
-_STRIDES = {"t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
+_STRIDES = {"lv_vit": (16, 16), "t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
 _PATCHED = {"dhvt": (2, 4, 16), "litv2": None}  # of leanvit's own with a choice of patches: which (None: any)
 
 
@@ -51,7 +51,7 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
     DHVT has its own patches (2, 4, 16 pixels); LITv2's sides are multiples of what its mergings come to.
-    A model whose tokens are a fixed number of pixels apart (T2T-ViT, DualToken-ViT, DCT-HistoTransformer) takes small
+    A model whose tokens are a fixed number of pixels apart (T2T-ViT, LV-ViT, DualToken-ViT, DCT-HistoTransformer) takes small
     images enlarged up to twofold, further where it takes none as small.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 

@@ -14,11 +14,14 @@ from leanvit.recipe.papers import own_methods
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
 
+SLOTS = ("before", "between", "after")  # of a block, in the order in which they run
 TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
     "float": "float weights and activations",
     "token_blocks": "transformer blocks that tokens run through (a model opened as a traced graph has none)",
+    "places": "tokens that stand for patches, each at its place in the grid",
+    "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",
     "static_tokens": "a token count that depends on the image size only",
 }
 
@@ -45,6 +48,9 @@ def cell(first: str, second: str) -> Cell:
     lost = sorted(b.requires & a.destroys)  # type: ignore[attr-defined]
     if lost:
         return Cell(first, second, "no", f"{second} needs {_words(lost)}, which {first} takes away")
+    if a.slot and b.slot and (a.blends or b.blends):  # type: ignore[attr-defined]
+        blending, other = (first, second) if a.blends else (second, first)  # type: ignore[attr-defined]
+        return Cell(first, second, "different blocks", f"{other} takes tokens in blocks before {blending} mixes them")
     if a.slot and a.slot == b.slot:  # type: ignore[attr-defined]
         return Cell(first, second, "different blocks", f"both work in the slot {a.slot!r} of a block")  # type: ignore[attr-defined]
     return Cell(first, second, "yes")
@@ -76,7 +82,7 @@ def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
     taken = {
         (block.name, slot): step.source
         for block in model.blocks
-        for slot in ("before", "between", "after")
+        for slot in SLOTS
         for step in getattr(block, slot)
         if step.reduces
     }
@@ -90,6 +96,39 @@ def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
             if other:
                 raise Refused(both_reduce((other, m.slug), block.name, m.slot))
             taken[block.name, m.slot] = m.slug
+    _check_blends(model, methods)
+
+
+def _check_blends(model: OpenModel, methods: Sequence[Any]) -> None:
+    """Raise `Refused` where a method would take tokens behind another one that mixes them all."""
+    found = [(*place, step.source, step.blends) for place, step in reducing(model)]
+    for m in methods:
+        if m.slot and hasattr(m, "places"):
+            found += [(i, SLOTS.index(m.slot), m.slug, m.blends) for i in m.places(model)]
+    refuse_behind_blends(model, found)
+
+
+def reducing(model: OpenModel) -> list[tuple[tuple[int, int], Any]]:
+    """((block, number of the slot), step) of every step that reduces tokens, in the order in which they run."""
+    return [
+        ((i, k), step)
+        for i, block in enumerate(model.blocks)
+        for k, slot in enumerate(SLOTS)
+        for step in getattr(block, slot)
+        if step.reduces
+    ]
+
+
+def refuse_behind_blends(model: OpenModel, found: Iterable[tuple[int, int, str, bool]]) -> None:
+    """Raise `Refused` if one of (block, slot, slug, blends) lies behind the first that blends, and is of another."""
+    rows = sorted(found)
+    first = next((row for row in rows if row[3]), None)
+    for row in rows if first is not None else ():
+        if first is not None and row[:2] > first[:2] and row[2] != first[2]:
+            raise Refused(
+                f"{row[2]} would reduce tokens in {model.blocks[row[0]].name}, behind {model.blocks[first[0]].name}, where "
+                f"{first[2]} mixes them all and none stands for patches any more: give {row[2]} earlier blocks"
+            )
 
 
 def both_reduce(sources: Iterable[str], block: str, slot: str) -> str:

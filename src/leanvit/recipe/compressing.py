@@ -80,6 +80,9 @@ def compress(
     check_places(dense, methods)
     check_needs(methods, data, recovery)
     _check_teacher(teacher, dense)
+    for m in methods:
+        if recovery is not None and hasattr(m, "check_teacher"):
+            m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, teacher=teacher or dense)
     steps = None

@@ -19,7 +19,7 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.builders import require_model
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
-from leanvit.recipe.compat import both_reduce
+from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.method import Plan
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
@@ -226,3 +226,4 @@ def _check_slots(model: OpenModel) -> None:
             sources = sorted({step.source for step in getattr(block, slot) if step.reduces})
             if len(sources) > 1:
                 raise Refused(both_reduce(sources, block.name, slot))
+    refuse_behind_blends(model, [(*place, step.source, step.blends) for place, step in reducing(model)])

@@ -53,12 +53,21 @@ class Method(Protocol):
     then two methods that clash are refused before any work), and the class method `at_macs(model, share, knobs) ->
     Method` with the class variable `dials`: the method whose dials, knobs that set its cost, are chosen so that this
     share of the model's MACs is left (see `recipe.nearest_setting`).
+
+    A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective | None`
+    (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher` and the
+    recovery's `FitConfig`; it takes the place of the recovery's distillation (alpha, temperature, distillation, which are
+    then refused), and None leaves that in place. Its own parameters are trained along and never part of the model. Two
+    methods that both bring one are refused before any work; `check_teacher(model, teacher)` may refuse then, too.
     """
 
     slug: ClassVar[str]
     requires: ClassVar[frozenset[str]]  # traits that the model must have (anatomy: OpenModel.traits)
     destroys: ClassVar[frozenset[str]]  # traits that it no longer has afterwards
     slot: ClassVar[str]  # block slot that the method fills ("" for none): one method a slot and block
+    blends: ClassVar[
+        bool
+    ]  # whether its steps mix all tokens (`Step.blends`): others take tokens before its first place
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
@@ -71,6 +80,7 @@ _DEFAULTS: dict[str, Any] = {
     "requires": frozenset(),
     "destroys": frozenset(),
     "slot": "",
+    "blends": False,
     "export": "whole",
     "needs_data": False,
     "trains": False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from leanvit.errors import BadInput, is_number, is_whole, nearest
+from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
 from leanvit.recipe.method import Data
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leanvit.data import AnyDataset
     from leanvit.training import FitConfig
 
+_OF_DISTILLATION = ("alpha", "temperature", "distillation")
 _FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
 
 
@@ -25,7 +26,8 @@ class Recovery:
     """Training after compression: distillation from the root with its original weights, or from another teacher.
 
     By default once, after the last method that leaves weights to train; `each` does it after every such method. The
-    recipe is `training.RECOVERY` with these numbers.
+    recipe is `training.RECOVERY` with these numbers. Where a method brings the objective, `alpha`, `temperature` and
+    `distillation` are its knobs' to say, and refused here.
     """
 
     epochs: int = 3
@@ -101,7 +103,32 @@ def check_needs(methods: Sequence[Any], data: Data | AnyDataset | None, recovery
     if not any(m.trainable_after for m in methods):
         named = ", ".join(m.slug for m in methods) or "no method"
         raise BadInput(f"recovery: {named} leaves nothing to train")
+    check_objectives(methods, recovery)
     _check_dataset(recovery, getattr(data, "dataset", data))
+
+
+def check_objectives(methods: Sequence[Any], recovery: Recovery) -> None:
+    """Raise unless at most one method brings the objective of the recovery, and no number goes with another one.
+
+    Raises:
+        Refused: two methods bring one (both are named).
+        BadInput: alpha, temperature or distillation is given for an objective that is a method's.
+    """
+    bring = [m.slug for m in methods if hasattr(m, "objective")]
+    if len(bring) > 1:
+        raise Refused(
+            f"{' and '.join(bring)} each bring the objective of the recovery, which has one: compress with the first, "
+            "then with the other from the run that this gives"
+        )
+    if not bring:
+        return
+    usual = {f.name: f.default for f in fields(Recovery)}
+    for name in _OF_DISTILLATION:
+        if getattr(recovery, name) != usual[name]:
+            raise BadInput(
+                f"recovery {name} is {getattr(recovery, name)!r}, but {bring[0]} brings the objective of the recovery: "
+                f"leave it out, and use the knobs of {bring[0]}"
+            )
 
 
 def _check_dataset(recovery: Recovery, dataset: Any) -> None:
@@ -137,22 +164,25 @@ def recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[in
 
 
 def run_recovery(lean: OpenModel, teacher: nn.Module, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
-    """Train a lean model in place, with the callbacks of the methods that it stands on; goes on where `data.out` holds
-    a state."""
+    """Train a lean model in place, with the callbacks of the methods that it stands on, and the objective of the one
+    that brings it; goes on where `data.out` holds a state."""
     from leanvit.training import JsonlLog, recover
 
     callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
     callbacks += data.callbacks
     callbacks += [JsonlLog(recovery.log)] if recovery.log else []
+    config = recovery.config(seed=data.seed)
+    bring = [m for m in done if hasattr(m, "objective")]
     result = recover(
         lean,
         teacher,
         data.dataset,
         preprocess=data.preprocess,
-        config=recovery.config(seed=data.seed),
+        config=config,
         alpha=recovery.alpha,
         temperature=recovery.temperature,
         distillation=recovery.distillation,
+        objective=bring[0].objective(lean, replace(data, teacher=teacher), config) if bring else None,
         callbacks=callbacks,
         out=data.out,
         resume=data.resume,

@@ -18,7 +18,7 @@ from leanvit.data import AnyDataset, Preprocess
 from leanvit.errors import BadInput
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, M, fit
-from leanvit.training.objectives import BinaryDistillation, Distillation, HardDistillation, SoftDistillation
+from leanvit.training.objectives import BinaryDistillation, HardDistillation, Objective, SoftDistillation
 
 DISTILLATIONS = ("soft", "hard")
 
@@ -39,6 +39,7 @@ def recover(
     alpha: float = 0.5,
     temperature: float = 2.0,
     distillation: str = "soft",
+    objective: Objective | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[object] = (),
@@ -48,22 +49,16 @@ def recover(
     """Train `lean` in place under distillation from `teacher`, by default its dense root; arguments as in `fit`.
 
     alpha: weight of the teacher against the labels. temperature: of both distributions, when `distillation` is "soft";
-    "hard" takes the teacher's decision. `preprocess` is the root's, which is the teacher's too. Raises BadInput if the
+    "hard" takes the teacher's decision. `objective` takes the place of all three. `preprocess` is the root's, which is the teacher's too. Raises BadInput if the
     teacher shares trained weights with the lean model, or for hard distillation of multi-label data.
     """
-    check_distillation(distillation, multi_label=dataset.multi_label)
-    given: dict[str, Any] = {
-        "teacher_preprocess": preprocess,
-        "alpha": alpha,
-        "label_smoothing": config.label_smoothing,
-    }
-    objective: Distillation
-    if distillation == "hard":
-        objective = HardDistillation(teacher, **given)
-    elif dataset.multi_label:
-        objective = BinaryDistillation(teacher, temperature=temperature, **given)
-    else:
-        objective = SoftDistillation(teacher, temperature=temperature, **given)
+    if objective is None:
+        check_distillation(distillation, multi_label=dataset.multi_label)
+        given = {"teacher_preprocess": preprocess, "alpha": alpha, "label_smoothing": config.label_smoothing}
+        soft = {} if distillation == "hard" else {"temperature": temperature}
+        kinds: dict[str, type[Any]] = {"hard": HardDistillation, "soft": SoftDistillation}
+        kind = BinaryDistillation if dataset.multi_label else kinds[distillation]
+        objective = kind(teacher, **given, **soft)
     return fit(
         lean,
         dataset,

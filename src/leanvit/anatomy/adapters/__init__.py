@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos, swin, t2t_vit
+from leanvit.anatomy.adapters import eva, hybrid, lv_vit, plain_vit, relpos, swin, t2t_vit
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import Refused
 
 # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
-FAMILIES = (plain_vit, eva, relpos, swin, t2t_vit, hybrid)
+FAMILIES = (plain_vit, eva, relpos, swin, t2t_vit, lv_vit, hybrid)
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
@@ -44,12 +44,13 @@ def close_model(opened: OpenModel) -> nn.Module:
     Raises:
         Refused: the model holds something that timm's class cannot run (steps, op sets, unequal q and v widths).
     """
-    held = sorted({step.source or type(step).__name__ for step in opened.steps()})
+    (source,) = opened._source
+    own = set() if source is None else set(source.modules())  # a model may be built with steps: those it runs itself
+    held = sorted({step.source or type(step).__name__ for step in opened.steps() if step not in own})
     if held:
         raise Refused(f"cannot close: the blocks hold steps of {', '.join(held)}, which timm's class would not run")
     if isinstance(opened.ops, nn.Module):
         raise Refused(f"cannot close: the op set {type(opened.ops).__name__} is part of the model")
-    (source,) = opened._source
     if source is None:
         raise Refused("cannot close: this model was not opened from a timm model")
     for family in FAMILIES:

@@ -24,6 +24,7 @@ from leanvit.anatomy.parallel import AttentionBranch, Branch, JointBlock, ManyBl
 from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.positions import Rotary
 from leanvit.anatomy.projections import BeitAttention, BiasedAttention, RelPosAttention, SplitAttention
+from leanvit.anatomy.scaled import ScaledBlock
 from leanvit.anatomy.wide import WideAttention
 from leanvit.errors import Refused
 
@@ -187,6 +188,7 @@ def _block(name: str, block: Any, rotary: Rotary | None, *, kind: type[Block]) -
     parts: dict[str, Any] = dict(block.named_children())
     parts["attn"] = open_attention(f"{name}.attn", block.attn, rotary)
     parts["mlp"] = open_mlp(f"{name}.mlp", block.mlp)
+    parts.pop("after", None)  # steps that a model is built with
     return kind(name=name, gammas=dict(block.named_parameters(recurse=False)), **parts)
 
 
@@ -196,6 +198,13 @@ def _pre_norm(name: str, block: Any, rotary: Rotary | None) -> Block:
 
 def _post_norm(name: str, block: Any, rotary: Rotary | None) -> Block:
     return _block(name, block, rotary, kind=PostNormBlock)
+
+
+def _scaled(name: str, block: Any, rotary: Rotary | None) -> Block:
+    opened = _block(name, block, rotary, kind=Block)
+    opened.branch_scale = block.branch_scale
+    opened.after.extend(block.after)
+    return opened
 
 
 def _many(name: str, block: Any, rotary: Rotary | None) -> Block:
@@ -245,6 +254,7 @@ def _differential_joint(name: str, block: Any, rotary: Rotary | None) -> Block:
 
 BLOCKS: dict[type, Kind] = {
     vision_transformer.Block: Kind(_pre_norm, _PRE),
+    ScaledBlock: Kind(_scaled, _PRE | {"after"}),
     vision_transformer.ResPostBlock: Kind(_post_norm, _POST),
     vision_transformer.ParallelThingsBlock: Kind(_many, frozenset({"attns", "ffns"})),
     vision_transformer.ParallelScalingBlock: Kind(_joint, _JOINT, frozenset({"mlp_bias"})),

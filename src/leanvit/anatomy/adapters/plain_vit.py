@@ -25,10 +25,10 @@ SUPPORTED = (
     "and attention pooling, parallel and post-norm blocks)"
 )
 
-_TOKENS = ("cls_token", "dist_token", "reg_token")
-_EXTRAS = ("pos_drop", "patch_drop", "norm_pre")
+TOKENS = ("cls_token", "dist_token", "reg_token")
+EXTRAS = ("pos_drop", "patch_drop", "norm_pre")
 _HEADS = ("attn_pool", "fc_norm", "head_drop", "head", "head_dist")
-_CHILDREN = {"patch_embed", "blocks", "norm", *_EXTRAS, *_HEADS}
+CHILDREN = {"patch_embed", "blocks", "norm", *EXTRAS, *_HEADS}
 _COPIED = (  # public attributes that timm's tools and users read
     "num_classes",
     "in_chans",
@@ -64,11 +64,11 @@ def understands(model: nn.Module) -> bool:
 def open_family(model: Any) -> OpenViT:
     """Build the opened model around the children of a timm one. Raises `Refused`, naming what is not understood."""
     _check(model)
-    return open_as(OpenViT, model, extras={key: getattr(model, key) for key in _EXTRAS})
+    return open_as(OpenViT, model, extras={key: getattr(model, key) for key in EXTRAS})
 
 
 def _check(model: Any) -> None:
-    check_model(model, children=_CHILDREN, tokens=_TOKENS)
+    check_model(model, children=CHILDREN, tokens=TOKENS)
     if type(model) is VisionTransformerDistilled and getattr(model, "reg_token", None) is not None:
         raise Refused(
             "a distilled model with reg_tokens: timm's class never puts the register tokens into the sequence"
@@ -108,7 +108,7 @@ def open_as(
         blocks=[open_block(f"blocks.{i}", block, rotary(i)) for i, block in enumerate(model.blocks)],
         norm=model.norm,
         heads=heads,
-        tokens={key: getattr(model, key, None) for key in _TOKENS if key in model._parameters},
+        tokens={key: getattr(model, key, None) for key in TOKENS if key in model._parameters},
         pos_embed=getattr(model, "pos_embed", None),
         extras=extras,
         attributes=attributes,

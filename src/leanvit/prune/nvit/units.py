@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy.lv_vit import OpenLVViT
 from leanvit.anatomy.masks import GaussianMixtureMask
 from leanvit.anatomy.swin import OpenSwin
 from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
@@ -149,6 +150,8 @@ def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
     if isinstance(model, OpenSwin):
         return "its width changes from stage to stage through the patch mergings"
+    if isinstance(model, OpenLVViT):
+        return "its stem is several convolutions with batch norm"
     if type(model) not in (OpenViT, OpenT2TViT) or any(type(block) is not Block for block in model.blocks):
         return "its norms stand behind attention and MLP"
     if model.attn_pool is not None:

@@ -1,0 +1,188 @@
+"""The method: knobs, where the modules go, and their first values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from leanvit.anatomy import OpenModel, OpenViT
+from leanvit.anatomy.slimming import TokenSlimming
+from leanvit.data import keyed
+from leanvit.errors import BadInput, Refused, is_number, is_whole
+from leanvit.recipe.method import Data, Structure, method
+from leanvit.tokens.sit.distillation import FeatureRecalibration, check_pair
+from leanvit.training import FitConfig
+
+STAGES = 4
+
+
+def kept_tokens(patches: int, keep_rate: float, stages: int) -> list[int]:
+    """Tokens in each stage, the first included: int(patches · keep_rate ** s), truncated once (official code)."""
+    return [int(patches * keep_rate**stage) for stage in range(stages)]
+
+
+def default_stages(depth: int) -> tuple[int, ...]:
+    """Blocks of each stage where none are given: the depth in four parts as even as it goes; 3, 3, 3, 3 of 12."""
+    ends = sorted({depth * part // STAGES for part in range(1, STAGES + 1)} - {0})
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+@method("sit")
+@dataclass(frozen=True)
+class SiT:
+    """Knobs of the method. The numbers of the training are the paper's."""
+
+    keep_rate: float = (
+        0.5  # in (0, 1]: int(patches · keep_rate ** s) tokens are in stage s = 0, 1, ...; 1: slims nothing
+    )
+    stages: tuple[int, ...] | None = None  # blocks of each stage, their sum the depth; None: four of a quarter each
+    tokens: tuple[int, ...] | None = None  # patch tokens of each stage after the first, over the rate
+    hidden: float = 0.5  # width inside of a slimming module, as a share of the model's
+    token_weight: float = 2.0  # of the distance between student's and teacher's tokens, in the recovery
+    logit_weight: float = 2.0  # of the divergence of the logits, in the recovery
+    temperature: float = 1.0  # of both distributions of logits
+    rtsm: bool = True  # reverse modules; without, only blocks before the first slimming are compared with the teacher's
+    lr_scale: float = 5.0  # factor on the rate of the reverse modules
+    seed: int = 0  # of the initial values
+
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
+    slot: ClassVar[str] = "after"
+    blends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "tokens"):
+            given = getattr(self, name)
+            if isinstance(given, list):
+                given = tuple(given)
+                object.__setattr__(self, name, given)
+            if given is not None and not _are_counts(given):
+                raise BadInput(f"{name} is {given!r}; accepted: a list of whole numbers, each 1 or more")
+        for name in ("keep_rate", "hidden"):
+            if not is_number(getattr(self, name), above=0, most=1):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: above 0, up to 1")
+        for name in ("token_weight", "logit_weight"):
+            if not is_number(getattr(self, name), least=0):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number, 0 or more")
+        for name in ("temperature", "lr_scale"):
+            if not is_number(getattr(self, name), above=0):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
+        if not isinstance(self.rtsm, bool):
+            raise BadInput(f"rtsm is {self.rtsm!r}; accepted: true or false")
+        if not is_whole(self.seed, least=0):
+            raise BadInput(f"seed is {self.seed!r}; accepted: a whole number, 0 or more")
+
+    def learn(self, model: OpenModel, data: object = None) -> Structure:
+        """{"slimming": [{"block": after which, "tokens": patch tokens behind it, "hidden": width inside}, ...]}.
+
+        Raises:
+            BadInput: stages or tokens that do not fit the model, or a stage without a token.
+            Refused: a model that is not of the plain family.
+        """
+        if not isinstance(model, OpenViT):
+            raise Refused(f"sit slims the tokens of plain vision transformers, not of the family {model.family!r}")
+        depth = len(model.blocks)
+        stages = default_stages(depth) if self.stages is None else self.stages
+        if sum(stages) != depth:
+            raise BadInput(f"stages is {stages}, {sum(stages)} blocks in all; accepted: {depth}, the model's depth")
+        counts = self._counts(model.patches(), len(stages))
+        present = [model.patches(), *model.patch_tokens()]  # those that enter each block's MLP, at least
+        hidden = max(1, int(model.embed_dim * self.hidden))
+        rows, before = [], present[0]
+        for block, count in zip((end - 1 for end in accumulate(stages[:-1])), counts, strict=True):
+            here = min(before, present[block + 1])
+            if count > here:
+                raise BadInput(
+                    f"sit would make {count} tokens after block {block}, where there are {here} patch tokens"
+                )
+            if count < here:
+                rows.append({"block": block, "tokens": count, "hidden": hidden})
+            before = count
+        return {"slimming": rows}
+
+    def _counts(self, patches: int, stages: int) -> Sequence[int]:
+        """Tokens of each stage after the first."""
+        if self.tokens is None:
+            counts = kept_tokens(patches, self.keep_rate, stages)[1:]
+            if 0 in counts:
+                raise BadInput(f"keep_rate is {self.keep_rate}, which leaves none of {patches} patches in a stage")
+            return counts
+        if len(self.tokens) != stages - 1:
+            raise BadInput(f"tokens is {self.tokens}; accepted: {stages - 1} numbers, of each stage after the first")
+        return self.tokens
+
+    def shape(self, model: OpenModel, structure: Structure) -> None:
+        """Put the modules in."""
+        if any(step.source == "sit" for step in model.steps()):
+            raise Refused("sit has slimmed this model already: its tokens stand for no patches any more")
+        like = next(model.parameters())
+        for row in structure["slimming"]:
+            index, count, hidden = _checked_row(row, model)
+            block: Any = model.blocks[index]
+            at = f"{block.name}.after.{len(block.after)}"
+            step = TokenSlimming(at, width=int(model.embed_dim), slots=count, hidden=hidden)  # type: ignore[arg-type]
+            block.after.append(step.to(device=like.device, dtype=like.dtype).train(model.training))
+
+    def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
+        """Initial values, random by `seed` and the place of each module."""
+        for step in model.steps():
+            if isinstance(step, TokenSlimming):
+                step.reset_parameters(keyed.generator(self.seed, "sit", step.name))
+
+    def places(self, model: OpenModel) -> list[int]:
+        """The blocks that get a module behind them."""
+        return [row["block"] for row in self.learn(model)["slimming"]]
+
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
+        """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
+
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """Blocks behind whose module more tokens are than the plan leaves there, counted in a run of the model."""
+        counts = model.patch_tokens()
+        rows = [(row["block"], row["tokens"], counts[row["block"] + 1]) for row in structure["slimming"]]
+        return [f"after block {i}: asked {want} tokens, has {got}" for i, want, got in rows if got > want]
+
+    # --- the training that follows ---------------------------------------------------
+
+    def objective(self, model: OpenModel, data: Data, config: FitConfig) -> FeatureRecalibration:
+        """Feature recalibration distillation from `data.teacher`. Raises `Refused` for one that is not its like."""
+        if data.teacher is None:
+            raise BadInput("sit learns from the dense model: give teacher")
+        return FeatureRecalibration(
+            model,
+            data.teacher,
+            teacher_preprocess=data.preprocess,
+            token_weight=self.token_weight,
+            logit_weight=self.logit_weight,
+            temperature=self.temperature,
+            rtsm=self.rtsm,
+            lr_scale=self.lr_scale,
+            label_smoothing=config.label_smoothing,
+            multi_label=data.dataset.multi_label,
+            seed=self.seed,
+        )
+
+    def check_teacher(self, model: OpenModel, teacher: nn.Module) -> None:
+        """Raise `Refused` for a teacher whose tokens those of `model` cannot be compared with."""
+        if self.token_weight:
+            check_pair(model, teacher)
+
+
+def _are_counts(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) > 0 and all(is_whole(n, least=1) for n in given)
+
+
+def _checked_row(row: Mapping[str, Any], model: OpenModel) -> tuple[int, int, int]:
+    """A row of the (perhaps hand-edited) structure, or `BadInput`."""
+    index, last = row["block"], len(model.blocks) - 2
+    if not is_whole(index, least=0, most=last):
+        raise BadInput(f"the plan slims after block {index!r}; accepted: 0 to {last}")
+    for name in ("tokens", "hidden"):
+        if not is_whole(row[name], least=1):
+            raise BadInput(f"{name} after block {index} is {row[name]!r}; accepted: a whole number, 1 or more")
+    return index, row["tokens"], row["hidden"]
