@@ -25,6 +25,7 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
     "gmm_mask": tuple(f"{mask}_{host}" for mask in ("gmm", "elm") for host in _MASKED),
     "revit": ("revit_tiny", "revit_small"),
     "litv2": ("litv2_small", "litv2_medium", "litv2_base", "litv2_base_384"),
+    "stvit": ("stvit_r_swin_tiny", "stvit_r_swin_small", "stvit_r_swin_base"),
     "t2t_vit": (
         *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),
         *(f"t2t_vit_t_{n}" for n in (14, 19, 24)),
