@@ -12,25 +12,25 @@ from leanvit.anatomy.blocks import Attention, head_cut
 from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.state import State
 
+_NUMBERS = ("name", "heads", "qk_dim", "v_dim", "scale", "fused", "scale_on_q")
+_CHILDREN = ("q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop")
+
 
 class CrossAttention(Attention):
     """Attention with one linear for q and one for [k, v]: (B, N, C), and (B, M, C) that it looks at -> (B, N, C)."""
 
     def __init__(self, *, q: nn.Linear, kv: nn.Linear, **parts: Any) -> None:
-        """`q` gives heads x qk_dim channels, `kv` [k (heads x qk_dim), v (heads x v_dim)]; `parts` as of `Attention`."""
+        """`q` gives heads x qk_dim channels, `kv` [k (heads x qk_dim), v (heads x v_dim)]; `parts`: see `Attention`."""
         super().__init__(**parts)
         self.q, self.kv = q, kv
 
     @classmethod
     def like(cls, attn: Attention) -> CrossAttention:
         """Heads, widths and other parts of a self-attention, by reference; its linears are new and hold zeros."""
-        heads = {
-            key: getattr(attn, key) for key in ("name", "heads", "qk_dim", "v_dim", "scale", "fused", "scale_on_q")
-        }
-        parts = {key: getattr(attn, key) for key in ("q_norm", "k_norm", "norm", "gate", "attn_drop", "proj_drop")}
+        parts = {key: getattr(attn, key) for key in (*_NUMBERS, *_CHILDREN)}
         q = _empty(attn.qkv, attn.heads * attn.qk_dim)
         kv = _empty(attn.qkv, attn.heads * (attn.qk_dim + attn.v_dim))
-        return cls(q=q, kv=kv, proj=attn.proj, **heads, **parts)
+        return cls(q=q, kv=kv, **parts)
 
     def take(self, before: Mapping[str, Tensor]) -> None:
         """Values from those of the self-attention in a state dict, whose one linear gave q, k and v."""

@@ -18,8 +18,10 @@ TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
     "float": "float weights and activations",
-    "token_blocks": "transformer blocks that tokens of patches run through (a model opened as a traced graph has none, one of "
-    "semantic tokens not everywhere)",
+    "token_blocks": (
+        "transformer blocks that tokens of patches run through (a traced graph has none, a model of semantic tokens "
+        "only at first)"
+    ),
     "static_tokens": "a token count that depends on the image size only",
 }
 

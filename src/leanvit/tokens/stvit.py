@@ -1,16 +1,16 @@
-"""STViT: the image tokens become a few semantic tokens, on which the rest of the model runs (arXiv 2303.08685, CVPR 2023).
+"""STViT: image tokens become a few semantic tokens, on which the rest of the model runs (arXiv 2303.08685).
 
-"Making Vision Transformers Efficient from A Token Sparsification View". After the first blocks (4 of 12), windows of
-the grid are max-pooled to a few tokens each (2x2 of every 7x7: 16 of 196), and two generation blocks turn these into
-cluster centres: first the pooled tokens attend to the image tokens, then, with a learned global centre added to each,
+"Making Vision Transformers Efficient from A Token Sparsification View", CVPR 2023. After the first blocks (4 of 12),
+windows of the grid are max-pooled to a few tokens each (2x2 of every 7x7: 16 of 196), and two generation blocks turn
+these into cluster centres: first the pooled tokens attend to the image tokens, then, with a learned global centre added to each,
 to one another and to the image tokens. All later blocks have the semantic tokens alone, and the classifier reads their
 mean. DeiT-Tiny / -Small / -Base without class token then take 0.522 / 1.907 / 7.263 GMACs, 58 % less.
 
 **A reconstruction.** The code of STViT on DeiT was never released. Made here from paper and the authors' answers, and
 not verified: windows of 7x7 with 2x2 tokens each, no window for the keys, where the global centres enter, and that the
-class token ends. The generation blocks are the model's own blocks: their linear of q, k and v is cut in two, their other
-weights stay; so a trained model is compressed, and its accuracy comes back with training (a recovery by distillation).
-From scratch: train a fresh model's run, `leanvit compress` first, with the recipe `stvit_deit_small`.
+class token ends. The generation blocks are the model's own blocks: their linear of q, k and v is cut in two, their
+other weights stay. So a trained model is compressed, and its accuracy comes back with training, a recovery by
+distillation. From scratch: compress a fresh model, then train that run (recipe `stvit_deit_small`).
 
 Departures: prefix tokens (class, distillation, registers) are keys like image tokens, and end with the generation;
 both heads of a distilled model read the mean. `prefix=keep` lets them go on beside the semantic tokens, with the head
@@ -125,9 +125,7 @@ class CentredGeneration(Generation):
     def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
         ops, at = state.ops, self.name
         if _IMAGE not in state.extra:
-            raise BadInput(
-                f"{self.name} needs the image tokens that the generation block before it leaves in the state"
-            )
+            raise BadInput(f"{self.name} needs the image tokens that the block before it leaves in the state")
         keys = ops.cat(f"{at}.keys", [x, state.extra[_IMAGE]])
         x, state = self.met(self._centred(x, state), keys, state)
         return x, state.with_(extra={key: value for key, value in state.extra.items() if key != _IMAGE})
@@ -155,9 +153,7 @@ class CentredGeneration(Generation):
 class STViT:
     """Knobs of the method. The defaults are the paper's, as far as they are known."""
 
-    after: int | None = (
-        None  # blocks before the generation; None: a third of the depth; the depth itself: no generation
-    )
+    after: int | None = None  # blocks before the generation; None: a third of the depth; the whole depth: no generation
     samples: int = 2  # semantic tokens a side of each window
     window: int | None = None  # side of a window of patches; None: half of the grid, or the whole of an odd one
     use_global: bool = True  # a learned centre for each semantic token
@@ -281,11 +277,11 @@ def _check_model(model: OpenModel, after: int) -> None:
     for i, block in enumerate(model.blocks[after:]):
         if i < GENERATIONS and (type(block) is not Block or type(block.attn) is not Attention):
             kind = type(block).__name__ if type(block) is not Block else type(block.attn).__name__
-            raise Refused(
-                f"{block.name} is a {kind}: a generation block is made of a pre-norm block with plain attention"
-            )
+            raise Refused(f"{block.name} is a {kind}: stvit generates in pre-norm blocks with plain attention")
         if i < GENERATIONS and list(block.steps()):
             raise Refused(f"{block.name} holds steps of another method: stvit puts a block of its own in its place")
+        if i < GENERATIONS and block.attn.terms:
+            raise Refused(f"{block.attn.name} holds score terms of another method: stvit gives it other keys")
         for attn in block.attentions():
             if attn.rotary is not None or any(getattr(term, "positional", False) for term in attn.terms):
                 raise Refused(f"{attn.name} scores by where tokens are; semantic tokens have no place")

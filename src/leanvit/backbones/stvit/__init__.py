@@ -26,7 +26,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The parts of STViT-R: its stem, Swin's block, patch merging, and the blocks of semantic tokens. Maps are (B, H, W, C)."""
+"""The parts of STViT-R: stem, Swin's block, patch merging, the blocks of semantic tokens. Maps are (B, H, W, C)."""
 
 from __future__ import annotations
 
