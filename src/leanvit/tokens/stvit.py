@@ -2,9 +2,9 @@
 
 "Making Vision Transformers Efficient from A Token Sparsification View", CVPR 2023. After the first blocks (4 of 12),
 windows of the grid are max-pooled to a few tokens each (2x2 of every 7x7: 16 of 196), and two generation blocks turn
-these into cluster centres: first the pooled tokens attend to the image tokens, then, with a learned global centre added to each,
-to one another and to the image tokens. All later blocks have the semantic tokens alone, and the classifier reads their
-mean. DeiT-Tiny / -Small / -Base without class token then take 0.522 / 1.907 / 7.263 GMACs, 58 % less.
+these into cluster centres: first the pooled tokens attend to the image tokens, then, with a learned global centre added
+to each, to one another and to the image tokens. All later blocks have the semantic tokens alone, and the classifier
+reads their mean. DeiT-Tiny / -Small / -Base without class token then take 0.522 / 1.907 / 7.263 GMACs, 58 % less.
 
 **A reconstruction.** The code of STViT on DeiT was never released. Made here from paper and the authors' answers, and
 not verified: windows of 7x7 with 2x2 tokens each, no window for the keys, where the global centres enter, and that the
