@@ -177,9 +177,16 @@ class SemanticBlock(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """(B, N, C), attending to (B, M, C), or to itself -> (B, N, C)."""
-        normed = self.norm1(x)
-        branch = self.attn(normed, normed if y is None else self.norm1(y))
-        return self.transformed(x + self.drop_path1(self.ls1(branch)))
+        queries, keys = self.normed(x, y)
+        return self.transformed(x + self.drop_path1(self.ls1(self.attn(queries, keys))))
+
+    def normed(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Queries of (B, N, C) and keys of (B, M, C), or of the same, by one run of one norm."""
+        if y is None:
+            x = self.norm1(x)
+            return x, x
+        both = self.norm1(torch.cat([x, y], dim=1))
+        return both[:, : x.shape[1]], both[:, x.shape[1] :]
 
     def transformed(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -116,20 +116,23 @@ class SemanticStage(nn.Module):
         image = x.flatten(1, 2)
         cut = windows.partition(image).unflatten(1, (self.window, self.window))
         pooled = first.placed(adaptive_max(cut, self.samples), self.samples)  # (B windows, samples^2, C)
-        branch = semantic.reverse(first.ls1(self._first_keys(first, pooled, x)))
+        if self.padded:
+            attended = self._nearby(first, semantic.reverse(pooled), semantic, x, self.window, REACH[0])
+        else:
+            attended = semantic.reverse(self._first_keys(first, pooled, x))
+        branch = first.ls1(attended)
         if self.shortcut:
             branch = semantic.reverse(pooled) + first.drop_path1(branch)
         tokens = first.transformed(branch)
-        if self.padded:
-            return self._generate_nearby(second, tokens, x)
+        if self.padded:  # of block 2 too, keys are the image tokens around
+            attended = self._nearby(second, tokens, semantic, x, self.window, REACH[1])
+            return second.transformed(tokens + second.drop_path1(second.ls1(attended)))
         centres = self.centres if index == 0 else None
         out: Tensor = second(tokens if centres is None else tokens + centres, torch.cat([tokens, image], dim=1))
         return out
 
     def _first_keys(self, block: SemanticBlock, pooled: Tensor, x: Tensor) -> Tensor:
         """Pooled tokens of each window attend to themselves and to a larger window of the image."""
-        if self.padded:
-            return self._nearby(block, block.norm1(pooled), block.norm1(x), self.window, REACH[0])
         at = [starts(side, self.window, self.key_side) for side in x.shape[1:3]]
         keys = neighbourhoods(x, at[0], at[1], self.key_side)
         normed = block.norm1(torch.cat([pooled, keys], dim=1))
@@ -143,33 +146,32 @@ class SemanticStage(nn.Module):
 
     # --- the padded form ---------------------------------------------------------
 
-    def _generate_nearby(self, block: SemanticBlock, tokens: Tensor, x: Tensor) -> Tensor:
-        """Block 2: the semantic tokens of a window attend to the image tokens of the windows around."""
-        windows = self._windows(x)[1]
-        queries = windows.partition(block.norm1(tokens))
-        branch = windows.reverse(self._nearby(block, queries, block.norm1(x), self.window, REACH[1]))
-        return block.transformed(tokens + block.drop_path1(block.ls1(branch)))
-
     def _recover_nearby(self, block: SemanticBlock, x: Tensor, semantic: Tensor) -> Tensor:
         """Block 5: the image tokens of a window attend to the semantic tokens of the windows around."""
         windows, grid = self._windows(x)
-        queries = windows.partition(block.norm1(x).flatten(1, 2))
-        keys = block.norm1(semantic).unflatten(1, grid.grid)
-        branch = windows.reverse(self._nearby(block, queries, keys, self.samples, REACH[2]))
-        x = x + block.drop_path1(block.ls1(branch.unflatten(1, windows.grid)))
-        return block.transformed(x)
+        image = x.flatten(1, 2)
+        attended = self._nearby(block, image, windows, semantic.unflatten(1, grid.grid), self.samples, REACH[2])
+        out = block.transformed(image + block.drop_path1(block.ls1(attended)))
+        return out.unflatten(1, windows.grid)
 
-    def _nearby(self, block: SemanticBlock, queries: Tensor, keys: Tensor, stride: int, reach: int) -> Tensor:
-        """Queries (B windows, N, C) of windows of `stride` keys a side attend to those of `reach` windows a side."""
-        kv = block.attn.kv(keys)
-        padded = Windows((kv.shape[1], kv.shape[2]), (stride, stride))
-        margin, counts = (reach - 1) * stride, padded.counts
+    def _nearby(
+        self, block: SemanticBlock, tokens: Tensor, windows: Windows, keys: Tensor, stride: int, reach: int
+    ) -> Tensor:
+        """The tokens (B, N, C) of each window attend to the keys of `reach` windows a side around it -> (B, N, C).
+
+        `keys`: a map (B, h, w, C), of which `stride` places a side belong to a window.
+        """
+        queries, normed = block.normed(tokens, keys.flatten(1, 2))
+        kv = block.attn.kv(normed).unflatten(1, (keys.shape[1], keys.shape[2]))
+        margin, counts = (reach - 1) * stride, windows.counts
         before = margin // 2
-        around = (before, margin - before + padded.padding[1], before, margin - before + padded.padding[0])
+        down, across = (count * stride - side for count, side in zip(counts, kv.shape[1:3], strict=True))
+        around = (before, margin - before + across, before, margin - before + down)
         at = [[i * stride for i in range(count)] for count in counts]
         inside = F.pad(torch.zeros_like(kv[:, :, :, :1]), (0, 0, *around), value=MASKED)
         near = [neighbourhoods(t, at[0], at[1], reach * stride) for t in (F.pad(kv, (0, 0, *around)), inside)]
-        out: Tensor = block.attn.met(queries, near[0], near[1].transpose(1, 2).unsqueeze(1))
+        mask = near[1].transpose(1, 2).unsqueeze(1)  # (B windows, 1, 1, keys)
+        out: Tensor = windows.reverse(block.attn.met(windows.partition(queries), near[0], mask))
         return out
 
     # --- shapes ------------------------------------------------------------------
