@@ -41,6 +41,7 @@ HYBRIDS: dict[str, tuple[int, dict]] = {
     "cait_xxs24_224": (64, {"img_size": 64, "depth": 2, "depth_token_only": 1}),
     "gmm_pit_cifar": (16, {"img_size": 16, "depth": (1, 1, 1)}),
     "litv2_small": (64, {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 2, 1)}),
+    "stvit_r_swin_tiny": (128, {"img_size": 128, "embed_dim": 12, "depths": (1, 1, 6, 1), "window_size": 4}),
     "dhvt_tiny_cifar_patch4": (32, {"depth": 2}),
     "dualtoken_vit_small_mix": (64, {"img_size": 64, "dims": (16, 32, 64), "depths": (1, 1, 2), "token_side": 2}),
 }

@@ -29,6 +29,7 @@ MODULES = {  # module of `leanvit.backbones` -> the names that it registers
         *(f"lvvit_{size}" for size in ("tiny", "small", "medium", "large")),
         *(f"sit_{size}" for size in ("tiny", "xsmall", "small", "medium", "large")),
     ),
+    "stvit": ("stvit_r_swin_tiny", "stvit_r_swin_small", "stvit_r_swin_base"),
     "t2t_vit": (
         *(f"t2t_vit_{n}" for n in (7, 10, 12, 14, 19, 24)),
         *(f"t2t_vit_t_{n}" for n in (14, 19, 24)),

@@ -42,6 +42,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_ratio": 2.0,
         "num_classes": 5,
     },
+    "stvit_r_swin_tiny": {
+        "img_size": 128,
+        "embed_dim": 8,
+        "depths": (1, 1, 6, 1),
+        "num_heads": (1, 2, 2, 4),
+        "window_size": 4,
+        "samples": 2,
+        "mlp_ratio": 2.0,
+        "num_classes": 5,
+    },
     "t2t_vit_7": {**_T2T, "depth": 3},
     "t2t_vit_t_14": {**_T2T, "depth": 3},
     "t2t_vit_14_se": {**_T2T, "depth": 3},
@@ -54,6 +64,7 @@ LEVELS: dict[str, int] = {  # of features, where they are not the depth
     "gmm_pit_cifar": 3,
     "gmm_swin_cifar": 3,
     "litv2_small": 4,
+    "stvit_r_swin_tiny": 4,
 }
 LIKE_ANOTHER = (  # built of the parts of another one here: not exported again, which takes seconds
     "elm_vit_cifar",

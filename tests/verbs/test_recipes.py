@@ -16,6 +16,7 @@ from leanvit.errors import BadInput, Refused
 from leanvit.prune.nvit import NViT
 from leanvit.recipe import Data, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
+from leanvit.tokens.stvit import STViT
 from leanvit.training import HardDistillation, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
 from leanvit.verbs import demonstration
@@ -68,12 +69,18 @@ def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, 
         like = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 4, "num_heads": 1}
         like["num_classes"] = recipe.data.classes
         model = create(Root(NAME, like))
-        lean = {"evit": EViT(keep_rate=0.7), "nvit": NViT(macs=1.0)}  # the latter keeps all: nothing to train
+        lean = {
+            "evit": EViT(keep_rate=0.7),
+            "nvit": NViT(macs=1.0),
+            "stvit": STViT(samples=1),
+        }  # the latter keeps all: nothing to train
         methods = [lean[recipe.starts_from]] if recipe.starts_from in lean else []
         start = tmp_path / "start"
         save(compress(model, methods, Data(open_dataset("digits", "train"), Preprocess.of(model))), start)
     if (recipe.model or "").startswith("litv2"):
         options["model_args"] = {"depths": (1, 1, 1, 1), "embed_dim": 24}
+    elif (recipe.model or "").startswith("stvit_r"):
+        options["model_args"] = {"depths": (1, 1, 6, 1), "embed_dim": 24}
     elif any(large in (recipe.model or "") for large in ("base", "dhvt_small", "t2t_vit")):
         options["model_args"] = {"depth": 2}
     if recipe.pretrained:
@@ -98,6 +105,7 @@ def test_figures_of_published_recipes() -> None:
     rates = {name: preset(name).config().lr for name in preset_names()}
     assert rates["deit_small"] == 1e-3 and rates["swin_tiny"] == 1e-3
     assert rates["litv2_small"] == rates["litv2_medium"] == rates["litv2_base"] == 1e-3
+    assert rates["stvit_r_swin_small"] == rates["stvit_r_swin_base"] == rates["stvit_deit_small"] == 1e-3
     assert rates["evit_small_finetune"] == 4e-5
     assert rates["mae_finetune_base"] == 2e-3
     assert rates["t2t_vit_7"] == 1e-3 and rates["t2t_vit_14"] == rates["t2t_vit_19"] == 5e-4

@@ -172,11 +172,18 @@ class Attention(Heads, nn.Module):
 
     def forward(self, x: Any, state: State, needs: frozenset[str] = frozenset()) -> tuple[Any, State]:
         """(B, N, C) -> (B, N, C); leaves what `needs` asks for in the state."""
+        gate = self.gate_of(x, state.ops)
+        return self.joined(gate, *self.project(x, state.ops), state, needs)
+
+    def gate_of(self, x: Any, ops: Ops) -> Any:
+        """What multiplies the output before its projection, (B, N, heads v_dim); None where nothing does."""
+        if self.gate is None:
+            return None
+        return ops.sigmoid(f"{self.name}.gate_act", ops.linear(f"{self.name}.gate", self.gate, x))
+
+    def joined(self, gate: Any, q: Any, k: Any, v: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        """q, k and v as `project` gives them -> (B, N, C)."""
         ops, at = state.ops, self.name
-        gate = None
-        if self.gate is not None:
-            gate = ops.sigmoid(f"{at}.gate_act", ops.linear(f"{at}.gate", self.gate, x))
-        q, k, v = self.project(x, ops)
         q, k = apply_norm(ops, f"{at}.q_norm", self.q_norm, q), apply_norm(ops, f"{at}.k_norm", self.k_norm, k)
         out, state = self.weigh(q, k, v, state, needs, self.attn_drop)
         x = ops.rearrange(f"{at}.merge", out, merge_heads)  # (B, H, N, d) -> (B, N, H d)
@@ -292,6 +299,8 @@ class Block(nn.Module):
     constant on both branches (LV-ViT's).
     """
 
+    source: ClassVar[str] = ""  # slug of the method that put this block in another one's place
+    drops_prefix: bool = False  # whether class, distillation and register tokens end here
     attn: Any
     branch_scale: float = 1.0
 

@@ -108,12 +108,14 @@ class OpenModel(nn.Module, ABC):
 
     def traits(self) -> frozenset[str]:
         """What this model offers to the next method (see `recipe/compat.py`)."""
+        replaced = any(block.source for block in self.blocks)
         has = {
-            "class_token": getattr(self, "cls_token", None) is not None,
+            "class_token": getattr(self, "cls_token", None) is not None
+            and not any(block.drops_prefix for block in self.blocks),
             "full_grid": not self.reduces_tokens,
             "float": self.ops.float_weights,
             "static_tokens": True,
-            "token_blocks": len(self.blocks) > 0,
+            "token_blocks": len(self.blocks) > 0 and not replaced,
             "places": not any(step.blends for step in self.steps()),
             "free_attention": len(self.blocks) > 0 and not self.reads_places,
         }
@@ -123,7 +125,7 @@ class OpenModel(nn.Module, ABC):
     def patch_tokens(self) -> list[int]:
         """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
         _, state = self.trace(self._blank())
-        return [n - self.num_prefix_tokens for n in state.tokens]
+        return list(state.patch_tokens)
 
     @torch.no_grad()
     def patches(self) -> int:

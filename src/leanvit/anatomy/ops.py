@@ -93,6 +93,10 @@ class Ops:
         """`fn` moves elements (reshape, permute, index) and never computes with them."""
         return fn(x)
 
+    def pick(self, site: str, x: Any, fn: Rearrange) -> Any:
+        """`fn` takes elements by their values (max pooling); what it gives are elements of `x`."""
+        return fn(x)
+
     def mix(self, site: str, x: Any, fn: Rearrange) -> Any:
         """`fn` makes tokens that are weighted sums of tokens, (B, N, C) -> (B, M, C). It is linear in `x`."""
         return fn(x)

@@ -43,6 +43,7 @@ class State:
     keys: Tensor | None = None  # (B, H, N, d) keys, only inside a block that asks for them; B counts windows if cut
     windows: Windows | None = None  # how the tokens were cut, in an attention in windows; outlives it with `keys`
     tokens: tuple[int, ...] = ()  # sequence length in each block's MLP
+    patch_tokens: tuple[int, ...] = ()  # likewise, without the prefix tokens
     losses: tuple[Tensor, ...] = ()  # auxiliary losses of this run
     taps: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -58,7 +59,8 @@ class State:
 
     def counted(self, tokens: int) -> State:
         """A copy after one more block's MLP, whose sequence is `tokens` long."""
-        return replace(self, tokens=(*self.tokens, tokens))
+        patch_tokens = (*self.patch_tokens, tokens - self.num_prefix)
+        return replace(self, tokens=(*self.tokens, tokens), patch_tokens=patch_tokens)
 
     def taken(self, index: Tensor) -> State:
         """A copy after patch tokens were taken by `index` (B, K) int64: their places in the grid go with them."""

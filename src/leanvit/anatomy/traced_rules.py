@@ -176,9 +176,9 @@ _COMPUTES = """
     sub rsub __rsub__ div rdiv __rdiv__ neg abs pow __rpow__ sqrt rsqrt exp log sin cos clamp sum mean amax amin square
     cumsum maximum minimum where masked_fill normalize norm interpolate pad avg_pool2d max_pool2d adaptive_avg_pool2d
     adaptive_max_pool2d unfold fold to float long type type_as stack cat zeros ones full arange linspace zeros_like
-    ones_like meshgrid __invert__ index_select gather __eq__ __ne__ eq ne add mul log_softmax clone detach softplus tanh
-    reciprocal floor_divide __rfloordiv__ new_zeros new_ones div_ sub_ clamp_ broadcast_to repeat_interleave std var
-    grid_sample
+    ones_like meshgrid __invert__ index_select gather __eq__ __ne__ __ge__ eq ne ge add mul log_softmax clone detach
+    softplus tanh reciprocal floor_divide __rfloordiv__ new_zeros new_ones div_ sub_ clamp_ broadcast_to
+    repeat_interleave std var grid_sample
 """
 _ACT_MODULES: dict[str, Callable[..., nn.Module]] = {
     "relu": nn.ReLU,

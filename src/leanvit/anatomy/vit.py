@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from leanvit.anatomy.blocks import Block, apply_norm
 from leanvit.anatomy.model import OpenModel
-from leanvit.anatomy.ops import Ops
 from leanvit.anatomy.pooling import AttentionPool
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused
@@ -142,14 +141,19 @@ class OpenViT(OpenModel):
     def _logits(self, x: Any, state: State, pre_logits: bool = False) -> Any:
         ops = state.ops
         if "dist_token" in self.token_names:
-            return self._logits_distilled(x, ops, pre_logits)
+            return self._logits_distilled(x, state, pre_logits)
         x = self._pool(x, state)
         x = apply_norm(ops, "fc_norm", self.fc_norm, x)
         x = ops.drop(self.head_drop, x)
         return x if pre_logits or isinstance(self.head, nn.Identity) else ops.linear("head", self.head, x)
 
-    def _logits_distilled(self, x: Any, ops: Ops, pre_logits: bool) -> Any:
-        cls, dist = (ops.drop(self.head_drop, ops.rearrange(f"pool.{i}", x, _token_cut(i))) for i in (0, 1))
+    def _logits_distilled(self, x: Any, state: State, pre_logits: bool) -> Any:
+        """Two classifiers on two tokens; on the mean, both, where these tokens ended before (`drops_prefix`)."""
+        ops = state.ops
+        if self.global_pool == "avg":
+            cls = dist = ops.drop(self.head_drop, self._pool(x, state))
+        else:
+            cls, dist = (ops.drop(self.head_drop, ops.rearrange(f"pool.{i}", x, _token_cut(i))) for i in (0, 1))
         if not pre_logits and not isinstance(self.head, nn.Identity):
             cls, dist = ops.linear("head", self.head, cls), ops.linear("head_dist", self.head_dist, dist)
             if self.distilled_training and self.training:
@@ -288,7 +292,7 @@ class OpenViT(OpenModel):
         accepted = ("", "token") if distilled else self.POOLS
         accepted = tuple(p for p in accepted if p != "map" or self.attn_pool is not None)
         if global_pool is not None:
-            if global_pool not in accepted or (global_pool == "token" and self.cls_token is None):
+            if global_pool not in accepted or (global_pool == "token" and "class_token" not in self.traits()):
                 raise BadInput(f"global_pool is {global_pool!r}; this model accepts {', '.join(map(repr, accepted))}")
             self.global_pool = global_pool
             if global_pool != "map":

@@ -125,7 +125,7 @@ def trace_tokens(
 
 def _source(block: Any) -> str:
     sources = dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source)
-    return " + ".join(sources) or "patch merging"  # between the stages of a hierarchical net
+    return " + ".join(sources) or block.source or "patch merging"  # between the stages of a hierarchical net
 
 
 def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -49,6 +49,9 @@ def close_model(opened: OpenModel) -> nn.Module:
     held = sorted({step.source or type(step).__name__ for step in opened.steps() if step not in own})
     if held:
         raise Refused(f"cannot close: the blocks hold steps of {', '.join(held)}, which timm's class would not run")
+    replaced = sorted({block.source for block in opened.blocks if block.source})
+    if replaced:
+        raise Refused(f"cannot close: {', '.join(replaced)} put other blocks in, which timm's class would not run")
     if isinstance(opened.ops, nn.Module):
         raise Refused(f"cannot close: the op set {type(opened.ops).__name__} is part of the model")
     if source is None:

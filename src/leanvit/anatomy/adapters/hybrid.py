@@ -19,8 +19,8 @@ SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dct_histo_*, dhvt_*, dualtoken_vit_*, litv2_*; gmm_* and elm_* of "
-    "cait, pit and t2t; t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
+    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dct_histo_*, dhvt_*, dualtoken_vit_*, litv2_*, stvit_r_*; "
+    "gmm_* and elm_* of cait, pit and t2t; t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
 )
 
 CLASSES = {  # module of timm, or of leanvit's backbones: classes
@@ -48,6 +48,7 @@ CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "pvt_v2": ("PyramidVisionTransformerV2",),
     "repvit": ("RepVit",),
     "shvit": ("SHViT",),
+    "stvit": ("STViTR",),
     "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
     "t2t": ("MaskedT2T",),  # of leanvit's gmm_mask
     "tiny_vit": ("TinyVit",),
