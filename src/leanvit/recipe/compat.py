@@ -18,7 +18,8 @@ TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
     "float": "float weights and activations",
-    "token_blocks": "transformer blocks that tokens run through (a model opened as a traced graph has none)",
+    "token_blocks": "transformer blocks that tokens run through (a model opened as a traced graph has none, and with "
+    "early exits not every image does)",
     "static_tokens": "a token count that depends on the image size only",
 }
 

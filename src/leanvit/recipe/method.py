@@ -50,7 +50,8 @@ class Method(Protocol):
     Also optional: `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
     achieved), `check(model, structure) -> list[str]` (in words, each target that the model to be saved misses beyond
     the method's tolerance), `places(model) -> Iterable[int]` (the blocks whose `slot` it fills, from its knobs alone:
-    then two methods that clash are refused before any work).
+    then two methods that clash are refused before any work), `retune(model, was, now)` (sets what an edited structure
+    says on a model that was made already, where no weight follows from it; `Refused` for any other edit).
     """
 
     slug: ClassVar[str]

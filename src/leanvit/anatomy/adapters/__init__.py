@@ -49,6 +49,8 @@ def close_model(opened: OpenModel) -> nn.Module:
         raise Refused(f"cannot close: the blocks hold steps of {', '.join(held)}, which timm's class would not run")
     if isinstance(opened.ops, nn.Module):
         raise Refused(f"cannot close: the op set {type(opened.ops).__name__} is part of the model")
+    if opened.exits is not None:
+        raise Refused(f"cannot close: the model holds exits of {opened.exits.source}, which timm's class would not run")
     (source,) = opened._source
     if source is None:
         raise Refused("cannot close: this model was not opened from a timm model")
