@@ -23,6 +23,7 @@ _HOME = {  # public name -> module that defines it
     "NViT": "leanvit.prune.nvit",
     "GmmMask": "leanvit.attention.gmm_mask",
     "Int8": "leanvit.quantize.int8",
+    "LGViT": "leanvit.exits.lgvit",
     "open_dataset": "leanvit.data",
     "Preprocess": "leanvit.data",
     "fit": "leanvit.training",

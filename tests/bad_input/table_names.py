@@ -228,7 +228,7 @@ CASES = [
     Case("augment policy", lambda: Augment(auto_augment="randaug"), ("auto_augment", "'randaug'")),
     Case("augment field", lambda: FitConfig(augment={"hflop": 1}), ("unknown field 'hflop'", "did you mean 'hflip'")),  # type: ignore[arg-type]
     Case("augment crop", lambda: Augment(crop="padd"), ("unknown Augment.crop 'padd'", "did you mean 'pad'")),
-    Case("schedule", lambda: FitConfig(schedule="cosin"), ("schedule='cosin'", "one of 'cosine', 'constant'")),
+    Case("schedule", lambda: FitConfig(schedule="cosin"), ("schedule='cosin'", "'cosine', 'linear', 'constant'")),
     Case("amp", lambda: FitConfig(amp="fp8"), ("amp='fp8'", "one of 'fp32', 'bf16', 'fp16'")),
     Case("parallel", lambda: FitConfig(parallel="fsdp"), ("parallel='fsdp'", "one of 'ddp', 'fsdp2'")),
     Case("train mode", lambda: FitConfig(train_mode="training"), ("train_mode='training'", "one of 'train', 'eval'")),

@@ -147,6 +147,48 @@ METHODS = [
     _searching("search", "random", "unknown search 'random'", "learned"),
     *(_searching("amp", v, "unknown amp", "bf16") for v in ("fp16", "3", "null")),
     _searching("search", "prune,prune=[5]", "search is 'prune'", "takes no lists"),
+    *(_knob("lgvit", "exits", v, "exits is", "blocks passed") for v in ("3", "[0]", "[-1]", "[1.5]", "[true]", "all")),
+    *(_knob("lgvit", "exits", v, "exits is", "each more than the last") for v in ("[2,2]", "[3,1]")),
+    *(_knob("lgvit", "heads", v, "heads? ") for v in ("3", "[1]", "lph", "[gah0]")),
+    Case(
+        "lgvit exits and heads of other lengths",
+        lambda: parse_with("lgvit:exits=[1,2],heads=[linear]"),
+        ("heads names 1 for 2 exits", "one an exit"),
+    ),
+    _knob("lgvit", "rule", "sure", "unknown rule 'sure'", "confidence"),
+    *(
+        _knob("lgvit", "threshold", v, "threshold is", "0 .* to 1")
+        for v in ("-0.1", "1.5", "NaN", "true", "high", "[2]")
+    ),
+    Case("lgvit entropy below 0", lambda: parse_with("lgvit:rule=entropy,threshold=-1"), ("threshold is -1", "nats")),
+    Case(
+        "lgvit half a streak",
+        lambda: parse_with("lgvit:rule=patience,threshold=1.5"),
+        ("threshold is 1.5", "whole number of exits"),
+    ),
+    Case(
+        "lgvit thresholds of other exits",
+        lambda: parse_with("lgvit:exits=[1,2],threshold=[0.5]"),
+        ("threshold names 1 for 2 exits",),
+    ),
+    *(_knob("lgvit", "patience", v, "patience is", "1 or more") for v in ("0", "1.5", "null")),
+    *(_knob("lgvit", "speedup", v, "speedup is", "1 or more") for v in ("0.5", "NaN", "true", "fast")),
+    *(_knob("lgvit", "points", v, "points is", "0 to 100") for v in ("-1", "101", "NaN")),
+    Case("lgvit with two targets", lambda: parse_with("lgvit:speedup=2,points=1"), ("speedup and points", "one of")),
+    Case(
+        "lgvit target without images",
+        lambda: parse_with("lgvit:points=1,held_out=0"),
+        ("points is a target, and held_out is 0",),
+    ),
+    *(_knob("lgvit", "held_out", v, "held_out is", "0 to 0.5") for v in ("-0.1", "0.6", "true")),
+    *(_knob("lgvit", k, v, f"{k} is", "0 or more") for k in ("stage1_epochs", "epochs") for v in ("-1", "1.5")),
+    _knob("lgvit", "batch_size", "1", "batch_size is 1", "2 or more"),
+    *(_knob("lgvit", k, v, f"{k} is", "above 0") for k in ("lr", "stage1_lr", "temperature") for v in ("0", "NaN")),
+    _knob("lgvit", "alpha", "2", "alpha is 2", "0 to 1"),
+    *(_knob("lgvit", f"beta_{k}ogeneous", "-1", "beta_", "0 or more") for k in ("heter", "hom")),
+    _knob("lgvit", "strategy", "jointly", "unknown strategy 'jointly'", "alternating"),
+    _knob("lgvit", "amp", "fp16", "unknown amp 'fp16'", "bf16"),
+    _knob("lgvit", "augment", "heavy", "heavy", "light"),
     Case("method without knob text", lambda: parse_with("evit:0.7"), ("'0.7' is not knob=value",)),
 ]
 

@@ -29,7 +29,7 @@ from leanvit.training import FitConfig
         ("ema_warmup", 1, "true or false"),
         ("betas", 0.9, "two numbers >= 0 and < 1"),
         ("betas", (0.9, 1.0), ">= 0 and < 1"),
-        ("schedule", "linear", "'cosine', 'constant'"),
+        ("schedule", "line", "'cosine', 'linear', 'constant'"),
         ("amp", "fp8", "'fp32', 'bf16', 'fp16'"),
         ("parallel", "fsdp", "'ddp', 'fsdp2'"),
         ("train_mode", "test", "'train', 'eval'"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class OpenModel(nn.Module, ABC):
     family: ClassVar[str]
     ops: Any  # an `Ops`; one that is an nn.Module is a child
     blocks: Any  # a sequence of `Block`, in the order in which they run; empty where a family has none
+    exits: Any  # an `Exits`, where images may leave early; else None
     num_classes: int
     num_prefix_tokens: int
     grad_checkpointing: bool
@@ -39,6 +41,7 @@ class OpenModel(nn.Module, ABC):
         for key, value in attributes.items():
             setattr(self, key, value)
         self.ops = TORCH
+        self.register_module("exits", None)
         self.history: Any = None
         self._source = (source,)  # in a tuple, so that the closed model is not a child of the opened one
 
@@ -49,9 +52,11 @@ class OpenModel(nn.Module, ABC):
         return self.trace(images, **context)[0]
 
     def trace(self, images: Any, **context: Any) -> tuple[Any, State]:
-        """Logits and the final state of one run."""
+        """Logits and the final state of one run. In eval mode images leave at the model's exits, where it has some."""
         state = self.start(images, **context)
         x, state = self.embed(images, state)
+        if self.exits is not None and not self.training:
+            return self.exits.run(self, x, state)
         x, state = self.run(x, state)
         return self.classify(x, state)
 
@@ -70,6 +75,28 @@ class OpenModel(nn.Module, ABC):
     @abstractmethod
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """Tokens after the last block to logits. The seam after the last block."""
+
+    @contextmanager
+    def whole_depth(self) -> Iterator[None]:
+        """Inside, no image leaves early; the heads of exits run nevertheless."""
+        leaving = None if self.exits is None else self.exits.leaving
+        rule = getattr(leaving, "rule", None)
+        try:
+            if leaving is not None:
+                leaving.rule = None
+            yield
+        finally:
+            if leaving is not None:
+                leaving.rule = rule
+
+    @contextmanager
+    def without_exits(self) -> Iterator[None]:
+        """Inside, the model has no exits: what methods before them ask about is the model that they made."""
+        exits, self.exits = self.exits, None
+        try:
+            yield
+        finally:
+            self.exits = exits
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
@@ -115,7 +142,7 @@ class OpenModel(nn.Module, ABC):
             "full_grid": not self.reduces_tokens,
             "float": self.ops.float_weights,
             "static_tokens": True,
-            "token_blocks": len(self.blocks) > 0 and not replaced,
+            "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),
             "free_attention": len(self.blocks) > 0 and not self.reads_places,
         }
@@ -124,7 +151,8 @@ class OpenModel(nn.Module, ABC):
     @torch.no_grad()
     def patch_tokens(self) -> list[int]:
         """Patch tokens (fused and merged ones too) in each block's MLP, run on one image of the model's own size."""
-        _, state = self.trace(self._blank())
+        with self.whole_depth():
+            _, state = self.trace(self._blank())
         return list(state.patch_tokens)
 
     @torch.no_grad()

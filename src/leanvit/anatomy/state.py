@@ -44,6 +44,7 @@ class State:
     windows: Windows | None = None  # how the tokens were cut, in an attention in windows; outlives it with `keys`
     tokens: tuple[int, ...] = ()  # sequence length in each block's MLP
     patch_tokens: tuple[int, ...] = ()  # likewise, without the prefix tokens
+    left: Tensor | None = None  # (B,) int64, blocks that each image passed before it left; None: no exits
     losses: tuple[Tensor, ...] = ()  # auxiliary losses of this run
     taps: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -67,6 +68,15 @@ class State:
         if not self.positional:
             return self
         return replace(self, places=index if self.places is None else self.places.gather(1, index))
+
+    def rows(self, index: Tensor) -> State:
+        """A copy for some images of the batch, `index` (K,) int64. `taps` and `losses` stay those of all."""
+        return replace(
+            self,
+            **{
+                name: value[index] for name in ("size", "places", "owner") if (value := getattr(self, name)) is not None
+            },
+        )
 
     @property
     def num_patches(self) -> int:

@@ -7,6 +7,7 @@ class names, versions, and the sha256 of every file. The seal is the sha256 of a
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import Sealed, check_sha256, file_sha256, plain_name, read_sealed, sealed_text
 
 KIND = "leanvit-artefact"
-FORMAT = 2  # 1 had no input_type
+FORMAT = 3  # 1 had no input_type, 2 no segments
+WHOLE = 2  # what an artefact of one graph is written as
 JSON_NAME = "artefact.json"
 RUNTIMES = ("openvino", "onnx", "torch")
 INPUT_TYPES = ("float", "u8")
@@ -40,6 +44,7 @@ class Artefact:
     methods: tuple[str, ...]  # slugs of what was applied to it
     check: dict[str, Any] = field(default_factory=dict)  # what was measured against PyTorch when it was written
     made_with: dict[str, str] = field(default_factory=dict)  # package -> version
+    segments: dict[str, Any] | None = None  # of a model with early exits: a graph an exit; `deploy/segments.py` has it
     input_type: str = "float"  # "float": (B, C, H, W) float32, normalised; "u8": (B, H, W, C) uint8, framed
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
     seal: str = ""
@@ -50,12 +55,26 @@ class Artefact:
         return sum((self.path / name).stat().st_size for name in self.files)
 
 
+class Segments(BaseModel):
+    """A model that is cut behind its exits: graph i, in `segment-<i>/`, gives the logits of exit i and the tokens that
+    graph i + 1 takes; the last one those of the network."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    layers: list[int]  # blocks passed at each exit
+    depth: int
+    rule: str
+    thresholds: list[float]
+    patience: int
+    macs: list[int]  # of an image that leaves at each exit, and at the end
+
+
 class _File(Sealed):
     runtime: Literal["openvino", "onnx", "torch"]
     precision: str
     batch: int | None
     input: list[int]  # (C, H, W)
     input_type: Literal["float", "u8"] = "float"
+    segments: Segments | None = None
     preprocess: dict[str, Any]
     fingerprint: str
     num_classes: int
@@ -84,7 +103,8 @@ def write_artefact(artefact: Artefact, fill: Callable[[Path], dict[str, Any]], *
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     try:
         check = fill(temporary)
-        files = {file.name: file_sha256(file) for file in sorted(temporary.iterdir())}
+        inside = sorted(file for file in temporary.rglob("*") if file.is_file())
+        files = {file.relative_to(temporary).as_posix(): file_sha256(file) for file in inside}
         content = _content(artefact, check, files)
         (temporary / JSON_NAME).write_bytes(sealed_text(content))
         os.chmod(temporary, 0o755)
@@ -116,9 +136,11 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+    cut = {} if artefact.segments is None else {"segments": artefact.segments}
     return {
         "kind": KIND,
-        "format": FORMAT,
+        "format": FORMAT if cut else WHOLE,
+        **cut,
         "runtime": artefact.runtime,
         "precision": artefact.precision,
         "batch": artefact.batch,
@@ -152,7 +174,7 @@ def read_artefact(path: str | Path) -> Artefact:
     if preprocess.fingerprint() != file.fingerprint or list(preprocess.input_size) != file.input:
         raise CheckpointError(f"{path / JSON_NAME}: the preprocessing is not the one that the artefact was made with")
     for name, digest in file.files.items():
-        check_sha256(plain_name(path, name), digest)
+        check_sha256(_member(path, name), digest)
     return Artefact(
         path=path,
         runtime=file.runtime,
@@ -165,10 +187,19 @@ def read_artefact(path: str | Path) -> Artefact:
         methods=tuple(file.methods),
         check=file.check,
         made_with=file.made_with,
+        segments=None if file.segments is None else file.segments.model_dump(),
         input_type=file.input_type,
         files=file.files,
         seal=file.seal,
     )
+
+
+def _member(path: Path, name: str) -> Path:
+    """A file of the artefact: beside its JSON, or in the folder of a segment."""
+    folder, slash, rest = name.partition("/")
+    if slash and re.fullmatch(r"segment-\d{1,3}", folder):
+        return plain_name(path / folder, rest)
+    return plain_name(path, name)
 
 
 def _parsed(path: Path) -> _File:

@@ -83,6 +83,10 @@ def require_plain(model: OpenModel) -> OpenViT:
             raise Refused(f"{what}; the MLP of {block.name} is a {type(block.mlp).__name__}")
     if model.attn_pool is not None or not len(model.blocks):
         raise Refused(f"{what}, with blocks and without attention pooling")
+    if model.exits is not None:
+        raise Refused(
+            f"{what}; this one has early exits ({model.exits.source}): make the table of the model before them"
+        )
     if not model.ops.float_weights:
         raise Refused("a latency table is made for the float model: give it before int8, and name an int8 runtime")
     return model

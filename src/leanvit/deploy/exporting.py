@@ -59,6 +59,8 @@ def export(
 ) -> Artefact:
     """Write a model as an artefact and check it against PyTorch at f32 on random images.
 
+    A model with early exits becomes one graph for each part between them (`deploy.segments`).
+
     A float model must agree to 1e-4 of its largest logit and in every arg-max. An int8 model rounds: where the two
     runtimes differ in a last bit, a value may fall on the next step, so it is held to a drift that only a broken graph
     passes, and is judged by paired accuracy and agreement on real images (`leanvit.measure.compare`).
@@ -79,21 +81,35 @@ def export(
         MissingExtra: the runtime's packages are not installed (named with the pip command).
         Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
     """
+    if getattr(model, "exits", None) is not None:
+        from leanvit.deploy.segments import export_segments
+
+        return export_segments(
+            model,
+            out,
+            to=to,
+            preprocess=preprocess,
+            batch=batch,
+            input_type=input_type,
+            labels=labels,
+            overwrite=overwrite,
+        )
     out = Path(out)
     require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
-    _check_arguments(model, preprocess, batch, labels)
+    check_arguments(model, preprocess, batch, labels)
+    _refuse_segmented(model)
     check_target(out, overwrite=overwrite)
     rounded = not getattr(getattr(model, "ops", None), "float_weights", True)
     runtime = runtime_module(to)
     pixels = preprocess if input_type == "u8" else None
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         program = trace(model, preprocess.input_size, batch, pixels=pixels)
-        images = _random_images(preprocess.input_size, batch, pixels=pixels is not None)
+        images = random_images(preprocess.input_size, batch, pixels=pixels is not None)
         whole = _Logits(model, pixels)
         want = torch.cat([_on_cpu(whole, piece) for piece in images.split(batch or len(images))]).numpy()
-    _check_logits(want, labels)
+    check_logits(want, labels)
 
     def fill(folder: Path) -> dict[str, Any]:
         runtime.write_files(program, folder)
@@ -104,7 +120,6 @@ def export(
         counted = {"integer_products": products[0], "products": products[1]} if products else {}
         return {**check, "images": len(images), "at": "f32", **counted}
 
-    history = getattr(model, "history", None)
     artefact = Artefact(
         path=out,
         runtime=to,
@@ -113,12 +128,21 @@ def export(
         preprocess=preprocess,
         num_classes=want.shape[1],
         labels=tuple(labels),
-        root=history.root.name if history else "",
-        methods=tuple(plan.slug for plan in history.plans) if history else (),
-        made_with={name: version(name) for name in ("torch", "timm", *packages_of(to))} | {"leanvit": __version__},
         input_type=input_type,
+        **provenance(model, to),
     )
     return write_artefact(artefact, fill, overwrite=overwrite)
+
+
+def provenance(model: nn.Module, runtime: str) -> dict[str, Any]:
+    """Fields of an artefact that say where it comes from: root, methods, versions."""
+    history = getattr(model, "history", None)
+    return {
+        "root": history.root.name if history else "",
+        "methods": tuple(plan.slug for plan in history.plans) if history else (),
+        "made_with": {name: version(name) for name in ("torch", "timm", *packages_of(runtime))}
+        | {"leanvit": __version__},
+    }
 
 
 def trace(
@@ -164,23 +188,28 @@ def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict
     return {"max_error": max_error, "drift": drift, "same_answers": same}
 
 
-def _check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None, labels: Sequence[str]) -> None:
+def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None, labels: Sequence[str]) -> None:
+    """Raise `BadInput` for what `export` does not take."""
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise BadInput(f"batch is {batch!r}; accepted: None (any number), or 1 and more")
     if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
         raise BadInput(f"labels is {labels!r}; accepted: a list of class names")
-    history = getattr(model, "history", None)
-    segmented = [p.slug for p in history.plans if p.method().export != "whole"] if history else []
-    if segmented:
-        raise Refused(f"{', '.join(segmented)} does not export as one graph")
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if dtypes:
         raise BadInput(f"the model holds {', '.join(map(str, dtypes))}; accepted: float32, call model.float() first")
 
 
-def _check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
+def _refuse_segmented(model: nn.Module) -> None:
+    history = getattr(model, "history", None)
+    kinds = {p.slug: p.method().export for p in history.plans} if history else {}
+    segmented = [slug for slug, kind in kinds.items() if kind == "none"]
+    if segmented:
+        raise Refused(f"{', '.join(segmented)} does not export as one graph")
+
+
+def check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
     if logits.ndim != 2:
         raise BadInput(f"the model gives {logits.shape}; accepted: logits (batch, classes)")
     if not np.isfinite(logits).all():
@@ -189,7 +218,7 @@ def _check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
         raise BadInput(f"labels has {len(labels)} names; the model has {logits.shape[1]} classes")
 
 
-def _random_images(input_size: Sequence[int], batch: int | None, *, pixels: bool) -> Tensor:
+def random_images(input_size: Sequence[int], batch: int | None, *, pixels: bool) -> Tensor:
     count = -(-CHECKED_IMAGES // batch) * batch if batch else CHECKED_IMAGES - 1  # not the number it was traced with
     keyed = torch.Generator().manual_seed(0)
     if pixels:
@@ -206,7 +235,7 @@ def _device(model: nn.Module) -> torch.device:
     return next((t.device for t in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
-class _evaluating:
+class evaluating:
     """Eval mode inside; every submodule gets its own mode back."""
 
     def __init__(self, model: nn.Module) -> None:

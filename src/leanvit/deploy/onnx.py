@@ -8,6 +8,7 @@ times signed bytes add pairs in 16 bits and can saturate: there, judge the artef
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ MODEL = "model.onnx"
 INT8 = "int8"
 
 
-def write_files(program: ExportedProgram, folder: Path) -> None:
+def write_files(program: ExportedProgram, folder: Path, outputs: Sequence[str] = ("logits",)) -> None:
     """Write an exported graph as ONNX, weights inside the one file."""
     from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
 
@@ -31,7 +32,7 @@ def write_files(program: ExportedProgram, folder: Path) -> None:
         dynamo=True,
         optimize=False,  # int8 weights are rewritten before constants are folded
         input_names=["images"],
-        output_names=["logits"],
+        output_names=list(outputs),
         verbose=False,
     )
     assert exported is not None
@@ -43,13 +44,19 @@ def write_files(program: ExportedProgram, folder: Path) -> None:
 
 def open_files(folder: Path, options: Options) -> Call:
     """A session on the CPU. Raises `MissingExtra`, `BadInput` (precision), `CheckpointError`."""
+    call = open_outputs(folder, options)
+    return lambda images: call(images)[0]
+
+
+def open_outputs(folder: Path, options: Options) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """The same for a graph of several outputs."""
     if options.precision != "f32":
         raise BadInput(f"precision is {options.precision!r}; ONNX Runtime runs what is not int8 at f32 only")
     session = _session(folder, threads=options.threads)
     name = session.get_inputs()[0].name
 
-    def call(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {name: images})[0]
+    def call(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return tuple(session.run(None, {name: images}))
 
     return call
 

@@ -6,6 +6,7 @@ int8 kernels; on CPUs without VNNI or AMX the plugin itself keeps 8-bit products
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,31 @@ def core() -> ov.Core:
     return ov.Core()
 
 
-def write_files(program: ExportedProgram, folder: Path) -> None:
+def write_files(program: ExportedProgram, folder: Path, outputs: Sequence[str] = ("logits",)) -> None:
     """Convert an exported graph and save it, weights as they are (float32, int8)."""
-    ov.save_model(convert(program), folder / MODEL, compress_to_fp16=False)
+    ov.save_model(convert(program, outputs), folder / MODEL, compress_to_fp16=False)
 
 
-def convert(program: ExportedProgram) -> ov.Model:
+def convert(program: ExportedProgram, outputs: Sequence[str] = ("logits",)) -> ov.Model:
     """An exported graph as an OpenVINO model that the CPU plugin runs well."""
     model = ov.convert_model(program)
     images = next(node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs)
     model.reshape([d if isinstance(d, int) else -1 for d in images.meta["val"].shape])  # -1: free
     for_cpu(model)
     model.inputs[0].tensor.set_names({"images"})
-    model.outputs[0].tensor.set_names({"logits"})
+    for output, name in zip(model.outputs, outputs, strict=True):
+        output.tensor.set_names({name})
     return model
 
 
 def open_files(folder: Path, options: Options) -> Call:
     """Compile for the CPU. Raises `CheckpointError` if the files are not a model that OpenVINO reads."""
+    call = open_outputs(folder, options)
+    return lambda images: call(images)[0]
+
+
+def open_outputs(folder: Path, options: Options) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """The same for a graph of several outputs. They are the runtime's own memory, until the next call."""
     try:
         compiled = compile_model(core().read_model(folder / MODEL), options)
     except RuntimeError as error:
@@ -59,8 +67,8 @@ def open_files(folder: Path, options: Options) -> Call:
         ) from error
     request = compiled.create_infer_request()
 
-    def call(images: np.ndarray) -> np.ndarray:
-        return request.infer({0: images}, share_inputs=True)[0]
+    def call(images: np.ndarray) -> tuple[np.ndarray, ...]:
+        return request.infer({0: images}, share_inputs=True).to_tuple()
 
     return call
 

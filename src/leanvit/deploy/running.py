@@ -144,6 +144,10 @@ def load_artefact(source: str | Path | Artefact, *, options: Options | None = No
             "returned, or say trusted=True if you know where it comes from"
         )
     options = options or Options()
+    if artefact.segments is not None:
+        from leanvit.deploy.segments import open_segments
+
+        return open_segments(artefact, options)
     return Runner(artefact, open_runtime(artefact.runtime, artefact.path, options), options)
 
 
@@ -169,7 +173,8 @@ def require_runtime(runtime: str) -> None:
 def runtime_module(runtime: str) -> Any:
     """The module of a runtime.
 
-    It has `write_files(program, folder)`, `open_files(folder, options)`, `INT8` (what int8 is called there) and
+    It has `write_files(program, folder)`, `open_files(folder, options)` (those of graphs with several outputs also
+    `open_outputs`, and `write_files` takes their names), `INT8` (what int8 is called there) and
     `integer_products(folder)`: (those that run in integers, all), or None where none does.
     """
     return import_module(_MODULES[runtime])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from leanvit.measure.runners import (
     evaluating,
     fixed_batch_of,
     precision_of,
+    recording,
     run_in_torch,
     runtime_of,
 )
@@ -78,7 +80,9 @@ def compare(
     tell = progress or (lambda line: None)
 
     tell(f"accuracy of {', '.join(models)}")
-    predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
+    with ExitStack() as stack:
+        works = {name: stack.enter_context(recording(model)) for name, model in models.items()}
+        predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
     if on_predictions is not None:
         on_predictions(predictions)
     x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
@@ -87,7 +91,7 @@ def compare(
     times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
     energy = _energy(timed, x, meter or find_meter(device), rounds, tell)
     tell("MACs and memory")
-    notes = {name: _notes(m, models[baseline], latency_batch) for name, m in models.items()}
+    notes = {name: _notes(m, models[baseline], latency_batch) + _left(works[name]) for name, m in models.items()}
     rows = (
         Row(
             name=name,
@@ -95,7 +99,7 @@ def compare(
             precision=precision_of(model),
             disk_bytes=sizes.get(name),
             top1_percent=accuracy(predictions[name]).percent(),
-            **_torch_costs(model, x, fits=name in timed, notes=notes[name]),
+            **(_torch_costs(model, x, fits=name in timed, notes=notes[name]) | _mean_macs(works[name])),
             **_of_labels(predictions[name]),
             **_against(predictions[name], None if name == baseline else predictions[baseline]),
             **_speed(times.get(name), None if name == baseline else times.get(baseline)),
@@ -174,6 +178,17 @@ def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]
         "peak_memory_bytes": _peak_bytes(model, x) if fits else None,
         "notes": notes + gaps,
     }
+
+
+def _mean_macs(work: Any) -> dict[str, Any]:
+    """Of a model whose work depends on the image: the mean over all images that were predicted."""
+    return {"macs_per_image": round(work.mean_macs)} if work is not None and work.macs else {}
+
+
+def _left(work: Any) -> tuple[str, ...]:
+    if work is None:
+        return ()
+    return (f"MACs are the mean over {work.images} images: {work}; latency is that of the first images",)
 
 
 def _macs(model: nn.Module, x: Tensor) -> tuple[int | None, tuple[str, ...]]:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanvit.errors import BadInput
 from leanvit.measure.formulas import FORMULAS, macs_of, qualified_name, tensors_in
-from leanvit.measure.runners import device_of, evaluating, float_dtype_of
+from leanvit.measure.runners import device_of, evaluating, float_dtype_of, whole_depth
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,11 @@ def count(
         model: takes one tensor (batch, *input_size) of the model's own dtype and device. Its modes, hooks, gradients
             and torch's random state are as before afterwards.
         input_size: size of one input without the batch, `(C, H, W)` for images. Only shapes matter, unless the model
-            is one whose work depends on the data.
+            is one whose work depends on the data. A model with early exits is counted to its end, with all heads: the
+            most that an image costs.
         batch: images in the pass; the figures are divided by it.
-        make_input: batch -> the tensor (or tuple of positional arguments) to use instead of random numbers.
+        make_input: batch -> the tensor (or tuple of positional arguments) to use instead of random numbers. With it,
+            images leave early where the model lets them.
 
     Convention: matrix products (fused attention's two included) and convolutions, nothing else. timm's published
     `gmacs` also hold 5 operations for each element of a LayerNorm and 2 of a BatchNorm (fvcore's way): DeiT-S has
@@ -100,6 +102,8 @@ def count(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
+        if make_input is None:
+            stack.enter_context(whole_depth(model))
         inputs = make_input(batch) if make_input else _random_input(model, (batch, *input_size))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager())

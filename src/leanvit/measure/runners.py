@@ -1,13 +1,14 @@
 """What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives logits (B, classes).
 
 A module is a runner; so is an artefact of another runtime. A runner may say more of itself by attributes: `runtime`,
-`precision` (text), `batch` (int: it takes exactly this many images), `device` (text or torch.device).
+`precision` (text), `batch` (int: it takes exactly this many images), `device` (text or torch.device). One whose work
+depends on the image has `exits`, with `recording()`: a context that gives what its calls did (`anatomy.exits.Work`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeGuard
 
 import torch
@@ -31,6 +32,17 @@ def evaluating(*runners: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def whole_depth(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, every image runs to the end of a model with early exits."""
+    return model.whole_depth() if hasattr(model, "whole_depth") else nullcontext()  # type: ignore[operator]
+
+
+def recording(runner: Any) -> AbstractContextManager[Any]:
+    """Gives what the runner's calls inside do, where that depends on the image; else None."""
+    exits: Any = getattr(getattr(runner, "_orig_mod", runner), "exits", None)
+    return exits.recording() if hasattr(exits, "recording") else nullcontext()
 
 
 def device_of(runner: Any) -> torch.device:

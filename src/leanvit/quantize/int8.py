@@ -141,13 +141,14 @@ class Int8:
 
 @torch.no_grad()
 def observe(model: OpenModel, data: Data, images: int, *, products: bool) -> ObserverOps:
-    """Run training images through the model in eval mode, observing every site."""
+    """Run training images through the model in eval mode, observing every site, behind every early exit too."""
     observer = ObserverOps(products=products)
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        for batch in data.images(images):
-            model(batch.to(device), ops=observer)
+        with model.whole_depth():
+            for batch in data.images(images):
+                model(batch.to(device), ops=observer)
     finally:
         model.train(training)
     if not observer.kinds:

@@ -21,7 +21,7 @@ TRAITS = {  # what a model can offer, in words
     "float": "float weights and activations",
     "token_blocks": (
         "transformer blocks that tokens of patches run through (a traced graph has none, a model of semantic tokens "
-        "only at first)"
+        "only at first, and with early exits not every image passes them)"
     ),
     "places": "tokens that stand for patches, each at its place in the grid",
     "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",

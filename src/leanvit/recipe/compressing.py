@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,16 @@ def missed(model: OpenModel) -> list[tuple[str, str]]:
     for plan in model.history.plans:
         m = plan.method()
         if plan.finished and hasattr(m, "check"):
-            found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
+            with as_made(model, plan.slug):
+                found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
     return found
+
+
+def as_made(model: OpenModel, slug: str) -> AbstractContextManager[None]:
+    """Inside, a model without the exits that came after a method: its targets are of the network that it made."""
+    slugs = [plan.slug for plan in model.history.plans]
+    before = model.exits is not None and slugs.index(slug) < slugs.index(model.exits.source)
+    return model.without_exits() if before else nullcontext()
 
 
 def _stages(methods: Sequence[Any], recovery: Recovery | None) -> list[_Stage]:
@@ -220,10 +229,14 @@ def _build(model: OpenModel, m: Any, plan: Plan) -> None:
 def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenModel:
     """Apply plans (edited ones too) to a dense root with its own weights: structure and fold, nothing is learned anew.
 
+    On a model that has these plans already, what no weight follows from (thresholds) is set anew: `retune`.
+
     Raises:
         Refused: the model is not a root, or a plan's values were learned from data and cannot be redone without it.
     """
     dense = _with_history(model, root)
+    if dense.history.plans and _retunable(dense.history.plans, plans):
+        return _retuned(dense, plans)
     if dense.history.plans:
         raise Refused("plans are applied to the root, not to a model that methods were applied to already")
     unfinished = [plan.slug for plan in plans if not plan.finished]
@@ -237,6 +250,23 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     lean = copy.deepcopy(dense)
     for plan, m in zip(plans, made, strict=True):
         _build(lean, m, plan)
+    return lean.eval()
+
+
+def _retunable(was: Sequence[Plan], now: Sequence[Plan]) -> bool:
+    """Whether plans differ only in structures of methods that can set them anew."""
+    if [(p.slug, dict(p.knobs)) for p in was] != [(p.slug, dict(p.knobs)) for p in now]:
+        return False
+    changed = [a for a, b in zip(was, now, strict=True) if dict(a.structure) != dict(b.structure)]
+    return bool(changed) and all(hasattr(plan.method(), "retune") for plan in changed)
+
+
+def _retuned(model: OpenModel, plans: Sequence[Plan]) -> OpenModel:
+    lean = copy.deepcopy(model)
+    for was, now in zip(model.history.plans, plans, strict=True):
+        if dict(was.structure) != dict(now.structure):
+            now.method().retune(lean, dict(was.structure), dict(now.structure))
+    lean.history = replace(model.history, plans=tuple(plans))
     return lean.eval()
 
 

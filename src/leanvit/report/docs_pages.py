@@ -68,6 +68,7 @@ def _index() -> Iterator[str]:
 # Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
 _ASKED = {
     "diffrate": ("diffrate:macs=0.6", "diffrate:macs=0.8,max_steps=1,batch_size=4"),
+    "lgvit": ("lgvit:points=1", "lgvit:exits=[1],epochs=1,batch_size=4,held_out=0.2"),
     "nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4"),
 }
 _SMALLER = {  # how the test of its commands builds an architecture

@@ -108,7 +108,7 @@ EXAMPLES = (
 
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
 # knobs that only say how much data is looked at, and those without a default
-_QUICK = {"images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "batch_size": 8}
+_QUICK = {"images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "epochs": 1, "batch_size": 8}
 
 
 def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tuple[Support, OpenModel | None]:

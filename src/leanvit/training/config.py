@@ -10,7 +10,7 @@ from typing import Any
 from leanvit.data import Augment
 from leanvit.errors import BadInput, is_number, is_whole
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 PARALLEL = ("ddp", "fsdp2")
 TRAIN_MODES = ("train", "eval")
@@ -40,7 +40,7 @@ class FitConfig:
     min_lr: float = 1e-6  # where the cosine ends; never scaled
     warmup_epochs: float = 0.0  # linear warm-up; fractions of an epoch are fine
     warmup_lr: float | None = None  # where the warm-up starts, never scaled; None: at lr / steps
-    schedule: str = "cosine"  # after the warm-up: "cosine" down to min_lr, or "constant" at lr
+    schedule: str = "cosine"  # after the warm-up: "cosine" or "linear" down to min_lr, or "constant" at lr
     optimizer: str = "adamw"  # or "nadamw", "lamb", "lion", "sgd" (Nesterov), "momentum": timm's
     weight_decay: float = 0.05  # never on biases, norms and the model's no_weight_decay()
     betas: tuple[float, float] = _BETAS

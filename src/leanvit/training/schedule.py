@@ -13,7 +13,7 @@ def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
     Linear warm-up over the first W = warmup_epochs * steps_per_epoch steps, lr * (step + 1) / W, so that step W - 1
     runs at the peak, or with `warmup_lr` from there, warmup_lr + (lr - warmup_lr) * step / W, as timm does. Then a half
     cosine from lr at step W towards min_lr at the end of the run (SGDR without restarts, arXiv 1608.03983, equation 5),
-    or lr for the rest.
+    a line between the same two ("linear"), or lr for the rest.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup and config.warmup_lr is not None:
@@ -23,4 +23,6 @@ def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
     if config.schedule == "constant":
         return config.lr
     progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    if config.schedule == "linear":
+        return config.lr + (config.min_lr - config.lr) * progress
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))

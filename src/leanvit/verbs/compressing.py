@@ -21,6 +21,7 @@ from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import Data, Recovery, check_needs, check_order, check_places, knobs_of, missed, save, trains
 from leanvit.recipe import compress as compress_model
+from leanvit.recipe.compressing import as_made
 from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
@@ -315,7 +316,10 @@ class _Rows:
 
 
 def _achieved(method: Any, lean: OpenModel) -> dict[str, Any]:
-    return dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
+    if not hasattr(method, "achieved"):
+        return {}
+    with as_made(lean, method.slug):
+        return dict(method.achieved(lean))
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

@@ -106,9 +106,10 @@ class Opener:
         return self._artefacts[key]
 
     def _made(self, one: Loaded, outlet: str) -> Artefact:
-        self.say(f"{one.name}: exporting to {outlet} for the measurement, batch {self.batch}")
+        batch = self.batch if one.model.exits is None or self.batch == 1 else None  # who stays is fewer than a batch
+        self.say(f"{one.name}: exporting to {outlet} for the measurement, batch {batch or 'any'}")
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanvit-")))
-        return export(one.model, folder / outlet, to=outlet, preprocess=one.preprocess, batch=self.batch)
+        return export(one.model, folder / outlet, to=outlet, preprocess=one.preprocess, batch=batch)
 
 
 def _kept(one: Loaded, outlet: str, batch: int) -> Artefact | None:

@@ -54,6 +54,8 @@ def close_model(opened: OpenModel) -> nn.Module:
         raise Refused(f"cannot close: {', '.join(replaced)} put other blocks in, which timm's class would not run")
     if isinstance(opened.ops, nn.Module):
         raise Refused(f"cannot close: the op set {type(opened.ops).__name__} is part of the model")
+    if opened.exits is not None:
+        raise Refused(f"cannot close: the model holds exits of {opened.exits.source}, which timm's class would not run")
     if source is None:
         raise Refused("cannot close: this model was not opened from a timm model")
     for family in FAMILIES:

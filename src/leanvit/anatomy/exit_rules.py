@@ -1,0 +1,114 @@
+"""When an image leaves a network early: rules on the logits of its exits. PyTorch models and artefacts share them.
+
+confidence          the largest probability is above the threshold
+entropy             the entropy of the probabilities (nats) is below the threshold
+patience            so many exits in a row gave the same answer; the first one counts (PABEE, arXiv 2006.04152)
+patient_confident   so many exits in a row had an entropy below the threshold
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanvit.errors import BadInput, is_number, is_whole, unknown
+
+RULES = ("confidence", "entropy", "patience", "patient_confident")
+# what a threshold may be: (least, most, in words)
+_ACCEPTED = {
+    "confidence": (0.0, 1.0, "0 (the first exit takes all) to 1 (none leaves)"),
+    "entropy": (0.0, math.inf, "0 (none leaves) or more, in nats"),
+    "patience": (1, math.inf, "a whole number of exits, 1 or more"),
+    "patient_confident": (0.0, math.inf, "0 (none leaves) or more, in nats"),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule asks of one exit's logits."""
+
+    confidence: Tensor  # (B,) float32, largest probability
+    entropy: Tensor  # (B,) float32, nats
+    answer: Tensor  # (B,) int64
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Evidence:
+        """From logits (B, classes). Probabilities that vanish add nothing to the entropy."""
+        log_p = logits.float().log_softmax(dim=-1)
+        p = log_p.exp()
+        return cls(p.amax(dim=-1), -(p * log_p).sum(dim=-1), logits.argmax(dim=-1))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a rule knows of the images still inside: the last answer, and how many exits in a row spoke for leaving."""
+
+    answer: Tensor  # (B,) int64
+    streak: Tensor  # (B,) int64
+
+    def rows(self, index: Tensor) -> Memory:
+        """Of these images only."""
+        return Memory(self.answer[index], self.streak[index])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with a threshold for each exit. `patience`: exits in a row, of `patient_confident`.
+
+    Not checked here, so that thresholds that never or always fire can be had: `check_rule` is for what users give.
+    """
+
+    kind: str
+    thresholds: tuple[float, ...]
+    patience: int = 2
+
+    def __call__(self, number: int, logits: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """Which images leave at exit `number` (from 0): (B,) bool, and what to remember of all of them.
+
+        `memory` is that of the exit before, None at the first.
+        """
+        return self.decide(number, Evidence.of(logits), memory)
+
+    def decide(self, number: int, seen: Evidence, memory: Memory | None) -> tuple[Tensor, Memory]:
+        """The same from what was seen of the logits."""
+        threshold = self.thresholds[number]
+        before = torch.zeros_like(seen.answer) if memory is None else memory.streak
+        if self.kind == "confidence":
+            return seen.confidence > threshold, Memory(seen.answer, before)
+        if self.kind == "entropy":
+            return seen.entropy < threshold, Memory(seen.answer, before)
+        if self.kind == "patience":
+            same = torch.ones_like(seen.answer) if memory is None else (seen.answer == memory.answer).long()
+            streak = before * same + 1
+            return streak >= threshold, Memory(seen.answer, streak)
+        streak = (before + 1) * (seen.entropy < threshold).long()
+        return streak >= self.patience, Memory(seen.answer, streak)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in plans and artefacts."""
+        return {"rule": self.kind, "thresholds": list(self.thresholds), "patience": self.patience}
+
+
+def check_rule(kind: object, thresholds: Sequence[object], patience: object, exits: int) -> Rule:
+    """A rule of user input. Raises `BadInput` for a value outside what the rule takes."""
+    if not isinstance(kind, str) or kind not in RULES:
+        raise unknown("rule", str(kind), RULES)
+    if not is_whole(patience, least=1):
+        raise BadInput(f"patience is {patience!r}; accepted: a whole number of exits, 1 or more")
+    if len(thresholds) != exits:
+        raise BadInput(f"there are {len(thresholds)} thresholds for {exits} exits; accepted: one, or one an exit")
+    for threshold in thresholds:
+        check_threshold(kind, threshold)
+    return Rule(kind, tuple(thresholds), int(patience))  # type: ignore[arg-type, call-overload]
+
+
+def check_threshold(kind: str, value: object) -> None:
+    """Raise `BadInput` unless the rule takes this threshold."""
+    least, most, words = _ACCEPTED[kind]
+    if not is_number(value, least=least, most=most) or (kind == "patience" and not is_whole(value)):
+        raise BadInput(f"threshold is {value!r}; accepted with the rule {kind}: {words}")
