@@ -28,10 +28,10 @@ class Standing:
     name: str  # of its row, and of its run folder
     method: str  # slug
     knobs: dict[str, Any]
-    macs_ratio: float  # of the baseline's, counted on the saved model
     off_the_shelf_percent: Interval  # accuracy before the recovery
     off_the_shelf_change: Change | None  # against the baseline, in points
     learns: bool  # whether the method trains by itself: off the shelf it has seen images already
+    recovered: bool  # whether the recovery followed
     seconds: float  # that applying, training and recovering took
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
@@ -162,9 +162,16 @@ def _score(comparison: Comparison, standing: Standing) -> float:
 def _line(result: SideBySide, comparison: Comparison, one: Standing) -> Line:
     row = comparison.row(one.name)
     shelf = [_accuracy(one.off_the_shelf_percent), _change(one.off_the_shelf_change)]
-    after = [_accuracy(row.top1_percent), _change(row.change_points)] if result.recovery else []
+    after = [_accuracy(row.top1_percent), _change(row.change_points)] if one.recovered else [(NONE, "")] * 2
+    after = after if result.recovery else []
     speeds = [_speed(comparison, one.name, column) for column in columns(comparison)]
-    return Line(one.name, ((f"{one.macs_ratio:.3f}", ""), *shelf, *after, *speeds))
+    return Line(one.name, ((f"{macs_ratio(comparison, one.name):.3f}", ""), *shelf, *after, *speeds))
+
+
+def macs_ratio(comparison: Comparison, name: str) -> float:
+    """A method's MACs over the baseline's: counted, and the mean over all images where they depend on the image."""
+    own, first = (comparison.row(one).macs_per_image for one in (name, comparison.baseline))
+    return own / first if own and first else float("nan")
 
 
 def _row_of(comparison: Comparison, name: str, column: Column) -> Row | None:

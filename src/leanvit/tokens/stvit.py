@@ -21,7 +21,7 @@ are maps of features after the generation. The form that recovers image tokens i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +36,7 @@ from leanvit.anatomy.vit import OpenViT
 from leanvit.anatomy.windows import Windows
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
+from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
 
 PREFIX = ("drop", "keep")
@@ -163,6 +164,7 @@ class STViT:
 
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
+    dials: ClassVar[tuple[str, ...]] = ("after", "window", "samples")
 
     def __post_init__(self) -> None:
         for name, least in (("after", 0), ("window", 1)):
@@ -228,6 +230,20 @@ class STViT:
             if isinstance(block, CentredGeneration) and block.centres is not None:
                 drawn = torch.randn(block.centres.shape, generator=keyed.generator(self.seed, "stvit", block.name))
                 block.centres.copy_(0.02 * drawn)
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> STViT:
+        """With the place of the generation, and the number of semantic tokens, that leave this share of the MACs."""
+        made, depth, grid = cls(**knobs), len(model.blocks), _grid(model)
+        found: dict[int, STViT] = {}  # tokens that blocks get, in sum -> the setting
+        for after in range(depth - GENERATIONS, -1, -1):
+            for window in sorted({side for side in range(1, min(grid) + 1) if not any(n % side for n in grid)}):
+                for samples in range(1, window + 1):
+                    kept = (grid[0] // window) * (grid[1] // window) * samples**2
+                    if kept * 2 <= grid[0] * grid[1]:  # else the generation costs more than it saves
+                        tokens = after * grid[0] * grid[1] + (depth - after) * kept
+                        found.setdefault(tokens, replace(made, after=after, window=window, samples=samples))
+        return nearest_setting(model, [found[tokens] for tokens in sorted(found, reverse=True)], share)
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""

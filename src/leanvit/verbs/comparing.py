@@ -23,7 +23,6 @@ from leanvit.recipe import (
     check_places,
     clear_steps,
     knobs_of,
-    macs_of,
     make_method,
     save,
     trains,
@@ -140,7 +139,8 @@ def compare_methods(
         macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
             share) is left out with the share that it reaches.
         controls: beside EViT, as many tokens at random, and those that the class token attends to least.
-        recovery: the same training for every method; a method with an objective of its own learns by that.
+        recovery: the same training for every method; one with an objective of its own learns by that, and one that
+            leaves nothing to train (early exits train their heads themselves) has none.
         runtimes: beside torch, of `leanvit.verbs.runtimes.RUNTIMES`.
         int8: also round each model to int8 after the recovery, and measure it in those runtimes.
         out: folder; default: `runs/MODEL-compared`. It keeps a run folder for each method, `compare.json` and
@@ -221,10 +221,10 @@ def _check_all(
     start: Loaded, chosen: Sequence[Contender], train: AnyDataset, recovery: Recovery | None, int8: bool
 ) -> None:
     for one in chosen:
-        row = [one.method, *([make_method("int8", {})] if int8 else [])]
+        row = [one.method, *([make_method(INT8, {})] if int8 else [])]
         check_order(start.model.traits(), row)
         check_places(start.model, row)
-        check_needs(row, train, recovery)
+        check_needs(row, train, recovery if one.method.trainable_after else None)
 
 
 def _check_resume(out: str | Path | None) -> None:
@@ -294,13 +294,14 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
             shelf["off_the_shelf_percent"] = accuracy(answers).percent()
             shelf["off_the_shelf_change"] = accuracy_change(contest.baseline_answers(), answers)
 
+    recovery = contest.recovery if one.method.trainable_after else None
     lean = compress_model(
         contest.start.model,
         [one.method],
         contest.images(),
-        recovery=contest.recovery,
+        recovery=recovery,
         on_step=judge,
-        out=folder if trains([one.method], contest.recovery) else None,
+        out=folder if trains([one.method], recovery) else None,
         resume=(folder / STEPS_ABOUT).is_file(),
     )
     _save(contest, lean, folder, [_asked(one.method, lean)])
@@ -310,8 +311,8 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         name=one.name,
         method=one.method.slug,
         knobs=knobs_of(one.method),
-        macs_ratio=macs_of(lean) / macs_of(contest.start.model),
         learns=bool(one.method.trains),
+        recovered=recovery is not None,
         seconds=round(time.perf_counter() - begun, 2),
         **shelf,
     )

@@ -72,6 +72,7 @@ class LGViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
+    dials: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str):  # as it is typed: heads=[lph_dw,gah2]
@@ -228,6 +229,11 @@ class LGViT:
                 f"lgvit: {', '.join(changed)} cannot be edited, the heads are trained; free: {', '.join(free)}"
             )
         self.shape(model, now)
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> LGViT:
+        """With this target: the threshold is chosen once the heads are trained."""
+        return cls(**knobs, speedup=1 / share)
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         """The rule in use; what it gives on the held-out images, where the plan knows; worst and best case in MACs."""

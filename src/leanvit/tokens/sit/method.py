@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.slimming import TokenSlimming
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole
+from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Data, Structure, method
 from leanvit.tokens.sit.distillation import FeatureRecalibration, check_pair
 from leanvit.training import FitConfig
@@ -53,6 +54,7 @@ class SiT:
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
+    dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         for name in ("stages", "tokens"):
@@ -136,6 +138,15 @@ class SiT:
     def places(self, model: OpenModel) -> list[int]:
         """The blocks that get a module behind them."""
         return [row["block"] for row in self.learn(model)["slimming"]]
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> SiT:
+        """With the keep rate that leaves this share of the model's MACs, and a token in every stage."""
+        made = cls(**knobs)
+        stages = len(default_stages(len(model.blocks)) if made.stages is None else made.stages)
+        rates = [step / 200 for step in range(200, 0, -1)]
+        fitting = [rate for rate in rates if kept_tokens(model.patches(), rate, stages)[-1] > 0]
+        return nearest_setting(model, [replace(made, keep_rate=rate) for rate in fitting], share)
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
