@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,41 @@ import torch
 from torch import nn
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
+
+
+# Files of few and long tests. They go to the workers first: at the end one would wait for the other.
+FIRST = (
+    "report/test_support.py",
+    "report/test_outlets.py",
+    "docs/test_commands.py",
+    "verbs/test_demonstration.py",
+    "deploy/test_openvino.py",
+    "deploy/test_swin_artefacts.py",
+    "quantize/test_int8_traced.py",
+    "examples/test_examples.py",
+    "bad_input/test_interrupts.py",
+    "benchmarks/test_smoke.py",
+    "cli/test_compress_resume.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    order = {here / name: place for place, name in enumerate(FIRST)}
+    gone = [str(path) for path in order if not path.is_file()]
+    assert not gone, f"tests/conftest.py puts files first that are not there: {gone}"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look through it again and again, during exports above all."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # bindings complain of what is left at the end
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +65,19 @@ def one_thread() -> Iterator[None]:
     os.environ.pop("OMP_NUM_THREADS")
     if variable is not None:
         os.environ["OMP_NUM_THREADS"] = variable
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_timings() -> Iterator[None]:
+    """What verbs time by default takes a sample as short as it can be: nobody reads these figures."""
+    from leanvit.measure.comparing import compare
+    from leanvit.verbs.rehearsing import dry_run
+
+    with pytest.MonkeyPatch.context() as patch:
+        for verb, name, seconds in ((compare, "min_seconds", 1e-3), (dry_run, "seconds", 0.0)):
+            assert name in verb.__kwdefaults__
+            patch.setitem(verb.__kwdefaults__, name, seconds)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -203,6 +203,7 @@ TRAINING = [
     *(_train("lr_counts_accumulation", v, "true or false", lr_base=1e-3, lr_base_size=8) for v in (1, "yes", None)),
     *(_train("warmup_lr", v, "number >= 0 and <= 0.001") for v in (-1.0, 1.0, NAN, True)),
     *(_train("layer_decay", v, "number > 0 and <= 1|number <= 1 and > 0") for v in (0, -0.5, 1.5, NAN, True)),
+    *(_train("backbone_lr_scale", v, "number > 0 and <= 1|number <= 1 and > 0") for v in (0, -0.5, 1.5, NAN, True)),
     *(_train("repeats", v, WHOLE + "1") for v in (0, -1, 1.5, True)),
     *(_train("optimizer", v, "one of 'adamw'") for v in ("adam", "AdamW", 3, None)),
     *(_train("momentum", v, "number >= 0 and < 1", optimizer="sgd") for v in (-0.1, 1.0, NAN, True)),

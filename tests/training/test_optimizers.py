@@ -8,6 +8,7 @@ import torch
 from tiny_training import make_data, make_model, make_preprocess
 
 from leanvit.anatomy import open_model
+from leanvit.builders import require_model
 from leanvit.errors import BadInput
 from leanvit.training import CrossEntropy, FitConfig, fit
 from leanvit.training.config import OPTIMIZERS
@@ -45,6 +46,25 @@ def test_an_opened_model_has_the_layers_of_timm(name):
     expected = rates(source, config)
     assert rates(open_model(source), config) == expected
     assert len({scale for scale, _ in expected.values()}) > 2
+
+
+@pytest.mark.parametrize(("name", "heads"), [("deit_tiny_distilled_patch16_224", 2), ("litv2_small", 1)])
+def test_the_backbone_learns_slower_than_the_classifier(name, heads):
+    small = {"depths": (1, 1, 1, 1), "num_classes": 4} if name == "litv2_small" else {**SMALL, "depth": 2}
+    require_model(name)
+    model = open_model(timm.create_model(name, img_size=32, **small))
+    before, found = rates(model, FitConfig()), rates(model, FitConfig(backbone_lr_scale=0.1))
+    classifier = {name for name in found if name.startswith("head")}
+    assert len(classifier) == 2 * heads
+    for parameter, (rate, decay) in before.items():
+        assert found[parameter] == (pytest.approx(rate if parameter in classifier else 0.1 * rate), decay)
+    if name == "litv2_small":
+        assert 0.001 in {round(rate, 6) for rate, _ in found.values()}, "offsets: a hundredth of a tenth"
+
+
+def test_a_model_without_a_classifier_has_no_backbone():
+    with pytest.raises(BadInput, match=r"backbone_lr_scale=0\.5: Linear has no classifier"):
+        make_optimizer(torch.nn.Linear(2, 2), CrossEntropy(), FitConfig(backbone_lr_scale=0.5))
 
 
 def test_a_model_without_layers_is_refused():

@@ -22,6 +22,7 @@ def demo(tmp_path_factory):
         patch.setattr(
             demonstration, "TRAINING", {**demonstration.TRAINING, "batch_size": 128, "warmup_epochs": 0, "epochs": 1}
         )
+        patch.setattr(demonstration, "RECOVER", 1)
         patch.setattr(demonstration, "BATCH", 4)
         patch.setattr(demonstration, "ROUNDS", 3)
         patch.setattr(demonstration, "LIMIT", 128)

@@ -9,7 +9,9 @@ import torch
 from two_stages import LIMIT, Stages
 
 from leanvit.data import open_dataset
-from leanvit.recipe import load_run
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import compress, load_run, save
+from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 from leanvit.verbs import train
 from leanvit.verbs.folders import commands_of, training_logs
@@ -64,6 +66,32 @@ def test_the_run_says_both_stages(stages: Stages) -> None:
     logs = training_logs(stages.second)
     assert [log.name for log in logs] == ["train-1.jsonl", "train.jsonl"]
     assert logs[0].read_bytes() == (stages.first / "train.jsonl").read_bytes()
+
+
+def test_a_run_gets_a_fresh_classifier_for_other_classes(stages: Stages, tmp_path) -> None:
+    settings = {"epochs": 1, "batch_size": 10, "lr": 1e-30, "min_lr": 0.0, "backbone_lr_scale": 0.5}
+    three = "digits?classes=0,1,2"
+    with pytest.raises(BadInput, match=r"the model has 10, the data 3(.|\n)*new classifier.*--adapt"):
+        train(stages.first, three, settings=settings, limit=20, out=tmp_path / "b")
+    train(stages.first, three, settings=settings, limit=20, adapt=True, out=tmp_path / "b")
+    before, after = load_run(stages.first), load_run(tmp_path / "b")
+    old, new = before.model.state_dict(), after.model.state_dict()
+    assert after.model.num_classes == after.model.history.root.kwargs["num_classes"] == len(after.classes) == 3
+    assert new["head.weight"].shape[0] == 3 and set(old) == set(new)
+    assert all(torch.equal(old[key], new[key]) for key in old if not key.startswith("head."))
+    train(stages.first, three, settings=settings, limit=20, adapt=True, out=tmp_path / "again")
+    assert torch.equal(load_run(tmp_path / "again").model.state_dict()["head.weight"], new["head.weight"])
+    train(stages.first, "digits", settings=settings, limit=20, adapt=True, out=tmp_path / "same")
+    assert torch.equal(load_run(tmp_path / "same").model.state_dict()["head.weight"], old["head.weight"])
+
+
+def test_a_lean_run_keeps_its_classes(stages: Stages, tmp_path) -> None:
+    run = load_run(stages.first)
+    save(compress(run.model, [EViT(keep_rate=0.7)]), tmp_path / "lean", classes=run.classes)
+    recipe = tmp_path / "on.toml"
+    recipe.write_text('title = "on"\n[model]\nstarts_from = "evit"\n[fit]\nepochs = 1\n')
+    with pytest.raises(Refused, match=r"is not dense.*has other classes"):
+        train(tmp_path / "lean", "digits?classes=0,1,2", recipe=recipe, adapt=True, limit=20, out=tmp_path / "b")
 
 
 def _stop(*_: object) -> None:

@@ -41,7 +41,10 @@ OnBad = Annotated[
     typer.Option("--on-bad", metavar="HOW", help="An image that cannot be read: error (default) or skip, then listed."),
 ]
 Adapt = Annotated[
-    bool, typer.Option("--adapt", help="Build a timm name so that it fits the data: classes, channels, resolution.")
+    bool,
+    typer.Option(
+        "--adapt", help="Fit a timm name to the data (classes, channels, resolution); train: a run's classifier too."
+    ),
 ]
 Convert = Annotated[
     bool,

@@ -46,6 +46,7 @@ class FitConfig:
     betas: tuple[float, float] = _BETAS
     momentum: float = _MOMENTUM  # of sgd and momentum
     layer_decay: float | None = None  # factor on lr from each layer to the one below it, by timm's groups of layers
+    backbone_lr_scale: float = 1.0  # factor on lr of all but the classifier (fine-tuning with a fresh one)
     clip_grad: float | None = None  # largest global gradient norm
     label_smoothing: float = 0.0  # of the default objective; an objective that is given brings its own
     mixup: float = 0.0  # alpha of the Beta distribution; 0 is off
@@ -80,6 +81,7 @@ class FitConfig:
         if self.warmup_lr is not None:
             _number("warmup_lr", self.warmup_lr, least=0.0, most=self.lr)
         _number("weight_decay", self.weight_decay, least=0.0)
+        _number("backbone_lr_scale", self.backbone_lr_scale, above=0.0, most=1.0)
         _number("label_smoothing", self.label_smoothing, least=0.0, below=1.0)
         _number("mixup", self.mixup, least=0.0)
         _number("cutmix", self.cutmix, least=0.0)

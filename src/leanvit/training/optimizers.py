@@ -18,25 +18,46 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
 
     Weight decay leaves out biases, norms and the model's `no_weight_decay()`. With `layer_decay` d, layer i of n gets
     the rate lr * d^(n - 1 - i), from the head down to the stem (BEiT, arXiv 2106.08254, section 3.1; layers by timm's
-    `group_matcher`). A model's `lr_scales()` gives factors on the rate of parameters that learn slower.
-    Raises BadInput for a model without a trained parameter, or without layers to tell apart.
+    `group_matcher`). A model's `lr_scales()` gives factors on the rate of parameters that learn slower, and
+    `backbone_lr_scale` is one on all that is not the classifier's (timm's `get_classifier`).
+    Raises BadInput for a model without a trained parameter, or without layers or a classifier to tell apart.
     """
     groups = _groups(model, config)
     if not groups:
         raise BadInput("model has no parameter that requires a gradient: nothing to train")
-    groups = _scaled(groups, model) + objective.param_groups(config.weight_decay)
+    groups = _scaled(groups, _factors(model, config)) + objective.param_groups(config.weight_decay)
     own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
     return create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **own)
 
 
-def _scaled(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """The groups, with parameters of other `lr_scales()` than the rest split off."""
-    factors: dict[str, float] = getattr(model, "lr_scales", dict)()
-    by_id = {id(p): factors[name] for name, p in model.named_parameters() if name in factors}
+def _factors(model: nn.Module, config: FitConfig) -> dict[int, float]:
+    """Factors on the rate by the identity of parameters."""
+    own: dict[str, float] = getattr(model, "lr_scales", dict)()
+    factors = {id(p): own.get(name, 1.0) for name, p in model.named_parameters()}
+    if config.backbone_lr_scale == 1.0:
+        return factors
+    head = _classifier(model)
+    if not head:
+        raise BadInput(
+            f"backbone_lr_scale={config.backbone_lr_scale}: {type(model).__name__} has no classifier to tell from the "
+            "backbone (timm's get_classifier)"
+        )
+    return {p: factor if p in head else factor * config.backbone_lr_scale for p, factor in factors.items()}
+
+
+def _classifier(model: nn.Module) -> set[int]:
+    """Identities of the classifier's parameters; of a distilled model both heads'."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
+    heads = found if isinstance(found, tuple | list) else (found,)
+    return {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+
+
+def _scaled(groups: list[dict[str, Any]], factors: dict[int, float]) -> list[dict[str, Any]]:
+    """The groups, with parameters of other factors than the rest split off."""
     split = []
     for group in groups:
-        for factor in sorted({by_id.get(id(p), 1.0) for p in group["params"]}, reverse=True):
-            params = [p for p in group["params"] if by_id.get(id(p), 1.0) == factor]
+        for factor in sorted({factors.get(id(p), 1.0) for p in group["params"]}, reverse=True):
+            params = [p for p in group["params"] if factors.get(id(p), 1.0) == factor]
             scale = {} if factor == 1.0 else {"lr_scale": factor * group.get("lr_scale", 1.0)}
             split.append({**group, "params": params, **scale})
     return split

@@ -13,7 +13,7 @@ from torch import nn
 from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError, Refused
-from leanvit.recipe import Root
+from leanvit.recipe import History, Root
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
 from leanvit.verbs.models import Loaded, Say, load_model, silent
@@ -130,9 +130,31 @@ def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loade
         )
     if "float" not in start.model.traits():
         raise Refused(f"{start.folder} is quantized ({start.name}): rounded weights cannot be trained on")
+    if adapt_to is not None:
+        start = _with_classes_of(adapt_to, start, asked.config.seed, say)
     if asked.distill is not None:
         asked.distill.check_student(start.model)
     return start
+
+
+def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) -> Loaded:
+    """A run with a fresh classifier where the data has other classes than it; anything else as it is."""
+    model: Any = start.model
+    classes, known = tuple(dataset.classes), model.num_classes
+    if start.folder is None or (known == len(classes) and start.classes in ((), classes)):
+        return start
+    history = model.history
+    if history is None or history.plans:
+        raise Refused(
+            f"{start.folder} is not dense ({start.name}), and {dataset.spec!r} has other classes: adapt gives dense "
+            "runs a new classifier; train one on this data, then compress it"
+        )
+    with keyed.global_rng(seed, "classifier"):
+        model.reset_classifier(len(classes))
+    root = history.root
+    model.history = History(Root(root.name, {**root.kwargs, "num_classes": len(classes)}))
+    say(f"adapted {start.folder} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")
+    return replace(start, classes=classes)
 
 
 def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> tuple[Objective | None, FitConfig]:

@@ -138,14 +138,20 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
 
 
 def require_fit(
-    loaded: Loaded, dataset: AnyDataset, *, adapted: bool = False, convert: bool = False, adaptable: bool = True
+    loaded: Loaded,
+    dataset: AnyDataset,
+    *,
+    adapted: bool = False,
+    convert: bool = False,
+    adaptable: bool = True,
+    trains: bool = False,
 ) -> bool:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
     Preprocessing may enlarge images or convert their channels for a run, which was made that way, for a model that was
     adapted on request, and where `convert` says so. Returns whether it may.
 
-    adaptable: whether the verb has `--adapt`.
+    adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier.
     """
     named = loaded.folder is None and not adapted
     convert = convert or not named
@@ -155,6 +161,8 @@ def require_fit(
         hints = []
         if named and adaptable:
             hints.append("\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)")
+        if trains and loaded.folder and not adapted and loaded.model.num_classes != len(dataset.classes):
+            hints.append("\nOr give the run a new classifier for these classes: --adapt (adapt=True)")
         if not convert and _bridged(loaded, dataset):
             hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
         raise BadInput(f"{error}{''.join(hints)}") from None

@@ -260,7 +260,7 @@ def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
     dataset = stand_in(meant)
     say(f"data: {dataset!r}, made up")
     start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
-    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert)
+    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, dataset, config, goal, convert)
 

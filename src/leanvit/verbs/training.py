@@ -86,7 +86,8 @@ def train(
         recipe: name of a training recipe (`leanvit recipes`), or a file; what else is given wins over it.
         settings: fields of `FitConfig`.
         convert: accept images that preprocessing must enlarge more than twofold, or change the channels of.
-        adapt: fit classes, channels and resolution of a timm name to the data.
+        adapt: fit classes, channels and resolution of a timm name to the data; a run gets a fresh classifier where
+            the data has other classes than it.
         teacher: run folder, or timm name: with its pretrained weights, or with `teacher_weights` (safetensors).
         distill: "soft", "hard" or "token"; `alpha` and `temperature`: see `training.Distill`.
         seed: of everything random; None is the recipe's, or 0.
@@ -193,7 +194,7 @@ def prepare(asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int |
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     start = start or start_model(asked, adapt_to=dataset, say=say)
-    convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert)
+    convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, validation, config, goal, convert)
 
