@@ -17,6 +17,7 @@ from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reappl
 from leanvit.recipe.compat import cell
 from leanvit.tokens.diffrate import DiffRate
 from leanvit.tokens.evit import EViT
+from leanvit.tokens.sit import SiT
 from leanvit.tokens.tome import ToMe
 
 
@@ -96,6 +97,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "diffrate": lambda i: DiffRate(prune=[17, 15 + 2 * i, 15 - 2 * i, 15 - 2 * i]),
         "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
         "gmm_mask": lambda i: GmmMask(blocks=[i]),
+        "sit": lambda i: SiT(stages=(3, 1)),
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]

@@ -95,6 +95,7 @@ EXAMPLES = (
     Example("T2T-ViT, softmax tokenizer", "t2t_vit_t_14", _t2t()),
     Example("T2T-ViT, gated channels (traced)", "t2t_vit_14_se", _t2t()),
     Example("T2T-ViT, ghost features (traced)", "t2t_vit_16_ghost", _t2t()),
+    Example("LV-ViT", "lvvit_tiny", {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
     Example("LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1] * 4, "embed_dim": 24, "num_classes": 7}),
     Example("DCT-HistoTransformer (traced)", "dct_histo_tiny", {"img_size": 64, "depths": [1] * 3, "num_classes": 7}),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),

@@ -88,7 +88,7 @@ def train(
         convert: accept images that preprocessing must enlarge more than twofold, or change the channels of.
         adapt: fit classes, channels and resolution of a timm name to the data.
         teacher: run folder, or timm name: with its pretrained weights, or with `teacher_weights` (safetensors).
-        distill: "soft", "hard" or "token"; `alpha` and `temperature`: see `training.Distill`.
+        distill: "soft", "hard", "token" or "method"; `alpha` and `temperature`: see `training.Distill`.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
