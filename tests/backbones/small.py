@@ -14,6 +14,7 @@ _MASKED: dict[str, dict[str, Any]] = {
     "swin_cifar": {"img_size": 32, "embed_dim": 12, "depths": [2, 1, 2], "num_heads": [2, 2, 3], "num_classes": 5},
 }
 _T2T = {"img_size": 32, "embed_dim": 32, "num_heads": 2, "token_dim": 16, "num_classes": 5}
+_SIT = {"img_size": 64, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 SMALL: dict[str, dict[str, Any]] = {
     **{f"gmm_{host}": given for host, given in _MASKED.items()},
     "elm_vit_cifar": _MASKED["vit_cifar"],
@@ -52,6 +53,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "mlp_ratio": 2.0,
         "num_classes": 5,
     },
+    "lvvit_small": {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5},
+    "sit_large": {**_SIT, "stage_blocks": (2, 1)},
     "t2t_vit_7": {**_T2T, "depth": 3},
     "t2t_vit_t_14": {**_T2T, "depth": 3},
     "t2t_vit_14_se": {**_T2T, "depth": 3},
@@ -65,11 +68,13 @@ LEVELS: dict[str, int] = {  # of features, where they are not the depth
     "gmm_swin_cifar": 3,
     "litv2_small": 4,
     "stvit_r_swin_tiny": 4,
+    "sit_large": 1,
 }
 LIKE_ANOTHER = (  # built of the parts of another one here: not exported again, which takes seconds
     "elm_vit_cifar",
     "gmm_t2t_cifar",
     "gmm_cait_cifar",
+    "lvvit_small",
     "t2t_vit_14_se",
     "t2t_vit_dense",
 )

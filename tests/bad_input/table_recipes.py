@@ -47,6 +47,7 @@ CASES = [
     Case("distill kind", lambda: Distill(kind="sfot"), ("unknown distill 'sfot'", "did you mean 'soft'")),
     Case("distill alpha", lambda: Distill(kind="soft", alpha=1.5), ("alpha is 1.5", "0 to 1")),
     Case("distill temperature", lambda: Distill(kind="soft", temperature=0), ("temperature is 0", "above 0")),
+    Case("method alpha", lambda: Distill(kind="method", alpha=0.5), ("alpha is 0.5", "leave it out")),
     Case("hard temperature", lambda: Distill(kind="hard", temperature=2.0), ("hard distillation has none",)),
     Case("teacher type", lambda: Distill(kind="hard", teacher=3), ("teacher is 3", "timm name")),  # type: ignore[arg-type]
     Case(

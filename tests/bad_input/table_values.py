@@ -95,6 +95,15 @@ METHODS = [
     _knob("tome", "r", "[3,2.0]", "inflection is 2.0", r"\[-1, 1\]"),
     _knob("tome", "r", "[3,NaN]", "inflection is nan", r"\[-1, 1\]"),
     _knob("tome", "r", "[3,-1,2]", r"r is \(3, -1, 2\)", "0 or more"),
+    *(_knob("sit", k, v, f"{k} is", RATE) for k in ("keep_rate", "hidden") for v in ("0", "1.5", "NaN", "half")),
+    *(
+        _knob("sit", k, v, f"{k} is", "each 1 or more")
+        for k in ("stages", "tokens")
+        for v in ("3", "[]", "[0,4]", "[1.5]")
+    ),
+    *(_knob("sit", k, "-1", f"{k} is -1", "0 or more") for k in ("token_weight", "logit_weight", "seed")),
+    *(_knob("sit", k, v, f"{k} is", "above 0") for k in ("temperature", "lr_scale") for v in ("0", "Infinity")),
+    _knob("sit", "rtsm", "1", "rtsm is 1", "true or false"),
     *(_knob("tome", "prop_attn", v, "prop_attn is", "true or false") for v in ("1", "on")),
     *(_knob("gmm_mask", "mask", v, "unknown mask", "gmm") for v in ("3", "null", "none", "gaussian", "[1]")),
     *(_knob("gmm_mask", "init", v, "unknown init", "identity") for v in ("0", "null", "zeros")),

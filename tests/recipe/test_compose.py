@@ -17,6 +17,7 @@ from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reappl
 from leanvit.recipe.compat import cell
 from leanvit.tokens.diffrate import DiffRate
 from leanvit.tokens.evit import EViT
+from leanvit.tokens.sit import SiT
 from leanvit.tokens.stvit import STViT
 from leanvit.tokens.tome import ToMe
 
@@ -98,6 +99,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
         "gmm_mask": lambda i: GmmMask(blocks=[i]),
         "stvit": lambda i: STViT(samples=1),
+        "sit": lambda i: SiT(stages=(3, 1)),
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]

@@ -16,6 +16,7 @@ from leanvit.errors import BadInput, Refused
 from leanvit.prune.nvit import NViT
 from leanvit.recipe import Data, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
+from leanvit.tokens.sit import SiT
 from leanvit.tokens.stvit import STViT
 from leanvit.training import HardDistillation, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
@@ -74,9 +75,11 @@ def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, 
             "nvit": NViT(macs=1.0),
             "stvit": STViT(samples=1),
         }  # the latter keeps all: nothing to train
+        lean = {"evit": EViT(keep_rate=0.7), "sit": SiT(), "nvit": NViT(macs=1.0)}  # the last keeps all: trains nothing
         methods = [lean[recipe.starts_from]] if recipe.starts_from in lean else []
         start = tmp_path / "start"
         save(compress(model, methods, Data(open_dataset("digits", "train"), Preprocess.of(model))), start)
+        save(compress(model, []), tmp_path / "dense")
     if (recipe.model or "").startswith("litv2"):
         options["model_args"] = {"depths": (1, 1, 1, 1), "embed_dim": 24}
     elif (recipe.model or "").startswith("stvit_r"):
@@ -87,7 +90,9 @@ def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, 
         model = timm.create_model(recipe.model.split(".")[0], **{**recipe.model_args, **options["model_args"]})
         save_file(model.state_dict(), tmp_path / "weights.safetensors")
         options["weights"] = tmp_path / "weights.safetensors"
-    if recipe.distill is not None:
+    if recipe.distill is not None and recipe.distill.kind == "method":
+        options["teacher"] = tmp_path / "dense"
+    elif recipe.distill is not None:
         options["teacher"] = "regnety_002"
         options["teacher_weights"] = teacher_file("regnety_002", tmp_path, recipe.data.classes)
     found = verbs.dry_run(start, **options)

@@ -20,8 +20,8 @@ from leanvit.errors import Refused
 class TokenSlimming(Step):
     """Token slimming module (TSM): n patch tokens in, `slots` tokens out, prefix tokens past it.
 
-    Weights come of the normed tokens, (B, n, slots) = fc2(GELU(fc1(norm(x)))), times a learned scalar, through a softmax
-    over the n tokens; the slots are the weighted means of the tokens themselves, not of the normed ones.
+    Weights come of the normed tokens, (B, n, slots) = fc2(GELU(fc1(norm(x)))), times a learned scalar, through a
+    softmax over the n tokens; the slots are the weighted means of the tokens themselves, not of the normed ones.
 
     It takes any n and always gives `slots` tokens, also more than n. A slot has no place in the grid.
 
@@ -91,8 +91,8 @@ def reset_linear(linear: nn.Linear, generator: torch.Generator | None = None) ->
 
 
 def _heaviest(weights: Tensor, tokens: int, prefix: int) -> Tensor:
-    """(B, tokens) int64: where each token goes most of all. Every slot holds a share of every patch, so this is a map to
-    look at, no more."""
+    """(B, tokens) int64: the slot that weighs each token most. Every slot holds a share of every patch: this is a map
+    to look at, no more."""
     front = torch.arange(prefix, device=weights.device).expand(weights.shape[0], -1)
     places = torch.cat([front, prefix + weights.argmax(dim=1)], dim=1)
     assert places.shape[1] == tokens

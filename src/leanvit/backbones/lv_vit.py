@@ -1,17 +1,17 @@
 """LV-ViT (arXiv 2104.10858, NeurIPS 2021) and SiT, its self-slimmed form (arXiv 2111.12624, ECCV 2022), as timm models.
 
-A plain vision transformer behind a stem of four 3x3 convolutions of stride 2 (six in the large one), whose branches are
-divided by 2 (by 3) and whose q, k, v have no biases. In SiT three token slimming modules lie between the blocks: 196
-patches become 98, 49 and 24 learned mixtures of them. The method `sit` puts the same modules into any plain ViT.
+A plain vision transformer behind a stem of four 3x3 convolutions of stride 2 (six in the large one), whose branches
+are divided by 2 (by 3) and whose q, k, v have no biases. In SiT three token slimming modules lie between the blocks:
+196 patches become 98, 49 and 24 learned mixtures of them. The method `sit` puts the same modules into any plain ViT.
 Importing this module registers the models with timm; `leanvit` does so whenever one is named. There are no pretrained
 weights to download: checkpoints of SiT's authors, students and teachers, load by their own names.
 
     timm.create_model("sit_small", pretrained=True, pretrained_cfg_overlay={"file": "sit_small.pth"})
 
-What a checkpoint holds besides is left out: the head of token labelling, which SiT never uses (published parameter counts
-hold its 1000 · (C + 1)), distillation tokens, and the reverse modules of the training. Checkpoints of LV-ViT's own authors
-have another stem and are refused. Under autocast, attention runs in the precision of the rest; the original keeps q, k, v
-in float32.
+What a checkpoint holds besides is left out: the head of token labelling, which SiT never uses (published parameter
+counts hold its 1000 · (C + 1)), distillation tokens, and the reverse modules of the training. Checkpoints of LV-ViT's
+own authors have another stem and are refused. Under autocast, attention runs in the precision of the rest; the
+original keeps q, k, v in float32.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ class LVViT(VisionTransformer):
         if len(self.feature_info) > index:
             self.feature_info = self.feature_info[:index]  # what comes later has no grid
 
-    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any) -> Any:
+    def forward_intermediates(  # type: ignore[override]
+        self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
+    ) -> Any:
         """timm's; of the blocks before the first slimming, as later tokens have no place in a grid."""
         return super().forward_intermediates(x, self._take(indices), **kwargs)
 

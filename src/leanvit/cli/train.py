@@ -37,7 +37,7 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Weights of a timm teacher.", rich_help_panel=_DISTILLATION)
     ] = None,
     distill: Annotated[
-        str | None, typer.Option(metavar="KIND", help="soft, hard, or token.", rich_help_panel=_DISTILLATION)
+        str | None, typer.Option(metavar="KIND", help="soft, hard, token, or method.", rich_help_panel=_DISTILLATION)
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Weight of the teacher, 0 to 1.", rich_help_panel=_DISTILLATION)

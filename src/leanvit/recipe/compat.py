@@ -129,8 +129,8 @@ def refuse_behind_blends(model: OpenModel, found: Iterable[tuple[int, int, str, 
     for row in rows if first is not None else ():
         if first is not None and row[:2] > first[:2] and row[2] != first[2]:
             raise Refused(
-                f"{row[2]} would reduce tokens in {model.blocks[row[0]].name}, behind {model.blocks[first[0]].name}, where "
-                f"{first[2]} mixes them all and none stands for patches any more: give {row[2]} earlier blocks"
+                f"{row[2]} would reduce tokens in {model.blocks[row[0]].name}, behind {model.blocks[first[0]].name}, "
+                f"where {first[2]} mixes them all and none stands for patches any more: give {row[2]} earlier blocks"
             )
 
 

@@ -55,11 +55,12 @@ class Method(Protocol):
     share of the model's MACs is left (see `recipe.nearest_setting`). `retune(model, was, now)` sets what an edited
     structure says on a model that was made already, where no weight follows from it (`Refused` for any other edit).
 
-    A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective | None`
-    (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher` and the
-    recovery's `FitConfig`; it takes the place of the recovery's distillation (alpha, temperature, distillation, which are
-    then refused), and None leaves that in place. Its own parameters are trained along and never part of the model. Two
-    methods that both bring one are refused before any work; `check_teacher(model, teacher)` may refuse then, too.
+    A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective |
+    None` (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher`
+    and the recovery's `FitConfig`; it takes the place of the recovery's distillation (alpha, temperature, distillation,
+    which are then refused), and None leaves that in place. Its own parameters are trained along and never part of the
+    model. Two methods that both bring one are refused before any work; `check_teacher(model, teacher)` may refuse then,
+    too.
     """
 
     slug: ClassVar[str]

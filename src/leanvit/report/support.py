@@ -100,6 +100,7 @@ EXAMPLES = (
         "stvit_r_swin_tiny",
         {"img_size": 128, "depths": [1, 1, 6, 1], "embed_dim": 12, "window_size": 4, "num_classes": 7},
     ),
+    Example("LV-ViT", "lvvit_tiny", {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
     Example("LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1] * 4, "embed_dim": 24, "num_classes": 7}),
     Example("DCT-HistoTransformer (traced)", "dct_histo_tiny", {"img_size": 64, "depths": [1] * 3, "num_classes": 7}),
     Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),

@@ -246,5 +246,5 @@ def _distill(row: Mapping[str, Any]) -> Distill:
         if key not in known:
             raise BadInput(f"unknown key 'distill.{key}': {nearest(key, known)}")
     if "kind" not in row:
-        raise BadInput("distill has no kind; accepted: soft, hard, token")
+        raise BadInput("distill has no kind; accepted: soft, hard, token, method")
     return Distill(**row)

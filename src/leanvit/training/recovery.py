@@ -49,8 +49,9 @@ def recover(
     """Train `lean` in place under distillation from `teacher`, by default its dense root; arguments as in `fit`.
 
     alpha: weight of the teacher against the labels. temperature: of both distributions, when `distillation` is "soft";
-    "hard" takes the teacher's decision. `objective` takes the place of all three. `preprocess` is the root's, which is the teacher's too. Raises BadInput if the
-    teacher shares trained weights with the lean model, or for hard distillation of multi-label data.
+    "hard" takes the teacher's decision. `objective` takes the place of all three. `preprocess` is the root's, which is
+    the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model, or for hard
+    distillation of multi-label data.
     """
     if objective is None:
         check_distillation(distillation, multi_label=dataset.multi_label)

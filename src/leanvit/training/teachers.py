@@ -12,7 +12,7 @@ from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused, is_number, unknown
 from leanvit.training.objectives import BinaryDistillation, Distillation, HardDistillation, SoftDistillation
 
-KINDS = ("soft", "hard", "token")
+KINDS = ("soft", "hard", "token", "method")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class Distill:
     """What is learned from a teacher. Raises `BadInput` for a field that is not accepted.
 
     kind: "soft" (its distribution), "hard" (its decision), or "token": hard, on the second head of a model with a
-    distillation token (DeiT, arXiv 2012.12877), which the model must have.
+    distillation token (DeiT, arXiv 2012.12877), which the model must have; or "method": the objective that a method
+    which was applied to the model brings (SiT's).
     """
 
     kind: str
@@ -40,11 +41,15 @@ class Distill:
             raise BadInput(f"temperature is {self.temperature!r}; accepted: a number above 0")
         if self.temperature is not None and self.kind != "soft":
             raise BadInput(f"temperature is {self.temperature!r}, and {self.kind} distillation has none: leave it out")
+        if self.alpha is not None and self.kind == "method":
+            raise BadInput(f"alpha is {self.alpha!r}, and distillation by a method goes by its knobs: leave it out")
 
     def objective(
         self, teacher: nn.Module, preprocess: Preprocess, *, label_smoothing: float, multi_label: bool
     ) -> Distillation:
         """The objective under a teacher that takes images made by `preprocess`. Raises `Refused` for multi-label."""
+        if self.kind == "method":
+            raise BadInput("distill is 'method': its objective is the method's, objective(model, data, config)")
         given = {"alpha": self.alpha, "temperature": self.temperature}
         options = {name: value for name, value in given.items() if value is not None}
         if self.kind != "soft" and multi_label:

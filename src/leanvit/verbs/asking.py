@@ -13,7 +13,7 @@ from torch import nn
 from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError, Refused
-from leanvit.recipe import History, Root
+from leanvit.recipe import Data, History, Root
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
 from leanvit.verbs.models import Loaded, Say, load_model, silent
@@ -164,6 +164,9 @@ def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> 
     if asked.distill.teacher is None:
         raise BadInput(f"distill is {asked.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
     teacher, own = _teacher(asked.distill.teacher, asked.teacher_weights, dataset)
+    if asked.distill.kind == "method":
+        config = replace(asked.config, label_smoothing=0.0)
+        return _of_method(asked, start, teacher, own, dataset), config
     teacher, bridged = as_seen_by(teacher, own=own, student=start.preprocess)
     say(f"teacher: {asked.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
     made = asked.distill.objective(
@@ -173,6 +176,21 @@ def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> 
         multi_label=dataset.multi_label,
     )
     return made, replace(asked.config, label_smoothing=0.0)
+
+
+def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset) -> Objective:
+    """What the method of a run learns by. Raises `BadInput` where none brings it, or the teacher sees other images."""
+    bring = [m for m in (plan.method() for plan in start.model.history.plans) if hasattr(m, "objective")]
+    if len(bring) != 1:
+        named = ", ".join(m.slug for m in bring) or "none"
+        raise BadInput(f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one")
+    if own.fingerprint() != start.preprocess.fingerprint():
+        raise BadInput(f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}")
+    data = Data(dataset, start.preprocess, seed=asked.config.seed, teacher=teacher)
+    made = bring[0].objective(start.model, data, asked.config)
+    if made is None:
+        raise BadInput(f"distill is 'method', and {bring[0].slug} has no objective with these knobs: give soft or hard")
+    return made
 
 
 def _distill(
@@ -194,7 +212,9 @@ def _distill(
     if own is not None:
         return replace(own, **given)
     if "kind" not in given:
-        raise BadInput(f"{', '.join(given)} is of distillation: give distill too (--distill soft, hard or token)")
+        raise BadInput(
+            f"{', '.join(given)} is of distillation: give distill too (--distill soft, hard, token or method)"
+        )
     return Distill(**given)
 
 

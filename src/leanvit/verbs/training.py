@@ -89,7 +89,7 @@ def train(
         adapt: fit classes, channels and resolution of a timm name to the data; a run gets a fresh classifier where
             the data has other classes than it.
         teacher: run folder, or timm name: with its pretrained weights, or with `teacher_weights` (safetensors).
-        distill: "soft", "hard" or "token"; `alpha` and `temperature`: see `training.Distill`.
+        distill: "soft", "hard", "token" or "method"; `alpha` and `temperature`: see `training.Distill`.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.

@@ -1,4 +1,4 @@
-"""Feature recalibration distillation (FRD): a slimmed student learns the tokens of its dense twin (SiT, section 3.3)."""
+"""Feature recalibration distillation (FRD, SiT section 3.3): a slimmed student learns its dense twin's tokens."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ class FeatureRecalibration(Objective):
             label_smoothing=label_smoothing,
         )
         self._teacher: tuple[Any] = (teacher,)
-        self.depth, self.compared = 1, ()
+        self.depth = 1
+        self.compared: tuple[int, ...] = ()
         self.rtsm = nn.ModuleDict()
         if not token_weight:
             return
@@ -98,7 +99,7 @@ class FeatureRecalibration(Objective):
         counts, given = token_counts(student), token_counts(opened)
         self.rtsm = reverse_modules(counts, given, int(student.embed_dim), seed=seed) if rtsm else self.rtsm  # type: ignore[arg-type]
         same = (i for i, (a, b) in enumerate(zip(counts, given, strict=True)) if a == b)
-        self.compared: tuple[int, ...] = tuple(range(self.depth)) if rtsm else tuple(same)
+        self.compared = tuple(range(self.depth)) if rtsm else tuple(same)
 
     def extra_repr(self) -> str:
         weights = f"token_weight={self.token_weight}, logit_weight={self.logit_weight}, lr_scale={self.lr_scale}"
@@ -155,8 +156,8 @@ class FeatureRecalibration(Objective):
             tokens = self.rtsm[str(block)](tokens)
         if tokens.shape[1] != patches:
             raise BadInput(
-                f"the teacher has {patches} patch tokens behind block {block}, the student's make {tokens.shape[1]}: the "
-                "reverse modules are built for one image size"
+                f"the teacher has {patches} patch tokens behind block {block}, the student's make {tokens.shape[1]}: "
+                "the reverse modules are built for one image size"
             )
         return tokens
 
@@ -168,7 +169,7 @@ def check_pair(student: OpenModel, teacher: nn.Module) -> OpenModel:
         raise Refused(
             "sit compares tokens with a dense teacher's, and this teacher reduces tokens: give its dense root"
         )
-    facts = {
+    facts: dict[str, list[Any]] = {
         "blocks": [len(model.blocks) for model in (student, opened)],
         "channels": [model.embed_dim for model in (student, opened)],
         "patches": [model.patches() for model in (student, opened)],
@@ -176,14 +177,14 @@ def check_pair(student: OpenModel, teacher: nn.Module) -> OpenModel:
     for what, (ours, theirs) in facts.items():
         if ours != theirs:
             raise Refused(
-                f"sit compares tokens block by block, and the teacher has {theirs} {what}, the model {ours}: give its dense "
-                "root, or token_weight=0"
+                f"sit compares tokens block by block, and the teacher has {theirs} {what}, the model {ours}: give its "
+                "dense root, or token_weight=0"
             )
     return opened
 
 
 def reverse_modules(slots: Sequence[int], patches: Sequence[int], width: int, *, seed: int = 0) -> nn.ModuleDict:
-    """A reverse module for each block, by its number, behind which the student has other token counts than the teacher."""
+    """A reverse module for each block (by its number) behind which student and teacher differ in their counts."""
     made = nn.ModuleDict()
     for i, (few, all_) in enumerate(zip(slots, patches, strict=True)):
         if few != all_:
