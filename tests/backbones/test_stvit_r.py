@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_every_form_opens_and_exports(form: dict[str, Any], tmp_path: Path) -> N
     want = model(x)
     opened = open_model(model)
     torch.testing.assert_close(opened(x), want, **CLOSE)
-    with pytest.raises(Refused, match="stvit needs .*transformer blocks that tokens of patches run through"):
+    with pytest.raises(Refused, match=r"stvit needs .*transformer blocks that tokens of patches run through"):
         opened.history = None
         compress(model, [STViT()], root=Root(NAME, given))
     if form.get("padded"):
@@ -193,6 +194,4 @@ def test_int8_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def _at(preprocess: Any, side: int) -> Any:
-    from dataclasses import replace
-
     return replace(preprocess, input_size=(1, side, side))

@@ -1,0 +1,215 @@
+"""STViT: image tokens become a few semantic tokens, on which the rest of the model runs (arXiv 2303.08685).
+
+"Making Vision Transformers Efficient from A Token Sparsification View", CVPR 2023. After the first blocks (4 of 12),
+windows of the grid are max-pooled to a few tokens each (2x2 of every 7x7: 16 of 196), and two generation blocks turn
+these into cluster centres: first the pooled tokens attend to the image tokens, then, with a learned global centre added
+to each, to one another and to the image tokens. All later blocks have the semantic tokens alone, and the classifier
+reads their mean. DeiT-Tiny / -Small / -Base without class token then take 0.522 / 1.907 / 7.263 GMACs, 58 % less.
+
+**A reconstruction.** The code of STViT on DeiT was never released. Made here from paper and the authors' answers, and
+not verified: windows of 7x7 with 2x2 tokens each, no window for the keys, where the global centres enter, and that the
+class token ends. The generation blocks are the model's own blocks: their linear of q, k and v is cut in two, their
+other weights stay. So a trained model is compressed, and its accuracy comes back with training, a recovery by
+distillation. From scratch: compress a fresh model, then train that run (recipe `stvit_deit_small`).
+
+**On Swin** it is STViT-R, whose code was released: units of six blocks in the deepest stage compute on 3x3 semantic
+tokens of each window and then recover the image tokens, so later stages, patch merging and maps of features stay as
+they were. All weights of the blocks are carried over but the tables of relative positions of five blocks in six. Swin's
+blocks have no layer scale, and unlike the published models, trained from scratch, these get none. The published models
+themselves are `stvit_r_swin_tiny`, `_small` and `_base`.
+
+Departures: prefix tokens (class, distillation, registers) are keys like image tokens, and end with the generation;
+both heads of a distilled model read the mean. `prefix=keep` lets them go on beside the semantic tokens, with the head
+as it was. Semantic tokens have no place in the grid, so models whose later blocks read positions are refused, and of
+plain models maps of features after the generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from leanvit.anatomy import OpenModel
+from leanvit.anatomy.blocks import Attention, Block
+from leanvit.anatomy.cross import CrossAttention
+from leanvit.anatomy.swin import OpenSwin
+from leanvit.anatomy.t2t import OpenT2TViT
+from leanvit.anatomy.vit import OpenViT
+from leanvit.data import keyed
+from leanvit.errors import BadInput, Refused, is_whole, unknown
+from leanvit.recipe.method import Structure, method
+from leanvit.tokens.stvit import swin
+from leanvit.tokens.stvit.blocks import CentredGeneration, PooledGeneration, children
+
+PREFIX = ("drop", "keep")
+GENERATIONS = 2  # blocks
+SAMPLES = 2  # of a plain ViT; Swin has its own
+
+
+@method("stvit")
+@dataclass(frozen=True)
+class STViT:
+    """Knobs of the method. The defaults are the paper's, as far as they are known."""
+
+    after: int | None = None  # blocks before the generation; None: a third of the depth; the whole depth: no generation
+    samples: int | None = None  # semantic tokens a side of each window; None: 2, and 3 on Swin
+    window: int | None = None  # side of a window of patches; None: half of the grid, or the whole of an odd one
+    use_global: bool | None = None  # a learned centre for each semantic token; None: yes, and no on Swin
+    shortcut: bool | None = None  # pooled tokens stay in the first generation's sum; None: yes, and no on Swin
+    prefix: str = "drop"  # class, distillation and register tokens: they end, or "keep" beside the semantic tokens
+    stage: int | None = None  # of Swin: which one gets units, from 0; None: the deepest
+    units: int | None = None  # of Swin: units of six blocks at the stage's end; None: all of its blocks
+    seed: int = 0  # of the centres' initial values
+
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("after", 0), ("samples", 1), ("window", 1), ("stage", 0), ("units", 1)):
+            value = getattr(self, name)
+            if value is not None and not is_whole(value, least=least):
+                raise BadInput(f"{name} is {value!r}; accepted: a whole number, {least} or more, or none")
+        if not is_whole(self.seed, least=0):
+            raise BadInput(f"seed is {self.seed!r}; accepted: a whole number, 0 or more")
+        for name in ("use_global", "shortcut"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: true, false or none")
+        if self.prefix not in PREFIX:
+            raise unknown("prefix", str(self.prefix), PREFIX)
+        if self.prefix == "keep" and self.shortcut is False:
+            raise BadInput("prefix=keep with shortcut=false: kept tokens would lose their own sum; give one of the two")
+        if self.window is not None and self.samples is not None and self.samples > self.window:
+            raise BadInput(f"samples is {self.samples!r}; accepted: 1 to {self.window}, the side of a window")
+
+    def learn(self, model: OpenModel, data: object = None) -> Structure:
+        """Where and how: {"after": int, "window": [rows, columns], "samples": int}; of Swin {"stage", "units",
+        "samples"}.
+
+        Raises:
+            BadInput: a number that does not fit the model. Refused: a model that it cannot work on (the reason named).
+        """
+        self._check_family(model)
+        if isinstance(model, OpenSwin):
+            return swin.plan(model, stage=self.stage, units=self.units, samples=self.samples)
+        depth = len(model.blocks)
+        after = depth // 3 if self.after is None else self.after
+        if after != depth and after > depth - GENERATIONS:
+            raise BadInput(
+                f"after is {after}; accepted: 0 to {depth - GENERATIONS}, which leaves {GENERATIONS} of {depth} blocks "
+                f"for the generation, or {depth} for none"
+            )
+        _check_model(model, after)
+        grid = _grid(model)
+        window = [self.window or (side if side % 2 else side // 2) for side in grid]
+        structure = {"after": after, "window": window, "samples": SAMPLES if self.samples is None else self.samples}
+        _check_windows(grid, structure)
+        return structure
+
+    def _check_family(self, model: OpenModel) -> None:
+        """Raise `BadInput` for knobs that the model's family does not have."""
+        on_swin = isinstance(model, OpenSwin)
+        others = {"after": None, "window": None, "prefix": "drop"} if on_swin else {"stage": None, "units": None}
+        for name, default in others.items():
+            if getattr(self, name) != default:
+                family = "a plain ViT, this model is a Swin" if on_swin else "a Swin, this model is none"
+                raise BadInput(f"{name} is {getattr(self, name)!r}: the knob is of {family}")
+
+    def shape(self, model: OpenModel, structure: Structure) -> None:
+        """Put the generation blocks in the place of the model's own, with empty linears for q and for k and v."""
+        if isinstance(model, OpenSwin):
+            return swin.put(model, structure, use_global=bool(self.use_global), shortcut=bool(self.shortcut))
+        after, depth = structure["after"], len(model.blocks)
+        if not is_whole(after, least=0, most=depth) or after == depth - 1:
+            raise BadInput(f"the plan generates after {after!r} blocks; accepted: 0 to {depth - GENERATIONS}, {depth}")
+        if after == depth:
+            return
+        _check_model(model, after)
+        grid = _grid(model)
+        rows, columns = _check_windows(grid, structure)
+        window, samples = (rows, columns), structure["samples"]
+        first, second = (
+            {"attn": CrossAttention.like(block.attn), **children(block)}
+            for block in model.blocks[after : after + GENERATIONS]
+        )
+        shortcut, use_global = self.shortcut is not False, self.use_global is not False
+        pooled = PooledGeneration(window=window, samples=samples, prefix=self.prefix, shortcut=shortcut, **first)
+        tokens = (grid[0] // rows) * (grid[1] // columns) * samples**2
+        centred = CentredGeneration(tokens=tokens, use_global=use_global, **second)
+        for i, block in enumerate((pooled, centred)):
+            model.blocks[after + i] = block.train(model.training)
+        if self.prefix == "drop" and model.global_pool == "token":
+            model.global_pool = "avg"
+
+    def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
+        """The weights of q and of k and v from the linear that gave all three; the centres drawn by the seed."""
+        for block in model.blocks:
+            if isinstance(block.attn, CrossAttention):
+                block.attn.take(before)
+            if isinstance(block, CentredGeneration) and block.centres is not None:
+                drawn = torch.randn(block.centres.shape, generator=keyed.generator(self.seed, "stvit", block.name))
+                block.centres.copy_(0.02 * drawn)
+
+    def achieved(self, model: OpenModel) -> dict[str, Any]:
+        """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""
+        return {"patch_tokens": model.patch_tokens()}
+
+    def check(self, model: OpenModel, structure: Structure) -> list[str]:
+        """Blocks in whose MLP other than the planned number of semantic tokens are, counted in a run of the model."""
+        counts = model.patch_tokens()
+        if isinstance(model, OpenSwin):
+            planned = swin.semantic_counts(model, structure)
+        else:
+            grid, (rows, columns), samples = _grid(model), structure["window"], structure["samples"]
+            tokens = (grid[0] // rows) * (grid[1] // columns) * samples**2
+            planned = dict.fromkeys(range(structure["after"], len(counts)), tokens)
+        return [f"block {i}: asked {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n]
+
+
+def _grid(model: OpenModel) -> tuple[int, int]:
+    _, height, width = model.probe_size()
+    grid: tuple[int, int] = model._grid(height, width)  # type: ignore[operator]
+    return grid
+
+
+# --- checks ----------------------------------------------------------------------
+
+
+def _check_model(model: OpenModel, after: int) -> None:
+    """Raise `Refused`, naming why, unless semantic tokens can run through the blocks from `after` on."""
+    if type(model) not in (OpenViT, OpenT2TViT):
+        raise Refused(
+            f"stvit needs a plain vision transformer or a Swin, this model is {type(model).__name__}: its blocks read "
+            "where tokens are"
+        )
+    drop = getattr(model, "patch_drop", None)
+    if getattr(drop, "prob", 0):
+        raise Refused(f"patch_drop leaves out patches in training ({drop.prob}): stvit pools windows of the full grid")  # type: ignore[union-attr]
+    for i, block in enumerate(model.blocks[after:]):
+        if i < GENERATIONS and (type(block) is not Block or type(block.attn) is not Attention):
+            kind = type(block).__name__ if type(block) is not Block else type(block.attn).__name__
+            raise Refused(f"{block.name} is a {kind}: stvit generates in pre-norm blocks with plain attention")
+        if i < GENERATIONS and list(block.steps()):
+            raise Refused(f"{block.name} holds steps of another method: stvit puts a block of its own in its place")
+        if i < GENERATIONS and block.attn.terms:
+            raise Refused(f"{block.attn.name} holds score terms of another method: stvit gives it other keys")
+        for attn in block.attentions():
+            if attn.rotary is not None or any(getattr(term, "positional", False) for term in attn.terms):
+                raise Refused(f"{attn.name} scores by where tokens are; semantic tokens have no place")
+
+
+def _check_windows(grid: tuple[int, int], structure: Structure) -> tuple[int, int]:
+    """The window (rows, columns) of a plan. Raises `BadInput` where it does not fit the grid."""
+    window, samples = structure["window"], structure["samples"]
+    if not isinstance(window, list | tuple) or len(window) != 2 or not all(is_whole(n, least=1) for n in window):
+        raise BadInput(f"window is {window!r}; accepted: [rows, columns]")
+    if any(side % size for side, size in zip(grid, window, strict=True)):
+        raise BadInput(
+            f"window is {window[0]}x{window[1]}; accepted: sides that divide the grid of {grid[0]}x{grid[1]} patches"
+        )
+    if not is_whole(samples, least=1, most=min(window)):
+        raise BadInput(f"samples is {samples!r}; accepted: 1 to {min(window)}, the side of a window")
+    return window[0], window[1]
