@@ -26,14 +26,15 @@ def write_files(program: ExportedProgram, folder: Path) -> None:
     """Write an exported graph as ONNX, weights inside the one file."""
     from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
 
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        optimize=False,  # int8 weights are rewritten before constants are folded
-        input_names=["images"],
-        output_names=["logits"],
-        verbose=False,
-    )
+    with torch.no_grad():  # as it was recorded: a bias that has a gradient lets attention lay its result out otherwise
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,  # int8 weights are rewritten before constants are folded
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
     assert exported is not None
     dequantize_weights(exported.model)
     exported.optimize()

@@ -142,13 +142,14 @@ class STViT:
         for i, block in enumerate((pooled, centred)):
             model.blocks[after + i] = block.train(model.training)
         if self.prefix == "drop" and model.global_pool == "token":
-            model.global_pool = "avg"
+            model.global_pool = "avg"  # type: ignore[assignment]
 
     def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
         """The weights of q and of k and v from the linear that gave all three; the centres drawn by the seed."""
         for block in model.blocks:
-            if isinstance(block.attn, CrossAttention):
-                block.attn.take(before)
+            for attn in block.attentions():
+                if isinstance(attn, CrossAttention):
+                    attn.take(before)
             if isinstance(block, CentredGeneration) and block.centres is not None:
                 drawn = torch.randn(block.centres.shape, generator=keyed.generator(self.seed, "stvit", block.name))
                 block.centres.copy_(0.02 * drawn)

@@ -85,6 +85,8 @@ class PooledGeneration(Generation):
 class CentredGeneration(Generation):
     """The second: semantic tokens, each with its global centre, attend to semantic and image tokens."""
 
+    centres: nn.Parameter | None
+
     def __init__(self, *, tokens: int, use_global: bool, keeps_image: bool = False, **parts: Any) -> None:
         """`tokens`: semantic tokens of the grid that the model is built for. `keeps_image`: for a recovery later."""
         super().__init__(**parts)
