@@ -96,6 +96,8 @@ class STViT:
         if isinstance(model, OpenSwin):
             return swin.plan(model, stage=self.stage, units=self.units, samples=self.samples)
         depth = len(model.blocks)
+        if depth < GENERATIONS:
+            raise Refused(f"stvit replaces {GENERATIONS} blocks, the model has {depth}")
         after = depth // 3 if self.after is None else self.after
         if after != depth and after > depth - GENERATIONS:
             raise BadInput(

@@ -101,7 +101,7 @@ def plan(model: OpenSwin, *, stage: int | None, units: int | None, samples: int 
         raise BadInput(f"stage is {stage!r}; accepted: 0 to {len(depths) - 1}")
     most = depths[stage] // UNIT
     if units is None and (not most or depths[stage] % UNIT):
-        raise BadInput(
+        raise Refused(
             f"stage {stage} has {depths[stage]} blocks; accepted: a multiple of {UNIT}, the blocks of a unit, or "
             "units=, how many units its last blocks become"
         )
@@ -131,7 +131,7 @@ def checked(model: OpenSwin, structure: Mapping[str, Any]) -> tuple[int, tuple[i
     window: tuple[int, int] = blocks[first].attn.window
     grid = model.grids()[model.stage_ends()[stage] - 1]
     if grid[0] != grid[1] or window[0] != window[1]:
-        raise BadInput(
+        raise Refused(
             f"stage {stage} has {grid[0]}x{grid[1]} tokens in windows of {window[0]}x{window[1]}; accepted: square ones"
         )
     if not is_whole(samples, least=1, most=window[0]):
@@ -139,7 +139,7 @@ def checked(model: OpenSwin, structure: Mapping[str, Any]) -> tuple[int, tuple[i
     try:
         starts(grid[0], window[0], window[0] + KEY_MARGIN)
     except BadInput as error:
-        raise BadInput(f"stage {stage} has {error}; stvit_r_swin_tiny with padded=true takes any size") from None
+        raise Refused(f"stage {stage} has {error}; stvit_r_swin_tiny with padded=true takes any size") from None
     return first, grid, window
 
 
