@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from backbones.small import SMALL
@@ -16,6 +17,7 @@ from leanvit.anatomy import open_model
 from leanvit.anatomy.semantic import neighbourhoods, starts
 from leanvit.anatomy.windows import Windows
 from leanvit.backbones.stvit import checkpoint_filter_fn
+from leanvit.backbones.stvit.parts import SwinBlock
 from leanvit.backbones.stvit.unit import SemanticStage
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
@@ -100,6 +102,16 @@ def test_windows_of_keys_are_spread_evenly() -> None:
     for side, window, size in ((21, 7, 10), (7, 7, 10), (15, 7, 10)):
         with pytest.raises(BadInput, match="cannot be spread evenly"):
             starts(side, window, size)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (8, 12), (6, 9), (4, 4)])
+def test_swins_block_is_timms(grid: tuple[int, int]) -> None:
+    """Shifted windows too, on maps that they do not divide, and where there is one window only."""
+    theirs = randomise(SwinTransformerBlock(16, grid, num_heads=2, window_size=4, shift_size=2)).eval()
+    ours = SwinBlock(16, 2, 4, 2, 64, 0.0).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = noise(2, *grid, 16)
+    torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
 
 
 # --- the padded form --------------------------------------------------------------------------------
