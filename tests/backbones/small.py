@@ -46,7 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "stvit_r_swin_tiny": {
         "img_size": 128,
         "embed_dim": 8,
-        "depths": (1, 1, 6, 1),
+        "depths": (2, 1, 6, 1),
         "num_heads": (1, 2, 2, 4),
         "window_size": 4,
         "samples": 2,

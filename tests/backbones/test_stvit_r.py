@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from backbones.small import SMALL
@@ -15,6 +17,7 @@ from leanvit.anatomy import open_model
 from leanvit.anatomy.semantic import neighbourhoods, starts
 from leanvit.anatomy.windows import Windows
 from leanvit.backbones.stvit import checkpoint_filter_fn
+from leanvit.backbones.stvit.parts import SwinBlock
 from leanvit.backbones.stvit.unit import SemanticStage
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
@@ -101,6 +104,16 @@ def test_windows_of_keys_are_spread_evenly() -> None:
             starts(side, window, size)
 
 
+@pytest.mark.parametrize("grid", [(8, 8), (8, 12), (6, 9), (4, 4)])
+def test_swins_block_is_timms(grid: tuple[int, int]) -> None:
+    """Shifted windows too, on maps that they do not divide, and where there is one window only."""
+    theirs = randomise(SwinTransformerBlock(16, grid, num_heads=2, window_size=4, shift_size=2)).eval()
+    ours = SwinBlock(16, 2, 4, 2, 64, 0.0).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = noise(2, *grid, 16)
+    torch.testing.assert_close(ours(x), theirs(x), **CLOSE)
+
+
 # --- the padded form --------------------------------------------------------------------------------
 
 
@@ -172,7 +185,7 @@ def test_every_form_opens_and_exports(form: dict[str, Any], tmp_path: Path) -> N
     want = model(x)
     opened = open_model(model)
     torch.testing.assert_close(opened(x), want, **CLOSE)
-    with pytest.raises(Refused, match="stvit needs .*transformer blocks that tokens of patches run through"):
+    with pytest.raises(Refused, match=r"stvit needs .*transformer blocks that tokens of patches run through"):
         opened.history = None
         compress(model, [STViT()], root=Root(NAME, given))
     if form.get("padded"):
@@ -193,6 +206,4 @@ def test_int8_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def _at(preprocess: Any, side: int) -> Any:
-    from dataclasses import replace
-
     return replace(preprocess, input_size=(1, side, side))

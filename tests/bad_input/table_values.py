@@ -50,10 +50,12 @@ METHODS = [
         for v in ("-1", "2.5", "true", "first")
     ),
     *(_knob("stvit", "window", v, "window is", "whole number, 1 or more, or none") for v in ("0", "[7,7]", "NaN")),
-    *(_knob("stvit", "samples", v, "samples is", "whole number, 1 or more") for v in ("0", "null", "two")),
+    *(_knob("stvit", "samples", v, "samples is", "whole number, 1 or more, or none") for v in ("0", "two")),
+    *(_knob("stvit", knob, "2.5", f"{knob} is 2.5", "whole number") for knob in ("stage", "units")),
+    _knob("stvit", "prefix", "keep,shortcut=false", "prefix=keep with shortcut=false", "give one of the two"),
     _knob("stvit", "window", "3,samples=4", "samples is 4", "1 to 3, the side of a window"),
     _knob("stvit", "seed", "-1", "seed is -1", "whole number, 0 or more"),
-    *(_knob("stvit", knob, "1", f"{knob} is 1", "true or false") for knob in ("use_global", "shortcut")),
+    *(_knob("stvit", knob, "1", f"{knob} is 1", "true, false or none") for knob in ("use_global", "shortcut")),
     _knob("stvit", "prefix", "keeps", "prefix 'keeps'", "did you mean 'keep'"),
     *(
         _knob("evit", "keep_rate", v, "keep_rate is", RATE)

@@ -7,10 +7,12 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.anatomy.semantic import adaptive_max
 from leanvit.backbones.stvit import STViTR, checkpoint_filter_fn, official_name
+from leanvit.backbones.stvit.parts import PatchMerging
 from leanvit.backbones.stvit.unit import SemanticStage
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
@@ -42,8 +44,8 @@ MODEL = {
     "relative_pos": "relative_pos",
 }
 # what the official class has one value of
-ONLY: dict[str, Any] = {"patch_size": 4, "norm_eps": 1e-5, "downsample": None, "qkv_bias": True, "ape": False}
-TOLD = {"class", "layer_scale"}  # words about the case
+ONLY: dict[str, Any] = {"patch_size": 4, "qkv_bias": True, "ape": False}
+TOLD = {"class", "layer_scale", "norm_eps"}  # words about the case
 
 
 def ours(case: Case, names: dict[str, str], besides: set[str]) -> dict[str, Any]:
@@ -59,6 +61,13 @@ def ours(case: Case, names: dict[str, str], besides: set[str]) -> dict[str, Any]
     return given
 
 
+def with_eps(net: nn.Module, case: Case) -> None:
+    """Norms with the case's epsilon, where it states one."""
+    for module in net.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = case.spec["constructor"].get("norm_eps", module.eps)
+
+
 @handler("stvit", "pooling")
 def pooling(case: Case) -> None:
     inputs, outputs = case.part("input"), case.part("output")
@@ -70,17 +79,20 @@ def pooling(case: Case) -> None:
 @handler("stvit", "stage")
 def stage(case: Case) -> None:
     told = case.spec["constructor"]
-    shape = {"input_resolution", "embed_dim", "num_heads", "mlp_ratio", "depth"}
+    shape = {"input_resolution", "embed_dim", "num_heads", "mlp_ratio", "depth", "downsample"}
     given = ours(case, STAGE, shape)
     dim, grid = told["embed_dim"], tuple(told["input_resolution"])
     hidden = int(dim * told["mlp_ratio"])
     net = SemanticStage(None, dim, told["num_heads"], hidden, [0.0] * told["depth"], grid=grid, **given)
+    end = PatchMerging(dim, 2 * dim) if told.get("downsample") else nn.Identity()
+    both = nn.ModuleDict({"stage": net, "downsample": end}).train(case.spec["mode"] == "train")
+    with_eps(both, case)
     weights = {official_name(key): tensor for key, tensor in case.part("weights").items()}
-    net.load_state_dict({key: tensor for key, tensor in weights.items() if key is not None})
-    net.train(case.spec["mode"] == "train")
+    named = {key: tensor for key, tensor in weights.items() if key is not None}
+    both.load_state_dict({k if k.startswith("downsample.") else f"stage.{k}": t for k, t in named.items()})
     seen = watched(net)
     x = case.part("input")["x"]
-    out = net(x.unflatten(1, grid)).flatten(1, 2)
+    out = end(net(x.unflatten(1, grid))).flatten(1, 2)
     case.check("x", out, case.part("output")["x"])
     check_seen(case, seen)
 
@@ -88,6 +100,7 @@ def stage(case: Case) -> None:
 @handler("stvit", "model")
 def model(case: Case) -> None:
     net = STViTR(**ours(case, MODEL, set()))
+    with_eps(net, case)
     net.load_state_dict(checkpoint_filter_fn(case.part("weights"), net))
     net.train(case.spec["mode"] == "train")
     seen: dict[str, torch.Tensor] = {}

@@ -217,7 +217,7 @@ def test_what_cannot_follow_is_refused_by_name(tiny) -> None:
 @pytest.mark.parametrize(
     ("name", "kwargs", "why"),
     [
-        ("eva02_tiny_patch14_224", {}, "needs a plain vision transformer, this model is OpenEva"),
+        ("eva02_tiny_patch14_224", {}, "needs a plain vision transformer or a Swin, this model is OpenEva"),
         ("vit_relpos_small_patch16_224", {}, "OpenRelViT"),
         ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, "patch_drop leaves out patches in training"),
         ("vit_base_patch16_rpn_224", {}, "PostNormBlock: stvit generates in pre-norm blocks"),
@@ -246,7 +246,8 @@ def test_other_image_sizes(tiny) -> None:
         ({"samples": 0}, "samples is 0"),
         ({"samples": 4, "window": 3}, "samples is 4; accepted: 1 to 3"),
         ({"prefix": "kept"}, "did you mean 'keep'"),
-        ({"use_global": 1}, "use_global is 1; accepted: true or false"),
+        ({"prefix": "keep", "shortcut": False}, "give one of the two"),
+        ({"use_global": 1}, "use_global is 1; accepted: true, false or none"),
     ],
 )
 def test_a_bad_knob_is_named(knobs: dict[str, Any], message: str) -> None:

@@ -70,12 +70,8 @@ def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, 
         like = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 4, "num_heads": 1}
         like["num_classes"] = recipe.data.classes
         model = create(Root(NAME, like))
-        lean = {
-            "evit": EViT(keep_rate=0.7),
-            "nvit": NViT(macs=1.0),
-            "stvit": STViT(samples=1),
-        }  # the latter keeps all: nothing to train
-        lean = {"evit": EViT(keep_rate=0.7), "sit": SiT(), "nvit": NViT(macs=1.0)}  # the last keeps all: trains nothing
+        lean = {"evit": EViT(keep_rate=0.7), "sit": SiT(), "stvit": STViT(samples=1), "nvit": NViT(macs=1.0)}
+        # the last keeps all: trains nothing
         methods = [lean[recipe.starts_from]] if recipe.starts_from in lean else []
         start = tmp_path / "start"
         save(compress(model, methods, Data(open_dataset("digits", "train"), Preprocess.of(model))), start)

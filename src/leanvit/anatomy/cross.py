@@ -14,6 +14,7 @@ from leanvit.anatomy.state import State
 
 _NUMBERS = ("name", "heads", "qk_dim", "v_dim", "scale", "fused", "scale_on_q")
 _CHILDREN = ("q_norm", "k_norm", "attn_drop", "norm", "gate", "proj", "proj_drop")
+PARTS = (*_NUMBERS, *_CHILDREN)  # of an attention, but what gives q, k and v
 
 
 class CrossAttention(Attention):
@@ -27,7 +28,7 @@ class CrossAttention(Attention):
     @classmethod
     def like(cls, attn: Attention) -> CrossAttention:
         """Heads, widths and other parts of a self-attention, by reference; its linears are new and hold zeros."""
-        parts = {key: getattr(attn, key) for key in (*_NUMBERS, *_CHILDREN)}
+        parts = {key: getattr(attn, key) for key in PARTS}
         q = _empty(attn.qkv, attn.heads * attn.qk_dim)
         kv = _empty(attn.qkv, attn.heads * (attn.qk_dim + attn.v_dim))
         return cls(q=q, kv=kv, **parts)

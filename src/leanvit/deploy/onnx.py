@@ -27,14 +27,15 @@ def write_files(program: ExportedProgram, folder: Path, outputs: Sequence[str] =
     """Write an exported graph as ONNX, weights inside the one file."""
     from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
 
-    exported = torch.onnx.export(
-        program,
-        dynamo=True,
-        optimize=False,  # int8 weights are rewritten before constants are folded
-        input_names=["images"],
-        output_names=list(outputs),
-        verbose=False,
-    )
+    with torch.no_grad():  # as it was recorded: a bias that has a gradient lets attention lay its result out otherwise
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,  # int8 weights are rewritten before constants are folded
+            input_names=["images"],
+            output_names=list(outputs),
+            verbose=False,
+        )
     assert exported is not None
     dequantize_weights(exported.model)
     exported.optimize()

@@ -75,7 +75,6 @@ _SMALLER = {  # how the test of its commands builds an architecture
     "dhvt": "depth=2",
     "t2t_vit": "depth=2",
     "litv2": "depths=[1,1,1,1]",
-    "stvit": "depths=[1,1,6,1]",
     "dct_histo": "depths=[1,1,1]",
 }
 

@@ -47,9 +47,9 @@ def _vit(**changes: Any) -> dict[str, Any]:
     return small | changes
 
 
-def _swin() -> dict[str, Any]:
+def _swin(**changes: Any) -> dict[str, Any]:
     sizes = {"img_size": 56, "patch_size": 2, "window_size": 7, "embed_dim": 12, "num_classes": 7}
-    return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]}
+    return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]} | changes
 
 
 def _t2t() -> dict[str, Any]:
@@ -78,7 +78,7 @@ EXAMPLES = (
     Example("DINOv3", "vit_small_patch16_dinov3", _vit()),
     Example("Sapiens2 (grouped queries)", "vit_base_patch16_sapiens2", _vit(num_heads=4, num_kv_heads=2)),
     Example("Perception Encoder", "vit_pe_core_tiny_patch16_384", _vit(attn_pool_num_heads=3)),
-    Example("Swin", "swin_tiny_patch4_window7_224", _swin()),
+    Example("Swin", "swin_tiny_patch4_window7_224", _swin(depths=[2, 6, 1])),
     Example("ViT with a mask (GMM)", "gmm_vit_cifar", {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
     Example("Swin V2", "swinv2_tiny_window8_256", _swin()),
     Example("MobileViT (traced)", "mobilevit_xxs", {"num_classes": 7}),
@@ -108,8 +108,8 @@ EXAMPLES = (
 )
 
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
-# knobs that only say how much data is looked at, and those without a default
-_QUICK = {"images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "epochs": 1, "batch_size": 8}
+# knobs that only say how much data is looked at, those without a default, and what small grids ask for
+_QUICK = {"samples": 1, "images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "epochs": 1, "batch_size": 8}
 
 
 def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tuple[Support, OpenModel | None]:

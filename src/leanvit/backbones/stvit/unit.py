@@ -44,6 +44,8 @@ class SemanticStage(nn.Module):
         BadInput: a grid that the windows do not divide, or over which the windows of keys cannot be spread.
     """
 
+    centres: nn.Parameter | None
+
     def __init__(
         self,
         downsample: nn.Module | None,
