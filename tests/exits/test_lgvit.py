@@ -156,6 +156,15 @@ def test_the_deployed_end_teaches(model, data) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_a_hierarchical_net_learns_from_labels_and_teacher() -> None:
+    rows = [(1, "lph_pw"), (3, "gah2"), (4, "lph_dw")]
+    model = exiting(build_swin("swin_tiny_patch4_window7_224", embed_dim=16), rows=rows)
+    with only_heads_learn(model):
+        loss = SelfDistillation(kinds_of(model), Weights())(model, Batch(images(4), torch.arange(4), []), 0, {})
+        loss.total.backward()
+    assert set(loss.parts) == {"labels", "teacher"} and all(p.grad is not None for p in model.exits.parameters())
+
+
 # --- training --------------------------------------------------------------------
 
 

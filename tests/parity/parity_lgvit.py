@@ -80,7 +80,12 @@ def forward_eval(case: Case) -> None:
     _, state = model.trace(images, tap=frozenset("*"))
     for name, want in mid.items():
         if found := re.fullmatch(r"exit(\d+)_(feature|logits)", name):
-            got = (seen.features if found[2] == "feature" else seen.logits)[int(found[1])]
+            i = int(found[1])
+            tokens = mid.get(f"hidden_after_layer{model.exits.layers[i]}")
+            if tokens is None or found[2] == "logits":
+                got = (seen.features if found[2] == "feature" else seen.logits)[i]
+            else:  # of the case's own tokens: random attention makes much of their last bits
+                got = model.exits.heads[i](tokens, seen.states[i])[1]
         elif found := re.fullmatch(r"hidden_after_layer(\d+)", name):
             got = state.taps[f"blocks.{int(found[1]) - 1}"]
         elif name == "exit_confidence":

@@ -199,13 +199,12 @@ def segments(model: OpenModel) -> list[Segment]:
     x, state = model.embed(images, model.start(images))
     found, start = [], 0
     for stop, head in zip((*exits.layers, len(model.blocks)), (*exits.heads, None), strict=True):
-        deployed = head
-        found.append((start, stop, entering))
         x, state = model.run(x, state, start, stop)
-        if head is not None and model.ops.float_weights and hasattr(head, "folded"):
-            deployed = head.folded(state.grid)
-        found[-1] = (*found[-1], deployed)
         if state.size is not None or state.places is not None:
             raise Refused(f"a step before block {stop} leaves sizes or places of tokens: segments hand on tokens alone")
+        deployed = head
+        if head is not None and model.ops.float_weights and hasattr(head, "folded"):
+            deployed = head.folded(state.grid)
+        found.append(Segment(model, start, stop, deployed, entering))
         entering, start = state.with_(tokens=(), losses=(), taps={}), stop
-    return [Segment(model, start, stop, head, entering) for start, stop, entering, head in found]
+    return found

@@ -276,7 +276,9 @@ def classified_tokens(model: Any) -> tuple[int, ...]:
 
 def width_after(model: Any, layer: int) -> int:
     """Channels of the tokens after so many blocks."""
-    return int(model.blocks[layer - 1].norm2.weight.shape[0] if isinstance(model, OpenSwin) else model.embed_dim)
+    if isinstance(model, OpenSwin):
+        return int(model.blocks[layer - 1].norm2.weight.shape[0])  # type: ignore[union-attr, index]
+    return int(model.embed_dim)
 
 
 def parse_rows(exits: Sequence[int], heads: Sequence[str], depth: int) -> list[tuple[int, str]]:
