@@ -219,7 +219,6 @@ def test_what_cannot_follow_is_refused_by_name(tiny) -> None:
     [
         ("eva02_tiny_patch14_224", {}, "needs a plain vision transformer or a Swin, this model is OpenEva"),
         ("vit_relpos_small_patch16_224", {}, "OpenRelViT"),
-        ("vit_tiny_patch16_224", {"patch_drop_rate": 0.5}, "patch_drop leaves out patches in training"),
         ("vit_base_patch16_rpn_224", {}, "PostNormBlock: stvit generates in pre-norm blocks"),
         ("vit_small_patch16_18x2_224", {}, "ManyBlock: stvit generates"),
     ],
@@ -227,6 +226,11 @@ def test_what_cannot_follow_is_refused_by_name(tiny) -> None:
 def test_what_it_cannot_work_on_is_refused_with_a_reason(tiny, name: str, kwargs: dict[str, Any], why: str) -> None:
     with pytest.raises(Refused, match=why):
         reduced(tiny(name, **kwargs), STViT(samples=1))
+
+
+def test_patch_dropout_is_taken_out(tiny) -> None:
+    lean = reduced(tiny(patch_drop_rate=0.5), STViT(samples=1)).train()
+    assert lean.trace(images())[1].tokens[0] == 17, "the whole grid, in training too"
 
 
 def test_other_image_sizes(tiny) -> None:

@@ -51,8 +51,8 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
     DHVT has its own patches (2, 4, 16 pixels); LITv2's sides are multiples of what its mergings come to.
-    A model whose tokens are a fixed number of pixels apart (T2T-ViT, LV-ViT, DualToken-ViT, DCT-HistoTransformer) takes small
-    images enlarged up to twofold, further where it takes none as small.
+    A model whose tokens are a fixed number of pixels apart (T2T-ViT, LV-ViT, DualToken-ViT, DCT-HistoTransformer) takes
+    small images enlarged up to twofold, further where it takes none as small.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 
     Raises BadInput for a name that timm does not know.

@@ -285,6 +285,7 @@ def expected(structure: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _install(model: OpenModel, rows: Sequence[tuple[int, str]], rule: Rule | None, macs: Sequence[int]) -> None:
+    model.keep_all_patches()  # local heads stand on the whole grid
     leaving = Leaving([layer for layer, _ in rows], len(model.blocks), rule, macs)
     model.exits = Exits(build_heads(model, rows), leaving, source="lgvit").train(model.training)
 

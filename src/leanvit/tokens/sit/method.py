@@ -121,6 +121,8 @@ class SiT:
         """Put the modules in."""
         if any(step.source == "sit" for step in model.steps()):
             raise Refused("sit has slimmed this model already: its tokens stand for no patches any more")
+        if structure["slimming"]:
+            model.keep_all_patches()  # the distillation compares with all of the teacher's
         like = next(model.parameters())
         for row in structure["slimming"]:
             index, count, hidden = _checked_row(row, model)

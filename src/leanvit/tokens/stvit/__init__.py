@@ -20,8 +20,8 @@ themselves are `stvit_r_swin_tiny`, `_small` and `_base`.
 
 Departures: prefix tokens (class, distillation, registers) are keys like image tokens, and end with the generation;
 both heads of a distilled model read the mean. `prefix=keep` lets them go on beside the semantic tokens, with the head
-as it was. Semantic tokens have no place in the grid, so models whose later blocks read positions are refused, and of
-plain models maps of features after the generation.
+as it was. Patch dropout is taken out: windows are pooled of the whole grid. Semantic tokens have no place in the grid,
+so models whose later blocks read positions are refused, and of plain models maps of features after the generation.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ class STViT:
         if after == depth:
             return
         _check_model(model, after)
+        model.keep_all_patches()
         grid = _grid(model)
         rows, columns = _check_windows(grid, structure)
         window, samples = (rows, columns), structure["samples"]
@@ -161,7 +162,10 @@ class STViT:
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> STViT:
         """With the place of the generation, and the number of semantic tokens, that leave this share of the MACs."""
-        made, depth, grid = cls(**knobs), len(model.blocks), _grid(model)
+        made, depth = cls(**knobs), len(model.blocks)
+        if isinstance(model, OpenSwin):
+            raise Refused("stvit on a Swin has no knob that sets its MACs to a share: its units follow from the stages")
+        grid = _grid(model)
         found: dict[int, STViT] = {}  # tokens that blocks get, in sum -> the setting
         for after in range(depth - GENERATIONS, -1, -1):
             for window in sorted({side for side in range(1, min(grid) + 1) if not any(n % side for n in grid)}):
@@ -204,9 +208,6 @@ def _check_model(model: OpenModel, after: int) -> None:
             f"stvit needs a plain vision transformer or a Swin, this model is {type(model).__name__}: its blocks read "
             "where tokens are"
         )
-    drop = getattr(model, "patch_drop", None)
-    if getattr(drop, "prob", 0):
-        raise Refused(f"patch_drop leaves out patches in training ({drop.prob}): stvit pools windows of the full grid")  # type: ignore[union-attr]
     for i, block in enumerate(model.blocks[after:]):
         if i < GENERATIONS and (type(block) is not Block or type(block.attn) is not Attention):
             kind = type(block).__name__ if type(block) is not Block else type(block.attn).__name__
