@@ -14,7 +14,7 @@ demo: $(VENV)/.user  ## train a small ViT, make it lean, measure it, write the r
 	$(BIN)/leanvit demo $(ARGS)
 
 test: $(VENV)/.dev  ## the test suite (ARGS="-m slow": what takes longest, a benchmark's rehearsal)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .
