@@ -243,6 +243,30 @@ def test_token_distillation_wants_the_token(quick: Path, tmp_path: Path) -> None
     assert found.teacher == f"{teacher} (token)"
 
 
+def test_a_run_is_trained_on_by_the_objective_of_its_method(quick: Path, tmp_path: Path) -> None:
+    model = create(Root(NAME, {**SMALL, "depth": 3}))
+    for name, methods in (("dense", []), ("sit", [SiT(stages=(1, 2))])):
+        save(compress(model, methods), tmp_path / name)
+    recipe = tmp_path / "method.toml"
+    start = '[model]\nstarts_from = "sit"'
+    recipe.write_text(f'title = "on"\n{start}\n[fit]\nepochs = 1\nbatch_size = 20\n[distill]\nkind = "method"\n')
+    verbs.train(
+        tmp_path / "sit",
+        "digits",
+        recipe=recipe,
+        limit=40,
+        teacher=tmp_path / "dense",
+        out=tmp_path / "run",
+        convert=True,
+    )
+    rows = [json.loads(line) for line in (tmp_path / "run/train.jsonl").read_text().splitlines()]
+    assert rows[-1]["tokens"] > 0 and len(load_run(tmp_path / "run").model.history.plans) == 1
+    with pytest.raises(BadInput, match="none bring an objective; needed: one"):
+        verbs.dry_run(
+            tmp_path / "dense", "digits", recipe=quick, teacher=tmp_path / "dense", distill="method", convert=True
+        )
+
+
 def test_a_run_is_not_resumed_with_another_alpha() -> None:
     from leanvit.data import Preprocess
 
