@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from leanvit.recipe import compress
 
 
 class NoiseData:
-    """Calibration images without a data set: noise at the model's size."""
+    """Calibration images without a data set: noise at the model's size. Nothing can train on it."""
+
+    dataset = SimpleNamespace(multi_label=False)
+    seed = 0
 
     def __init__(self, size: tuple[int, int, int] = (3, 32, 32)) -> None:
         self.size = size

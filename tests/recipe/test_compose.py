@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leanvit.attention.gmm_mask import GmmMask
 from leanvit.errors import BadInput, Refused
+from leanvit.exits.lgvit import LGViT
 from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
@@ -100,6 +101,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "gmm_mask": lambda i: GmmMask(blocks=[i]),
         "stvit": lambda i: STViT(samples=1),
         "sit": lambda i: SiT(stages=(3, 1)),
+        "lgvit": lambda i: LGViT(exits=(1 + i,), heads=("linear",), epochs=0, held_out=0),
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]
