@@ -1,11 +1,14 @@
 """Every token method and early exits side by side on a trained reference, at equal MACs, several seeds.
 
     python benchmarks/token_methods.py DATA --model RUN [--seeds 3] [--macs 0.65] [--limit 3000]
+    python benchmarks/token_methods.py DATA --model RUN --method evit --method sit --method stvit \\
+        --limit 10000 --recover-epochs 3 --out benchmarks/results/token_methods_longer.json
 
 One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
-recovery (one pass over the images, nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and
-int8. Beside the methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
+recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the methods
+stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
 learned ones, SiT without its distillation. The trends that the specifications name are reported as they come out.
+SiT and STViT begin with modules that know nothing: the short recovery of the first line is not for them.
 
 A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
 """
