@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from leanvit import __version__
+from leanvit.anatomy.exits import Exits
 from leanvit.data import Preprocess
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
 from leanvit.deploy.running import Options, open_runtime, packages_of, require_runtime, runtime_module
@@ -81,7 +82,7 @@ def export(
         MissingExtra: the runtime's packages are not installed (named with the pip command).
         Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
     """
-    if getattr(model, "exits", None) is not None:
+    if isinstance(getattr(model, "exits", None), Exits):
         from leanvit.deploy.segments import export_segments
 
         return export_segments(
