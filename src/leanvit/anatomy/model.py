@@ -102,7 +102,7 @@ class OpenModel(nn.Module, ABC):
         """Take patch dropout out (timm's, of the training): for methods whose tokens come of the whole grid."""
         drop = getattr(self, "patch_drop", None)
         if drop is not None and not isinstance(drop, nn.Identity):
-            self.patch_drop = nn.Identity()
+            self.add_module("patch_drop", nn.Identity())
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
