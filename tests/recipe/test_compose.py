@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leanvit.attention.gmm_mask import GmmMask
 from leanvit.errors import BadInput, Refused
+from leanvit.exits.lgvit import LGViT
 from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Plan, Recovery, compatibility, compress, load, reapply, save
@@ -96,6 +97,7 @@ def test_the_table_is_what_happens(tiny, noise) -> None:
         "diffrate": lambda i: DiffRate(prune=[17, 15 + 2 * i, 15 - 2 * i, 15 - 2 * i]),
         "nvit": lambda i: NViT(macs=1.0),  # keeps all: nothing to train
         "gmm_mask": lambda i: GmmMask(blocks=[i]),
+        "lgvit": lambda i: LGViT(exits=()),  # its declarations are the same without any exit
     }
     for c in compatibility():
         methods = [make[c.first](0), make[c.second](1)]
