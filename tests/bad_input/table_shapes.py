@@ -40,7 +40,8 @@ def _t2t(name: str, model: str, says: tuple[str, ...], **kwargs: object) -> Case
 
 def _own(name: str, says: tuple[str, ...], **kwargs: object) -> Case:
     """One of leanvit's own architectures."""
-    return Case(f"{name} {', '.join(kwargs)}", lambda: create(Root(name, kwargs)), says)
+    given = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+    return Case(f"{name} {given}", lambda: create(Root(name, kwargs)), says)
 
 
 def _preprocess(name: str, says: tuple[str, ...], **fields: object) -> Case:

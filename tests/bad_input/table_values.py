@@ -160,7 +160,7 @@ METHODS = [
     _searching("search", "prune,prune=[5]", "search is 'prune'", "takes no lists"),
     *(_knob("lgvit", "exits", v, "exits is", "blocks passed") for v in ("3", "[0]", "[-1]", "[1.5]", "[true]", "all")),
     *(_knob("lgvit", "exits", v, "exits is", "each more than the last") for v in ("[2,2]", "[3,1]")),
-    *(_knob("lgvit", "heads", v, "heads? ") for v in ("3", "[1]", "lph", "[gah0]")),
+    *(_knob("lgvit", "heads", v, "heads? .*(lph_dw|gah)") for v in ("3", "[1]", "lph", "[gah0]")),
     Case(
         "lgvit exits and heads of other lengths",
         lambda: parse_with("lgvit:exits=[1,2],heads=[linear]"),

@@ -29,6 +29,7 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     first = smoke("reference_runs", "--only", "evit")
     dense, evit = first["rows"]
@@ -41,6 +42,7 @@ def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     assert len(again["commands"]) == 2
 
 
+@pytest.mark.slow
 def test_torch_pruning_meets_the_macs(smoke: Any) -> None:
     pytest.importorskip("torch_pruning")
     found = smoke("nvit_vs_torch_pruning", "--at", "macs", "--variant", "uniform")

@@ -55,6 +55,26 @@ FOUND: dict[str, dict[str, Any]] = {
         ],
         "changes": {"gmm": 4.0},
     },
+    "token_methods": {
+        "settings": {"model": "leanvit/one", "macs": 0.65, "limit": 3000, "recover_epochs": 1},
+        "summary": {
+            "baseline": {"macs_ratio": {"mean": 1.0}, "top1_percent": {"mean": 75.0, "min": 74.0, "max": 76.0}},
+            "evit": {
+                "macs_ratio": {"mean": 0.6545},
+                "off_the_shelf_top1_percent": {"mean": 68.3, "min": 67.0, "max": 69.0},
+                "top1_percent": {"mean": 70.2, "min": 69.0, "max": 71.0},
+                "change_points": {"mean": -4.7, "min": -5.0, "max": -4.0},
+                "speedup, torch f32": {"mean": 1.39},
+            },
+        },
+        "trends": [{"claim": "EViT above random tokens", "points": [-1.17, 1.2], "verdict": "seeds disagree"}],
+    },
+    "token_methods_speed": {
+        "rows": [
+            {"batch": 8, "runtime": "torch", "method": "evit", "macs_ratio": 0.63, "median_ms": 91.2}
+            | {"speedup": [1.5, 1.4, 1.6], "efficiency": 0.96, "asked": 0.95}
+        ]
+    },
 }
 
 
@@ -83,6 +103,9 @@ def test_every_section_says_the_figures_or_how_to_make_them(tmp_path: Path) -> N
         "| wide | +1.00, +1.00 | +1.00 |  |  |",
         "| twin | 30.00 | 30.00 |  |",
         "| gmm | 33.00, 35.00 | 34.00 | +4.00 |",
+        "| evit | 0.654 | 68.30 (67.00 … 69.00) | 70.20 (69.00 … 71.00) | -4.70 (-5.00 … -4.00) | torch f32 1.39 |",
+        "| EViT above random tokens | -1.17, +1.20 | seeds disagree |",
+        "| 8 | torch | evit | 0.630 | 91.2 | 1.50 (1.40 … 1.60) | 0.96 | 0.95 |",
     ):
         assert line in text, line
 

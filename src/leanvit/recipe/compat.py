@@ -19,10 +19,8 @@ TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
     "float": "float weights and activations",
-    "token_blocks": (
-        "transformer blocks that tokens of patches run through (a traced graph has none, a model of semantic tokens "
-        "only at first, and with early exits not every image passes them)"
-    ),
+    "token_blocks": "transformer blocks that tokens of patches run through (none in a traced graph, none left behind "
+    "semantic tokens or early exits)",
     "places": "tokens that stand for patches, each at its place in the grid",
     "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",
     "static_tokens": "a token count that depends on the image size only",

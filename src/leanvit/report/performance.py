@@ -1,4 +1,4 @@
-"""The page of the architectures' speed and accuracy, made from the benchmarks' results.
+"""The page of speed and accuracy of architectures and token methods, made from the benchmarks' results.
 
 `python -m leanvit.report.performance [docs/performance.md]` reads benchmarks/results; a test holds the page to it.
 """
@@ -17,9 +17,10 @@ from leanvit.report.docs_pages import markdown_table
 
 Content = Mapping[str, Any]  # of a result file
 
-INTRO = """# How fast, how accurate: backbones
+INTRO = """# How fast, how accurate
 
-The architectures that leanvit builds itself ([their pages](methods/index.md)), measured on a CPU. Made by
+The architectures that leanvit builds itself ([their pages](methods/index.md)) and the [token methods](tokens.md) side
+by side, measured on a CPU. Made by
 `python -m leanvit.report.performance` from `benchmarks/results/`; the machine stands beside each table, and the command
 makes it anew on yours. Speeds are float32 in PyTorch; candidates take turns on the same input, a time is the median of
 the rounds, and a ratio is taken inside each round before its median and quartiles. Results that speak against a paper's
@@ -184,6 +185,66 @@ def _masks(content: Content) -> Iterator[str]:
     )
 
 
+# --- token methods --------------------------------------------------------------------------------------------------
+
+
+def _token_methods(content: Content) -> Iterator[str]:
+    settings = content["settings"]
+    yield f"`{settings['model']}` at {settings['macs']:g} of its MACs, {settings['limit']:,} images of each split, "
+    yield f"epochs of recovery: {settings['recover_epochs']}.\n"
+    told = content["summary"]
+    yield from markdown_table(
+        ("method", "MACs", "top-1 off the shelf, %", "at the end, %", "change, points", "speed-ups, seed 0"),
+        [
+            (
+                name,
+                f"{row['macs_ratio']['mean']:.3f}",
+                _mean(row, "off_the_shelf_top1_percent"),
+                _mean(row, "top1_percent"),
+                _mean(row, "change_points", "+.2f"),
+                ", ".join(
+                    f"{key.removeprefix('speedup, ')} {found['mean']:.2f}"
+                    for key, found in row.items()
+                    if key.startswith("speedup, ") and found
+                ),
+            )
+            for name, row in told.items()
+        ],
+    )
+    yield "\nWhat the papers lead to expect, in points seed by seed:\n"
+    yield from markdown_table(
+        ("claim", "points", "verdict"),
+        [(one["claim"], _listed(one["points"], "+.2f"), one["verdict"]) for one in content["trends"]],
+    )
+
+
+def _mean(row: Content, column: str, form: str = ".2f") -> str:
+    """Mean over seeds, and the least and the most."""
+    found = row.get(column)
+    if not found:
+        return ""
+    return f"{found['mean']:{form}} ({found['min']:{form}} … {found['max']:{form}})"
+
+
+def _token_speed(content: Content) -> Iterator[str]:
+    yield from markdown_table(
+        ("batch", "runtime", "method", "MACs", "ms", "times as fast (quartiles)", "time saved / MACs saved", "asked"),
+        [
+            (
+                row["batch"],
+                row["runtime"],
+                row["method"],
+                f"{row['macs_ratio']:.3f}",
+                f"{row['median_ms']:.1f}",
+                _ratio([row["speedup"][1], row["speedup"][0], row["speedup"][2]]),
+                "" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
+                "" if row["asked"] is None else f"{row['asked']:g}",
+            )
+            for row in content["rows"]
+        ],
+    )
+
+
 SECTIONS = (
     Section(
         "Beside timm's light models",
@@ -224,6 +285,22 @@ SECTIONS = (
         "gmm_mask_small_data",
         "--data CIFAR10_FOLDER",
         _masks,
+    ),
+    Section(
+        "Token methods at equal MACs",
+        "Off the shelf and after the same short recovery, on a small reference. Means over the seeds, with the least "
+        "and the most.",
+        "token_methods",
+        "cifar10 --model leanvit/cifar10_vit",
+        _token_methods,
+    ),
+    Section(
+        "Time saved, MACs saved",
+        "Token methods on DeiT-S shapes at one share of its MACs. `cut` is the control: tokens sliced off for nothing, "
+        "to the lengths that the method leaves.",
+        "token_methods_speed",
+        "",
+        _token_speed,
     ),
 )
 
