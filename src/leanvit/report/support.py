@@ -119,7 +119,7 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
     """
     dense = model or create(Root(example.name, example.kwargs))
     knobs = {f.name: _QUICK[f.name] for f in fields(method_class(slug)) if f.name in _QUICK}  # type: ignore[arg-type]
-    data = Data(open_dataset("digits", "train", limit=64, classes=_CLASSES), Preprocess.of(dense), batch_size=16)
+    data = Data(open_dataset("digits", "train", limit=32, classes=_CLASSES), Preprocess.of(dense), batch_size=16)
     try:
         lean = compress(dense, [make_method(slug, knobs)], data)
     except Refused as refusal:
