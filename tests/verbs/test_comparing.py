@@ -49,7 +49,7 @@ def test_every_model_is_a_run_that_loads(compared: Compared) -> None:
 
 def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
     given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 1}}
-    more = {"runtimes": ["openvino"], "int8": True, "controls": False, "tolerance": 0.1}
+    more = {"runtimes": ["openvino"], "int8": True, "controls": False, "tolerance": 0.5}
     found = compare_methods(NAME, "digits", out=tmp_path / "here", **given, **more)
     rows = {(row.name, row.precision) for row in found.comparison.rows}
     whole = {(name, "f32") for name in (BASELINE, "tome", f"{BASELINE} (openvino)", "tome (openvino)")}
