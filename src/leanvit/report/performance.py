@@ -99,14 +99,16 @@ def _attention(content: Content) -> Iterator[str]:
             for row in content["rows"]
         ],
     )
-    yield "\nThe paper's claims for one layer on a CPU:\n"
+    macs = {(row["grid"], row["attention"]): row["macs"] for row in content["rows"]}
+    yield "\nThe paper's claims for one layer on a CPU, beside how many times fewer MACs HiLo has:\n"
     yield from markdown_table(
-        ("HiLo against", "grid", "batch", "claimed", "found (quartiles)", "verdict"),
+        ("HiLo against", "grid", "batch", "fewer MACs", "claimed", "found (quartiles)", "verdict"),
         [
             (
                 claim["attention"],
                 claim["grid"],
                 claim["batch"],
+                f"{macs[claim['grid'], claim['attention']] / macs[claim['grid'], 'hilo']:.2f}",
                 f"{claim['claimed']:.2f}",
                 _ratio([claim["quartiles"][0], claim["found"], claim["quartiles"][1]]),
                 claim["verdict"],
