@@ -263,18 +263,6 @@ class LITv2(Staged):
         out: Tensor = self.patch_embed(x)
         return out
 
-    def ended(self, x: Tensor) -> Tensor:
-        """Normed."""
-        out: Tensor = self.norm(x)
-        return out
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, dropout, classifier; `pre_logits`: without the classifier."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(1, 2))
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
-
     def no_weight_decay(self) -> set[str]:
         """None by name: biases and norms are left out by their shape."""
         return set()

@@ -30,13 +30,14 @@ class Stage(nn.Module):
 
 
 class Staged(nn.Module):
-    """Base of such models. A subclass has its stages under the name `LEVELS`, `norm`, `head`, `head_hidden_size`,
-    `num_classes`, `global_pool`, a row of `feature_info` for each stage, and these two."""
+    """Base of such models. A subclass has its stages under the name `LEVELS`, `norm`, `head`, `head_drop`,
+    `head_hidden_size`, `num_classes`, `global_pool`, a row of `feature_info` for each stage, and `stemmed`."""
 
     LEVELS: ClassVar[str]
     feature_info: list[dict[str, Any]]
     norm: Any
     head: nn.Module
+    head_drop: nn.Module
     head_hidden_size: int
 
     def stemmed(self, x: Tensor) -> Tensor:
@@ -44,8 +45,9 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def ended(self, x: Tensor) -> Tensor:
-        """The last stage's map as `forward_features` gives it."""
-        raise NotImplementedError
+        """The last stage's map as `forward_features` gives it: normed."""
+        out: Tensor = self.norm(x)
+        return out
 
     @property
     def levels(self) -> nn.Sequential:
@@ -60,8 +62,11 @@ class Staged(nn.Module):
         return self.ended(self.levels(self.stemmed(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify the result of `forward_features`."""
-        raise NotImplementedError
+        """Mean over the map, dropout, classifier; `pre_logits`: without the classifier."""
+        if self.global_pool == "avg":
+            x = x.mean(dim=(1, 2))
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
 
     def forward_intermediates(
         self,

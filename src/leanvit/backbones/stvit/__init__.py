@@ -148,18 +148,6 @@ class STViTR(Staged):
         out: Tensor = self.patch_embed(x)
         return out
 
-    def ended(self, x: Tensor) -> Tensor:
-        """Normed."""
-        out: Tensor = self.norm(x)
-        return out
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, dropout, classifier; `pre_logits`: without the classifier."""
-        if self.global_pool == "avg":
-            x = x.mean(dim=(1, 2))
-        x = self.head_drop(x)
-        return x if pre_logits else self.head(x)
-
     def no_weight_decay(self) -> set[str]:
         """Tables of relative positions (biases, norms and layer scales are left out by their shape)."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
