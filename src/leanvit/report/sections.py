@@ -109,6 +109,7 @@ class SideBySidePart:
     lines: tuple[side_by_side.Line, ...]
     recovery: str  # in words; "" where there was none
     learning: tuple[str, ...]  # methods that train by themselves
+    alone: tuple[str, ...]  # methods that no recovery followed, where others had one
     left_out: tuple[tuple[str, str], ...]
 
 
@@ -303,6 +304,7 @@ def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Materi
         lines=tuple(side_by_side.lines(result, comparison)),
         recovery=side_by_side.recovery_in_words(result),
         learning=tuple(one.name for one in result.standings if one.learns),
+        alone=tuple(one.name for one in result.standings if result.recovery and not one.recovered),
         left_out=tuple(result.left_out.items()),
     )
 
