@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.recipe import Recovery, load
 from leanvit.report import write_report
 from leanvit.report.side_by_side import BASELINE, COMPARED, SideBySide, lines
+from leanvit.training import Interrupted
 from leanvit.verbs.comparing import Compared, compare_methods
 from leanvit.verbs.contenders import choose
 from leanvit.verbs.models import load_model, silent
@@ -96,6 +101,29 @@ def test_a_resumed_comparison_runs_no_finished_method_again(compared: Compared) 
         s.off_the_shelf_percent for s in compared.result.standings
     ]
     assert SideBySide.read(folder).standings == again.result.standings
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_the_command_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    def stop(line: str) -> None:
+        if line == "tome: tome":
+            os.kill(os.getpid(), number)
+
+    out = tmp_path / "here"
+    given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 2}, "tolerance": 0.5}
+    typed = f"leanvit compare {NAME} --out {out}"
+    with pytest.raises(Interrupted, match=re.escape(f"To go on: {typed} --resume")):
+        compare_methods(NAME, "digits", out=out, say=stop, command=typed, **given)
+    assert not (out / COMPARED).exists() and (out / BASELINE).is_dir()
+
+
+def test_replacing_removes_what_the_comparison_made_and_nothing_else(compared: Compared, tmp_path: Path) -> None:
+    out = tmp_path / "here"
+    shutil.copytree(compared.folder, out)
+    shutil.copytree(out / "tome", out / "mine")
+    given = {**GIVEN, "contenders": ["tome"], "controls": False, "recovery": None}
+    compare_methods(NAME, "digits", out=out, overwrite=True, **given)
+    assert (out / "mine").is_dir() and (out / "tome").is_dir() and not (out / "evit").exists()
 
 
 def test_what_is_resumed_must_be_the_same(compared: Compared) -> None:

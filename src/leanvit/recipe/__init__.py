@@ -33,7 +33,6 @@ _HOME = {
     "compress": "compressing",
     "apply": "compressing",
     "at_macs": "equal_macs",
-    "macs_of": "equal_macs",
     "nearest_setting": "equal_macs",
     "check_needs": "recovering",
     "missed": "compressing",

@@ -45,13 +45,13 @@ def macs_of(model: OpenModel) -> int:
     return count(model, model.input_size()).macs
 
 
-def share_of(model: OpenModel, method: Any) -> float:
-    """The share of the model's MACs that is left when an untrained method is applied. Works on a copy."""
+def share_of(model: OpenModel, method: Any, dense: int | None = None) -> float:
+    """The share of the model's MACs (`dense`, if they are known) that an untrained method leaves. Works on a copy."""
     from leanvit.recipe.compressing import apply
 
     lean = copy.deepcopy(model)
     apply(lean, method)
-    return macs_of(lean) / macs_of(model)
+    return macs_of(lean) / (dense or macs_of(model))
 
 
 def nearest_setting(model: OpenModel, settings: Sequence[M], share: float) -> M:
@@ -59,7 +59,8 @@ def nearest_setting(model: OpenModel, settings: Sequence[M], share: float) -> M:
 
     Counts as few of them as a bisection needs.
     """
-    reached = cache(lambda i: share_of(model, settings[i]))
+    dense = macs_of(model)
+    reached = cache(lambda i: share_of(model, settings[i], dense))
     low, high = 0, len(settings) - 1
     while low < high:  # the first setting at or below the share
         middle = (low + high) // 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,12 @@ from leanvit.report import write_report
 from leanvit.report.keeping import keep
 from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, terminal_table
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.training import Interrupted
 from leanvit.verbs.contenders import Contender, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, first_line, require
+from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,7 +84,6 @@ class _Contest:
     say: Say
     command: str
     data: str
-    answers: dict[str, Predictions] = field(default_factory=dict)
 
     def images(self) -> Data:
         return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
@@ -92,10 +91,9 @@ class _Contest:
     def judged(self, model: Any) -> Predictions:
         return predict(model, loader(self.val, self.start.preprocess, batch_size=64))
 
+    @cached_property
     def baseline_answers(self) -> Predictions:
-        if BASELINE not in self.answers:
-            self.answers[BASELINE] = self.judged(self.start.model)
-        return self.answers[BASELINE]
+        return self.judged(self.start.model)
 
 
 class _AboutFile(Sealed):
@@ -183,7 +181,8 @@ def compare_methods(
     }
     _begin(folder, asked, resume=resume)
     contest = _Contest(start, train.cached(), val.cached(), recovery, seed, folder, say, command, data)
-    with _says_how_to_go_on(folder, command):
+    kept = f"finished methods, and the state of a training, are in {folder}"
+    with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
         _keep_baseline(contest)
         standings = tuple(_standing(contest, one) for one in chosen)
         if int8:
@@ -235,13 +234,21 @@ def _check_resume(out: str | Path | None) -> None:
 
 
 def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:
-    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT, COMPARED))
-    for path in sorted(folder.glob("*")) if overwrite and folder.is_dir() else ():
-        if path.is_dir() and any((path / file).is_file() for file in (JSON_NAME, STEPS_ABOUT)):
-            shutil.rmtree(path)
-        elif path.name in (ABOUT, COMPARED) or path.match("report*.html"):
-            path.unlink()
+    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT,))
+    if not overwrite or not (folder / ABOUT).is_file():
+        return folder
+    names = [BASELINE, *_about(folder)["methods"]]  # what the old comparison made, and nothing else
+    for name in (*names, *(f"{name}-{INT8}" for name in names)):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (COMPARED, "report.html", ABOUT):
+        (folder / name).unlink(missing_ok=True)
     return folder
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What a comparison is of. Raises `CheckpointError`."""
+    changed = "Begin again in another folder."
+    return read_sealed(folder / ABOUT, _AboutFile, kind=_KIND, newest=1, changed=changed).about
 
 
 def _begin(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
@@ -251,22 +258,10 @@ def _begin(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(file, sealed_text({"kind": _KIND, "format": 1, "about": asked}))
         return
-    was = read_sealed(file, _AboutFile, kind=_KIND, newest=1, changed="Begin again in another folder.").about
+    was = _about(folder)
     for key in dict.fromkeys([*was, *asked]):
         if was.get(key) != asked.get(key):
             raise BadInput(f"--resume: {key} was {was.get(key)!r} and is {asked.get(key)!r}; accepted: the same")
-
-
-@contextmanager
-def _says_how_to_go_on(folder: Path, command: str) -> Iterator[None]:
-    """Ctrl-C ends a comparison with the command that goes on with it."""
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        words = command if " --resume" in command else f"{command or 'leanvit compare ...'} --resume"
-        words = words if str(folder) in words else f"{words} --out {folder}"
-        step = getattr(stopped, "step", 0)
-        raise Interrupted(f"stopped; finished methods are in {folder}. To go on: {words}", step=step) from None
 
 
 # --- one method after another -------------------------------------------------------------------------------------
@@ -292,7 +287,7 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         if label == one.method.slug:
             answers = contest.judged(model)
             shelf["off_the_shelf_percent"] = accuracy(answers).percent()
-            shelf["off_the_shelf_change"] = accuracy_change(contest.baseline_answers(), answers)
+            shelf["off_the_shelf_change"] = accuracy_change(contest.baseline_answers, answers)
 
     recovery = contest.recovery if one.method.trainable_after else None
     lean = compress_model(

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-import shlex
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
@@ -26,7 +22,6 @@ from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.report.values import shown
-from leanvit.training import Interrupted
 from leanvit.verbs.folders import (
     TRAINING_LOG,
     Stopwatch,
@@ -47,6 +42,7 @@ from leanvit.verbs.models import (
     silent,
 )
 from leanvit.verbs.progress import progress
+from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -173,7 +169,9 @@ def compress(
         clear_steps(folder)
 
     rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
-    with _says_how_to_go_on(folder, command) if trains(methods, recovery) else nullcontext():
+    kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
+    going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)
+    with going_on if trains(methods, recovery) else nullcontext():
         lean = compress_model(
             start.model,
             methods,
@@ -230,32 +228,6 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
     if taught.model.num_classes != start.model.num_classes:
         raise BadInput(f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}")
     return taught
-
-
-@contextmanager
-def _says_how_to_go_on(folder: Path, command: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end a compression that can be resumed with the command that goes on with it."""
-
-    def terminated(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, terminated) if in_main else None
-    try:
-        yield
-    except KeyboardInterrupt as stopped:
-        if not (folder / ABOUT).is_file():
-            raise
-        out = shlex.join(["--out", str(folder)])
-        words = command if " --resume" in command else f"{command or 'leanvit compress ...'} --resume"
-        words = words if str(folder) in shlex.split(command) else f"{words} {out}"
-        raise Interrupted(
-            f"stopped; what is finished, and the state of the training, is in {folder / STEPS}. To go on: {words}",
-            step=getattr(stopped, "step", 0),
-        ) from None
-    finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
 
 
 # --- what is written ----------------------------------------------------------------------------------------------
