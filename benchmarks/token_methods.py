@@ -1,13 +1,15 @@
 """Every token method and early exits side by side on a trained reference, at equal MACs, several seeds.
 
     python benchmarks/token_methods.py DATA --model RUN [--seeds 3] [--macs 0.65] [--limit 3000]
-    python benchmarks/token_methods.py DATA --model RUN --method evit --method sit --method stvit \\
+    python benchmarks/token_methods.py DATA --model RUN --method evit --method sit \\
+        --method sit:token_weight=0,logit_weight=0 --method stvit --method stvit:generation=average \\
         --limit 10000 --recover-epochs 3 --out benchmarks/results/token_methods_longer.json
 
 One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
 recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the methods
 stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
-learned ones, SiT without its distillation. The trends that the specifications name are reported as they come out.
+learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends that the
+specifications name are reported as they come out.
 SiT and STViT begin with modules that know nothing: the short recovery of the first line is not for them.
 
 A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
@@ -38,6 +40,7 @@ METHODS = (
     "sit",
     "sit:token_weight=0,logit_weight=0",
     "stvit",
+    "stvit:generation=average",
     "lgvit:epochs=2,amp=bf16",
 )
 RUNTIMES = ("openvino",)
@@ -132,6 +135,8 @@ CLAIMS = (  # (what the specifications expect, better, worse, column)
     ("learned rates above uniform merging", "diffrate", "diffrate-search-merge", "off_the_shelf_top1_percent"),
     ("SiT with its distillation above cross-entropy alone", "sit", "sit-token_weight-0-logit_weight-0", "top1_percent"),
     ("SiT above EViT", "sit", "evit", "top1_percent"),
+    ("STViT above averaged windows", "stvit", "stvit-generation-average", "top1_percent"),
+    ("STViT above EViT", "stvit", "evit", "top1_percent"),
 )
 
 

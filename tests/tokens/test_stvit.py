@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanvit.anatomy import close_model, open_model
-from leanvit.anatomy.semantic import adaptive_max, cells, owners
+from leanvit.anatomy.semantic import adaptive_max, adaptive_mean, cells, owners
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, compress, load, save
+from leanvit.recipe.equal_macs import share_of
 from leanvit.recipe.method import make_method
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.stvit import STViT
@@ -92,6 +94,34 @@ def _block(block: Any, x: Tensor, y: Tensor) -> Tensor:
     return x + block.ls2(block.mlp(block.norm2(x)))
 
 
+@pytest.mark.parametrize("variant", ALL)
+@pytest.mark.parametrize("prefix", ["drop", "keep"])
+def test_the_control_averages_and_runs_the_models_own_blocks(tiny, variant: str, prefix: str) -> None:
+    dense = open_model(tiny(**ALL[variant]))
+    method = STViT(samples=1, prefix=prefix, generation="average")
+    lean = reduced(copy.deepcopy(dense), method)
+    before = dense.state_dict()
+    assert all(torch.equal(p, before[key]) for key, p in lean.state_dict().items()) and len(before) == len(
+        lean.state_dict()
+    )
+    x, state = dense.run(*dense.embed(images(), dense.start(images())), 0, 1)
+    first, kept = dense.num_prefix_tokens, dense.num_prefix_tokens if prefix == "keep" else 0
+    means = F.avg_pool2d(x[:, first:].transpose(1, 2).unflatten(2, (4, 4)), 2).flatten(2).transpose(1, 2)
+    want, _ = dense.run(torch.cat([x[:, :kept], means], dim=1), state.with_(num_prefix=kept), 1)
+    got, after = lean.run(*lean.embed(images(), lean.start(images())))
+    torch.testing.assert_close(got, want, **CLOSE)
+    assert lean.trace(images())[1].tokens == (16 + first, *[4 + kept] * 3) and after.num_prefix == kept
+    assert method.check(lean, {"after": 1, "window": [2, 2], "samples": 1}) == []
+    assert ("class_token" in lean.traits()) == (prefix == "keep" and dense.cls_token is not None)
+
+
+def test_at_equal_macs_the_control_gets_the_tokens_of_the_generation(tiny) -> None:
+    model = open_model(tiny(img_size=64, depth=6))
+    made, control = (STViT.at_macs(model, 0.6, {"generation": how}) for how in ("attention", "average"))
+    assert control == replace(made, generation="average") and made.after is not None
+    assert share_of(model, control) < share_of(model, made)
+
+
 def test_gated_and_sub_normed_attention(tiny) -> None:
     """The gate is the queries', whatever they look at: kept class tokens are those of the dense block."""
     for name in ("vit_tiny_patch16_224:gated", "beit3_base_patch16_224", "aimv2_large_patch14_224"):
@@ -129,6 +159,8 @@ def test_pooling_covers_and_overlaps_as_adaptive_pooling_does() -> None:
     for side in range(1, 6):
         want = F.adaptive_max_pool2d(x.permute(0, 3, 1, 2), side).flatten(2).transpose(1, 2)
         assert torch.equal(adaptive_max(x, side), want)
+        mean = F.adaptive_avg_pool2d(x.permute(0, 3, 1, 2), side).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(adaptive_mean(x, side), mean)
 
 
 def test_a_patch_belongs_to_the_token_of_its_cell(tiny) -> None:
@@ -251,6 +283,7 @@ def test_other_image_sizes(tiny) -> None:
         ({"samples": 4, "window": 3}, "samples is 4; accepted: 1 to 3"),
         ({"prefix": "kept"}, "did you mean 'keep'"),
         ({"prefix": "keep", "shortcut": False}, "give one of the two"),
+        ({"generation": "mean"}, "unknown generation 'mean'"),
         ({"use_global": 1}, "use_global is 1; accepted: true, false or none"),
     ],
 )

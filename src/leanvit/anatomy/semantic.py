@@ -6,7 +6,7 @@ section 3. Pure functions of shapes, of slices only: what is built from them exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,8 +22,18 @@ def cells(side: int, count: int) -> list[tuple[int, int]]:
 
 def adaptive_max(x: Tensor, count: int) -> Tensor:
     """Adaptive max pooling, (B, h, w, C) -> (B, count^2, C), row by row."""
-    rows = torch.stack([x[:, first:end].amax(dim=1) for first, end in cells(x.shape[1], count)], dim=1)
-    both = [rows[:, :, first:end].amax(dim=2) for first, end in cells(x.shape[2], count)]
+    return _adaptive(x, count, torch.amax)
+
+
+def adaptive_mean(x: Tensor, count: int) -> Tensor:
+    """Adaptive average pooling, (B, h, w, C) -> (B, count^2, C), row by row."""
+    return _adaptive(x, count, torch.mean)
+
+
+def _adaptive(x: Tensor, count: int, over: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """`over` is applied along columns and then along rows: all of a cell count alike, as rows of it are as long."""
+    rows = torch.stack([over(x[:, first:end], 1) for first, end in cells(x.shape[1], count)], dim=1)
+    both = [over(rows[:, :, first:end], 2) for first, end in cells(x.shape[2], count)]
     return torch.stack(both, dim=2).flatten(1, 2)
 
 

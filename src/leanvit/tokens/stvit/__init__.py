@@ -22,6 +22,7 @@ Departures: prefix tokens (class, distillation, registers) are keys like image t
 both heads of a distilled model read the mean. `prefix=keep` lets them go on beside the semantic tokens, with the head
 as it was. Patch dropout is taken out: windows are pooled of the whole grid. Semantic tokens have no place in the grid,
 so models whose later blocks read positions are refused, and of plain models maps of features after the generation.
+`generation=average` is a control without attention: the windows' means go through the model's own blocks.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ from leanvit.errors import BadInput, Refused, is_whole, unknown
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
 from leanvit.tokens.stvit import swin
-from leanvit.tokens.stvit.blocks import CentredGeneration, PooledGeneration, children
+from leanvit.tokens.stvit.blocks import AveragedBlock, CentredGeneration, PooledGeneration, children
 
 PREFIX = ("drop", "keep")
+MAKES = ("attention", "average")
 GENERATIONS = 2  # blocks
 SAMPLES = 2  # of a plain ViT; Swin has its own
 
@@ -64,6 +66,7 @@ class STViT:
     prefix: str = "drop"  # class, distillation and register tokens: they end, or "keep" beside the semantic tokens
     stage: int | None = None  # of Swin: which one gets units, from 0; None: the deepest
     units: int | None = None  # of Swin: units of six blocks at the stage's end; None: all of its blocks
+    generation: str = "attention"  # or "average", the control: windows are averaged and nothing is generated
     seed: int = 0  # of the centres' initial values
 
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
@@ -82,6 +85,8 @@ class STViT:
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: true, false or none")
         if self.prefix not in PREFIX:
             raise unknown("prefix", str(self.prefix), PREFIX)
+        if self.generation not in MAKES:
+            raise unknown("generation", str(self.generation), MAKES)
         if self.prefix == "keep" and self.shortcut is False:
             raise BadInput("prefix=keep with shortcut=false: kept tokens would lose their own sum; give one of the two")
         if self.window is not None and self.samples is not None and self.samples > self.window:
@@ -116,7 +121,8 @@ class STViT:
     def _check_family(self, model: OpenModel) -> None:
         """Raise `BadInput` for knobs that the model's family does not have."""
         on_swin = isinstance(model, OpenSwin)
-        others = {"after": None, "window": None, "prefix": "drop"} if on_swin else {"stage": None, "units": None}
+        plain = {"after": None, "window": None, "prefix": "drop", "generation": "attention"}
+        others = plain if on_swin else {"stage": None, "units": None}
         for name, default in others.items():
             if getattr(self, name) != default:
                 family = "a plain ViT, this model is a Swin" if on_swin else "a Swin, this model is none"
@@ -136,6 +142,13 @@ class STViT:
         grid = _grid(model)
         rows, columns = _check_windows(grid, structure)
         window, samples = (rows, columns), structure["samples"]
+        if self.generation == "average":
+            block = model.blocks[after]
+            averaged = AveragedBlock(
+                window=window, samples=samples, prefix=self.prefix, attn=block.attn, **children(block)
+            )
+            model.blocks[after] = averaged.train(model.training)
+            return self._read_the_mean(model)
         first, second = (
             {"attn": CrossAttention.like(block.attn), **children(block)}
             for block in model.blocks[after : after + GENERATIONS]
@@ -146,6 +159,10 @@ class STViT:
         centred = CentredGeneration(tokens=tokens, use_global=use_global, **second)
         for i, block in enumerate((pooled, centred)):
             model.blocks[after + i] = block.train(model.training)
+        self._read_the_mean(model)
+
+    def _read_the_mean(self, model: OpenModel) -> None:
+        """Where the class token ended, the classifier reads the mean."""
         if self.prefix == "drop" and model.global_pool == "token":
             model.global_pool = "avg"  # type: ignore[assignment]
 
@@ -161,8 +178,12 @@ class STViT:
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> STViT:
-        """With the place of the generation, and the number of semantic tokens, that leave this share of the MACs."""
-        made, depth = cls(**knobs), len(model.blocks)
+        """With the place of the generation, and the number of semantic tokens, that leave this share of the MACs.
+
+        The control gets what the generation would get, and costs less.
+        """
+        asked, depth = cls(**knobs), len(model.blocks)
+        made = replace(asked, generation="attention")
         if isinstance(model, OpenSwin):
             raise Refused("stvit on a Swin has no knob that sets its MACs to a share: its units follow from the stages")
         grid = _grid(model)
@@ -174,7 +195,8 @@ class STViT:
                     if kept * 2 <= grid[0] * grid[1]:  # else the generation costs more than it saves
                         tokens = after * grid[0] * grid[1] + (depth - after) * kept
                         found.setdefault(tokens, replace(made, after=after, window=window, samples=samples))
-        return nearest_setting(model, [found[tokens] for tokens in sorted(found, reverse=True)], share)
+        nearest = nearest_setting(model, [found[tokens] for tokens in sorted(found, reverse=True)], share)
+        return replace(nearest, generation=asked.generation)
 
     def achieved(self, model: OpenModel) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""

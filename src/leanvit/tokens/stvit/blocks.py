@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.anatomy import State
 from leanvit.anatomy.blocks import Block, apply_norm, layer_scale
 from leanvit.anatomy.cross import CrossAttention
-from leanvit.anatomy.semantic import adaptive_max, owners
+from leanvit.anatomy.semantic import adaptive_max, adaptive_mean, owners
 from leanvit.anatomy.windows import Windows
 from leanvit.errors import BadInput, Refused
 
 IMAGE = "stvit"  # key of the image tokens that wait in `State.extra`
+Pool = Callable[[Tensor, int], Tensor]  # (B, h, w, C) and tokens a side -> (B, tokens, C)
 _PARTS = ("norm1", "norm2", "mlp", "ls1", "ls2", "drop_path1", "drop_path2")
 
 
@@ -37,29 +39,30 @@ class Generation(Block):
         return ops.add(f"{at}.add1", tokens, ops.drop(self.drop_path1, branch)), state
 
 
-class PooledGeneration(Generation):
-    """The first: windows of image tokens are max-pooled, and what is pooled attends to the image tokens."""
+class PoolsWindows(Block):
+    """A block that begins with fewer tokens: those of each window of the full grid are pooled to a few."""
 
-    def __init__(self, *, window: tuple[int, int], samples: int, prefix: str, shortcut: bool, **parts: Any) -> None:
+    source: ClassVar[str] = "stvit"
+    reduces_tokens: ClassVar[bool] = True  # type: ignore[assignment]
+
+    def __init__(self, *, window: tuple[int, int], samples: int, prefix: str, **parts: Any) -> None:
         super().__init__(**parts)
-        self.window, self.samples, self.shortcut = window, samples, shortcut
+        self.window, self.samples = window, samples
         self.drops_prefix = prefix == "drop"
 
-    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+    def pooled(self, x: Any, state: State, op: Callable[..., Any], pool: Pool) -> tuple[Any, State]:
+        """Kept prefix tokens and those that `op` makes with `pool`; and the state after the image tokens gave way."""
         ops, at, first = state.ops, self.name, state.num_prefix
         self._check(ops.shape(x)[1], state)
         windows, semantic = cuts(state.grid, self.window, self.samples)
         image = ops.rearrange(f"{at}.image", x, lambda t: t[:, first:])
         cut = ops.rearrange(f"{at}.partition", image, windows.partition)
-        pooled = ops.pick(f"{at}.pool", cut, lambda t: adaptive_max(t.unflatten(1, self.window), self.samples))
-        tokens = ops.rearrange(f"{at}.reverse", pooled, semantic.reverse)
+        few = op(f"{at}.pool", cut, lambda t: pool(t.unflatten(1, self.window), self.samples))
+        tokens = ops.rearrange(f"{at}.reverse", few, semantic.reverse)
         state = self._tracked(state, ops.shape(x)[0], tokens)
-        if self.drops_prefix:
-            image = x
-        elif first:
+        if first and not self.drops_prefix:
             tokens = ops.cat(f"{at}.prefix", [ops.rearrange(f"{at}.front", x, lambda t: t[:, :first]), tokens])
-        tokens, state = self.met(tokens, x, state, shortcut=self.shortcut)
-        return tokens, state.with_(extra={**state.extra, IMAGE: image})
+        return tokens, state
 
     def _check(self, tokens: int, state: State) -> None:
         if tokens != state.num_prefix + state.num_patches:
@@ -80,6 +83,29 @@ class PooledGeneration(Generation):
             own = owners(state.grid, self.window, self.samples, device=tokens.device) + prefix
             state = state.with_(owner=own.expand(batch, -1)).tapped(f"{self.name}.owner", own)
         return state.with_(num_prefix=prefix, places=None, size=None)
+
+
+class PooledGeneration(PoolsWindows, Generation):
+    """The first: windows of image tokens are max-pooled, and what is pooled attends to the image tokens."""
+
+    def __init__(self, *, shortcut: bool, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.shortcut = shortcut
+
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        ops, first = state.ops, state.num_prefix
+        tokens, state = self.pooled(x, state, ops.pick, adaptive_max)
+        image = x if self.drops_prefix else ops.rearrange(f"{self.name}.waiting", x, lambda t: t[:, first:])
+        tokens, state = self.met(tokens, x, state, shortcut=self.shortcut)
+        return tokens, state.with_(extra={**state.extra, IMAGE: image})
+
+
+class AveragedBlock(PoolsWindows):
+    """The control: windows are averaged, and what comes out goes through the model's own block."""
+
+    def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
+        tokens, state = self.pooled(x, state, state.ops.mix, adaptive_mean)
+        return super().attended(tokens, state, needs)
 
 
 class CentredGeneration(Generation):
