@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ def test_other_knobs_stay(model: Any) -> None:
     assert at_macs(model, "diffrate", 0.6, {"max_steps": 3}).macs == 0.6
     assert at_macs(model, "lgvit", 0.5, {"epochs": 1}).speedup == 2
     assert at_macs(model, "nvit", 0.6).macs == 0.6
+    made, control = (at_macs(model, "stvit", 0.6, {"generation": how}) for how in ("attention", "average"))
+    assert control == replace(made, generation="average"), "the control gets the tokens of the generation"
 
 
 def test_the_nearest_of_two_neighbours_is_taken(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

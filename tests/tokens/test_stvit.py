@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, compress, load, save
-from leanvit.recipe.equal_macs import share_of
 from leanvit.recipe.method import make_method
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.stvit import STViT
@@ -113,13 +111,6 @@ def test_the_control_averages_and_runs_the_models_own_blocks(tiny, variant: str,
     assert lean.trace(images())[1].tokens == (16 + first, *[4 + kept] * 3) and after.num_prefix == kept
     assert method.check(lean, {"after": 1, "window": [2, 2], "samples": 1}) == []
     assert ("class_token" in lean.traits()) == (prefix == "keep" and dense.cls_token is not None)
-
-
-def test_at_equal_macs_the_control_gets_the_tokens_of_the_generation(tiny) -> None:
-    model = open_model(tiny(img_size=64, depth=6))
-    made, control = (STViT.at_macs(model, 0.6, {"generation": how}) for how in ("attention", "average"))
-    assert control == replace(made, generation="average") and made.after is not None
-    assert share_of(model, control) < share_of(model, made)
 
 
 def test_gated_and_sub_normed_attention(tiny) -> None:
