@@ -1,11 +1,16 @@
 """LGViT on a stream of real images at batch 1, in OpenVINO or ONNX Runtime: counted speed-up beside the measured one.
 
     python benchmarks/lgvit_stream.py DATA --model RUN --lgvit points=1,epochs=3
+    python benchmarks/lgvit_stream.py PHOTOS --untrained deit_small_patch16_224 --out OUT
     python benchmarks/lgvit_stream.py --smoke
 
 Heads are trained on the run (a dense reference) and the threshold is chosen on held-out training images. Then dense and
 exiting artefacts answer the same validation images one by one, in turns: image by image the order alternates, and each
 image's times are a pair. The speed-up is the ratio of sums over the stream; its quartiles are over blocks of images.
+The second line asks the same of a network of a usual size with random weights: heads stay untrained, and on half of the
+images each exit gets the threshold that lets 15 % of those inside leave; the other half is the stream. Its answers mean
+nothing, and are not kept; where an image leaves still depends on the image.
+
 Written beside: the counted ratio of mean MACs (heads included), depth / mean exit (which ignores heads), accuracy of
 both, where images left. The claim, that measured and counted agree within 15 %, is kept with its verdict either way.
 """
@@ -21,12 +26,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import Dataset, Preprocess, loader
 from leanvit.deploy import Options, export, load_artefact
+from leanvit.exits.calibration import collect
+from leanvit.exits.lgvit import LGViT
 from leanvit.files import write_atomic
 from leanvit.measure import Spread, count, environment
 from leanvit.recipe import Data, compress, parse_with
@@ -36,6 +44,8 @@ from leanvit.verbs.models import load_model, open_split
 RESULTS = Path(__file__).parent / "results" / "lgvit_stream.json"
 TOLERANCE = 0.15  # of the measured speed-up against the counted one
 BLOCKS = 10  # parts of the stream, for quartiles
+TRAINED, SMOKE_KNOBS = "points=1,epochs=3", "epochs=2,batch_size=16,points=2"
+LEAVING = 0.15  # of the images that reach an exit, where the heads are untrained
 SMOKE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 4, "num_heads": 3}
 
 
@@ -46,11 +56,27 @@ def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dat
         built = load_model("vit_tiny_patch16_224", model_args=SMOKE)
         fit(built.model, train, preprocess=built.preprocess, config=FitConfig(epochs=4, batch_size=64, lr=4e-3))
         return built.model, built.preprocess, train, val.limited(40)
-    if not arguments.data or not arguments.model:
-        raise SystemExit("give DATA and --model RUN, or --smoke")
-    loaded = load_model(arguments.model)
+    if not arguments.data or bool(arguments.model) == bool(arguments.untrained):
+        raise SystemExit("give DATA and one of --model RUN and --untrained MODEL, or --smoke")
+    loaded = load_model(arguments.model or arguments.untrained)
+    if arguments.untrained:  # the seed gives its weights in `main`
+        photos = open_split(arguments.data, "val", limit=2 * arguments.stream)
+        half = len(photos) // 2
+        apart, timed_ones = (photos.take(part).cached() for part in (np.arange(half), np.arange(half, len(photos))))
+        return loaded.model.eval(), loaded.preprocess, apart, timed_ones
     train = open_split(arguments.data, "train", limit=arguments.images).cached()
     return loaded.model, loaded.preprocess, train, open_split(arguments.data, "val", limit=arguments.stream).cached()
+
+
+def with_graded_exits(dense: OpenModel, data: Data) -> OpenModel:
+    """Untrained heads; at each exit `LEAVING` of the images that reach it are sure enough to leave."""
+    lean = compress(dense, [LGViT(epochs=0, held_out=0)], data)
+    seen = collect(lean, data.dataset, data.preprocess, batch_size=16)
+    inside, thresholds = torch.ones(len(seen), dtype=torch.bool), []
+    for exit_ in seen.exits:
+        thresholds.append(float(exit_.confidence[inside].double().quantile(1 - LEAVING)))
+        inside &= ~(exit_.confidence > thresholds[-1])
+    return compress(dense, [LGViT(epochs=0, held_out=0, threshold=tuple(thresholds))], data)  # the seed's heads again
 
 
 def timed(runner: Any, image: Tensor) -> tuple[float, Tensor]:
@@ -86,8 +112,11 @@ def block_ratios(dense: list[float], lean: list[float]) -> Spread:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     dense, preprocess, train, val = reference(arguments)
     torch.set_num_threads(arguments.threads)
-    knobs = "epochs=2,batch_size=16,points=2" if arguments.smoke else arguments.lgvit
-    lean = compress(dense, [parse_with(f"lgvit:{knobs}")], Data(train, preprocess, seed=arguments.seed))
+    data = Data(train, preprocess, seed=arguments.seed)
+    if arguments.untrained:
+        lean = with_graded_exits(dense, data)
+    else:
+        lean = compress(dense, [parse_with(f"lgvit:{SMOKE_KNOBS if arguments.smoke else arguments.lgvit}")], data)
     batch = next(iter(loader(val, preprocess, batch_size=len(val))))
     images, targets = list(batch.images.split(1)), batch.targets.tolist()
     with tempfile.TemporaryDirectory(prefix="leanvit-") as folder:
@@ -109,12 +138,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "images one by one through dense and exiting artefacts, in turns",
         "model": dense.history.root.name if dense.history else "a small ViT",
+        "weights": "random" if arguments.untrained else "trained",
         "runtime": arguments.to,
         "threads": arguments.threads,
         "images": len(images),
         "knobs": dict(plan.knobs),
         "thresholds": list(plan.structure["thresholds"]),
-        "top1_percent": {name: 100 * n / len(targets) for name, n in right.items()},
+        "top1_percent": None if arguments.untrained else {name: 100 * n / len(targets) for name, n in right.items()},
         "left_after_block": dict(zip(map(str, work.layers), work.shares, strict=True)),
         "counted_speedup": counted,
         "depth_over_mean_exit": work.layers[-1] / work.mean_layer,
@@ -130,7 +160,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", help="data spec of the reference")
     parser.add_argument("--model", metavar="RUN", help="the dense reference: a run folder")
-    parser.add_argument("--lgvit", default="points=1,epochs=3", help="knobs of lgvit")
+    parser.add_argument("--untrained", metavar="MODEL", help="a timm name: random weights, for its cost alone")
+    parser.add_argument("--lgvit", default=TRAINED, help=f"knobs of lgvit, of a trained reference (default {TRAINED})")
     parser.add_argument("--images", type=int, help="training images (default: all)")
     parser.add_argument("--stream", type=int, default=1000, help="validation images that are timed")
     parser.add_argument("--to", choices=("openvino", "onnx"), default="openvino")
@@ -139,6 +170,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--smoke", action="store_true", help="seconds: digits, a tiny model, few images")
     arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
     found = measure(arguments)
     found["command"] = shlex.join(["python", "benchmarks/lgvit_stream.py", *sys.argv[1:]])
     found["environment"] = environment()

@@ -28,9 +28,29 @@ _ACCEPTED = {
 }
 
 
+def confidence_of(logits: Tensor) -> Tensor:
+    """The largest probability, (B,) float32, of logits (B, classes)."""
+    return logits.float().log_softmax(dim=-1).amax(dim=-1).exp()
+
+
+def entropy_of(logits: Tensor) -> Tensor:
+    """Of the probabilities, (B,) float32 in nats. Probabilities that vanish add nothing."""
+    log_p = logits.float().log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).sum(dim=-1)
+
+
+def answer_of(logits: Tensor) -> Tensor:
+    """The class of the largest logit, (B,) int64."""
+    return logits.argmax(dim=-1)
+
+
+_SEEN = {"confidence": confidence_of, "entropy": entropy_of, "answer": answer_of}
+_READS = {"confidence": "confidence", "entropy": "entropy", "patience": "answer", "patient_confident": "entropy"}
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """What a rule asks of one exit's logits."""
+    """What any rule may ask of one exit's logits."""
 
     confidence: Tensor  # (B,) float32, largest probability
     entropy: Tensor  # (B,) float32, nats
@@ -38,22 +58,20 @@ class Evidence:
 
     @classmethod
     def of(cls, logits: Tensor) -> Evidence:
-        """From logits (B, classes). Probabilities that vanish add nothing to the entropy."""
-        log_p = logits.float().log_softmax(dim=-1)
-        p = log_p.exp()
-        return cls(p.amax(dim=-1), -(p * log_p).sum(dim=-1), logits.argmax(dim=-1))
+        """From logits (B, classes)."""
+        return cls(**{name: see(logits) for name, see in _SEEN.items()})
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a rule knows of the images still inside: the last answer, and how many exits in a row spoke for leaving."""
+    """What a patient rule knows of the images still inside."""
 
-    answer: Tensor  # (B,) int64
-    streak: Tensor  # (B,) int64
+    last: Tensor  # (B,), what it read at the last exit
+    streak: Tensor  # (B,) int64, how many exits in a row spoke for leaving
 
     def rows(self, index: Tensor) -> Memory:
         """Of these images only."""
-        return Memory(self.answer[index], self.streak[index])
+        return Memory(self.last[index], self.streak[index])
 
 
 @dataclass(frozen=True)
@@ -67,27 +85,31 @@ class Rule:
     thresholds: tuple[float, ...]
     patience: int = 2
 
-    def __call__(self, number: int, logits: Tensor, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def __call__(self, number: int, logits: Tensor, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         """Which images leave at exit `number` (from 0): (B,) bool, and what to remember of all of them.
 
-        `memory` is that of the exit before, None at the first.
+        `memory` is that of the exit before, None at the first. Only what the rule reads is computed: between the parts
+        of an artefact, image by image, this is time that the network does not run.
         """
-        return self.decide(number, Evidence.of(logits), memory)
+        return self._judge(number, _SEEN[_READS[self.kind]](logits), memory)
 
-    def decide(self, number: int, seen: Evidence, memory: Memory | None) -> tuple[Tensor, Memory]:
+    def decide(self, number: int, seen: Evidence, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         """The same from what was seen of the logits."""
+        return self._judge(number, getattr(seen, _READS[self.kind]), memory)
+
+    def _judge(self, number: int, value: Tensor, memory: Memory | None) -> tuple[Tensor, Memory | None]:
         threshold = self.thresholds[number]
-        before = torch.zeros_like(seen.answer) if memory is None else memory.streak
         if self.kind == "confidence":
-            return seen.confidence > threshold, Memory(seen.answer, before)
+            return value > threshold, None
         if self.kind == "entropy":
-            return seen.entropy < threshold, Memory(seen.answer, before)
+            return value < threshold, None
+        before = torch.zeros_like(value, dtype=torch.int64) if memory is None else memory.streak
         if self.kind == "patience":
-            same = torch.ones_like(seen.answer) if memory is None else (seen.answer == memory.answer).long()
+            same = torch.ones_like(value) if memory is None else (value == memory.last).long()
             streak = before * same + 1
-            return streak >= threshold, Memory(seen.answer, streak)
-        streak = (before + 1) * (seen.entropy < threshold).long()
-        return streak >= self.patience, Memory(seen.answer, streak)
+            return streak >= threshold, Memory(value, streak)
+        streak = (before + 1) * (value < threshold).long()
+        return streak >= self.patience, Memory(value, streak)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in plans and artefacts."""

@@ -52,6 +52,8 @@ def leave(
         if not bool(leaves.any()):
             continue
         if out is None:
+            if bool(leaves.all()):
+                return logits, torch.full((len(logits),), number, dtype=torch.int64, device=logits.device), x
             out = logits.new_empty(logits.shape)
             at = torch.full((len(logits),), last, dtype=torch.int64, device=logits.device)
             inside = torch.arange(len(logits), device=logits.device)
@@ -60,7 +62,8 @@ def leave(
         at[inside[gone]] = number
         if not len(stay):
             return out, at, x
-        inside, memory, x = inside[stay], memory.rows(stay), take(x, stay)
+        inside, x = inside[stay], take(x, stay)
+        memory = None if memory is None else memory.rows(stay)
     logits, x = parts[-1](x)
     assert logits is not None
     if out is None:
