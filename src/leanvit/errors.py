@@ -15,6 +15,10 @@ class BadInput(LeanvitError, ValueError):
     """An argument, option, key or file is not what is accepted."""
 
 
+class NoTrainingSplit(BadInput):
+    """A data set has no images to learn from; what does not learn may go on without."""
+
+
 class Refused(LeanvitError):
     """The input is well formed, but this model, or this combination of methods, is not supported; the text says why."""
 

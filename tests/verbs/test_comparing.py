@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.recipe import Recovery, load
@@ -149,3 +150,22 @@ def test_a_share_that_a_method_does_not_reach_is_refused_with_the_nearest() -> N
     start = load_model(NAME, model_args={**ARGS, "patch_size": 4})  # four patches: few settings
     with pytest.raises(Refused, match=r"tome comes no nearer to 0\.9 of the MACs than 0\.\d+"):
         choose(start, ["tome"], 0.9, tolerance=0.001, controls=False, say=silent)
+
+
+def test_images_to_learn_from_are_asked_for_only_where_something_learns(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "data" / "val" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8), 40 * i).save(tmp_path / "data" / "val" / label / f"{i}.png")
+    given = {"macs": 0.7, "rounds": 3, "model_args": {**ARGS, "num_classes": 2}, "convert": True}
+    data = str(tmp_path / "data")
+    found = compare_methods(NAME, data, ["evit"], out=tmp_path / "out", **given)
+    assert [one.name for one in found.result.standings] == ["evit", "evit-select-random", "evit-select-lowest"]
+    for learns in (
+        {"recovery": Recovery(epochs=1)},
+        {"contenders": ["lgvit"]},
+        {"int8": True, "runtimes": ["openvino"]},
+    ):
+        with pytest.raises(BadInput, match="has no training split, only val"):
+            compare_methods(NAME, data, out=tmp_path / "other", **{"contenders": ["evit"], **given, **learns})
+    assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ import numpy as np
 from leanvit.data import keyed
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.stream import AnyDataset, Stream
-from leanvit.errors import BadInput, nearest, unknown
+from leanvit.errors import BadInput, NoTrainingSplit, nearest, unknown
 
 VAL_FRACTION = 0.1  # share of the keys held out when a source has a single split
 SPLITS = ("train", "val")
@@ -158,7 +158,7 @@ def _selected(source: Source, split: str | None) -> AnyDataset:
         return _named(source, "test", "val", note="val is the test split: there is no val split")
     whole = "train" if "train" in held else "all"
     if whole not in held:
-        raise BadInput(f"split='train': {source.spec!r} has no training split, only {', '.join(sorted(held))}")
+        raise NoTrainingSplit(f"split='train': {source.spec!r} has no training split, only {', '.join(sorted(held))}")
     if len(held) > 1:
         return _named(source, whole, "train")
     return _hash_split(_named(source, whole, split), split)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.data import AnyDataset, loader
-from leanvit.errors import BadInput, CheckpointError, LeanvitError, is_number
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, NoTrainingSplit, is_number
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
 from leanvit.recipe import (
@@ -76,7 +76,7 @@ class _Contest:
     """What all methods share."""
 
     start: Loaded
-    train: AnyDataset
+    train: AnyDataset | None  # None: nothing learns
     val: AnyDataset
     recovery: Recovery | None
     seed: int
@@ -85,7 +85,9 @@ class _Contest:
     command: str
     data: str
 
-    def images(self) -> Data:
+    def images(self) -> Data | None:
+        if self.train is None:
+            return None
         return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
 
     def judged(self, model: Any) -> Predictions:
@@ -130,7 +132,8 @@ def compare_methods(
 
     Args:
         model: timm name, run folder or reference; the other arguments as in `compress`.
-        data: data spec; methods and recovery learn from `train`, all figures are of `val`.
+        data: data spec; methods and recovery learn from `train`, all figures are of `val`. Where nothing learns, a data
+            set without a training split will do.
         contenders: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
             Default: every method that reduces tokens or leaves early and has such a knob; what does not fit the model
             is left out, with the reason. One that is named and does not fit is an error.
@@ -155,19 +158,23 @@ def compare_methods(
     others = _other_runtimes(runtimes, int8)
     if resume:
         _check_resume(out)
-    train = open_split(data, "train", seed=seed, limit=limit, say=say)
+    train, no_training_split = _training_split(data, seed, limit, say)
     val = open_split(data, "val", seed=seed, limit=limit, say=say)
+    some = val if train is None else train
     start = load_model(
         model,
         model_args=model_args,
         pretrained=pretrained,
         weights=weights,
-        adapt_to=train if adapt else None,
+        adapt_to=some if adapt else None,
         seed=seed,
         say=say,
     )
-    require_fit(start, train, adapted=adapt, convert=convert)
+    require_fit(start, some, adapted=adapt, convert=convert)
     chosen, left_out = choose(start, contenders, macs, tolerance=tolerance, controls=controls, say=say)
+    learns = recovery is not None or int8 or any(one.method.needs_data or one.method.trains for one in chosen)
+    if no_training_split and learns:
+        raise no_training_split
     _check_all(start, chosen, train, recovery, int8)
     folder = require_writable(out) if resume and out else _new(out, start, overwrite)
     asked: dict[str, Any] = {
@@ -180,7 +187,8 @@ def compare_methods(
         "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
     }
     _begin(folder, asked, resume=resume)
-    contest = _Contest(start, train.cached(), val.cached(), recovery, seed, folder, say, command, data)
+    kept_train = None if train is None else train.cached()
+    contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data)
     kept = f"finished methods, and the state of a training, are in {folder}"
     with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
         _keep_baseline(contest)
@@ -216,8 +224,18 @@ def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
     return others
 
 
+def _training_split(
+    data: str, seed: int, limit: int | None, say: Say
+) -> tuple[AnyDataset | None, NoTrainingSplit | None]:
+    """The images to learn from; where the data has none, what to raise if something learns."""
+    try:
+        return open_split(data, "train", seed=seed, limit=limit, say=say), None
+    except NoTrainingSplit as error:
+        return None, error
+
+
 def _check_all(
-    start: Loaded, chosen: Sequence[Contender], train: AnyDataset, recovery: Recovery | None, int8: bool
+    start: Loaded, chosen: Sequence[Contender], train: AnyDataset | None, recovery: Recovery | None, int8: bool
 ) -> None:
     for one in chosen:
         row = [one.method, *([make_method(INT8, {})] if int8 else [])]
@@ -330,7 +348,7 @@ def _save(contest: _Contest, lean: Any, folder: Path, asked: list[dict[str, Any]
         lean,
         folder,
         preprocess=start.preprocess,
-        classes=tuple(contest.train.classes),
+        classes=tuple(contest.val.classes if contest.train is None else contest.train.classes),
         info=info,
         overwrite=folder.is_dir(),
     )
