@@ -13,6 +13,7 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.block_widths import BlockWidths, block_widths
 from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.recipe import Plan, Root, compress, create, register, save
+from leanvit.recipe.method import make_method
 from leanvit.report.material import Material, read_run
 from leanvit.report.page import render
 from leanvit.report.values import shown
@@ -53,6 +54,13 @@ def test_widths_are_those_of_the_modules() -> None:
     assert found.lean[1] == BlockWidths("blocks.1", 16, 2, 4, 8, 40)
     assert found.lean[2] == BlockWidths("blocks.2", 16, 3, 8, 8, 96)
     assert rows(found)[1].cells == ((24, 16), (3, 2), (8, 4), (8, 8), (96, 40))
+
+
+def test_what_a_method_put_into_a_slot_is_not_the_blocks_width() -> None:
+    root = create(Root("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 3}))
+    lean = compress(root, [make_method("sit", {})])
+    assert any(list(block.steps()) for block in lean.blocks)
+    assert block_widths(lean) == block_widths(root)
 
 
 def test_every_family_has_widths() -> None:

@@ -30,8 +30,10 @@ def block_widths(model: OpenModel) -> tuple[BlockWidths, ...]:
 def _of(block: Any) -> BlockWidths:
     attentions = block.attentions()
     first = attentions[0] if attentions else None
-    entering = (m.in_features for m in block.modules() if isinstance(m, nn.Linear))
-    hidden = [m.fc2.in_features for m in block.modules() if isinstance(getattr(m, "fc2", None), nn.Linear)]
+    taken_in = {m for step in block.steps() for m in step.modules()}  # what methods put into slots is not the block's
+    own = [m for m in block.modules() if m not in taken_in]
+    entering = (m.in_features for m in own if isinstance(m, nn.Linear))
+    hidden = [m.fc2.in_features for m in own if isinstance(getattr(m, "fc2", None), nn.Linear)]
     joint = getattr(block, "hidden", 0)  # attention and MLP in one projection
     return BlockWidths(
         name=block.name,

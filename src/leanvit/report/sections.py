@@ -318,8 +318,11 @@ def _traced(materials: Sequence[Material]) -> list[tuple[str, Material, TokenMap
 
 def _run_name(material: Material, materials: Sequence[Material]) -> str:
     """The model's name; with its folder where several runs share it."""
-    alike = [m for m in materials if m.name == material.name]
-    return material.name if len(alike) == 1 else f"{material.name} [{material.folder}]"
+    alike = [m.folder for m in materials if m.name == material.name]
+    if len(alike) == 1:
+        return material.name
+    apart = len({folder.name for folder in alike}) == len(alike)
+    return f"{material.name} [{material.folder.name if apart else material.folder}]"
 
 
 def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:
