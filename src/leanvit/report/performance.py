@@ -34,14 +34,20 @@ class Section:
 
     title: str
     about: str
-    script: str  # writes benchmarks/results/<script>.json
+    script: str
     arguments: str  # of a whole run
     tables: Callable[[Content], Iterator[str]]
+    named: str = ""  # of the file benchmarks/results/<named>.json, where it is not the script's name
+
+    @property
+    def result(self) -> str:
+        """Name of the results' file, without its suffix."""
+        return self.named or self.script
 
     def lines(self, results: Path) -> Iterator[str]:
         yield f"\n## {self.title}\n"
         yield f"{self.about}\n"
-        file, command = results / f"{self.script}.json", f"python benchmarks/{self.script}.py {self.arguments}".strip()
+        file, command = results / f"{self.result}.json", f"python benchmarks/{self.script}.py {self.arguments}".strip()
         if not file.is_file():
             yield f"Not measured yet: `{command}` makes the figures.\n"
             return
@@ -214,9 +220,13 @@ def _token_methods(content: Content) -> Iterator[str]:
         ],
     )
     yield "\nWhat the papers lead to expect, in points seed by seed:\n"
+    yield from _claims(content["trends"])
+
+
+def _claims(trends: list[Content]) -> Iterator[str]:
     yield from markdown_table(
         ("claim", "points", "verdict"),
-        [(one["claim"], _listed(one["points"], "+.2f"), one["verdict"]) for one in content["trends"]],
+        [(one["claim"], _listed(one["points"], "+.2f"), one["verdict"]) for one in trends],
     )
 
 
@@ -243,6 +253,54 @@ def _token_speed(content: Content) -> Iterator[str]:
                 "" if row["asked"] is None else f"{row['asked']:g}",
             )
             for row in content["rows"]
+        ],
+    )
+
+
+def _exit_heads(content: Content) -> Iterator[str]:
+    settings = content["settings"]
+    yield f"`{settings['model']}`, {settings['limit']:,} training images, {settings['epochs']} epochs of the heads, "
+    yield "the backbone frozen. Top-1 (%) of the heads, each on all validation images, and of the end:\n"
+    first, told = content["rows"][0], content["summary"]
+    columns = [f"top1 after block {layer}" for layer in first["layers"]]
+    yield from markdown_table(
+        ("heads", *(f"after block {layer}" for layer in first["layers"])),
+        [(name, *(_mean(row, column) for column in columns)) for name, row in told.items()],
+    )
+    yield "\nUnder the rule, with the threshold that held-out training images chose:\n"
+    yield from markdown_table(
+        ("heads", "depth / mean exit", "MACs saved, times", "points lost", "above random exits, points (median)"),
+        [
+            (
+                name,
+                *(_mean(row, column) for column in ("depth_over_mean_exit", "speedup_macs", "points_lost")),
+                _mean(row, "above_random"),
+            )
+            for name, row in told.items()
+        ],
+    )
+    yield "\nWhat is expected, in points seed by seed:\n"
+    yield from _claims(content["trends"])
+
+
+def _stream(content: Content) -> Iterator[str]:
+    top1 = content["top1_percent"]
+    answers = "random weights" if top1 is None else f"{top1['lgvit']:.1f} % against {top1['dense']:.1f} dense"
+    yield from markdown_table(
+        ("model", "runtime", "images", "top-1", "depth / mean exit", "counted", "measured", "measured / counted"),
+        [
+            (
+                content["model"],
+                content["runtime"],
+                content["images"],
+                answers,
+                f"{content['depth_over_mean_exit']:.2f}",
+                f"{content['counted_speedup']:.2f}",
+                _ratio(
+                    [content["measured_quartiles"][0], content["measured_speedup"], content["measured_quartiles"][2]]
+                ),
+                f"{content['measured_over_counted']:.2f}, {content['verdict']}",
+            )
         ],
     )
 
@@ -295,6 +353,52 @@ SECTIONS = (
         "token_methods",
         "cifar10 --model leanvit/cifar10_vit",
         _token_methods,
+    ),
+    Section(
+        "Token methods with modules that learn from nothing",
+        "SiT and STViT begin with modules that know nothing, so all get a longer recovery here; SiT without its "
+        "distillation and averaged windows are their controls.",
+        "token_methods",
+        "cifar10 --model leanvit/cifar10_vit --method evit --method sit --method sit:token_weight=0,logit_weight=0 "
+        "--method stvit --method stvit:generation=average --limit 10000 --recover-epochs 3 --tolerance 0.05 "
+        "--out benchmarks/results/token_methods_longer.json",
+        _token_methods,
+        named="token_methods_longer",
+    ),
+    Section(
+        "DiffRate after a longer search",
+        "Rates that are learned with frozen weights against uniform ones.",
+        "token_methods",
+        "cifar10 --model leanvit/cifar10_vit --limit 5000 --method diffrate:max_steps=800,amp=bf16 "
+        "--method diffrate:search=prune --method diffrate:search=merge "
+        "--out benchmarks/results/token_methods_search.json",
+        _token_methods,
+        named="token_methods_search",
+    ),
+    Section(
+        "Early exits",
+        "[LGViT](methods/lgvit.md)'s heads against plain linear ones at the same blocks, and its rule against letting "
+        "as many images leave blindly.",
+        "lgvit_heads",
+        "cifar10 --model leanvit/cifar10_vit",
+        _exit_heads,
+    ),
+    Section(
+        "Early exits, image by image",
+        "Counted speed-up (mean MACs, heads included) beside the measured one; a small network on small images, so "
+        "what comes with every graph weighs much.",
+        "lgvit_stream",
+        "cifar10 --model leanvit/cifar10_vit --images 5000 --lgvit points=1,epochs=3,amp=bf16",
+        _stream,
+    ),
+    Section(
+        "Early exits of a usual size, image by image",
+        "The same on photos at 224x224. Untrained: its cost alone is of interest, and 15 % of the images that reach an "
+        "exit leave there.",
+        "lgvit_stream",
+        "imagenet_sample --untrained deit_small_patch16_224 --out benchmarks/results/lgvit_stream_deit_small.json",
+        _stream,
+        named="lgvit_stream_deit_small",
     ),
     Section(
         "Time saved, MACs saved",
