@@ -248,9 +248,10 @@ def test_a_search_meets_its_target_and_leaves_the_weights_alone(tmp_path: Path, 
     assert torch.equal(load(tmp_path / "run")(torch.ones(2, 1, 8, 8)), lean(torch.ones(2, 1, 8, 8)))
 
 
-def test_only_rates_have_gradients_and_those_that_mask_tokens_have_them() -> None:
+@pytest.mark.parametrize("patch_drop_rate", [0.0, 0.5])  # of the dense model's training: not while searching
+def test_only_rates_have_gradients_and_those_that_mask_tokens_have_them(patch_drop_rate: float) -> None:
     torch.manual_seed(0)
-    soft = searching(create(Root("vit_tiny_patch16_224", SMALL)), 1)
+    soft = searching(create(Root("vit_tiny_patch16_224", {**SMALL, "patch_drop_rate": patch_drop_rate})), 1)
     with torch.no_grad():
         for i, step in enumerate(rates(soft)):  # each block prunes and merges some
             step.prune_rate.start_at(15 - 3 * i)

@@ -201,6 +201,7 @@ def searching(model: OpenModel, granularity: int | None, *, prop_attn: bool = Tr
     """
     copied: Any = copy.deepcopy(model)
     copied.requires_grad_(False)
+    copied.keep_all_patches()  # with some dropped at random, fewer could be there than a rate keeps: nothing to learn
     patches = copied.patches()
     step = granularity or (4 if patches >= 100 else 1)
     last = len(copied.blocks) - 1
