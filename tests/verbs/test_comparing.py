@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_a_resumed_comparison_runs_no_finished_method_again(compared: Compared) 
     assert SideBySide.read(folder).standings == again.result.standings
 
 
+@pytest.fixture
+def heeded_ctrl_c() -> Iterator[None]:
+    """Processes that a shell put into the background ignore SIGINT from their start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_command_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     def stop(line: str) -> None:
