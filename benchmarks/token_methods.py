@@ -58,6 +58,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comp
         arguments.methods,
         macs=arguments.macs,
         tolerance=arguments.tolerance,
+        controls=arguments.controls,
         recovery=Recovery(
             epochs=arguments.recover_epochs, lr=RECOVERY.lr, batch_size=64, settings=RECOVERY_SETTINGS | {"amp": amp}
         ),
@@ -165,6 +166,9 @@ def main() -> None:
     parser.add_argument("--method", action="append", dest="methods", help="as `leanvit compare --with` takes it")
     parser.add_argument("--macs", type=float, default=0.65)
     parser.add_argument("--tolerance", type=float, default=0.03)
+    parser.add_argument(
+        "--no-controls", dest="controls", action="store_false", help="leave out EViT with random and lowest tokens"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=3000, help="images of each split")
     parser.add_argument("--recover-epochs", type=int, default=1)
