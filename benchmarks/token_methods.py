@@ -3,14 +3,15 @@
     python benchmarks/token_methods.py DATA --model RUN [--seeds 3] [--macs 0.65] [--limit 3000]
     python benchmarks/token_methods.py DATA --model RUN --method evit --method sit \\
         --method sit:token_weight=0,logit_weight=0 --method stvit --method stvit:generation=average \\
-        --limit 10000 --recover-epochs 3 --out benchmarks/results/token_methods_longer.json
+        --tolerance 0.05 --limit 10000 --recover-epochs 3 --recover-lr 5e-4 --no-controls --torch-only \\
+        --out benchmarks/results/token_methods_longer.json
 
 One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
 recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the methods
 stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
 learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends that the
 specifications name are reported as they come out.
-SiT and STViT begin with modules that know nothing: the short recovery of the first line is not for them.
+SiT and STViT begin with modules that know nothing: the short recovery of the first line, at a low rate, is not for them.
 
 A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
 """
@@ -51,7 +52,7 @@ RECOVERY_SETTINGS = {"augment": "light", "train_mode": "eval"}
 def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comparison]:
     """The comparison of one seed; goes on with an interrupted one."""
     folder = arguments.work / f"seed-{seed}"
-    amp, timed = "fp32" if arguments.smoke else "bf16", seed == 0 and not arguments.smoke
+    amp, timed = "fp32" if arguments.smoke else "bf16", seed == 0 and not (arguments.smoke or arguments.torch_only)
     found = compare_methods(
         arguments.model,
         arguments.data,
@@ -60,7 +61,10 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comp
         tolerance=arguments.tolerance,
         controls=arguments.controls,
         recovery=Recovery(
-            epochs=arguments.recover_epochs, lr=RECOVERY.lr, batch_size=64, settings=RECOVERY_SETTINGS | {"amp": amp}
+            epochs=arguments.recover_epochs,
+            lr=arguments.recover_lr,
+            batch_size=64,
+            settings=RECOVERY_SETTINGS | {"amp": amp},
         ),
         runtimes=RUNTIMES if timed else (),
         int8=timed,
@@ -172,6 +176,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=3000, help="images of each split")
     parser.add_argument("--recover-epochs", type=int, default=1)
+    parser.add_argument("--torch-only", action="store_true", help="no OpenVINO and no int8 beside PyTorch")
+    parser.add_argument("--recover-lr", type=float, default=RECOVERY.lr)
     parser.add_argument("--work", type=Path, default=Path("runs/token_methods"), help="folder of the comparisons")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
@@ -189,6 +195,7 @@ def main() -> None:
         "macs": arguments.macs,
         "limit": arguments.limit,
         "recover_epochs": arguments.recover_epochs,
+        "recover_lr": arguments.recover_lr,
         "methods": arguments.methods,
     }
     kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)

@@ -356,12 +356,12 @@ SECTIONS = (
     ),
     Section(
         "Token methods with modules that learn from nothing",
-        "SiT and STViT begin with modules that know nothing, so all get a longer recovery here; SiT without its "
+        "SiT and STViT begin with modules that know nothing, so all get a longer recovery here, at a higher rate; SiT without its "
         "distillation and averaged windows are their controls.",
         "token_methods",
         "cifar10 --model leanvit/cifar10_vit --method evit --method sit --method sit:token_weight=0,logit_weight=0 "
-        "--method stvit --method stvit:generation=average --limit 10000 --recover-epochs 3 --tolerance 0.05 "
-        "--out benchmarks/results/token_methods_longer.json",
+        "--method stvit --method stvit:generation=average --tolerance 0.05 --limit 10000 --recover-epochs 3 "
+        "--recover-lr 5e-4 --no-controls --torch-only --out benchmarks/results/token_methods_longer.json",
         _token_methods,
         named="token_methods_longer",
     ),

@@ -9,7 +9,8 @@ Departures: MACs are those of the model that runs (published: a formula for MLPs
 the class token into the patch embedding), and the penalty on them is relative to the dense model, so that its weight
 does not depend on the model's size: 5 (ΔGFLOPs)² is 5 · GFLOPs(dense)² times as much. What a short search misses, its
 end puts right (`settled`). Sizes stay above zero (published: similarity may be negative, and the logarithm of a size is
-taken). All prefix tokens are protected. No token is left for a merge alone: m is 2 or more where it merges.
+taken). All prefix tokens are protected. No token is left for a merge alone: m is 2 or more where it merges. Patch
+dropout rests while searching.
 """
 
 from __future__ import annotations
