@@ -356,8 +356,8 @@ SECTIONS = (
     ),
     Section(
         "Token methods with modules that learn from nothing",
-        "SiT and STViT begin with modules that know nothing, so all get a longer recovery here, at a higher rate; SiT without its "
-        "distillation and averaged windows are their controls.",
+        "SiT and STViT begin with modules that know nothing, so all get a longer recovery here, at a higher rate; SiT "
+        "without its distillation and averaged windows are their controls.",
         "token_methods",
         "cifar10 --model leanvit/cifar10_vit --method evit --method sit --method sit:token_weight=0,logit_weight=0 "
         "--method stvit --method stvit:generation=average --tolerance 0.05 --limit 10000 --recover-epochs 3 "
@@ -396,7 +396,8 @@ SECTIONS = (
         "The same on photos at 224x224. Untrained: its cost alone is of interest, and 15 % of the images that reach an "
         "exit leave there.",
         "lgvit_stream",
-        "imagenet_sample --untrained deit_small_patch16_224 --out benchmarks/results/lgvit_stream_deit_small.json",
+        "imagenet_sample --untrained deit_small_patch16_224 --stream 200 "
+        "--out benchmarks/results/lgvit_stream_deit_small.json",
         _stream,
         named="lgvit_stream_deit_small",
     ),
