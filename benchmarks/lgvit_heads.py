@@ -34,7 +34,7 @@ from leanvit.exits.lgvit import LGViT
 from leanvit.recipe import Data, compress
 from leanvit.training import FitConfig, fit
 from leanvit.verbs.models import load_model, open_split
-from reference_study import SMOKE, over_seeds
+from reference_study import SMOKE, over_seeds, verdict
 
 OUT = Path(__file__).parent / "results" / "lgvit_heads.json"
 LAYOUTS = {"published": None, "convolution": "lph_dw", "attention": "gah2", "linear": "linear"}
@@ -165,11 +165,6 @@ def trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         gaps = [of[layout, s]["rule_above_random"]["least"] for s in seeds]
         found.append(verdict(f"above random exiting all along the curve, {layout} heads", gaps))
     return found
-
-
-def verdict(claim: str, points: Sequence[float]) -> dict[str, Any]:
-    said = "holds" if min(points) > 0 else "does not hold" if max(points) < 0 else "seeds disagree"
-    return {"claim": claim, "points": [round(p, 3) for p in points], "verdict": said}
 
 
 def main() -> None:

@@ -263,3 +263,10 @@ def over_seeds(rows: Sequence[Mapping[str, Any]], column: str) -> dict[str, floa
     if not values:
         return None
     return {"mean": round(statistics.fmean(values), 4), "min": min(values), "max": max(values), "seeds": len(values)}
+
+
+def verdict(claim: str, points: Sequence[float]) -> dict[str, Any]:
+    """A claim with its points, a seed each: it holds where all are above 0; one seed alone is called that."""
+    said = "holds" if min(points) > 0 else "does not hold" if max(points) < 0 else "seeds disagree"
+    said = said if len(points) > 1 else f"{said}, one seed"
+    return {"claim": claim, "points": [round(p, 3) for p in points], "verdict": said}

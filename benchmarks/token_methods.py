@@ -29,7 +29,7 @@ from leanvit.recipe import Recovery
 from leanvit.report.side_by_side import BASELINE, INT8, SideBySide, macs_ratio
 from leanvit.training import RECOVERY
 from leanvit.verbs.comparing import compare_methods
-from reference_study import SMOKE, over_seeds
+from reference_study import SMOKE, over_seeds, verdict
 
 OUT = Path(__file__).parent / "results" / "token_methods.json"
 METHODS = (
@@ -146,18 +146,14 @@ CLAIMS = (  # (what the specifications expect, better, worse, column)
 
 
 def trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Differences in points, seed by seed; a claim holds where all seeds say so; one seed alone is called that."""
+    """Differences in points, seed by seed."""
     found = []
     for claim, better, worse, column in CLAIMS:
         values = {name: _by_seed(rows, name, column) for name in (better, worse)}
         seeds = sorted(values[better].keys() & values[worse].keys())
         if not seeds:
             continue
-        points = [round(values[better][seed] - values[worse][seed], 3) for seed in seeds]
-        verdict = "holds" if min(points) > 0 else "does not hold" if max(points) < 0 else "seeds disagree"
-        found.append(
-            {"claim": claim, "points": points, "verdict": verdict if len(seeds) > 1 else f"{verdict}, one seed"}
-        )
+        found.append(verdict(claim, [values[better][seed] - values[worse][seed] for seed in seeds]))
     return found
 
 
