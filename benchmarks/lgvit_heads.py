@@ -32,9 +32,8 @@ from leanvit.data import Dataset, Preprocess
 from leanvit.exits.calibration import Collected, Point, collect, curve, replay
 from leanvit.exits.lgvit import LGViT
 from leanvit.recipe import Data, compress
-from leanvit.training import FitConfig, fit
 from leanvit.verbs.models import load_model, open_split
-from reference_study import SMOKE, over_seeds, verdict
+from reference_study import over_seeds, smoke_reference, verdict
 
 OUT = Path(__file__).parent / "results" / "lgvit_heads.json"
 LAYOUTS = {"published": None, "convolution": "lph_dw", "attention": "gah2", "linear": "linear"}
@@ -44,10 +43,7 @@ SHARE = 0.75  # of the blocks, that images pass on average, at most: the specifi
 def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
     """(dense model, preprocessing, all training images, validation images)."""
     if arguments.smoke:
-        train, val = (open_split("digits", split).cached() for split in ("train", "val"))
-        built = load_model("vit_tiny_patch16_224", model_args={**SMOKE, "depth": 3})
-        fit(built.model, train, preprocess=built.preprocess, config=FitConfig(epochs=4, batch_size=64, lr=4e-3))
-        return built.model.eval(), built.preprocess, train, val
+        return smoke_reference(depth=3, epochs=4)
     if not arguments.data or not arguments.model:
         raise SystemExit("give DATA and --model RUN, or --smoke")
     loaded = load_model(arguments.model)

@@ -38,24 +38,21 @@ from leanvit.exits.lgvit import LGViT
 from leanvit.files import write_atomic
 from leanvit.measure import Spread, count, environment
 from leanvit.recipe import Data, compress, parse_with
-from leanvit.training import FitConfig, fit
 from leanvit.verbs.models import load_model, open_split
+from reference_study import smoke_reference
 
 RESULTS = Path(__file__).parent / "results" / "lgvit_stream.json"
 TOLERANCE = 0.15  # of the measured speed-up against the counted one
 BLOCKS = 10  # parts of the stream, for quartiles
 TRAINED, SMOKE_KNOBS = "points=1,epochs=3", "epochs=2,batch_size=16,points=2"
 LEAVING = 0.15  # of the images that reach an exit, where the heads are untrained
-SMOKE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 24, "depth": 4, "num_heads": 3}
 
 
 def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
     """(dense model, preprocessing, training images, validation images)."""
     if arguments.smoke:
-        train, val = (open_split("digits", split).cached() for split in ("train", "val"))
-        built = load_model("vit_tiny_patch16_224", model_args=SMOKE)
-        fit(built.model, train, preprocess=built.preprocess, config=FitConfig(epochs=4, batch_size=64, lr=4e-3))
-        return built.model, built.preprocess, train, val.limited(40)
+        dense, preprocess, train, val = smoke_reference(depth=4, epochs=4)
+        return dense, preprocess, train, val.limited(40)
     if not arguments.data or bool(arguments.model) == bool(arguments.untrained):
         raise SystemExit("give DATA and one of --model RUN and --untrained MODEL, or --smoke")
     loaded = load_model(arguments.model or arguments.untrained)

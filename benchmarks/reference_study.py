@@ -80,15 +80,20 @@ def open_study(arguments: argparse.Namespace, **settings: Any) -> Study:
     return _study(arguments, loaded.model, loaded.preprocess, train, val, settings)
 
 
-def _smoke_study(arguments: argparse.Namespace, settings: dict[str, Any]) -> Study:
-    """Digits and a tiny ViT, trained for seconds, so that accuracies are not noise."""
+def smoke_reference(*, depth: int, epochs: int) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
+    """A tiny ViT, trained on digits for seconds, so that accuracies are not noise; with its training and validation."""
     train, val = (open_split("digits", split).cached() for split in ("train", "val"))
-    built = load_model("vit_tiny_patch16_224", model_args=SMOKE)
-    config = FitConfig(epochs=12, batch_size=64, lr=4e-3)
+    built = load_model("vit_tiny_patch16_224", model_args={**SMOKE, "depth": depth})
+    config = FitConfig(epochs=epochs, batch_size=64, lr=4e-3)
     fit(built.model, train, preprocess=built.preprocess, config=config)
+    return built.model.eval(), built.preprocess, train, val
+
+
+def _smoke_study(arguments: argparse.Namespace, settings: dict[str, Any]) -> Study:
+    dense, preprocess, train, val = smoke_reference(depth=1, epochs=12)
     arguments.recover_images, arguments.amp = min(arguments.recover_images, 128), "fp32"
     arguments.rounds = 3
-    return _study(arguments, built.model, built.preprocess, train, val, settings)
+    return _study(arguments, dense, preprocess, train, val, settings)
 
 
 def _study(
