@@ -1,6 +1,9 @@
 """The verbs one after another, as a user types them."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -186,3 +189,24 @@ def test_convert_trains_and_measures_what_must_be_enlarged(chain, invoke) -> Non
     assert compressed.exit_code == 0, compressed.output
     measured = invoke("measure", *built, "--against", lean, *few, "--convert", "--rounds", "3", "--batch", "1")
     assert measured.exit_code == 0, measured.output
+
+
+MEASURED = """
+import sys
+sys.argv = ["leanvit", "measure", sys.argv[1], "--data", "digits", "--limit", "20", "--rounds", "3", "--batch", "1"]
+import leanvit.cli.ending as ending
+def check(code):
+    heavy = {"sklearn", "scipy", "pandas", "pyarrow", "datasets", "plotly", "jinja2", "openvino", "nncf", "onnx",
+             "onnxruntime", "matplotlib"} & set(sys.modules)
+    assert not code and not heavy, (code, heavy)
+ending.leave = check
+from leanvit.cli.main import main
+assert "torch" not in sys.modules
+main()
+"""
+
+
+def test_measuring_a_run_imports_what_it_needs_and_no_more(chain, tmp_path) -> None:
+    run = shutil.copytree(chain.folder / "dense", tmp_path / "dense")  # the measurement is recorded in it
+    done = subprocess.run([sys.executable, "-c", MEASURED, str(run)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 import time
@@ -192,27 +191,6 @@ def test_the_way_out_runs_exit_handlers_and_writes_the_output() -> None:
     )
     done = python(code)
     assert (done.returncode, done.stdout) == (7, "output thread\nhandler\n")
-
-
-MEASURED = """
-import sys
-sys.argv = ["leanvit", "measure", sys.argv[1], "--data", "digits", "--limit", "20", "--rounds", "3", "--batch", "1"]
-import leanvit.cli.ending as ending
-def check(code):
-    heavy = {"sklearn", "scipy", "pandas", "pyarrow", "datasets", "plotly", "jinja2", "openvino", "nncf", "onnx",
-             "onnxruntime", "matplotlib"} & set(sys.modules)
-    assert not code and not heavy, (code, heavy)
-ending.leave = check
-from leanvit.cli.main import main
-assert "torch" not in sys.modules
-main()
-"""
-
-
-def test_measuring_a_run_imports_what_it_needs_and_no_more(chain, tmp_path) -> None:
-    run = shutil.copytree(chain.folder / "dense", tmp_path / "dense")  # the measurement is recorded in it
-    done = python(MEASURED, str(run))
-    assert done.returncode == 0, done.stderr
 
 
 def test_errors_go_to_stderr_and_stdout_stays_empty() -> None:
