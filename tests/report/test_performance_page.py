@@ -104,6 +104,55 @@ FOUND: dict[str, dict[str, Any]] = {
             | {"speedup": [1.5, 1.4, 1.6], "efficiency": 0.96, "asked": 0.95}
         ]
     },
+    "composed_deit_small": {
+        "settings": {"accuracy": {"val_images": 10_000}},
+        "rows": [
+            {"part": "speed", "model": "deit_small", "batch": 8, "ours": {"macs_ratio": 0.2}}
+            | {"sketch": {"macs_ratio": 0.3}, "sketch_speed": {"speedup_vs": {"dense int8": [2.9, 2.8, 3.0]}}}
+            | {"median_ms": {"ours int8": 65.0, "sketch int8": 90.0, "dense int8": 230.0, "eager fp32": 800.0}}
+            | {
+                "speedup_vs": {
+                    "sketch int8": [1.4, 1.3, 1.5],
+                    "dense int8": [3.5, 3.4, 3.6],
+                    "eager fp32": [12, 11, 13],
+                }
+            },
+            {"part": "accuracy", "seed": 0, "macs_ratio": 0.25, "trained_images": 200_000, "change_points": -1.25}
+            | {"off_the_shelf_top1_percent": 58.0, "top1_percent": 73.75}
+            | {"speed": {"speedup_vs": {"dense int8": [2.7, 2.6, 2.8]}}},
+        ],
+    },
+    "reference_runs": {
+        "settings": {"recover_images": 5000, "val_images": 5000},
+        "summary": {
+            "evit": {
+                "macs_ratio": {"mean": 0.66},
+                "top1_percent": {"mean": 71.0, "min": 71.0, "max": 71.0},
+                "torch f32: speedup vs dense f32": {"mean": 1.36},
+            }
+        },
+        "trends": [{"claim": "evit above tome", "holds": False, "figures": {"evit": 71.0, "other": 75.3, "seeds": 3}}],
+    },
+    "nvit_vs_torch_pruning": {
+        "rows": [{"method": "nvit", "reload_ok": True}, {"method": "torch-pruning, global", "reload_ok": False}],
+        "summary": {
+            "nvit (equal macs)": {
+                "macs_ratio": {"mean": 0.5},
+                "trained_images": {"mean": 15_232.0},
+                "top1_percent": {"mean": 74.4, "min": 74.2, "max": 74.7},
+            },
+            "nvit minus best torch-pruning, equal macs": {"points": 0.5, "best": "torch-pruning, global (equal macs)"},
+        },
+    },
+    "train_speed": {
+        "rows": [
+            {
+                "case": "vit/light/fp32/workers0",
+                "images_per_s": {"timm": [90.0, 80.0, 85.0], "leanvit": [95.0, 85.0, 90.0]},
+            }
+            | {"leanvit_vs_timm": {"median": 1.06, "turns": [1.06, 1.06, 1.05]}}
+        ]
+    },
 }
 
 
@@ -136,8 +185,8 @@ def test_every_section_says_the_figures_or_how_to_make_them(tmp_path: Path) -> N
         "| gmm | 33.00, 35.00 | 34.00 | +4.00 |",
         "| evit | 0.654 | 68.30 (67.00 … 69.00) | 70.20 (69.00 … 71.00) | -4.70 (-5.00 … -4.00) | torch f32 1.39 |",
         "| EViT above random tokens | -1.17, +1.20 | seeds disagree |",
-        "| linear | 50.00 (49.00 … 51.00) | 75.00 (75.00 … 75.00) |",
-        "| linear | 1.40 (1.40 … 1.40) | 1.25 (1.20 … 1.30) | 0.70 (0.50 … 0.90) | 3.50 (3.00 … 4.00) |",
+        "| linear | 50.00 (49.00 … 51.00) | 75.00 |",
+        "| linear | 1.40 | 1.25 (1.20 … 1.30) | 0.70 (0.50 … 0.90) | 3.50 (3.00 … 4.00) |",
         "| heads above linear ones | +2.00, +1.50 | holds |",
         "| one | openvino | 600 | 76.5 % against 77.0 dense | 1.20 | 1.10 | 1.00 (0.90 … 1.10) | 0.91, reproduced |",
         "| 8 | torch | evit | 0.630 | 91.2 | 1.50 (1.40 … 1.60) | 0.96 | 0.95 |",
@@ -150,3 +199,17 @@ def test_one_result_that_is_missing_leaves_the_others(tmp_path: Path) -> None:
         (tmp_path / f"{script}.json").write_text(json.dumps({**MACHINE, **found}))
     (tmp_path / "small_data.json").unlink()
     assert page(tmp_path).count("Not measured yet: `python benchmarks/small_data.py CIFAR10_FOLDER`") == 1
+
+
+def test_pruning_says_who_leads_and_what_does_not_load_again(tmp_path: Path) -> None:
+    (tmp_path / "nvit_vs_torch_pruning.json").write_text(json.dumps({**MACHINE, **FOUND["nvit_vs_torch_pruning"]}))
+    text = page(tmp_path)
+    assert "equal macs (torch-pruning, global): +0.50 points" in text
+    assert "without a pickled module: torch-pruning, global." in text
+
+
+def test_a_composition_shows_its_ratios_and_its_accuracy(tmp_path: Path) -> None:
+    (tmp_path / "composed_deit_small.json").write_text(json.dumps({**MACHINE, **FOUND["composed_deit_small"]}))
+    text = page(tmp_path)
+    assert "| dense int8 | 1 | 230.0 | 3.50 (3.40 … 3.60) |" in text
+    assert "| 0 | 0.250 | 200,000 | 58.00 | 73.75 | -1.25 | 2.70 (2.60 … 2.80) |" in text
