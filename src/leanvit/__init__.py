@@ -15,6 +15,7 @@ _HOME = {  # public name -> module that defines it
     "close_model": "leanvit.anatomy",
     "compress": "leanvit.recipe",
     "reapply": "leanvit.recipe",
+    "retune": "leanvit.recipe",
     "save": "leanvit.recipe",
     "load": "leanvit.recipe",
     "methods": "leanvit.recipe",

@@ -104,6 +104,21 @@ CLI = [
         ("publish", "./x", "--data", "digits", "--out", "new"),
         ("no run folder at ./x", "accepted:"),
     ),
+    Cli(
+        "retune a missing run",
+        ("retune", "./x", "--with", "lgvit:threshold=0.5", "--out", "new"),
+        ("no run folder at ./x", "accepted:"),
+    ),
+    Cli(
+        "retune into the run itself",
+        ("retune", "run", "--with", "lgvit:threshold=0.5", "--out", "./run", "--overwrite"),
+        ("--out run is the run itself", "another path"),
+    ),
+    Cli(
+        "retune a method that the run does not have",
+        ("retune", "run", "--with", "lgvit:threshold=0.5", "--out", "new"),
+        ("unknown method of this model 'lgvit'",),
+    ),
     Cli("latencies of a missing run", ("latencies", "./x"), ("no run folder at ./x",)),
     Cli(
         "latencies into a folder", ("latencies", "run", "--out", "plain-folder"), ("plain-folder is a folder", "a file")

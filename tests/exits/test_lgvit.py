@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,24 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 from exits.exiting import exiting, images
 from leanvit.anatomy import OpenModel, State
 from leanvit.anatomy.ops import TORCH
+from leanvit.cli.main import app
 from leanvit.data import Batch, Preprocess, open_dataset
 from leanvit.errors import BadInput, Refused
 from leanvit.exits.calibration import chosen, collect, curve, held_out, replay
 from leanvit.exits.lgvit import LGViT
 from leanvit.exits.lgvit.heads import FoldedLocalMap, GlobalMap, LocalMap, build_heads, picked
 from leanvit.exits.lgvit.losses import SelfDistillation, Weights, heterogeneous, joint_loss, kinds_of, run_all, taught
-from leanvit.exits.lgvit.method import default_exits, default_heads
+from leanvit.exits.lgvit.method import DEFAULTS, default_exits, default_heads
 from leanvit.exits.lgvit.training import only_heads_learn
 from leanvit.quantize.int8 import Int8, describe
-from leanvit.recipe import Data, Plan, Root, compatibility, compress, create, load, reapply, save
+from leanvit.recipe import Data, Plan, Root, compatibility, compress, create, load, load_run, reapply, retune, save
 from leanvit.tokens.evit import EViT
+from leanvit.verbs.folders import commands_of
 from zoo import build_swin
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "in_chans": 1, "num_classes": 10}
@@ -298,6 +302,79 @@ def test_saved_loaded_and_given_another_threshold(lean, tmp_path: Path) -> None:
     ):
         with pytest.raises((BadInput, Refused), match=words):
             reapply(again, [Plan(plan.slug, plan.knobs, {**plan.structure, **change})])
+
+
+def test_retuned_it_has_other_knobs_the_same_weights_and_no_need_of_data(lean, data, tmp_path: Path) -> None:
+    x = images(9, 8, 1)
+    all_leave = retune(lean, "lgvit", {"threshold": 0})
+    assert all_leave.trace(x)[1].left.tolist() == [1] * 9 and lean.trace(x)[1].left.tolist() != [1] * 9
+    assert all(torch.equal(t, lean.state_dict()[name]) for name, t in all_leave.state_dict().items())
+    for knobs in ({"speedup": 1.3}, {"points": 5.0}):
+        asked = retune(all_leave, "lgvit", knobs)
+        plan = asked.history.plans[-1]
+        fresh = compress_again(lean, data, knobs)
+        assert plan.structure["thresholds"] == [fresh] * 2
+        assert plan.method() == replace(QUICK, **knobs) and plan.method().check(asked, dict(plan.structure)) == []
+        save(asked, tmp_path / next(iter(knobs)))
+        assert torch.equal(load(tmp_path / next(iter(knobs)))(x), asked(x))
+    never = retune(asked, "lgvit", {"rule": "entropy", "threshold": [0, 0]})
+    assert never.trace(x)[1].left.tolist() == [4] * 9 and never.history.plans[-1].method().points is None
+    published = retune(asked, "lgvit", {"rule": "entropy"})
+    assert published.history.plans[-1].structure["thresholds"] == [DEFAULTS["entropy"]] * 2, "not that of another rule"
+    kept = retune(never, "lgvit", {"patience": 1})
+    assert kept.history.plans[-1].method().threshold == (0, 0) and kept.exits.leaving.rule.patience == 1
+
+
+def compress_again(lean: OpenModel, data: Data, knobs: dict[str, Any]) -> float:
+    """The threshold that the held-out images themselves give for a target."""
+    structure = lean.history.plans[-1].structure
+    seen = collect(lean, held_out(data.dataset, 0.2, data.seed)[1], data.preprocess, batch_size=16)
+    points = curve(seen, "confidence", 2, (1, 2, 4), structure["macs"])
+    target = {"speedup": knobs.get("speedup"), "points_lost": knobs.get("points")}
+    final = structure["held_out"]["top1"]
+    return chosen(points, dense=structure["dense_macs"], final_top1=final, **target).threshold
+
+
+def test_what_retuning_refuses(model, lean) -> None:
+    plan = lean.history.plans[-1]
+    blind = copy.deepcopy(lean)
+    unseen = {k: v for k, v in plan.structure.items() if k not in ("curve", "held_out", "expected")}
+    blind.history = replace(lean.history, plans=(Plan("lgvit", plan.knobs, unseen),))
+    for which, slug, knobs, words in (
+        (model, "lgvit", {"threshold": 0.5}, "unknown method of this model 'lgvit'"),
+        (
+            compress(model, [EViT(keep_rate=0.5)]),
+            "evit",
+            {"keep_rate": 0.7},
+            "no knob that a finished model can change",
+        ),
+        (lean, "lgvit", {"epochs": 3}, "unknown knob of lgvit .* 'epochs'"),
+        (lean, "lgvit", {}, "lgvit is given no knob"),
+        (lean, "lgvit", {"threshold": 2.0}, "threshold is 2"),
+        (lean, "lgvit", {"threshold": [0.5]}, "threshold names 1 for 2 exits"),
+        (lean, "lgvit", {"speedup": 50.0}, "speedup 50 was asked for"),
+        (lean, "lgvit", {"rule": "entropy", "speedup": 1.2}, "has that of rule confidence"),
+        (blind, "lgvit", {"speedup": 1.2}, "held_out was 0"),
+    ):
+        with pytest.raises((BadInput, Refused), match=words):
+            retune(which, slug, knobs)
+
+
+def test_a_run_is_retuned_into_a_new_one(model, lean, data, tmp_path: Path) -> None:
+    save(lean, tmp_path / "run", preprocess=data.preprocess, classes=tuple("0123456789"), info={"data": "digits"})
+    command = ["retune", str(tmp_path / "run"), "--with", "lgvit:threshold=0", "--out", str(tmp_path / "new")]
+    result = CliRunner().invoke(app, [*command, "--json"])
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(result.stdout)["asked"]
+    assert row["method"] == "lgvit" and row["asked"]["threshold"] == row["achieved"]["threshold"] == 0
+    run = load_run(tmp_path / "new")
+    assert run.model.exits.leaving.rule.thresholds == (0.0, 0.0) and run.info["data"] == "digits"
+    assert run.preprocess == data.preprocess and run.classes == tuple("0123456789")
+    assert [c.verb for c in commands_of(tmp_path / "new")] == ["retune"]
+    again = CliRunner().invoke(app, command)
+    assert again.exit_code == 2 and "is not empty" in again.output
+    table = CliRunner().invoke(app, [*command, "--overwrite"])
+    assert table.exit_code == 0 and "held_out_speedup_macs" in table.output
 
 
 def test_int8_sees_backbone_and_heads(model, lean, data, tmp_path: Path) -> None:

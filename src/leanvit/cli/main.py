@@ -29,6 +29,7 @@ from leanvit.cli import (
     recipes,
     references,
     report,
+    retune,
     train,
 )
 from leanvit.cli.importing import import_modules
@@ -99,7 +100,21 @@ def program(
     import_modules(modules or ())
 
 
-for verb in (demo, methods, references, data, train, compress, compare, measure, latencies, export, report, publish):
+for verb in (
+    demo,
+    methods,
+    references,
+    data,
+    train,
+    compress,
+    retune,
+    compare,
+    measure,
+    latencies,
+    export,
+    report,
+    publish,
+):
     app.command(verb.NAME)(verb.command)
 app.add_typer(recipes.app, name=recipes.NAME)
 

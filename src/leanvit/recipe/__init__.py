@@ -37,6 +37,7 @@ _HOME = {
     "check_needs": "recovering",
     "missed": "compressing",
     "reapply": "compressing",
+    "retune": "compressing",
     "trains": "compressing",
     "clear_steps": "steps",
     "Recovery": "recovering",

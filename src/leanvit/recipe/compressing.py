@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.errors import BadInput, Refused
+from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.history import History, Root, root_of
@@ -250,6 +250,36 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     lean = copy.deepcopy(dense)
     for plan, m in zip(plans, made, strict=True):
         _build(lean, m, plan)
+    return lean.eval()
+
+
+def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
+    """A copy in which a method has other knobs, of those that no weight follows from (thresholds of exits).
+
+    Nothing is learned, and no data is needed. Method and plan of the copy say the new knobs.
+
+    Raises:
+        BadInput: a method that is not in the model's history, a knob that is not tunable, or not accepted.
+        Refused: a method without such knobs, a target that cannot be met.
+    """
+    plans = list(model.history.plans) if model.history else []
+    if slug not in [plan.slug for plan in plans]:
+        raise unknown("method of this model", slug, [plan.slug for plan in plans])
+    at = max(i for i, plan in enumerate(plans) if plan.slug == slug)
+    was, m = plans[at], plans[at].method()
+    tunable = getattr(m, "tunable", ())
+    if not tunable:
+        raise Refused(f"{slug} has no knob that a finished model can change: compress its root anew")
+    for name in knobs:
+        if name not in tunable:
+            raise unknown(f"knob of {slug} that a finished model can change", name, tunable)
+    if not knobs:
+        raise BadInput(f"{slug} is given no knob; accepted: {', '.join(tunable)}")
+    new, structure = m.tuned(dict(was.structure), knobs)
+    lean = copy.deepcopy(model)
+    new.retune(lean, dict(was.structure), structure)
+    plans[at] = Plan(slug, knobs_of(new), structure, was.finished)
+    lean.history = replace(model.history, plans=tuple(plans))
     return lean.eval()
 
 

@@ -53,7 +53,9 @@ class Method(Protocol):
     then two methods that clash are refused before any work), and the class method `at_macs(model, share, knobs) ->
     Method` with the class variable `dials`: the method whose dials, knobs that set its cost, are chosen so that this
     share of the model's MACs is left (see `recipe.nearest_setting`). `retune(model, was, now)` sets what an edited
-    structure says on a model that was made already, where no weight follows from it (`Refused` for any other edit).
+    structure says on a model that was made already, where no weight follows from it (`Refused` for any other edit);
+    with `tuned(structure, knobs) -> (Method, Structure)` and the class variable `tunable`, those knobs, a user changes
+    them in a finished model (`recipe.retune`).
 
     A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective |
     None` (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher`

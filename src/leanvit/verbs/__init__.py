@@ -17,6 +17,7 @@ _HOME = {
     "train": "training",
     "dry_run": "rehearsing",
     "compress": "compressing",
+    "retune": "retuning",
     "compare_methods": "comparing",
     "measure": "measuring",
     "latencies": "timing",

@@ -182,7 +182,7 @@ def compress(
             out=folder if trains(methods, recovery) else None,
             resume=resume,
         )
-        asked = _asked(methods, lean)
+        asked = asked_of(methods, lean)
         clear_run(folder, overwrite=overwrite or resume, keep=(STEPS,))
         _save(lean, start, asked, known, data, folder, overwrite=overwrite or resume)
         comparison = None
@@ -233,7 +233,7 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def _asked(methods: Sequence[Any], lean: OpenModel) -> tuple[Asked, ...]:
+def asked_of(methods: Sequence[Any], lean: OpenModel) -> tuple[Asked, ...]:
     """A row for each method of this compression: its plan is among the last of the history."""
     misses = missed(lean)
     return tuple(

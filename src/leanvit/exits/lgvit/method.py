@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from leanvit.anatomy import OpenModel, OpenSwin
@@ -11,7 +11,7 @@ from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
 from leanvit.anatomy.exits import Exits, Leaving
 from leanvit.data import Augment, keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
-from leanvit.exits.calibration import chosen, collect, curve, held_out, replay
+from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
@@ -73,6 +73,7 @@ class LGViT:
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
     dials: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
+    tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str):  # as it is typed: heads=[lph_dw,gah2]
@@ -229,6 +230,32 @@ class LGViT:
                 f"lgvit: {', '.join(changed)} cannot be edited, the heads are trained; free: {', '.join(free)}"
             )
         self.shape(model, now)
+
+    def tuned(self, structure: Structure, knobs: Mapping[str, Any]) -> tuple[LGViT, Structure]:
+        """This method with other of its tunable knobs, and the structure that follows; no data, no training.
+
+        A target is met on the plan's curve, that of the rule which was held against the held-out images.
+
+        Raises `Refused` for a target without such a curve, or one that no threshold of it meets.
+        """
+        another_rule = knobs.get("rule", self.rule) != self.rule
+        forgotten = self.dials if another_rule or set(knobs) & set(self.dials) else ()
+        new = replace(self, **{**dict.fromkeys(forgotten), **knobs})
+        targeted = new.speedup is not None or new.points is not None
+        thresholds = (new._on_curve(structure),) if targeted else new._thresholds()
+        return new, {**structure, **new._rule(thresholds, len(structure["exits"])).to_json()}
+
+    def _on_curve(self, structure: Structure) -> float:
+        """The threshold of the plan's curve that meets the target."""
+        seen = structure.get("expected", {}).get("of", {})
+        if "curve" not in structure or (seen["rule"], seen["patience"]) != (self.rule, self.patience):
+            held = f"rule {seen['rule']}, patience {seen['patience']}" if seen else "no rule (held_out was 0)"
+            raise Refused(f"a target needs the curve of its rule, and the plan has that of {held}: give a threshold")
+        points = [Point(**{**row, "shares": tuple(row["shares"])}) for row in structure["curve"]]
+        target = {"speedup": self.speedup, "points_lost": self.points}
+        return chosen(
+            points, dense=structure["dense_macs"], final_top1=structure["held_out"]["top1"], **target
+        ).threshold
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> LGViT:

@@ -1,0 +1,60 @@
+"""`retune`: a finished run with other knobs of a method, where no weight follows from them. Nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from leanvit.errors import BadInput
+from leanvit.files import write_atomic
+from leanvit.recipe import retune as retune_model
+from leanvit.recipe import save, split_with
+from leanvit.verbs.compressing import Asked, Compressed, asked_of
+from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, training_logs
+from leanvit.verbs.models import Loaded, is_built, load_model
+
+
+def retune(
+    run: str | Path,
+    methods: Sequence[str],
+    *,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> Compressed:
+    """Write a run with other thresholds of its exits, say: `retune("runs/exits", ["lgvit:speedup=1.5"])`.
+
+    Args:
+        run: run folder, which stays as it is. methods: `SLUG:KNOB=VALUE` each, knobs that its class calls `tunable`.
+        out: folder of the new run; default: a name under runs/.
+
+    Raises:
+        BadInput: a method that the run does not have, or a knob that is not tunable or not accepted.
+        Refused: a method without such knobs, or a target that cannot be met; nothing is written.
+    """
+    watch = Stopwatch("retune", command)
+    if isinstance(methods, str) or not methods:
+        raise BadInput(f"methods is {methods!r}; accepted: one or more like lgvit:threshold=0.8")
+    given = [split_with(text) for text in methods]
+    one = None if is_built(run) else load_model(run)
+    if one is None:
+        raise BadInput(f"{run} is not a run folder: retune changes what was compressed")
+    if out is not None and one.home is not None and one.home.resolve() == Path(out).resolve():
+        raise BadInput(f"--out {out} is the run itself: give another path")
+    folder = new_folder(out, f"{one.base}-retuned", overwrite=overwrite)
+    lean = one.model
+    for slug, knobs in given:
+        lean = retune_model(lean, slug, knobs)
+    asked = asked_of([plan.method() for plan in lean.history.plans], lean)
+    clear_run(folder, overwrite=overwrite)
+    _save(lean, one, asked, folder, overwrite=overwrite)
+    watch.record(folder, before=one.commands)
+    return Compressed(folder, one.name, asked, None)
+
+
+def _save(lean: Any, one: Loaded, asked: Sequence[Asked], folder: Path, *, overwrite: bool) -> None:
+    info = {k: v for k, v in one.info.items() if k != "made_with"} | {"asked": [row.to_json() for row in asked]}
+    save(lean, folder, preprocess=one.preprocess, classes=one.classes, info=info, overwrite=overwrite)
+    for log in training_logs(one.home) if one.home else ():
+        write_atomic(folder / log.name, log.read_bytes())
