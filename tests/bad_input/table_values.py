@@ -234,6 +234,8 @@ TRAINING = [
     *(_train("clip_grad", v, "number > 0") for v in (0, -1.0, NAN, True, "norm")),
     *(_train("ema_decay", v, "number >= 0 and < 1") for v in (-0.1, 1, NAN, HUGE, True)),
     *(_train("betas", v, "two numbers >= 0 and < 1") for v in (0.9, (0.9,), (0.9, 1.0), (NAN, 0.9), (True, 0.9), "ab")),
+    *(_train("cooldown_epochs", v, "number >= 0 and < 10") for v in (-1, 10, "one")),
+    *(_train(name, 1, "true or false") for name in ("warmup_prefix", "lr_per_epoch")),
     *(_train("ema_warmup", v, "true or false") for v in (1, "yes", None)),
     *(_train("seed", v, WHOLE + "0") for v in (-1, 0.5, True, "x", None)),
     *(_train("workers", v, WHOLE + "0") for v in (-1, 1.5, True)),

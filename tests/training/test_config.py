@@ -26,6 +26,8 @@ from leanvit.training import FitConfig
         ("mixup", -1, ">= 0"),
         ("clip_grad", 0, "> 0"),
         ("ema_decay", 1.0, ">= 0 and < 1"),
+        ("cooldown_epochs", 10, ">= 0 and < 10"),
+        ("lr_per_epoch", 1, "true or false"),
         ("ema_warmup", 1, "true or false"),
         ("betas", 0.9, "two numbers >= 0 and < 1"),
         ("betas", (0.9, 1.0), ">= 0 and < 1"),

@@ -326,7 +326,11 @@ def test_args_of_timm_are_a_recipe(tmp_path: Path) -> None:
     assert config["augment"]["color_jitter"] == 0.0  # the policy takes its place
     assert config["ema_decay"] == 0.99 and config["label_smoothing"] == 0.1
     assert "'drop_path_rate': 0.1" in found.model and "drop_rate" not in found.model
-    assert any("cooldown_epochs=10 is left out" in line for line in said)
+    assert (config["epochs"], config["cooldown_epochs"]) == (12, 10)
+    assert config["lr_per_epoch"] and not config["warmup_prefix"]
+    path.write_text(ARGS.replace("sched_on_updates: false", "sched_on_updates: true\nwarmup_prefix: true"))
+    config = verbs.dry_run(None, "digits", recipe=path, limit=40, seconds=0.0).config
+    assert config["epochs"] == 13 and config["warmup_prefix"] and not config["lr_per_epoch"]
     assert any("square root" in line for line in said)
 
 

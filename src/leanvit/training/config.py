@@ -40,6 +40,9 @@ class FitConfig:
     min_lr: float = 1e-6  # where the cosine ends; never scaled
     warmup_epochs: float = 0.0  # linear warm-up; fractions of an epoch are fine
     warmup_lr: float | None = None  # where the warm-up starts, never scaled; None: at lr / steps
+    warmup_prefix: bool = True  # the schedule begins behind the warm-up; False: at the run's start, under it
+    cooldown_epochs: float = 0.0  # the last of the epochs, at min_lr: the schedule ends before them
+    lr_per_epoch: bool = False  # whether the rate stays through an epoch, at its value for the epoch's beginning
     schedule: str = "cosine"  # after the warm-up: "cosine" or "linear" down to min_lr, or "constant" at lr
     optimizer: str = "adamw"  # or "nadamw", "lamb", "lion", "sgd" (Nesterov), "momentum": timm's
     weight_decay: float = 0.05  # never on biases, norms and the model's no_weight_decay()
@@ -77,7 +80,8 @@ class FitConfig:
             _whole("save_every", self.save_every, least=1)
         self._settle_lr()
         _number("min_lr", self.min_lr, least=0.0, most=self.lr)
-        _number("warmup_epochs", self.warmup_epochs, least=0.0, below=self.epochs)
+        _number("cooldown_epochs", self.cooldown_epochs, least=0.0, below=self.epochs)
+        _number("warmup_epochs", self.warmup_epochs, least=0.0, below=self.epochs - self.cooldown_epochs)
         if self.warmup_lr is not None:
             _number("warmup_lr", self.warmup_lr, least=0.0, most=self.lr)
         _number("weight_decay", self.weight_decay, least=0.0)
@@ -100,7 +104,7 @@ class FitConfig:
         _one_of("amp", self.amp, PRECISIONS)
         _one_of("train_mode", self.train_mode, TRAIN_MODES)
         _one_of("parallel", self.parallel, PARALLEL)
-        for name in ("ema_warmup", "compile"):
+        for name in ("ema_warmup", "compile", "warmup_prefix", "lr_per_epoch"):
             if not isinstance(getattr(self, name), bool):
                 raise BadInput(f"{name}={getattr(self, name)!r} is not accepted: give true or false")
         if self.compile and self.parallel == "fsdp2":

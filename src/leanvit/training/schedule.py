@@ -13,16 +13,24 @@ def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
     Linear warm-up over the first W = warmup_epochs * steps_per_epoch steps, lr * (step + 1) / W, so that step W - 1
     runs at the peak, or with `warmup_lr` from there, warmup_lr + (lr - warmup_lr) * step / W, as timm does. Then a half
     cosine from lr at step W towards min_lr at the end of the run (SGDR without restarts, arXiv 1608.03983, equation 5),
-    a line between the same two ("linear"), or lr for the rest.
+    a line between the same two ("linear"), or lr for the rest. `cooldown_epochs` at min_lr come behind that, and belong
+    to the run's epochs. Without `warmup_prefix` the schedule runs from step 0 on, and the warm-up takes its beginning's
+    place (timm's and DeiT's default). With `lr_per_epoch` all of this counts epochs instead of steps.
     """
+    if config.lr_per_epoch:
+        step, steps_per_epoch = step // steps_per_epoch, 1
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup and config.warmup_lr is not None:
         return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
     if step < warmup:
         return config.lr * (step + 1) / warmup
+    start = warmup if config.warmup_prefix else 0
+    end = round((config.epochs - config.cooldown_epochs) * steps_per_epoch)
+    if config.cooldown_epochs and step >= end:
+        return config.min_lr
     if config.schedule == "constant":
         return config.lr
-    progress = (step - warmup) / max(1, config.epochs * steps_per_epoch - warmup)
+    progress = (step - start) / max(1, end - start)
     if config.schedule == "linear":
         return config.lr + (config.min_lr - config.lr) * progress
     return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))

@@ -50,8 +50,8 @@ MODEL_ARGS = {  # timm's name -> the constructor's argument
 }
 HANDLED = (
     "model", "model_kwargs", "pretrained", "opt", "opt_betas", "momentum", "sched", "lr", "lr_base", "lr_base_size",
-    "lr_base_scale", "aug_repeats", "mixup_off_epoch", "model_ema", "model_ema_decay", "model_ema_warmup", "amp",
-    "amp_dtype",
+    "lr_base_scale", "warmup_prefix", "sched_on_updates", "cooldown_epochs", "aug_repeats", "mixup_off_epoch",
+    "model_ema", "model_ema_decay", "model_ema_warmup", "amp", "amp_dtype",
 )  # fmt: skip
 EFFECTLESS = (
     "data", "data_dir", "dataset", "train_split", "val_split", "class_map", "output", "experiment", "log_interval",
@@ -64,9 +64,6 @@ EFFECTLESS = (
     "val_interval",
 )  # fmt: skip
 IGNORED = {  # timm's name -> why it may be left out
-    "warmup_prefix": "the cosine begins after the warm-up here, always",
-    "sched_on_updates": "the rate follows the step here, always",
-    "cooldown_epochs": "epochs at min_lr after the schedule: give them by --epochs",
     "train_interpolation": "images are resized as the model's preprocessing says",
     "interpolation": "images are resized as the model's preprocessing says",
 }
@@ -153,6 +150,7 @@ def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     if args.get("sched", "cosine") != "cosine":
         raise BadInput(f"sched={args['sched']!r} is not accepted: cosine")
     fit |= _rate(args, fit, remarks)
+    fit |= _course(args)
     fit["repeats"] = _whole(args, "aug_repeats") or 1
     if _on(args, "mixup_off_epoch"):
         fit["mix_off_epoch"] = args["mixup_off_epoch"]
@@ -161,6 +159,14 @@ def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     fit["amp"] = _precision(args, remarks)
     remarks.append(f"timm's batch_size is of one process: {fit.get('batch_size', 128)} is taken as that of all of them")
     return fit
+
+
+def _course(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Epochs, and how the rate falls through them: cool-down, and a warm-up that is a prefix, come on top of timm's."""
+    prefix, cooldown = bool(args.get("warmup_prefix")), _whole(args, "cooldown_epochs")
+    fit = {"warmup_prefix": prefix, "cooldown_epochs": cooldown, "lr_per_epoch": not args.get("sched_on_updates")}
+    more = cooldown + (_whole(args, "warmup_epochs") if prefix else 0)
+    return {**fit, "epochs": (_whole(args, "epochs") or 300) + more} if more else fit
 
 
 def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ and gives as many tokens as before; another image size in the distillation is re
 
 Departures: the published models slim LV-ViTs late (`sit_small`: after 9, 12 and 14 of 16 blocks,
 `backbones/lv_vit.py`); the default here is at the quarters of any plain ViT, which costs half of the MACs. The cosine
-of the recipe falls with each step, and for the RTSMs to `lr_scale` times its end. There is no cool-down and no second,
-convolutional teacher: the official code of the latter does not run.
+of the recipe ends at `lr_scale` times its least rate for the RTSMs. There is no second, convolutional teacher: its
+official code does not run.
 """
 
 from leanvit.tokens.sit.distillation import FeatureRecalibration, ReverseSlimming
