@@ -269,8 +269,8 @@ def test_reverse_modules_learn_faster_and_decay_whole(dense) -> None:
     groups = make_optimizer(lean, objective, replace(config, weight_decay=0.05)).param_groups
     mine = {id(p) for p in objective.rtsm.parameters()}
     (own,) = [g for g in groups if {id(p) for p in g["params"]} & mine]
-    assert {id(p) for p in own["params"]} == mine and own["lr_scale"] == 5.0 and own["weight_decay"] == 0.05
-    assert not [g for g in groups if g is not own and g.get("lr_scale", 1.0) != 1.0]
+    assert {id(p) for p in own["params"]} == mine and own["peak_scale"] == 5.0 and own["weight_decay"] == 0.05
+    assert not [g for g in groups if g is not own and (g.get("lr_scale", 1.0), g.get("peak_scale", 1.0)) != (1, 1)]
 
 
 def test_teachers_that_cannot_teach_are_refused_before_any_work(dense, data, monkeypatch) -> None:

@@ -96,7 +96,8 @@ def test_ema_is_the_closed_form(data, preprocess):
     torch.testing.assert_close(result.ema.head.weight, want, atol=1e-7, rtol=1e-6)
 
 
-def test_objectives_train_their_own_parameters(data, preprocess):
+@pytest.mark.parametrize("factor", ["lr_scale", "peak_scale"])
+def test_objectives_train_their_own_parameters(data, preprocess, factor):
     class Scaled(Objective):
         """Cross-entropy at a learned temperature, which has a learning rate of its own."""
 
@@ -105,7 +106,7 @@ def test_objectives_train_their_own_parameters(data, preprocess):
             self.scale = nn.Parameter(torch.ones(()))
 
         def param_groups(self, weight_decay):
-            return [{"params": [self.scale], "weight_decay": 0.0, "lr_scale": 10.0}]
+            return [{"params": [self.scale], "weight_decay": 0.0, factor: 10.0}]
 
         def forward(self, model, batch, step, context):
             return Loss(F.cross_entropy(self.scale * model(batch.images, **context), batch.targets))

@@ -42,6 +42,15 @@ def test_a_rate_that_changes_once_an_epoch():
     )
 
 
+def test_a_group_with_a_peak_of_its_own_ends_at_the_same_rate():
+    config = FitConfig(epochs=4, warmup_epochs=1, lr=0.1, min_lr=0.02)
+    five = FitConfig(epochs=4, warmup_epochs=1, lr=0.5, min_lr=0.02)
+    for step in range(13):
+        assert lr_at(step, config, steps_per_epoch=3, peak_scale=5.0) == pytest.approx(
+            lr_at(step, five, steps_per_epoch=3)
+        )
+
+
 @pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("cooldown", [0, 2])
 def test_once_an_epoch_it_is_timms_schedule(prefix, cooldown):

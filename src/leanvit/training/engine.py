@@ -296,7 +296,9 @@ def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> b
 
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
     for group in optimizer.param_groups:
-        group["lr"] = run.lr * group.get("lr_scale", 1.0)
+        peak_scale = group.get("peak_scale", 1.0)
+        rate = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch, peak_scale=peak_scale)
+        group["lr"] = rate * group.get("lr_scale", 1.0)
     if taken:
         run.grad_factor = _clip(trained, norm, config.clip_grad)
         run.scaler.step(optimizer)

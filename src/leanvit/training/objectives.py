@@ -51,7 +51,8 @@ class Objective(nn.Module):
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the objective's own parameters; a group may carry `lr_scale` (factor on lr)."""
+        """Optimiser groups of the objective's own parameters; a group may carry `lr_scale` (factor on the rate), or
+        `peak_scale` (factor on lr alone: the rate ends at the same min_lr)."""
         return param_groups_weight_decay(self, weight_decay)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:

@@ -7,8 +7,8 @@ import math
 from leanvit.training.config import FitConfig
 
 
-def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
-    """Learning rate of optimiser step `step` (counted from 0).
+def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int, peak_scale: float = 1.0) -> float:
+    """Learning rate of optimiser step `step` (counted from 0). `peak_scale`: factor on lr, and not on min_lr.
 
     Linear warm-up over the first W = warmup_epochs * steps_per_epoch steps, lr * (step + 1) / W, so that step W - 1
     runs at the peak, or with `warmup_lr` from there, warmup_lr + (lr - warmup_lr) * step / W, as timm does. Then a half
@@ -19,18 +19,18 @@ def lr_at(step: int, config: FitConfig, *, steps_per_epoch: int) -> float:
     """
     if config.lr_per_epoch:
         step, steps_per_epoch = step // steps_per_epoch, 1
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    lr, warmup = config.lr * peak_scale, round(config.warmup_epochs * steps_per_epoch)
     if step < warmup and config.warmup_lr is not None:
-        return config.warmup_lr + (config.lr - config.warmup_lr) * step / warmup
+        return config.warmup_lr + (lr - config.warmup_lr) * step / warmup
     if step < warmup:
-        return config.lr * (step + 1) / warmup
+        return lr * (step + 1) / warmup
     start = warmup if config.warmup_prefix else 0
     end = round((config.epochs - config.cooldown_epochs) * steps_per_epoch)
     if config.cooldown_epochs and step >= end:
         return config.min_lr
     if config.schedule == "constant":
-        return config.lr
+        return lr
     progress = (step - start) / max(1, end - start)
     if config.schedule == "linear":
-        return config.lr + (config.min_lr - config.lr) * progress
-    return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * progress))
+        return lr + (config.min_lr - lr) * progress
+    return config.min_lr + 0.5 * (lr - config.min_lr) * (1 + math.cos(math.pi * progress))

@@ -18,9 +18,8 @@ is one over the slots. Token maps show for each patch the slot that weighs it mo
 and gives as many tokens as before; another image size in the distillation is refused.
 
 Departures: the published models slim LV-ViTs late (`sit_small`: after 9, 12 and 14 of 16 blocks,
-`backbones/lv_vit.py`); the default here is at the quarters of any plain ViT, which costs half of the MACs. The cosine
-of the recipe ends at `lr_scale` times its least rate for the RTSMs. There is no second, convolutional teacher: its
-official code does not run.
+`backbones/lv_vit.py`); the default here is at the quarters of any plain ViT, which costs half of the MACs. There is
+no second, convolutional teacher: its official code does not run.
 """
 
 from leanvit.tokens.sit.distillation import FeatureRecalibration, ReverseSlimming

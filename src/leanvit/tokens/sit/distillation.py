@@ -51,7 +51,8 @@ class FeatureRecalibration(Objective):
     (binary for multi-label data), KL is that of the teacher's softened distribution, as in `SoftDistillation`.
 
     The reverse modules are this objective's own parameters (`rtsm`): a group of their own, at `lr_scale` times the
-    rate, all of it decayed. The model runs block by block (`trace`), so `compile` has no effect on it.
+    peak rate and the same least one, all of it decayed. The model runs block by block (`trace`), so `compile` has no
+    effect on it.
 
     Args:
         student: opened, slimmed; what it is trained as.
@@ -118,7 +119,7 @@ class FeatureRecalibration(Objective):
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """One group, all of it decayed, `lr_scale` times as fast; none without reverse modules."""
         params = list(self.rtsm.parameters())
-        return [{"params": params, "weight_decay": weight_decay, "lr_scale": self.lr_scale}] if params else []
+        return [{"params": params, "weight_decay": weight_decay, "peak_scale": self.lr_scale}] if params else []
 
     def forward(self, model: Any, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         """Parts: `base`, `tokens` and `distillation`, each before its weight."""

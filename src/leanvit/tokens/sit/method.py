@@ -47,7 +47,7 @@ class SiT:
     logit_weight: float = 2.0  # of the divergence of the logits, in the recovery
     temperature: float = 1.0  # of both distributions of logits
     rtsm: bool = True  # reverse modules; without, only blocks before the first slimming are compared with the teacher's
-    lr_scale: float = 5.0  # factor on the rate of the reverse modules
+    lr_scale: float = 5.0  # factor on the peak rate of the reverse modules
     seed: int = 0  # of the initial values
 
     requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
