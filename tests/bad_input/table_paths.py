@@ -117,7 +117,7 @@ CLI = [
     Cli(
         "retune a method that the run does not have",
         ("retune", "run", "--with", "lgvit:threshold=0.5", "--out", "new"),
-        ("unknown method of this model 'lgvit'",),
+        ("lgvit is not a method of this model", "accepted: one that was compressed"),
     ),
     Cli("latencies of a missing run", ("latencies", "./x"), ("no run folder at ./x",)),
     Cli(

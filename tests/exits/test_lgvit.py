@@ -341,14 +341,15 @@ def test_what_retuning_refuses(model, lean) -> None:
     unseen = {k: v for k, v in plan.structure.items() if k not in ("curve", "held_out", "expected")}
     blind.history = replace(lean.history, plans=(Plan("lgvit", plan.knobs, unseen),))
     for which, slug, knobs, words in (
-        (model, "lgvit", {"threshold": 0.5}, "unknown method of this model 'lgvit'"),
+        (model, "lgvit", {"threshold": 0.5}, "lgvit is not a method of this model: it is dense"),
+        (lean, "evit", {"keep_rate": 0.5}, "unknown method of this model 'evit'"),
         (
             compress(model, [EViT(keep_rate=0.5)]),
             "evit",
             {"keep_rate": 0.7},
             "no knob that a finished model can change",
         ),
-        (lean, "lgvit", {"epochs": 3}, "unknown knob of lgvit .* 'epochs'"),
+        (lean, "lgvit", {"epochs": 3}, "unknown tunable knob of lgvit 'epochs'"),
         (lean, "lgvit", {}, "lgvit is given no knob"),
         (lean, "lgvit", {"threshold": 2.0}, "threshold is 2"),
         (lean, "lgvit", {"threshold": [0.5]}, "threshold names 1 for 2 exits"),

@@ -263,6 +263,8 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         Refused: a method without such knobs, a target that cannot be met.
     """
     plans = list(model.history.plans) if model.history else []
+    if not plans:
+        raise BadInput(f"{slug} is not a method of this model: it is dense; accepted: one that was compressed")
     if slug not in [plan.slug for plan in plans]:
         raise unknown("method of this model", slug, [plan.slug for plan in plans])
     at = max(i for i, plan in enumerate(plans) if plan.slug == slug)
@@ -272,7 +274,7 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         raise Refused(f"{slug} has no knob that a finished model can change: compress its root anew")
     for name in knobs:
         if name not in tunable:
-            raise unknown(f"knob of {slug} that a finished model can change", name, tunable)
+            raise unknown(f"tunable knob of {slug}", name, tunable)
     if not knobs:
         raise BadInput(f"{slug} is given no knob; accepted: {', '.join(tunable)}")
     new, structure = m.tuned(dict(was.structure), knobs)
