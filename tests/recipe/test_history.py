@@ -7,6 +7,7 @@ from torch import nn
 
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Root, compress, create, root_of
+from leanvit.recipe.history import _Valueless
 from zoo import build_swin
 
 
@@ -75,3 +76,22 @@ def test_a_swin_that_was_resized_is_proven_by_its_windows_per_stage() -> None:
     root = root_of(model)
     assert root.kwargs["window_size"] == [[6, 5]] * 3 and tuple(root.kwargs["img_size"]) == (48, 40)
     assert [block.attn.window for block in create(root).blocks] == [(6, 5)] * 5
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilevit_xxs"])
+def test_without_values_it_is_the_same_model(name: str) -> None:
+    on_meta, built = create(Root(name, {"num_classes": 3}), device="meta"), create(Root(name, {"num_classes": 3}))
+    assert on_meta.make() == built.make()
+    assert {k: (t.shape, t.dtype) for k, t in on_meta.state_dict().items()} == {
+        k: (t.shape, t.dtype) for k, t in built.state_dict().items()
+    }
+    assert all(t.is_meta for t in on_meta.parameters()) and not any(t.is_meta for t in built.parameters())
+
+
+def test_only_values_of_the_meta_device_are_left_out() -> None:
+    with _Valueless():
+        assert torch.equal(torch.zeros(2).add_(1).clamp_(max=0.5), torch.full((2,), 0.5))
+        hollow = torch.empty(2, 3, device="meta")
+        assert hollow.normal_().clamp_(min=0) is hollow
+        with pytest.raises(RuntimeError):
+            hollow.add_(torch.empty(4, device="meta"))

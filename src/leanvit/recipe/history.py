@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.builders import require_model
@@ -117,10 +119,27 @@ def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> Open
     return opened
 
 
+class _Valueless(TorchFunctionMode):
+    """Leaves out what only fills a tensor of the meta device, which holds no values.
+
+    Initial values are most of the time that building there takes: PyTorch walks through `clamp_`, of every truncated
+    normal, in Python (a ViT-B: 0.20 s, 0.05 s without; one thread of an AMD EPYC).
+    """
+
+    FILLS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_, Tensor.mul_, Tensor.add_})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in self.FILLS and args[0].is_meta and not any(isinstance(a, Tensor) for a in args[1:]):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _built(root: Root, *, pretrained: bool, device: str) -> nn.Module:
     kwargs: dict[str, Any] = {k: _tupled(v) for k, v in root.kwargs.items()}
     try:
-        with torch.device(device):
+        with torch.device(device), _Valueless() if device == "meta" else nullcontext():
             return timm.create_model(root.name, pretrained=pretrained, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error) or type(error).__name__
