@@ -36,15 +36,13 @@ class _Pixels:
 
 def _split(split: str) -> Dataset:
     values, targets = _load()
-    keys = tuple(f"digits/{row:04d}" for row in range(len(targets)))
-    rank = rank_within(targets, keyed.ranks(keyed.hashes(keys), "split"))
-    is_val = rank < np.round(VAL_SHARE * np.bincount(targets))[targets]
+    is_val = _validation()
     whole = Dataset(
         name="digits",
         spec="digits",
         split=split,
         classes=[str(digit) for digit in range(10)],
-        keys=keys,
+        keys=_keys(len(targets)),
         targets=targets,
         rows=np.arange(len(targets)),
         images=_Pixels(values),
@@ -53,6 +51,18 @@ def _split(split: str) -> Dataset:
         mirror=False,
     )
     return whole.take(np.flatnonzero(is_val if split == "val" else ~is_val))
+
+
+def _keys(count: int) -> tuple[str, ...]:
+    return tuple(f"digits/{row:04d}" for row in range(count))
+
+
+@lru_cache(maxsize=1)
+def _validation() -> np.ndarray:
+    """(N,) bool: the images that are held out."""
+    _, targets = _load()
+    rank = rank_within(targets, keyed.ranks(keyed.hashes(_keys(len(targets))), "split"))
+    return rank < np.round(VAL_SHARE * np.bincount(targets))[targets]
 
 
 @lru_cache(maxsize=1)
