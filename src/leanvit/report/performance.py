@@ -53,7 +53,8 @@ class Section:
         machine = content["environment"]
         yield from self.tables(content)
         made = content.get("commands") or [content["command"]]
-        yield f"Measured on {machine['cpu']} with {machine['threads']} threads of torch, by"
+        threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+        yield f"Measured on {machine['cpu']} with {threads} of torch, by"
         yield f"{', '.join(f'`{one}`' for one in made)}: `benchmarks/results/{file.name}`.\n"
 
 
