@@ -139,7 +139,7 @@ FOUND: dict[str, dict[str, Any]] = {
             "nvit (equal macs)": {
                 "macs_ratio": {"mean": 0.5},
                 "trained_images": {"mean": 15_232.0},
-                "top1_percent": {"mean": 74.4, "min": 74.2, "max": 74.7},
+                "top1_percent": {"mean": 74.4, "min": 74.2, "max": 74.7, "seeds": 3},
             },
             "nvit minus best torch-pruning, equal macs": {"points": 0.5, "best": "torch-pruning, global (equal macs)"},
         },
@@ -206,6 +206,7 @@ def test_pruning_says_who_leads_and_what_does_not_load_again(tmp_path: Path) -> 
     text = page(tmp_path)
     assert "equal macs (torch-pruning, global): +0.50 points" in text
     assert "without a pickled module: torch-pruning, global." in text
+    assert "| nvit (equal macs) | 3 | 0.500 |" in text
 
 
 def test_a_composition_shows_its_ratios_and_its_accuracy(tmp_path: Path) -> None:

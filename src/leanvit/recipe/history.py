@@ -123,7 +123,7 @@ class _Valueless(TorchFunctionMode):
     """Leaves out what only fills a tensor of the meta device, which holds no values.
 
     Initial values are most of the time that building there takes: PyTorch walks through `clamp_`, of every truncated
-    normal, in Python (a ViT-B: 0.20 s, 0.05 s without; one thread of an AMD EPYC).
+    normal, in Python.
     """
 
     FILLS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.erfinv_, Tensor.clamp_, Tensor.mul_, Tensor.add_})

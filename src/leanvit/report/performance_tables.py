@@ -293,10 +293,11 @@ def pruning(content: Content) -> Iterator[str]:
     rows = {name: row for name, row in content["summary"].items() if "top1_percent" in row}
     speeds = ("torch f32, batch 64: speedup", "openvino f32, batch 1: speedup")
     yield from markdown_table(
-        ("network", "MACs", "training images", "top-1 at once, %", "at the end, %", "change, points", *speeds),
+        ("network", "seeds", "MACs", "training images", "top-1 at once, %", "at the end, %", "change, points", *speeds),
         [
             (
                 name,
+                row["top1_percent"]["seeds"],
                 f"{row['macs_ratio']['mean']:.3f}",
                 f"{row['trained_images']['mean']:,.0f}",
                 *(_mean(row, column) for column in ("one_shot_top1_percent", "top1_percent")),
