@@ -129,3 +129,29 @@ def test_the_last_step_meets_the_target_within_a_percent(goal: float) -> None:
     values = torch.rand(units.total, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gates = reach(target, values, all_open(units), goal)
     assert goal * 0.99 <= target.reached(gates) <= goal
+
+
+@pytest.mark.parametrize("goal", [0.8, 0.55])
+def test_a_latency_is_met_by_whole_groups_where_they_are_fine_enough(goal: float) -> None:
+    model = opened("vit_tiny_patch16_224", embed_dim=48, depth=4)
+    units = units_of(model)
+    sizes = {"embed": 16, "head": 1, "qk": 4, "v": 4, "mlp": 4}
+    values = torch.rand(units.total, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    units.split(values)["embed"].sub_(1)  # first in turn, and a group of them is more than the goal takes
+    widths = {}
+    for kind in ("macs", "latency"):
+        target = Target(kind, goal, Macs.of(model), units, sizes, 0.0)
+        gates = reach(target, values, all_open(units), goal)
+        assert goal * 0.99 <= target.reached(gates) <= goal
+        widths[kind] = open_counts(units, gates)
+    uneven = {kind: [u.name for u in units.lists if n[u.name] % sizes[u.kind]] for kind, n in widths.items()}
+    assert uneven["macs"] and not uneven["latency"]
+
+
+def test_single_units_close_for_a_latency_that_no_group_meets() -> None:
+    model = opened("vit_tiny_patch16_224")
+    units = units_of(model, "embed", "mlp")
+    target = Target("latency", 0.9, Macs.of(model), units, {"embed": 12, "mlp": 48}, 0.0)
+    gates = reach(target, torch.rand(units.total, dtype=torch.float64), all_open(units), 0.9)
+    assert 0.9 * 0.99 <= target.reached(gates) <= 0.9
+    assert any(open_counts(units, gates)[u.name] % target.sizes[u.kind] for u in units.lists)

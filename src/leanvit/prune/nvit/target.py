@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from leanvit.errors import Refused
 from leanvit.prune.nvit.cost import Figure, gains
 from leanvit.prune.nvit.groups import (
+    Group,
     all_open,
     closed_below,
     groups,
@@ -71,6 +72,7 @@ def pruning_step(target: Target, scores: Tensor, gates: Tensor, count: int, goal
 def reach(target: Target, lowered: Tensor, gates: Tensor, goal: float) -> Tensor:
     """Close groups from the worst on, and single units where a group is too much, until the goal is just met.
 
+    For a latency single units come last, when no whole group fits any more: runtimes favour round widths.
     The result is at most `goal` and at least `goal (1 - TOLERANCE)`, where the model's units are fine enough.
     """
     gates, dims, dense = gates.clone(), open_counts(target.units, gates), target.dense
@@ -89,12 +91,21 @@ def reach(target: Target, lowered: Tensor, gates: Tensor, goal: float) -> Tensor
 
     if target.figure.total(dims) <= high:
         return gates
-    for group in sorted(groups(target.units, lowered, gates, target.sizes), key=lambda g: g.score):
-        if group.last:
-            continue
-        if close(group.units, group.members) or any(close(group.units, unit[None]) for unit in group.members):
-            return gates
+    ranked = sorted(groups(target.units, lowered, gates, target.sizes), key=lambda g: g.score)
+    candidates = _in_order([g for g in ranked if not g.last], whole_first=target.kind == "latency")
+    for units, members in candidates:
+        if close(units, members):
+            break
     return gates
+
+
+def _in_order(ranked: Sequence[Group], *, whole_first: bool) -> Iterator[tuple[str, Tensor]]:
+    """List and members of what may be closed next: each group, then its single units; or all groups before them."""
+    if whole_first:
+        yield from ((group.units, group.members) for group in ranked)
+    for group in ranked:
+        yield group.units, group.members
+        yield from ((group.units, unit[None]) for unit in group.members)
 
 
 def check_reachable(target: Target) -> None:
