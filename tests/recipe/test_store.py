@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from leanvit.anatomy import open_model
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import file_sha256, seal_of
 from leanvit.recipe import compress, load, load_run, save
+from leanvit.tokens.evit import EViT
 
 
 def test_a_saved_run_gives_the_same_bits(lean: nn.Module, images: Tensor, tmp_path: Path) -> None:
@@ -26,6 +28,15 @@ def test_a_saved_run_gives_the_same_bits(lean: nn.Module, images: Tensor, tmp_pa
     assert [p.slug for p in run.model.history.plans] == ["evit", "int8"]
     save(run.model, tmp_path / "again")
     assert torch.equal(load(tmp_path / "again")(images), lean(images))
+
+
+@pytest.mark.parametrize("methods", [[], [EViT(keep_rate=0.7)]], ids=["dense", "evit"])
+def test_weights_of_the_models_own_shape_load_with_plain_timm(tiny, images: Tensor, tmp_path: Path, methods) -> None:
+    dense, lean = tiny().eval(), compress(tiny(), methods)
+    (weights,) = save(lean, tmp_path / "run").glob("*.safetensors")
+    root = lean.history.root
+    plain = timm.create_model(root.name, checkpoint_path=str(weights), **root.kwargs).eval()
+    assert torch.equal(plain(images), dense(images))
 
 
 def test_half_precision_stays_half(tiny, images: Tensor, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ or measured latency is met; then the model is cut to what is left.
 
 Departures: the channels of the residual stream are scored over as many blocks as the model has (published: 12); gains
 are relative to the dense model, so that `eta` means the same for every target (published: seconds of one V100); the
-last pruning step stops at the target, unit by unit; the task loss is cross-entropy, and the teacher the dense root
-(published: DeiT's hard distillation from a RegNet, and the dense model). The attention scale stays that of the original
-head width.
+last pruning step stops at the target, unit by unit (at a latency only where no whole group fits); the task loss is
+cross-entropy, and the teacher the dense root (published: DeiT's hard distillation from a RegNet, and the dense model).
+The attention scale stays that of the original head width.
 """
 
 from __future__ import annotations
