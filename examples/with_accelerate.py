@@ -1,6 +1,6 @@
 """Recover a lean run in a loop of your own under Hugging Face Accelerate: its launcher, devices and precision.
 
-    accelerate launch with_accelerate.py runs/slim runs/dense photos/ runs/recovered
+    accelerate launch with_accelerate.py runs/merged runs/dense photos/ runs/recovered
 
 Each process takes its share of every batch: 64 images in all.
 """

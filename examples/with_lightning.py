@@ -1,6 +1,6 @@
 """Recover a lean run under Lightning's Trainer: its strategies, devices, precision and loggers.
 
-    python with_lightning.py runs/slim runs/dense photos/ runs/recovered
+    python with_lightning.py runs/merged runs/dense photos/ runs/recovered
 
 Each process takes its share of every batch: 64 images in all. Leave Lightning's own sampler out, as here.
 """
