@@ -1,6 +1,7 @@
 """How well latency tables predict: whole models of random widths, predicted and measured, in several runtimes.
 
-    python benchmarks/latency_tables.py --model deit --runtime openvino --tables FOLDER --out FILE.json
+    python benchmarks/latency_tables.py --model deit --runtime openvino --tables FOLDER \
+        --out benchmarks/results/latency_tables.json
 
 Makes the table (kept in FOLDER), and holds it against `--shapes` held-out models on multiples of 8, and as many of any
 whole width. What was done before is not done again, and each part is kept when it is done: `--parts 1` does one and
@@ -19,6 +20,7 @@ import timm
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.deploy import check_table, latencies
+from leanvit.files import write_atomic
 from leanvit.measure import LatencyTable
 
 CIFAR = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
@@ -54,7 +56,7 @@ def table_of(model: str, runtime: str, folder: Path) -> LatencyTable:
 def row_of(model: str, table: LatencyTable) -> dict[str, Any]:
     """What is told of a table, before it is checked."""
     told = table.provenance
-    options = f"--model {model} --runtime {table.runtime} --tables FOLDER --out FILE"
+    options = f"--model {model} --runtime {table.runtime} --tables FOLDER --out benchmarks/results/latency_tables.json"
     return {
         "model": model,
         "runtime": table.runtime,
@@ -83,7 +85,7 @@ def checked(table: LatencyTable, model: OpenModel, shapes: int, multiple: int) -
 
 
 class Result:
-    """The file of results: a row for each table."""
+    """The file of results: a row for each table, all of one CPU."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,6 +93,9 @@ class Result:
 
     def row(self, model: str, table: LatencyTable) -> dict[str, Any]:
         """The row of this very table; the one of an older table goes."""
+        cpu = table.provenance["environment"]["cpu"]
+        if other := {row["environment"]["cpu"] for row in self.rows} - {cpu}:
+            raise SystemExit(f"{self.path} holds rows of {', '.join(other)}, the table is of {cpu}: give another --out")
         for row in self.rows:
             if row["fingerprint"] == table.fingerprint:
                 return row
@@ -100,8 +105,10 @@ class Result:
         return self.rows[next(i for i, r in enumerate(self.rows) if r["fingerprint"] == table.fingerprint)]
 
     def save(self) -> None:
+        commands = [row["command"] for row in self.rows]
+        content = {"commands": commands, "environment": self.rows[0]["environment"], "rows": self.rows}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"rows": self.rows}, indent=1))
+        write_atomic(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def main() -> None:

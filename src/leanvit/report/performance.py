@@ -192,6 +192,14 @@ SECTIONS = (
         tables.pruning,
     ),
     Section(
+        "Latency tables",
+        "What a table of a model's blocks predicts for whole models of random widths, which it has not seen, against "
+        "the clock: widths on multiples of 8, and any. `cifar` is the ViT of `leanvit/cifar10_vit`.",
+        "latency_tables",
+        "--model deit --runtime openvino-int8 --tables FOLDER --out benchmarks/results/latency_tables.json",
+        tables.latency_tables,
+    ),
+    Section(
         "Training against timm's script",
         "Whole processes in turns: same model, images, batch, augmentation, optimiser, precision, workers, threads.",
         "train_speed",

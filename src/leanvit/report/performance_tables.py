@@ -356,6 +356,28 @@ def composed(content: Content) -> Iterator[str]:
     )
 
 
+def latency_tables(content: Content) -> Iterator[str]:
+    """How well tables predict whole models of held-out widths."""
+    yield from markdown_table(
+        ("model", "runtime", "batch", "entries", "measured in, s", "widths", "models", "median error, %", "worst, %"),
+        [
+            (
+                row["model"],
+                row["runtime"],
+                row["batch"],
+                row["entries"],
+                f"{row['measuring_s']:.0f}",
+                "any" if multiple == "1" else f"multiples of {multiple}",
+                len(held["rows"]),
+                f"{100 * held['median_error']:.1f}",
+                f"{100 * held['worst_error']:.1f}",
+            )
+            for row in content["rows"]
+            for multiple, held in row["held_out"].items()
+        ],
+    )
+
+
 def training(content: Content) -> Iterator[str]:
     """Samples a second of training beside timm's script."""
     yield from markdown_table(
