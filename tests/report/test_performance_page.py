@@ -221,3 +221,10 @@ def test_a_composition_shows_its_ratios_and_its_accuracy(tmp_path: Path) -> None
     text = page(tmp_path)
     assert "| dense int8 | 1 | 230.0 | 3.50 (3.40 … 3.60) |" in text
     assert "| 0 | 0.250 | 200,000 | 58.00 | 73.75 | -1.25 | 2.70 (2.60 … 2.80) |" in text
+
+
+def test_threads_are_those_that_were_timed(tmp_path: Path) -> None:
+    found = FOUND["reference_runs"]
+    timed = {**found, "settings": {**found["settings"], "threads": 1}}
+    (tmp_path / "reference_runs.json").write_text(json.dumps({**MACHINE, **timed}))
+    assert "Measured on a CPU with 1 thread of torch" in page(tmp_path)
