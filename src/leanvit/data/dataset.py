@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,7 @@ class Dataset:
     on_bad: str = "error"  # or "skip": what loaders do with an image that cannot be read
     max_pixels: int = MAX_PIXELS  # an image with more cannot be read
     bad: list[BadImage] = field(default_factory=list)  # what was left out so far, by this set and those made from it
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many files, lines or members are no sample
 
     def __len__(self) -> int:
         return len(self.keys)

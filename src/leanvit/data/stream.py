@@ -10,7 +10,7 @@ number of shards: none is read twice, none is left out, and no worker idles for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -69,6 +69,7 @@ class Stream:
     on_bad: str = "error"
     max_pixels: int = MAX_PIXELS
     bad: list[BadImage] = field(default_factory=list)
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many members are no sample
 
     def __len__(self) -> int:
         return self.length

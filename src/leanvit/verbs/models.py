@@ -122,6 +122,9 @@ def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
     say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
+    if dataset.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.left_out.items())
+        say(f"data: left out of {dataset.split}: {reasons}")
     return dataset
 
 
