@@ -60,7 +60,7 @@ class Dataset:
     on_bad: str = "error"  # or "skip": what loaders do with an image that cannot be read
     max_pixels: int = MAX_PIXELS  # an image with more cannot be read
     bad: list[BadImage] = field(default_factory=list)  # what was left out so far, by this set and those made from it
-    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many files, lines or members are no sample
+    left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many files or lines are no sample
 
     def __len__(self) -> int:
         return len(self.keys)

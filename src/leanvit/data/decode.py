@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from leanvit.errors import BadInput
 
+EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # of image files
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: half a gigabyte as RGB
 WORKING_PIXELS = 2**24  # 4096 x 4096: larger images are halved until they are no larger ...
 _SHORT_SIDE = 1024  # ... or until halving would leave less than this many pixels on the short side

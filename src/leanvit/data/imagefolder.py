@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from leanvit.data.dataset import Dataset, probe
-from leanvit.data.decode import decode
+from leanvit.data.decode import EXTENSIONS, decode
 from leanvit.data.sources import Source, canonical_split
 from leanvit.errors import BadInput
-
-EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def imagefolder_source(spec: str, path: Path) -> Source:

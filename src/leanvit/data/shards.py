@@ -20,7 +20,7 @@ from typing import Any
 
 from leanvit.data import labels as labelling
 from leanvit.data.arrow import require
-from leanvit.data.imagefolder import EXTENSIONS
+from leanvit.data.decode import EXTENSIONS
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
