@@ -103,13 +103,13 @@ def forward_eval(case: Case) -> None:
 
 
 def _rule(case: Case, threshold: Any, exits: int) -> Rule:
+    """A number, or a list: `[4]` (patience: four exits in a row), `[0.5, 2]` (entropy below 0.5, twice in a row)."""
     name = case.spec.get("exit_rule", case.spec["constructor"].get("exit_strategy", "confidence"))
-    kind = {"patient_and_confident": "patient_confident", "patient-confident": "patient_confident"}.get(name, name)
+    kind = {"patient_and_confident": "patient_confident"}.get(name.replace("-", "_"), name.replace("-", "_"))
     assert kind in RULES, f"{case.id}: unknown rule {name!r}"
-    patience = 2
-    if isinstance(threshold, list | tuple):
-        threshold, patience = threshold
-    return Rule(kind, (threshold,) * exits, int(patience))
+    value, *rest = threshold if isinstance(threshold, list | tuple) else (threshold,)
+    assert len(rest) <= (kind == "patient_confident"), f"{case.id}: cannot read the threshold {threshold!r} of {name!r}"
+    return Rule(kind, (value,) * exits, int(rest[0]) if rest else 2)
 
 
 @handler("lgvit", "stage1_loss")

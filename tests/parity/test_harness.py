@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from parity import transcription as t
 from parity.cases import Case, check, folder, found
+from parity.parity_lgvit import _rule as lgvit_rule
 
 SMALL = {
     "img_size": 24,
@@ -112,3 +113,31 @@ def test_cases_are_found_by_option_then_environment(tmp_path: Path, monkeypatch:
     assert folder(str(tmp_path)) == tmp_path and folder(None) == case.path.parent
     with pytest.raises(FileNotFoundError, match="--cases"):
         folder(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "kind", "value", "patience"),
+    [
+        ("confidence", 0.9, "confidence", 0.9, 2),
+        ("entropy", [0.6], "entropy", 0.6, 2),
+        ("patience", 4, "patience", 4, 2),
+        ("patience", [4], "patience", 4, 2),
+        ("patient-confident", [0.5, 3], "patient_confident", 0.5, 3),
+        ("patient_and_confident", [0.5], "patient_confident", 0.5, 2),
+        ("patient_and_confident", 0.5, "patient_confident", 0.5, 2),
+    ],
+)
+def test_thresholds_of_every_rule_are_read(
+    tmp_path: Path, name: str, threshold: Any, kind: str, value: float, patience: int
+) -> None:
+    case = Case(tmp_path / "rule.json")
+    case.path.write_text(json.dumps({"exit_rule": name, "constructor": {}}))
+    rule = lgvit_rule(case, threshold, 3)
+    assert (rule.kind, rule.thresholds, rule.patience) == (kind, (value,) * 3, patience)
+
+
+def test_a_threshold_of_another_form_fails(tmp_path: Path) -> None:
+    case = Case(tmp_path / "rule.json")
+    case.path.write_text(json.dumps({"exit_rule": "patience", "constructor": {}}))
+    with pytest.raises(AssertionError, match="cannot read the threshold"):
+        lgvit_rule(case, [4, 2], 3)
