@@ -220,7 +220,7 @@ class OpenSwin(OpenModel):
         self.head.in_features = self.num_features
         self.head.reset(num_classes, pool_type=global_pool)
         self.head.to(device=like.device, dtype=like.dtype).train(self.training)
-        self.num_classes, self.global_pool = num_classes, pool
+        self.num_classes, self.global_pool, self.classes = num_classes, pool, ()
         self.head_hidden_size = self.head.num_features
 
     def no_weight_decay(self) -> set[str]:

@@ -195,6 +195,7 @@ class OpenTraced(OpenModel):
         for key in SHARED:
             if key in vars(source):
                 setattr(self, key, getattr(source, key))
+        self.classes = ()
         self.train(self.training)
 
     def set_distilled_training(self, enable: bool = True) -> None:

@@ -298,6 +298,7 @@ class OpenViT(OpenModel):
             if global_pool != "map":
                 self.attn_pool = None
         self.num_classes = num_classes
+        self.classes = ()
         for name in ("head", "head_dist") if distilled else ("head",):
             like = self.pos_embed if self.pos_embed is not None else self.patch_embed.proj.weight
             new = nn.Linear(self.embed_dim, num_classes) if num_classes > 0 else nn.Identity()

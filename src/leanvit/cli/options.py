@@ -50,6 +50,15 @@ Convert = Annotated[
     bool,
     typer.Option("--convert", help="Let preprocessing make images fit: enlarged more than twofold, grey <-> colour."),
 ]
+ClassNames = Annotated[
+    str,
+    typer.Option(
+        "--class-names",
+        metavar="HOW",
+        help="How the data's classes are found among the model's: by-name (default), or by-position.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Take only N images of each split, even over the classes.")
 ]

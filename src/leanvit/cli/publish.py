@@ -34,6 +34,7 @@ def command(
     most_mb: Annotated[
         float | None, typer.Option("--most-mb", metavar="N", help="Write nothing that takes more million bytes.")
     ] = None,
+    class_names: options.ClassNames = "by-name",
     limit: options.Limit = None,
     classes: options.Classes = None,
     on_bad: options.OnBad = None,
@@ -53,6 +54,7 @@ def command(
             data_source=data_source,
             trained_on=trained_on,
             most_mb=most_mb,
+            class_names=class_names,
             limit=limit,
             overwrite=overwrite,
             say=output.say,

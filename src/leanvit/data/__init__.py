@@ -20,9 +20,13 @@ _HOME = {  # public name -> module of this package that defines it
     "Stream": "stream",
     "UnreadableImage": "decode",
     "adapted_kwargs": "fitting",
+    "Matched": "classes",
     "check_fits": "fitting",
     "epoch_length": "loading",
+    "for_model": "classes",
     "loader": "loading",
+    "match_classes": "classes",
+    "matched_with": "classes",
     "open_dataset": "sources",
 }
 __all__ = [*_HOME, "keyed"]

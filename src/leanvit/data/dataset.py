@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from leanvit.data import keyed
+from leanvit.data.classes import Matched
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey, with_channels
 from leanvit.data.labels import rarest_label
 from leanvit.errors import BadInput, nearest
@@ -127,6 +128,15 @@ class Dataset:
         if not kept.any():
             raise BadInput(f"data {self.spec!r}, {self.split}: no image has one of the classes {', '.join(names)}")
         return replace(self, classes=names, targets=targets).take(np.flatnonzero(kept))
+
+    def onto(self, matched: Matched, classes: Sequence[str]) -> Dataset:
+        """The same images with a model's outputs as their classes, which `classes` names: targets are outputs."""
+        positions = np.asarray(matched.positions, dtype=np.int64)
+        if not self.multi_label:
+            return replace(self, classes=list(classes), targets=positions[self.targets])
+        targets = np.zeros((len(self), matched.outputs), dtype=self.targets.dtype)
+        targets[:, positions] = self.targets
+        return replace(self, classes=list(classes), targets=targets)
 
     def few_shot(self, shots: int, *, seed: int = 0) -> Dataset:
         """`shots` images of each class (all of a smaller one), chosen by (seed, key), order kept.

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from leanvit.builders import require_model
+from leanvit.data.classes import matched_with
 from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
 from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput
@@ -25,17 +26,26 @@ _STRIDES = {"lv_vit": (16, 16), "t2t_vit": (16, 16), "dualtoken_vit": (32, 32), 
 _PATCHED = {"dhvt": (2, 4, 16), "litv2": None}  # of leanvit's own with a choice of patches: which (None: any)
 
 
-def check_fits(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset, *, convert: bool = False) -> None:
+def check_fits(
+    model: nn.Module,
+    preprocess: Preprocess,
+    dataset: AnyDataset,
+    *,
+    convert: bool = False,
+    class_names: str = "by-name",
+    trains: bool = False,
+) -> None:
     """Raise BadInput that lists every mismatch of resolution, channels and classes, with the argument that mends it.
 
     Resolution: `preprocess` must give what the model takes, and the data's images may grow at most twofold per side.
-    Channels: those of `preprocess` and of the data must be the model's. Classes: as many outputs as the data has names.
+    Channels: those of `preprocess` and of the data must be the model's. Classes: those of the data are
+    among those of the model (`classes.match_classes`); `trains`: a model without names needs as many outputs.
     With `convert`, what preprocessing can bridge is accepted: images enlarged, grey repeated or colour averaged away.
     """
     problems = [
         *_input_problems(model, preprocess),
         *([] if convert else _image_problems(model, preprocess, dataset)),
-        *_class_problems(model, dataset),
+        *_class_problems(model, dataset, class_names, trains),
     ]
     if problems:
         name = _model_name(model)
@@ -208,11 +218,12 @@ def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDatase
     return problems
 
 
-def _class_problems(model: nn.Module, dataset: AnyDataset) -> list[str]:
-    outputs, classes = getattr(model, "num_classes", None), len(dataset.classes)
-    if outputs is None or outputs == classes:
-        return []
-    return [f"classes: the model has {outputs}, the data {classes}: build the model with num_classes={classes}"]
+def _class_problems(model: nn.Module, dataset: AnyDataset, class_names: str, trains: bool) -> list[str]:
+    try:
+        matched_with(model, dataset, class_names=class_names, exact=trains)
+    except BadInput as error:
+        return [str(error)]
+    return []
 
 
 def _any_size(model: nn.Module, size: tuple[int, int]) -> bool:

@@ -60,12 +60,16 @@ class Preprocess:
 
     @staticmethod
     def of(model: nn.Module) -> Preprocess:
-        """What the model expects: timm's data configuration, with the size and channels of the instance itself.
+        """What the model expects: what it says itself (`model.preprocess`, of a loaded run), else timm's data
+        configuration, with the size and channels of the instance itself.
 
         A small input (at most 64 pixels) that is not the configuration's own takes the whole image (`crop_pct` 1): the
         configuration's crop was chosen for photographs at full size. For another number of channels than the
         configuration's, mean and standard deviation are its averages, as timm's loader does.
         """
+        stated = getattr(model, "preprocess", None)
+        if isinstance(stated, Preprocess):
+            return stated
         config = resolve_model_data_config(model)
         configured = tuple(int(n) for n in config["input_size"])
         channels = channels_of(model) or configured[0]

@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from leanvit.data import keyed
+from leanvit.data.classes import Matched
 from leanvit.data.dataset import Dataset, Sample, as_sample_image
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
 from leanvit.data.specs import Spec
@@ -70,6 +71,7 @@ class Stream:
     max_pixels: int = MAX_PIXELS
     bad: list[BadImage] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many members are no sample
+    matched: Matched | None = None  # where targets are outputs of a model: which of the shards' classes is which
 
     def __len__(self) -> int:
         return self.length
@@ -108,6 +110,10 @@ class Stream:
         """`len` samples in the training order of (seed, epoch): shards shuffled, then samples within a buffer."""
         return self._counted(_shuffled(self._in_training_order(seed, epoch), self.buffer, seed=seed, epoch=epoch))
 
+    def onto(self, matched: Matched, classes: Sequence[str]) -> Stream:
+        """The same samples with a model's outputs as their classes, which `classes` names: targets are outputs."""
+        return replace(self, classes=list(classes), matched=matched)
+
     def limited(self, count: int, *, seed: int = 0) -> Stream:
         """The first `count` samples in the stored order (whatever the seed), as a stream of one shard."""
         if count < 1:
@@ -142,12 +148,21 @@ class Stream:
         count = 0
         for item in islice(items, self.length):
             count += 1
-            yield item
+            yield item if self.matched is None else item._replace(target=_output(item.target, self.matched))
         if count < self.length:
             raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
 
 
 AnyDataset = Dataset | Stream
+
+
+def _output(target: int | np.ndarray, matched: Matched) -> int | np.ndarray:
+    """A target as an output of a model, or as a vector over its outputs."""
+    if not isinstance(target, np.ndarray):
+        return matched.positions[int(target)]
+    outputs = np.zeros(matched.outputs, dtype=target.dtype)
+    outputs[list(matched.positions)] = target
+    return outputs
 
 
 @dataclass(frozen=True)

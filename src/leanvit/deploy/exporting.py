@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from leanvit import __version__
 from leanvit.anatomy.exits import Exits
 from leanvit.data import Preprocess
+from leanvit.data.classes import own_names
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
 from leanvit.deploy.running import Options, open_runtime, packages_of, require_runtime, runtime_module
 from leanvit.errors import BadInput, Refused, unknown
@@ -55,7 +56,7 @@ def export(
     preprocess: Preprocess,
     batch: int | None = None,
     input_type: str = "float",
-    labels: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Artefact:
     """Write a model as an artefact and check it against PyTorch at f32 on random images.
@@ -74,7 +75,7 @@ def export(
         batch: images in one call; None: any number (the fixed one is faster).
         input_type: "float" takes what the model takes, (B, C, H, W) float32, normalised; "u8" takes (B, H, W, C) uint8,
             resized and cropped: the normalisation is in the graph.
-        labels: class names in the order of the logits.
+        labels: class names in the order of the logits; default: the model's own (`model.classes`).
         overwrite: replace an artefact that is there.
 
     Raises:
@@ -82,6 +83,7 @@ def export(
         MissingExtra: the runtime's packages are not installed (named with the pip command).
         Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
     """
+    labels = own_names(model, labels, argument="labels")
     if isinstance(getattr(model, "exits", None), Exits):
         from leanvit.deploy.segments import export_segments
 
@@ -99,7 +101,7 @@ def export(
     require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
-    check_arguments(model, preprocess, batch, labels)
+    check_arguments(model, preprocess, batch)
     _refuse_segmented(model)
     check_target(out, overwrite=overwrite)
     rounded = not getattr(getattr(model, "ops", None), "float_weights", True)
@@ -189,14 +191,12 @@ def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict
     return {"max_error": max_error, "drift": drift, "same_answers": same}
 
 
-def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None, labels: Sequence[str]) -> None:
+def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None) -> None:
     """Raise `BadInput` for what `export` does not take."""
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise BadInput(f"batch is {batch!r}; accepted: None (any number), or 1 and more")
-    if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
-        raise BadInput(f"labels is {labels!r}; accepted: a list of class names")
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if dtypes:
         raise BadInput(f"the model holds {', '.join(map(str, dtypes))}; accepted: float32, call model.float() first")

@@ -63,7 +63,8 @@ class Runner:
         self.runtime = "torch.export" if artefact.runtime == "torch" else artefact.runtime
         self.batch = artefact.batch
         self.preprocess: Preprocess = artefact.preprocess
-        self.labels = artefact.labels
+        self.labels = self.classes = artefact.labels
+        self.num_classes = artefact.num_classes
         mixed = "bf16" if artefact.precision == "f32" else f"{artefact.precision}+bf16"
         self.precision = artefact.precision if options.precision == "f32" else mixed
         self._call = call

@@ -61,7 +61,7 @@ def export_segments(
         )
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
-    check_arguments(model, preprocess, batch, labels)
+    check_arguments(model, preprocess, batch)
     if batch not in (None, 1):
         raise BadInput(
             f"batch is {batch}; a model with early exits goes on with fewer images: accepted: none (any), or 1"

@@ -48,6 +48,7 @@ def compare(
     progress: Callable[[str], None] | None = None,
     meter: Meter | NoMeter | None = None,
     on_predictions: Callable[[dict[str, Predictions]], None] | None = None,
+    class_names: str = "by-name",
 ) -> Comparison:
     """Measure every model on the same images, and its speed in rounds where the models take turns.
 
@@ -64,9 +65,12 @@ def compare(
         files: name -> file or folder whose size is the row's `disk_bytes`.
         progress: called with a line of text before each stage.
         meter: what counts energy; by default the counter of the models' device, where the machine offers one.
+        class_names: how the classes of a data set are found among a model's outputs: "by-name" where the model has
+            names (`model.classes`), or "by-position" (`data.match_classes`). A part of a model's classes is scored
+            among themselves.
         on_predictions: called once with what each model answered, by name: for those who keep it.
 
-    Raises BadInput before any work when names, baseline, batch sizes, files or devices do not fit.
+    Raises BadInput before any work when names, baseline, batch sizes, files, devices or classes do not fit.
     """
     models = dict(models)
     _check_models(models)
@@ -78,11 +82,13 @@ def compare(
         if not isinstance(value, int) or value < least:
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
+    sources = _sources(models, data, preprocess, batch, class_names)
+    outputs = _outputs(models, data, class_names, progress)
 
     tell(f"accuracy of {', '.join(models)}")
     with ExitStack() as stack:
         works = {name: stack.enter_context(recording(model)) for name, model in models.items()}
-        predictions, images = _predict(models, _sources(models, data, preprocess, batch), baseline)
+        predictions, images = _predict(models, sources, outputs, baseline)
     if on_predictions is not None:
         on_predictions(predictions)
     x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
@@ -117,6 +123,7 @@ def compare(
         environment=environment(),
         multi_label=predictions[baseline].multi_label,
         idle_watts=energy.idle_watts if isinstance(energy, Energy) else None,
+        classes=tuple(getattr(data, "classes", ())),
     )
 
 
@@ -222,7 +229,30 @@ def _notes(model: Runner, first: Runner, latency_batch: int) -> tuple[str, ...]:
 # --- the data -------------------------------------------------------------------------------------------------------
 
 
-def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int) -> list[tuple[list[str], Any]]:
+def _outputs(
+    models: Mapping[str, Runner], data: Any, class_names: str, progress: Callable[[str], None] | None
+) -> dict[str, tuple[int, ...]]:
+    """Of the models that do not have just the data's classes in their order: the output that stands for each."""
+    if not hasattr(data, "classes"):
+        return {}
+    from leanvit.data import matched_with
+
+    found: dict[str, tuple[int, ...]] = {}
+    said: dict[str, str] = {}
+    for name, model in models.items():
+        matched = matched_with(model, data, class_names=class_names)
+        if not matched.same:
+            found[name] = matched.positions
+        if matched.said and (progress or not matched.same or class_names == "by-position"):
+            said.setdefault(matched.said, name)
+    for line, name in said.items():
+        (progress or warnings.warn)(f"{name}: {line}")
+    return found
+
+
+def _sources(
+    models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int, class_names: str
+) -> list[tuple[list[str], Any]]:
     """Loaders with the names of the models that read them: one loader for each way of preprocessing."""
     if not hasattr(data, "classes"):
         if preprocess is not None:
@@ -234,7 +264,7 @@ def _sources(models: Mapping[str, Runner], data: Any, preprocess: Any, batch: in
     for name, model in models.items():
         own = preprocess or _own_preprocess(name, model)
         if isinstance(model, nn.Module):
-            check_fits(model, own, data, convert=True)
+            check_fits(model, own, data, convert=True, class_names=class_names)
         group = next((names for known, names in groups if known == own), None)
         group.append(name) if group is not None else groups.append((own, [name]))
     sizes = {tuple(own.input_size) for own, _ in groups}
@@ -253,7 +283,10 @@ def _own_preprocess(name: str, model: Runner) -> Any:
 
 
 def _predict(
-    models: Mapping[str, Runner], sources: list[tuple[list[str], Iterable[Batch]]], baseline: str
+    models: Mapping[str, Runner],
+    sources: list[tuple[list[str], Iterable[Batch]]],
+    outputs: Mapping[str, tuple[int, ...]],
+    baseline: str,
 ) -> tuple[dict[str, Predictions], Tensor]:
     """Everyone's predictions, and the first batch of images as the baseline saw it."""
     predictions: dict[str, Predictions] = {}
@@ -265,7 +298,7 @@ def _predict(
             yield batch
 
     for names, loader in sources:
-        predictions |= predict_all({name: models[name] for name in names}, keeping(names, loader))
+        predictions |= predict_all({name: models[name] for name in names}, keeping(names, loader), outputs=outputs)
     return predictions, kept[baseline]
 
 

@@ -57,6 +57,7 @@ class Comparison:
     multi_label: bool = False
     format: int = FORMAT
     idle_watts: Spread | None = None  # of what `energy_source` counts, while nothing was asked of the machine
+    classes: tuple[str, ...] = ()  # that the images were scored on, by name; empty: not recorded
 
     # How pydantic reads the JSON, nested dataclasses included.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -130,17 +130,25 @@ class Predictions:
             raise CheckpointError(f"{path} cannot be read as predictions: {error}") from error
 
 
-def predict(runner: Runner, loader: Iterable[Batch]) -> Predictions:
+def predict(runner: Runner, loader: Iterable[Batch], *, outputs: Sequence[int] | None = None) -> Predictions:
     """Run every batch of a loader (eval mode, inference mode) and keep the logits.
+
+    outputs: which of the runner's outputs stands for each class of the targets, if not each for its own.
 
     Raises BadInput for an empty loader, for an output that is not (B, classes), and for logits that are not finite;
     the text names keys of the batch.
     """
-    return predict_all({"runner": runner}, loader)["runner"]
+    return predict_all({"runner": runner}, loader, outputs={"runner": outputs})["runner"]
 
 
-def predict_all(runners: Mapping[str, Runner], loader: Iterable[Batch]) -> dict[str, Predictions]:
+def predict_all(
+    runners: Mapping[str, Runner],
+    loader: Iterable[Batch],
+    *,
+    outputs: Mapping[str, Sequence[int] | None] | None = None,
+) -> dict[str, Predictions]:
     """`predict` for several runners in one pass over the data, so that each image is decoded once."""
+    chosen = {name: list(places) for name, places in (outputs or {}).items() if places is not None}
     logits: dict[str, list[Tensor]] = {name: [] for name in runners}
     targets: list[Tensor] = []
     keys: list[str] = []
@@ -149,7 +157,8 @@ def predict_all(runners: Mapping[str, Runner], loader: Iterable[Batch]) -> dict[
             targets.append(batch.targets.cpu())
             keys.extend(batch.keys)
             for name, runner in runners.items():
-                logits[name].append(_named(name, runner, batch))
+                answered = _named(name, runner, batch)
+                logits[name].append(answered[:, chosen[name]] if name in chosen else answered)
     if not keys:
         raise BadInput("loader gave no batch: there is nothing to predict")
     # Clones made outside inference mode are ordinary tensors.

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.data import AnyDataset
+from leanvit.data.classes import for_model, listed
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
@@ -56,7 +58,8 @@ def compress(
     Args:
         model: a timm model, or an opened one (a loaded run: its history goes on).
         methods: methods such as `EViT(keep_rate=0.7)`; none: the model with its history, ready to save.
-        data: training data, for methods that calibrate and for recovery.
+        data: training data, for methods that calibrate and for recovery. Its classes are matched with the model's by
+            name where the model's outputs have names (`model.classes`); they keep them.
         root: timm name and constructor arguments, where timm did not record them.
         recovery: train after compression.
         teacher: of every training; default: the dense model, with its original weights. Its images are prepared as
@@ -85,7 +88,7 @@ def compress(
         if recovery is not None and hasattr(m, "check_teacher"):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        data = replace(data, teacher=teacher or dense)
+        data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
     steps = None
     if out is not None and trains(methods, recovery):
         if not isinstance(data, Data):
@@ -94,6 +97,10 @@ def compress(
     elif resume:
         raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
+    if isinstance(data, Data):
+        if not lean.classes and len(data.dataset.classes) == lean.num_classes:
+            lean.classes = tuple(data.dataset.classes)
+        lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)
     for number, stage in enumerate(_stages(methods, recovery), 1):
@@ -175,11 +182,27 @@ def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) 
     return lean
 
 
+def _of_classes(dataset: AnyDataset, dense: OpenModel, methods: Sequence[Any], recovery: Recovery | None) -> AnyDataset:
+    """The data set with the model's outputs as its classes; where nothing learns from labels, any images will do."""
+    try:
+        return for_model(dataset, dense)
+    except BadInput:
+        if trains(methods, recovery):
+            raise
+        return dataset
+
+
 def _check_teacher(teacher: nn.Module | None, dense: OpenModel) -> None:
     if teacher is None:
         return
     if not isinstance(teacher, nn.Module):
         raise BadInput(f"teacher is a {type(teacher).__name__}; accepted: a model, such as load('RUN')")
+    taught, own = (tuple(getattr(m, "classes", ())) for m in (teacher, dense))
+    if taught and own and taught != own:
+        raise BadInput(
+            f"teacher knows the classes {listed(taught)}, the model {listed(own)}: give one with the model's "
+            "classes, in their order"
+        )
     classes = getattr(teacher, "num_classes", None)
     if classes and classes != dense.num_classes:
         raise BadInput(f"teacher has {classes} outputs, the model {dense.num_classes}: give one with equal outputs")

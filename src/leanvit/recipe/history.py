@@ -171,9 +171,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     Raises:
         Refused: the rebuilt model differs (the first differences are named): give the missing arguments.
     """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    recorded = cfg.get("architecture") if isinstance(cfg, Mapping) else getattr(cfg, "architecture", None)
-    name = name or recorded
+    name = name or _recorded_name(model)
     if not name:
         raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
@@ -181,6 +179,18 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     root = Root(name, {k: _listed(v) for k, v in given.items() if k not in FORBIDDEN})
     _prove(root, open_model(model, check=False))
     return root
+
+
+def _recorded_name(model: nn.Module) -> str | None:
+    """The timm name that a model says, with its tag where that is not the architecture's own first one."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    given = cfg if isinstance(cfg, Mapping) else vars(cfg)
+    architecture, tag = given.get("architecture"), given.get("tag")
+    if not architecture or not tag or not timm.is_model(architecture):
+        return architecture
+    usual = timm.get_pretrained_cfg(architecture)
+    known = timm.get_pretrained_cfg(f"{architecture}.{tag}", allow_unregistered=False)
+    return architecture if known is None or usual is None or usual.tag == tag else f"{architecture}.{tag}"
 
 
 def _prove(root: Root, model: OpenModel) -> None:

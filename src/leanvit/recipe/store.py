@@ -81,7 +81,7 @@ def save(
     path: str | Path,
     *,
     preprocess: Preprocess | None = None,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] | None = None,
     info: dict[str, Any] | None = None,
     stored_as: str = "",
     overwrite: bool = False,
@@ -90,8 +90,9 @@ def save(
 
     Args:
         model: an opened model with a history (from `compress`, `load` or `create`).
-        preprocess: how images are prepared for it; it travels with the run.
-        classes: class names in the order of the logits.
+        preprocess: how images are prepared for it; it travels with the run. Default: what the model says itself
+            (`Preprocess.of`).
+        classes: class names in the order of the logits; default: the model's own (`model.classes`).
         info: more JSON to keep (data spec, command, ...).
         stored_as: "float16" or "bfloat16": parameters of a float32 model are rounded to it in the file, which takes
             half the space; `load` gives float32 parameters with the rounded values. Buffers (statistics, scales of
@@ -101,9 +102,13 @@ def save(
     Raises:
         Refused: the history does not rebuild the model, or `stored_as` is not for this model: it is not in float32,
             or a value lies outside the range (checked before anything is written).
-        BadInput: no opened model, there is a run already, or the path is not a folder that can be made.
+        BadInput: no opened model, there is a run already, the path is not a folder that can be made, or names that are
+            not as many as the outputs or not the model's own.
         LeanvitError: a file cannot be written (disk full, read-only); a run that was there is unchanged.
     """
+    from leanvit.data import Preprocess
+    from leanvit.data.classes import own_names
+
     path = Path(path)
     if not isinstance(model, OpenModel):
         raise BadInput(
@@ -116,7 +121,9 @@ def save(
             raise BadInput(f"{path} is a file; accepted: a folder, or a path where one can be made")
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
+    names = own_names(model, classes)
     history = _proven_history(model)
+    preprocess = preprocess or Preprocess.of(model)
     tensors = _tensors(model, stored_as)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -130,8 +137,8 @@ def save(
         "root": history.root.to_json(),
         "plans": [_plan_entry(plan) for plan in history.plans],
         "weights": weights,
-        "preprocess": None if preprocess is None else preprocess.to_json(),
-        "classes": list(classes),
+        "preprocess": preprocess.to_json(),
+        "classes": list(names),
         "info": {**(info or {}), "made_with": made_with},
     }
     write_atomic(path / JSON_NAME, sealed_text(written))
@@ -216,8 +223,10 @@ def load_run(path: str | Path) -> Run:
     model.load_state_dict(tensors, strict=True, assign=True)
     _derive_buffers(model)
     _refuse_unfilled(path, model)
-    classes, stored_as = tuple(file.classes), file.weights.stored_as
-    return Run(model.eval(), path, _preprocess(path, file), classes, file.info, stored_as)
+    classes = tuple(file.classes)
+    model.classes = classes if len(classes) == model.num_classes else ()  # versions before 0.2 checked no number
+    model.preprocess = _preprocess(path, file)
+    return Run(model.eval(), path, model.preprocess, classes, file.info, file.weights.stored_as)
 
 
 def read_run_file(path: Path) -> RunFile:

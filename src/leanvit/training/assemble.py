@@ -109,7 +109,7 @@ def check_run(
     convert: bool = False,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
-    check_fits(model, preprocess, dataset, convert=convert)
+    check_fits(model, preprocess, dataset, convert=convert, trains=True)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from leanvit.data import AnyDataset, Batch, Preprocess, keyed, loader
+from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.training.allocator import keep_freed_memory
@@ -101,6 +101,9 @@ def fit(
 
     Every process makes the same call; the first one writes. The result is that of one process, up to rounding.
 
+    Classes: where the outputs of an opened model have names (`model.classes`), the data's are matched with them by
+    name; else there are as many classes as outputs, in order, and the outputs get the data's names.
+
     Args:
         objective: what to minimise; cross-entropy with the recipe's label smoothing by default.
         callbacks: see `leanvit.training.callbacks`.
@@ -120,6 +123,9 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
+    if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
+        validate = for_model(validate, model, exact=True, say=lambda line: None)
+    dataset = for_model(dataset, model, exact=True)
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     try:
         return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate)
@@ -199,9 +205,13 @@ def _run(
     finally:
         notify(callbacks, "close", run)
     _share_bad_images(run, dataset, validate)
+    averaged = _give_back(run, model)
+    for trained in (model, averaged):
+        if getattr(trained, "classes", None) == ():  # an opened model whose outputs this training gave their meaning
+            trained.classes = tuple(dataset.classes)  # type: ignore[union-attr, assignment]
     return FitResult(
         model=model,
-        ema=_give_back(run, model),
+        ema=averaged,
         history=run.history,
         best_top1=run.best_top1,
         last_top1=run.history[-1].get(run.metric),

@@ -141,7 +141,8 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) ->
     """A run with a fresh classifier where the data has other classes than it; anything else as it is."""
     model: Any = start.model
     classes, known = tuple(dataset.classes), model.num_classes
-    if start.folder is None or (known == len(classes) and start.classes in ((), classes)):
+    same = sorted(start.classes) == sorted(classes) if start.classes else known == len(classes)
+    if start.folder is None or same:
         return start
     history = model.history
     if history is None or history.plans:
@@ -151,6 +152,7 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) ->
         )
     with keyed.global_rng(seed, "classifier"):
         model.reset_classifier(len(classes))
+    model.classes = classes
     root = history.root
     model.history = History(Root(root.name, {**root.kwargs, "num_classes": len(classes)}))
     say(f"adapted {start.folder} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")

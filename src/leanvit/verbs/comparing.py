@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanvit.data import AnyDataset, loader
+from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, NoTrainingSplit, is_number
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
@@ -36,7 +36,7 @@ from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, St
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.contenders import Contender, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, first_line, require
 from leanvit.verbs.stopping import says_how_to_go_on
@@ -84,6 +84,7 @@ class _Contest:
     say: Say
     command: str
     data: str
+    class_names: str
 
     def images(self) -> Data | None:
         if self.train is None:
@@ -91,7 +92,8 @@ class _Contest:
         return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
 
     def judged(self, model: Any) -> Predictions:
-        return predict(model, loader(self.val, self.start.preprocess, batch_size=64))
+        outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
+        return predict(model, loader(self.val, self.start.preprocess, batch_size=64), outputs=outputs)
 
     @cached_property
     def baseline_answers(self) -> Predictions:
@@ -120,6 +122,7 @@ def compare_methods(
     weights: str | Path | None = None,
     adapt: bool = False,
     convert: bool = False,
+    class_names: str = "by-name",
     limit: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -170,7 +173,9 @@ def compare_methods(
         seed=seed,
         say=say,
     )
-    require_fit(start, some, adapted=adapt, convert=convert)
+    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names)
+    learned = with_classes_of(start, some, class_names=class_names, say=say)
+    train = None if train is None else learned
     chosen, left_out = choose(start, contenders, macs, tolerance=tolerance, controls=controls, say=say)
     learns = recovery is not None or int8 or any(one.method.needs_data or one.method.trains for one in chosen)
     if no_training_split and learns:
@@ -188,7 +193,7 @@ def compare_methods(
     }
     _begin(folder, asked, resume=resume)
     kept_train = None if train is None else train.cached()
-    contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data)
+    contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
     kept = f"finished methods, and the state of a training, are in {folder}"
     with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
         _keep_baseline(contest)
@@ -318,7 +323,8 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         resume=(folder / STEPS_ABOUT).is_file(),
     )
     _save(contest, lean, folder, [_asked(one.method, lean)])
-    maps = trace_tokens(lean, contest.val, contest.start.preprocess, name=one.name)
+    shown = with_classes_of(contest.start, contest.val, class_names=contest.class_names)
+    maps = trace_tokens(lean, shown, contest.start.preprocess, name=one.name)
     write_atomic(folder / TOKENS, maps.to_json().encode())
     standing = Standing(
         name=one.name,
@@ -348,7 +354,6 @@ def _save(contest: _Contest, lean: Any, folder: Path, asked: list[dict[str, Any]
         lean,
         folder,
         preprocess=start.preprocess,
-        classes=tuple(contest.val.classes if contest.train is None else contest.train.classes),
         info=info,
         overwrite=folder.is_dir(),
     )
@@ -424,6 +429,7 @@ def _measured(
             baseline=BASELINE,
             progress=contest.say,
             on_predictions=answers.update,
+            class_names=contest.class_names,
         )
     keep(comparison, answers, contest.val, contest.folder / BASELINE / "measure.json")
     return comparison

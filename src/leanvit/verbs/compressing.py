@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset
+from leanvit.data.classes import listed
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
@@ -40,6 +41,7 @@ from leanvit.verbs.models import (
     row_name,
     say_bad,
     silent,
+    with_classes_of,
 )
 from leanvit.verbs.progress import progress
 from leanvit.verbs.stopping import says_how_to_go_on
@@ -104,6 +106,7 @@ def compress(
     teacher: str | Path | None = None,
     adapt: bool = False,
     convert: bool = False,
+    class_names: str = "by-name",
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -121,7 +124,7 @@ def compress(
 
     Args:
         model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`;
-            `convert`: see `train`.
+            `convert`: see `train`; `class_names`: see `measure`. A run keeps the names of its classes.
         methods: methods like `EViT(keep_rate=0.7)`, in the order they are applied.
         data: data spec. Methods that calibrate and the recovery learn from its `train` split, which is opened only
             where something learns; `val` is measured.
@@ -161,8 +164,10 @@ def compress(
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
     known = validation if train is None else train
     if known is not None:
-        require_fit(start, known, adapted=adapt, convert=convert)
+        require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
+    train = None if train is None else with_classes_of(start, train, class_names=class_names, say=say)
     validation = validation.cached() if validation is not None else None
+    shown = None if validation is None else with_classes_of(start, validation, class_names=class_names)
     name = "-".join([start.base, *(m.slug for m in methods)])
     folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite)
     if overwrite and not resume:
@@ -184,13 +189,15 @@ def compress(
         )
         asked = asked_of(methods, lean)
         clear_run(folder, overwrite=overwrite or resume, keep=(STEPS,))
-        _save(lean, start, asked, known, data, folder, overwrite=overwrite or resume)
+        _save(lean, start, asked, data, folder, overwrite=overwrite or resume)
         comparison = None
         if validation is not None and measured:
             runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
-            comparison = _compared(runners, validation, folder, latency_batch=latency_batch, say=say)
-        if validation is not None:
-            maps = trace_tokens(lean, validation, start.preprocess, name=row_name(lean))
+            comparison = _compared(
+                runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
+            )
+        if shown is not None:
+            maps = trace_tokens(lean, shown, start.preprocess, name=row_name(lean))
             write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
     clear_steps(folder)
@@ -225,6 +232,11 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
             f"--teacher {spec} knows images made with {taught.preprocess}, the model those made with "
             f"{start.preprocess}: give a teacher with the model's preprocessing"
         )
+    if taught.classes and start.classes and taught.classes != start.classes:
+        raise BadInput(
+            f"--teacher {spec} knows the classes {listed(taught.classes)}, the model {listed(start.classes)}: give a "
+            "teacher with the model's classes, in their order"
+        )
     if taught.model.num_classes != start.model.num_classes:
         raise BadInput(f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}")
     return taught
@@ -246,26 +258,37 @@ def _save(
     lean: OpenModel,
     start: Loaded,
     asked: Sequence[Asked],
-    known: AnyDataset | None,
     data: str | None,
     folder: Path,
     *,
     overwrite: bool,
 ) -> None:
-    classes = tuple(known.classes) if known is not None else start.classes
     info = {k: v for k, v in start.info.items() if k not in ("made_with", "steps", "frozen")}
     info |= {"asked": [*info.get("asked", []), *(row.to_json() for row in asked)], **({"data": data} if data else {})}
-    save(lean, folder, preprocess=start.preprocess, classes=classes, info=info, overwrite=overwrite)
+    save(lean, folder, preprocess=start.preprocess, info=info, overwrite=overwrite)
     curve = last_log(folder)
     if curve:
         write_atomic(folder / TRAINING_LOG, curve)
 
 
 def _compared(
-    runners: Mapping[str, OpenModel], validation: AnyDataset, folder: Path, *, latency_batch: int, say: Say
+    runners: Mapping[str, OpenModel],
+    validation: AnyDataset,
+    folder: Path,
+    *,
+    latency_batch: int,
+    class_names: str,
+    say: Say,
 ) -> Comparison:
     answers: dict[str, Predictions] = {}
-    comparison = compare(runners, validation, latency_batch=latency_batch, progress=say, on_predictions=answers.update)
+    comparison = compare(
+        runners,
+        validation,
+        latency_batch=latency_batch,
+        progress=say,
+        on_predictions=answers.update,
+        class_names=class_names,
+    )
     keep(comparison, answers, validation, folder / "measure.json")
     return comparison
 

@@ -84,7 +84,6 @@ def export(
         preprocess=one.preprocess,
         batch=batch,
         input_type=input_type,
-        labels=one.classes,
         overwrite=overwrite,
     )
     if one.home is not None and folder.is_relative_to(one.home):

@@ -15,7 +15,17 @@ from leanvit.measure import Comparison, Predictions, compare
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.folders import Stopwatch, new_file, require_whole
-from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.models import (
+    Loaded,
+    Say,
+    is_built,
+    load_model,
+    open_split,
+    require_fit,
+    say_bad,
+    silent,
+    with_classes_of,
+)
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 
 
@@ -45,6 +55,7 @@ def measure(
     latency_batch: int = 8,
     rounds: int = 15,
     convert: bool = False,
+    class_names: str = "by-name",
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -63,7 +74,7 @@ def measure(
             run has not exported is exported for the measurement, at `latency_batch`, and thrown away after it.
         all_runtimes: all of them in one comparison; what is not installed, or does not take a model, is left out and
             named with the reason (`Measured.left_out`).
-        convert: see `train`.
+        convert: see `train`. class_names: "by-name" or "by-position", see `data.match_classes`.
         model_args, pretrained, weights: for the timm names among them.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
@@ -80,7 +91,7 @@ def measure(
     validation = open_split(data, "val", limit=limit, say=say)
     loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
     for one in loaded:
-        require_fit(one, validation, convert=convert, adaptable=False)
+        require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names)
     _require_one_size(loaded)
     own = loaded[-1]
     default = own.home / "measure.json" if own.home else None
@@ -98,6 +109,7 @@ def measure(
             files=lines.files,
             progress=say,
             on_predictions=answers.update,
+            class_names=class_names,
         )
     inside = file is not None and own.home is not None and file.parent == own.home
     if file is not None:
@@ -105,7 +117,8 @@ def measure(
         keep(comparison, answers if inside else {}, validation, file)
     if own.home is not None and os.access(own.home, os.W_OK):  # with --out, the run may be read-only
         if not (own.home / TOKENS).exists():
-            maps = trace_tokens(own.model, validation, own.preprocess, name=own.name)
+            shown = with_classes_of(own, validation, class_names=class_names)
+            maps = trace_tokens(own.model, shown, own.preprocess, name=own.name)
             write_atomic(own.home / TOKENS, maps.to_json().encode())
         watch.record(own.home, wrote=file.name if inside and file else "")
     say_bad(say, validation)

@@ -9,7 +9,16 @@ from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.builders import require_model
-from leanvit.data import AnyDataset, Preprocess, adapted_kwargs, check_fits, keyed, open_dataset
+from leanvit.data import (
+    AnyDataset,
+    Preprocess,
+    adapted_kwargs,
+    check_fits,
+    for_model,
+    keyed,
+    matched_with,
+    open_dataset,
+)
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
@@ -86,7 +95,10 @@ def load_model(
         kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
     with keyed.global_rng(seed, "weights"):
         loaded = _of_timm(str(spec), kwargs, pretrained, weights, say)
-    return loaded if adapt_to is None else replace(loaded, classes=tuple(adapt_to.classes))
+    if adapt_to is not None:
+        loaded = replace(loaded, classes=tuple(adapt_to.classes))
+        loaded.model.classes = loaded.classes
+    return loaded
 
 
 def row_name(model: OpenModel) -> str:
@@ -148,36 +160,56 @@ def require_fit(
     convert: bool = False,
     adaptable: bool = True,
     trains: bool = False,
+    class_names: str = "by-name",
 ) -> bool:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
     Preprocessing may enlarge images or convert their channels for a run, which was made that way, for a model that was
     adapted on request, and where `convert` says so. Returns whether it may.
 
-    adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier.
+    adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
+    data's classes are found among the model's outputs, see `data.match_classes`.
     """
     named = loaded.folder is None and not adapted
     convert = convert or not named
     try:
-        check_fits(loaded.model, loaded.preprocess, dataset, convert=convert)
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=convert, class_names=class_names, trains=trains)
     except BadInput as error:
         hints = []
         if named and adaptable:
             hints.append("\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)")
-        if trains and loaded.folder and not adapted and loaded.model.num_classes != len(dataset.classes):
+        if trains and loaded.folder and not adapted and not _known(loaded, dataset, class_names):
             hints.append("\nOr give the run a new classifier for these classes: --adapt (adapt=True)")
-        if not convert and _bridged(loaded, dataset):
+        if not convert and _bridged(loaded, dataset, class_names, trains):
             hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
         raise BadInput(f"{error}{''.join(hints)}") from None
     return convert
 
 
-def _bridged(loaded: Loaded, dataset: AnyDataset) -> bool:
+def _bridged(loaded: Loaded, dataset: AnyDataset, class_names: str, trains: bool) -> bool:
     try:
-        check_fits(loaded.model, loaded.preprocess, dataset, convert=True)
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=True, class_names=class_names, trains=trains)
     except BadInput:
         return False
     return True
+
+
+def _known(loaded: Loaded, dataset: AnyDataset, class_names: str) -> bool:
+    try:
+        matched_with(loaded.model, dataset, class_names=class_names, exact=True)
+    except BadInput:
+        return False
+    return True
+
+
+def with_classes_of(
+    loaded: Loaded, dataset: AnyDataset, *, class_names: str = "by-name", trains: bool = False, say: Say = silent
+) -> AnyDataset:
+    """A data set that fits, with the model's outputs as its classes. A model without names gets those of the data."""
+    mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, say=say)
+    if not loaded.model.classes:
+        loaded.model.classes = tuple(mapped.classes)
+    return mapped
 
 
 def _is_folder(spec: str | Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from leanvit.data import AnyDataset, loader
+from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.errors import BadInput, CheckpointError, Refused, is_number, unknown
 from leanvit.files import file_sha256, write_atomic
 from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
@@ -51,6 +51,7 @@ def publish(
     data_source: str = "",
     trained_on: str = "",
     most_mb: float | None = None,
+    class_names: str = "by-name",
     limit: int | None = None,
     overwrite: bool = False,
     say: Say = silent,
@@ -67,6 +68,7 @@ def publish(
         title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by, a
             stage each; default: what the run says.
         trained_on: the machine; default: what the run says.
+        class_names: see `measure`.
         most_mb: refuse to write more than so many million bytes.
 
     Raises:
@@ -86,17 +88,20 @@ def publish(
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
     validation = open_split(data, "val", limit=limit, say=say)
-    require_fit(one, validation)
+    require_fit(one, validation, class_names=class_names)
+    matched = matched_with(one.model, validation, class_names=class_names)
+    if matched.said and not matched.same:
+        say(matched.said)
     folder = new_folder(out, one.base, overwrite=overwrite)
 
     with TemporaryDirectory(prefix="leanvit-") as scratch:
         made = Path(scratch)
         stored_as = "" if store == "float32" else store
         info = _placeless({k: v for k, v in one.info.items() if k != "made_with"})
-        save(one.model, made, preprocess=one.preprocess, classes=one.classes, info=info, stored_as=stored_as)
+        save(one.model, made, preprocess=one.preprocess, info=info, stored_as=stored_as)
         say(f"measuring the run and its copy in {store} on {len(validation)} images")
         record = replace(
-            _measured(one, made, validation),
+            _measured(one, made, validation, matched.positions),
             title=title or f"{one.model.history.root.name} on {_placeless(data)}",
             data=_placeless(data),
             presets=tuple(presets) or _recipes(one.info),
@@ -116,11 +121,12 @@ def publish(
     return Published(folder, size, record)
 
 
-def _measured(one: Loaded, made: Path, validation: AnyDataset) -> Record:
-    """Both models on the same images, and what the run says of its training."""
+def _measured(one: Loaded, made: Path, validation: AnyDataset, outputs: Sequence[int]) -> Record:
+    """Both models on the same images, and what the run says of its training. outputs: that stand for the classes."""
     copy = load_run(made)
     batches = loader(validation, one.preprocess, batch_size=64)
-    answers = predict_all({"run": one.model, "copy": copy.model}, batches)
+    both = {"run": one.model, "copy": copy.model}
+    answers = predict_all(both, batches, outputs=dict.fromkeys(both, outputs))
     cost = count(one.model, one.preprocess.input_size)
     trainings = [_training(log) for log in training_logs(one.folder or made)]
     return Record(
@@ -128,7 +134,7 @@ def _measured(one: Loaded, made: Path, validation: AnyDataset) -> Record:
         model=one.model.history.root.name,
         methods=tuple(plan.slug for plan in one.model.history.plans),
         input_size=one.preprocess.input_size,
-        classes=answers["run"].logits.shape[1],
+        classes=one.model.num_classes,
         parameters=cost.params,
         macs=cost.macs,
         data="",

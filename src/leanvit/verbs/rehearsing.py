@@ -23,7 +23,7 @@ from leanvit.training.engine import mixed
 from leanvit.training.presets import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
-from leanvit.verbs.models import Say, require_fit, row_name, silent
+from leanvit.verbs.models import Say, require_fit, row_name, silent, with_classes_of
 from leanvit.verbs.training import Ready, prepare
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ def dry_run(
     *,
     adapt: bool = False,
     convert: bool = False,
+    class_names: str = "by-name",
     limit: int | None = None,
     seconds: float = SECONDS,
     say: Say = silent,
@@ -129,7 +130,7 @@ def dry_run(
     """
     wanted = ask(name, say=say, **asked)
     if data is not None:
-        ready = prepare(wanted, data, adapt=adapt, convert=convert, limit=limit, say=say)
+        ready = prepare(wanted, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, say=say)
     else:
         ready = _made_up(wanted, adapt=adapt, say=say)
     run = assemble(
@@ -260,7 +261,9 @@ def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
     dataset = stand_in(meant)
     say(f"data: {dataset!r}, made up")
     start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
-    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True)
+    by_position = "by-position"  # what is made up has numbers for names
+    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True, class_names=by_position)
+    dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, dataset, config, goal, convert)
 

@@ -55,6 +55,6 @@ def retune(
 
 def _save(lean: Any, one: Loaded, asked: Sequence[Asked], folder: Path, *, overwrite: bool) -> None:
     info = {k: v for k, v in one.info.items() if k != "made_with"} | {"asked": [row.to_json() for row in asked]}
-    save(lean, folder, preprocess=one.preprocess, classes=one.classes, info=info, overwrite=overwrite)
+    save(lean, folder, preprocess=one.preprocess, info=info, overwrite=overwrite)
     for log in training_logs(one.home) if one.home else ():
         write_atomic(folder / log.name, log.read_bytes())

@@ -19,7 +19,7 @@ from leanvit.training.checkpoint import STATE
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
-from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent
+from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
 
 
@@ -58,6 +58,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     adapt: bool = False,
     convert: bool = False,
+    class_names: str = "by-name",
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -85,6 +86,7 @@ def train(
         data: data spec; trained on its `train` split, validated on `val`.
         recipe: name of a training recipe (`leanvit recipes`), or a file; what else is given wins over it.
         settings: fields of `FitConfig`.
+        class_names: of a run that is trained on: how the data's classes are found among its own, see `measure`.
         convert: accept images that preprocessing must enlarge more than twofold, or change the channels of.
         adapt: fit classes, channels and resolution of a timm name to the data; a run gets a fresh classifier where
             the data has other classes than it.
@@ -121,7 +123,7 @@ def train(
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     if resume and not (Path(str(out)) / STATE).is_file():
         raise BadInput(f"--resume: {out} holds no training to go on with (there is no {STATE} in it)")
-    ready = prepare(asked, data, adapt=adapt, convert=convert, limit=limit, say=say)
+    ready = prepare(asked, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, say=say)
     start, dataset, validation = ready.start, ready.dataset, ready.validation
     base = start.base
     folder = world.from_first(
@@ -173,7 +175,6 @@ def train(
                 final,
                 folder,
                 preprocess=start.preprocess,
-                classes=dataset.classes,
                 info=info,
                 overwrite=resume or overwrite,
             )
@@ -187,14 +188,27 @@ def train(
     return Trained(folder, start.name, asked.config.epochs, watch.seconds, top1, metric)
 
 
-def prepare(asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int | None, say: Say) -> Ready:
+def prepare(
+    asked: Asked,
+    data: str,
+    *,
+    adapt: bool,
+    convert: bool,
+    limit: int | None,
+    say: Say,
+    class_names: str = "by-name",
+) -> Ready:
     """Open data, build the model and its teacher, and check that they fit. Nothing is written."""
     seed = asked.config.seed
     start = None if adapt else start_model(asked, adapt_to=None, say=say)
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     start = start or start_model(asked, adapt_to=dataset, say=say)
-    convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True)
+    convert = require_fit(
+        start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True, class_names=class_names
+    )
+    dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, say=say)
+    validation = with_classes_of(start, validation, class_names=class_names, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, validation, config, goal, convert)
 
