@@ -167,7 +167,8 @@ def compress(
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
     train = None if train is None else with_classes_of(start, train, class_names=class_names, say=say)
     validation = validation.cached() if validation is not None else None
-    shown = None if validation is None else with_classes_of(start, validation, class_names=class_names)
+    told = say if train is None else silent
+    mapped = None if validation is None else with_classes_of(start, validation, class_names=class_names, say=told)
     name = "-".join([start.base, *(m.slug for m in methods)])
     folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite)
     if overwrite and not resume:
@@ -196,8 +197,8 @@ def compress(
             comparison = _compared(
                 runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
             )
-        if shown is not None:
-            maps = trace_tokens(lean, shown, start.preprocess, name=row_name(lean))
+        if mapped is not None:
+            maps = trace_tokens(lean, mapped, start.preprocess, name=row_name(lean))
             write_atomic(folder / TOKENS, maps.to_json().encode())
     watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
     clear_steps(folder)
