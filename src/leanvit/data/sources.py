@@ -104,7 +104,7 @@ def source_of(spec: Spec) -> Source:
     if spec.kind == "folder":
         from leanvit.data.imagefolder import imagefolder_source
 
-        return imagefolder_source(spec.text, path)
+        return imagefolder_source(spec.text, path, spec.options.get("layout"))
     if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
         from leanvit.data.parquet import parquet_source
 

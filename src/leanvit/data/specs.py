@@ -12,7 +12,7 @@ from leanvit.errors import BadInput, unknown
 ON_BAD = ("error", "skip")
 FORMS = """accepted forms:
   digits                                    the embedded data set
-  FOLDER                                    class folders, or train/ and val/ with class folders
+  FOLDER                                    class folders, or train/ and val/ with class folders; ?layout=classes|splits
   FILE.parquet, FOLDER                      parquet; in a folder, <split>.parquet
   FILE.csv, FILE.tsv                        an image and a label column, or several 0/1 label columns
   list:FILE                                 lines `path label`; list:train.txt?val=val.txt&root=images
@@ -23,7 +23,7 @@ _EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels")
 _SWITCHES = ("streaming", "resampled")
 _BY_KIND = {
     "digits": (),
-    "folder": (),
+    "folder": ("layout",),
     "parquet": (),
     "list": ("root", "val", "separator"),
     "csv": ("root", "val", "separator", "image", "label"),
