@@ -91,7 +91,8 @@ def _as_splits(
         of_name = [sub for sub in labelled if canonical_split(sub.name) == name]
         if len(of_name) > 1:
             raise BadInput(f"data {spec!r} holds two {name} splits: {of_name[0].name}/ and {of_name[1].name}/")
-        splits |= {name: labelled[sub] for sub in of_name}
+        if of_name:
+            splits[name] = labelled[of_name[0]]
     aside = [sub for sub in (*place.classes, *place.without) if sub not in labelled]
     unlabelled = [sub for sub in place.classes if sub in aside and canonical_split(sub.name)]
     if "train" not in splits and any(canonical_split(sub.name) == "train" for sub in unlabelled):
@@ -102,8 +103,14 @@ def _as_splits(
     others = [sub for sub in place.classes if sub in aside and sub not in unlabelled]
     by_name = len(others) <= _NAMED
     beside = [
-        (sub, f"in {shown(sub.name)}/, which has no class folders" if sub in unlabelled
-         else f"in {shown(sub.name)}/, beside the splits" if by_name else "in other folders beside the splits")
+        (
+            sub,
+            f"in {shown(sub.name)}/, which has no class folders"
+            if sub in unlabelled
+            else f"in {shown(sub.name)}/, beside the splits"
+            if by_name
+            else "in other folders beside the splits",
+        )
         for sub in aside
     ]
     note = "" if asked else _splits_note(labelled, unlabelled, others)
@@ -147,7 +154,7 @@ def _classes_note(place: Place, named: Iterable[Sub], labelled: Iterable[Sub]) -
         other = "?layout=splits takes it as a split" if len(names) == 1 else "?layout=splits takes them as splits"
     else:
         kept = ",".join(quote(sub.name, safe=" ") for sub in others) if len(others) <= _NAMED else "…"
-        other = f"without: ?classes={kept}"
+        other = f"without {'it' if len(names) == 1 else 'them'}: ?classes={kept}"
     return f"{_folders(names)} {what} like {_folders(others)} ({other})"
 
 

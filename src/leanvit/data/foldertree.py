@@ -1,7 +1,7 @@
 """What lies below a folder, by listing alone: images, the folders in it, and what is left out, by reason.
 
-No file is opened. A link is followed where it leads to an image or a folder, a folder once in one survey; one that leads
-to a folder around it is not followed, so that a walk ends and stays below the folder and what is linked into it.
+No file is opened. A link is followed where it leads to an image or a folder, a folder once in one survey; one that
+leads to a folder around it is not followed, so that a walk ends and stays below the folder and what is linked into it.
 """
 
 from __future__ import annotations
@@ -51,14 +51,16 @@ class LeftOut:
             self.name(kind, *names)
 
     def reasons(self) -> dict[str, int]:
-        """Reason -> count, to be read as `16 with the ending .txt`; the commonest first, rare endings together."""
-        told: Counter[str] = Counter()
+        """Reason -> count, to be read as `16 with the ending .txt`: files, the commonest first, then what has names."""
         endings = [reason for reason, _ in self.files.most_common() if reason.startswith(_WITH_ENDING)]
+        rare = set(endings[_ENDINGS:])
+        files: Counter[str] = Counter()
         for reason, count in self.files.items():
-            told[_OTHER_ENDING if reason in endings[_ENDINGS:] else reason] += count
+            files[_OTHER_ENDING if reason in rare else reason] += count
+        told = dict(files.most_common())
         for kind, names in self.named.items():
-            told[f"{kind[len(names) > 1]} ({some(sorted(names))})"] += len(names)
-        return dict(told.most_common())
+            told[f"{kind[len(names) > 1]} ({some(sorted(names))})"] = len(names)
+        return told
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,10 @@ def listing(path: Path, outer: frozenset[Identity], *, where: str = "") -> Listi
 
     `where` is put before the names of what is left out. Raises OSError.
     """
-    images, links, folders, linked = [], [], [], 0
-    left_out = LeftOut()
+    images: list[str] = []
+    links: list[Sub] = []
+    folders: list[Sub] = []
+    linked, left_out = 0, LeftOut()
     for entry in _entries(path):
         kind, found = _kind(entry)
         if kind == "image":
