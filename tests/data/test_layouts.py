@@ -60,7 +60,7 @@ LAYOUTS = {
         "cat dog test",
         {"all": 3},
         {},
-        "test/ is taken as a class like cat/ and dog/ (without it: ?classes=cat,dog); one image a class",
+        "test/ is taken as a class like cat/ and dog/ (without it: ?classes=cat,dog)",
     ),
     "train and one more": (
         {"train/old": 1, "bus": 2},
@@ -166,7 +166,7 @@ def test_a_layout(tmp_path, case):
     assert all(one.classes == classes.split() for one in opened.values())
     first, *rest = opened.values()
     assert first.left_out == left_out and not any(one.left_out for one in rest)
-    told = open_dataset(tmp_path, None if "train" in held or len(held) == 1 else "val").note
+    told = open_dataset(tmp_path, "train" if "train" in held else None if "all" in held else "val").note
     assert note in told if note else "taken" not in told and "belong" not in told
 
 

@@ -83,8 +83,8 @@ def test_split_names():
         ({"a": 3, "b": 3}, {}, ""),
         ({"a": 3}, {}, "one class only, 'a': there is nothing to tell apart"),
         ({"a": 3, "b": 3}, {"classes": ["b"]}, "one class only, 'b'"),
-        ({"a": 1, "b": 1}, {}, "one training image a class: too few to learn from"),
-        ({"a": 3, "b": 3}, {"shots": 1}, "one training image a class"),
+        ({"a": 1, "b": 1}, {}, "at most one training image a class: too few to learn from"),
+        ({"a": 3, "b": 3}, {"shots": 1}, "at most one training image a class"),
         ({"a": 2, "b": 2}, {"limit": 1}, "no training image of class '"),
         (dict.fromkeys("abcdefghijklmn", 2), {"limit": 2}, "no training image of 12 of 14 classes: '"),
     ],
@@ -107,6 +107,9 @@ def test_what_is_left_out_is_counted_for_both_parts_of_one_split(folder):
 def test_other_things_at_the_path(tmp_path):
     (tmp_path / "broken").symlink_to("nothing")
     os.mkfifo(tmp_path / "pipe")
-    for name, text in (("broken", "is a link that leads nowhere; accepted"), ("pipe", "is no file or folder")):
+    for name, text in (
+        ("broken", "does not exist: it is a link that leads nowhere; accepted"),
+        ("pipe", "is no file or folder"),
+    ):
         with pytest.raises(BadInput, match=text):
             open_dataset(tmp_path / name)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from leanvit.data import open_dataset
@@ -33,6 +35,13 @@ def test_a_folder_of_any_name_opens_with_and_without_options(tmp_path, monkeypat
         assert open_dataset(dataset.spec).keys == dataset.keys
 
 
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(path)
+    with pytest.raises(BadInput, match="is no UTF-8 text"):
+        open_dataset(path)
+
+
 def test_added_options_open_the_same_again():
     few = open_dataset("digits", "train", classes=("3", "1"), shots=2, on_bad="skip")
     assert few.spec == "digits?classes=3,1&shots=2&on_bad=skip"
@@ -47,10 +56,10 @@ def test_added_options_open_the_same_again():
     [
         ("", "data is empty; accepted forms:"),
         ("?shots=2", "names nothing before its options"),
-        ("a\0b", "zero byte"),
-        ("caf\udce9", "is not UTF-8 text"),
+        ("a\0b", "does not exist"),
+        ("caf\udce9", "does not exist"),
         ("~nobody-of-this-name/x?shots=2", "does not exist"),
-        ("a" * 5000 + "?shots=2", "does not exist"),
+        ("a" * 5000 + "?shots=2", "cannot be opened: File name too long"),
         ("nothing-here?layout=classes", "does not exist"),
         ("digits?layout=classes", "unknown option"),
         ("list:", "names nothing; accepted forms:"),

@@ -86,6 +86,11 @@ def test_a_class_without_an_image_of_val(tmp_path):
     assert [split.split for split in found.splits] == ["val"] and found.leak is None
 
 
+def test_a_single_image_a_class_and_a_single_class(tmp_path):
+    assert "at most one image a class" in text_of(look(str(write_folder(tmp_path / "few", {"a": 1, "b": 1}))))
+    assert "one class only, 'a'" in text_of(look(str(write_folder(tmp_path / "one", {"a": 2}))))
+
+
 def test_a_sample_is_read_and_said(sick):
     found = look(str(sick), sample=4)
     assert [split.read for split in found.splits] == [4, 4] and found.sampled

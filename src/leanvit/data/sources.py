@@ -116,10 +116,7 @@ def source_of(spec: Spec) -> Source:
         return parquet_source(spec.text, path)
     if os.path.isfile(path):
         raise BadInput(f"data {spec.text!r} is a {path.suffix or 'plain'} file{_if_other(path)}; {FORMS}")
-    if os.path.lexists(path):
-        what = "no file or folder (a pipe, socket or device)" if os.path.exists(path) else "a link that leads nowhere"
-        raise BadInput(f"data {spec.text!r} is {what}; {FORMS}")
-    raise BadInput(f"data {spec.text!r} does not exist{_near(path)}; {FORMS}")
+    raise BadInput(f"data {spec.text!r} {_lacking(path)}; {FORMS}")
 
 
 def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
@@ -144,28 +141,39 @@ def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
 
 def _warned(dataset: AnyDataset) -> AnyDataset:
     """The data set, with what stands in the way of learning from it in its note; of val, as it is."""
-    if dataset.split == "val":
-        return dataset
     warnings = []
-    if len(dataset.classes) == 1 and not dataset.multi_label:
+    if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
         warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to tell apart")
-    if isinstance(dataset, Dataset):  # how many images of a class a stream holds is seen when it is read
-        counts = _images_a_class(dataset)
-        kind = "training image" if dataset.split == "train" else "image"
-        missing = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
-        if missing:
-            which = "class" if len(missing) == 1 else f"{len(missing)} of {len(counts)} classes:"
-            names = ", ".join(map(repr, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
-            warnings.append(f"no {kind} of {which} {names}")
-        if counts.max(initial=0) == 1:
-            warnings.append(f"one {kind} a class: too few to learn from")
+    if dataset.split == "train" and isinstance(dataset, Dataset):  # what a stream holds is seen when it is read
+        warnings += _sparse_classes(dataset)
     return replace(dataset, note="; ".join(filter(None, (dataset.note, *warnings)))) if warnings else dataset
 
 
-def _images_a_class(dataset: Dataset) -> np.ndarray:
-    if dataset.multi_label:
-        return dataset.targets.sum(axis=0)
-    return np.bincount(dataset.targets, minlength=len(dataset.classes))
+def _sparse_classes(dataset: Dataset) -> list[str]:
+    size = len(dataset.classes)
+    counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
+    told = []
+    missing = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    if missing:
+        which = "class" if len(missing) == 1 else f"{len(missing)} of {size} classes:"
+        names = ", ".join(map(repr, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
+        told.append(f"no training image of {which} {names}")
+    if counts.max(initial=0) == 1 and not dataset.multi_label:
+        told.append("at most one training image a class: too few to learn from")
+    return told
+
+
+def _lacking(path: Path) -> str:
+    """Why there is neither a file nor a folder at a path."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return "does not exist: it is a link that leads nowhere"
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return f"does not exist{_near(path)}"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    return "is no file or folder, but a pipe, socket or device"
 
 
 def _if_other(path: Path) -> str:

@@ -77,16 +77,14 @@ def parse_spec(text: str) -> Spec:
     """
     if not text.strip():
         raise BadInput(f"data is empty; {FORMS}")
-    if "\0" in text or not _is_text(text):
-        raise BadInput(f"data {text!r} holds what is not UTF-8 text, or a zero byte; accepted: a name that is text")
     head, rest = _head(text)
     if not head.strip():
         raise BadInput(f"data {text!r} names nothing before its options; {FORMS}")
     kind, where = _kind(head)
+    if not _is_text(text) and os.path.lexists(_path(where)):
+        raise BadInput(f"data {text!r} is no UTF-8 text, which a record of a run could not hold; rename it")
     known = (*_EVERYWHERE, *_BY_KIND[kind])
-    if kind == "parquet" and not os.path.exists(
-        _path(where)
-    ):  # a folder may be meant; that there is none is said later
+    if kind == "parquet" and not os.path.exists(_path(where)):  # a folder may be meant; opening says that there is none
         known = (*known, *_BY_KIND["folder"])
     options = {}
     for part in filter(None, (rest or "").split("&")):

@@ -364,6 +364,8 @@ def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
     of = f"of {split.read} that were read" if sampled and split.read < split.images else "of all"
     if split.note:
         yield Text(f"{split.split}: {split.note}")
+    if split.split == "all" and len(split.per_class) > 1 and max(split.per_class.values()) == 1:
+        yield Text(f"{split.split}: at most one image a class: too few to learn from")
     if split.left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())
         yield Text(f"{split.split}: left out: {reasons}", style="yellow")
