@@ -14,6 +14,7 @@ from leanvit.data import open_dataset
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
 from leanvit.errors import BadInput
+from leanvit.verbs.models import open_split
 from pictures import picture, png
 
 PIXELS = png(picture(1))
@@ -279,6 +280,14 @@ def test_names_that_are_no_text(tmp_path):
     (root / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(PIXELS)
     with pytest.raises(BadInput, match=r"holds a name that is not UTF-8 text: 'a/caf\\udce9.png'"):
         open_dataset(root)
+
+
+def test_it_is_said_before_a_training(tmp_path):
+    plant(tmp_path, {**split("train", TWO), "train/a/1.txt": None, "test": 5})
+    told: list[str] = []
+    open_split(str(tmp_path), "train", say=told.append)
+    assert "test/ has no class folders and is left out" in told[0]
+    assert told[1:] == ["data: left out of train: 5 in test/, which has no class folders, 1 with the ending .txt"]
 
 
 # --- random trees -----------------------------------------------------------------------------------------------------

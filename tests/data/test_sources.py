@@ -6,7 +6,7 @@ import pytest
 
 from leanvit.data import open_dataset
 from leanvit.data.sources import canonical_split
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, nearest
 from pictures import write_folder
 
 
@@ -102,6 +102,15 @@ def test_what_is_left_out_is_counted_for_both_parts_of_one_split(folder):
     train, val = (open_dataset(folder, split) for split in ("train", "val"))
     assert train.left_out == val.left_out == {"with the ending .txt": 1}
     assert "(what is left out is counted for both together)" in val.note
+
+
+def test_the_very_name_that_was_given_is_never_suggested(tmp_path):
+    assert nearest("cat", ["cat", "cats"]) == "did you mean 'cats'? Known: cat, cats"
+    (tmp_path / "broken").symlink_to("nothing")
+    write_folder(tmp_path / "what", {"a": 1})
+    with pytest.raises(BadInput) as caught:
+        open_dataset(tmp_path / "broken")
+    assert "did you mean" not in str(caught.value)
 
 
 def test_other_things_at_the_path(tmp_path):
