@@ -145,7 +145,7 @@ LAYOUTS = {
         "pets",
         {"all": 4},
         {},
-        "like pets/a/ (where a/, b/ are the classes, open the folder pets/ itself); one class only, 'pets'",
+        "like pets/a/ (where a/, b/ are the classes or splits, open pets/ itself); one class only, 'pets'",
     ),
     "splits of other names": (
         {"test_set/a": 1, "test_set/b": 1, "training_set/a": 1, "training_set/b": 1},

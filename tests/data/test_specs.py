@@ -56,7 +56,7 @@ def test_added_options_open_the_same_again():
     [
         ("", "data is empty; accepted forms:"),
         ("?shots=2", "names nothing before its options"),
-        ("a\0b", "does not exist"),
+        ("a\0b", "holds a zero byte"),
         ("caf\udce9", "does not exist"),
         ("~nobody-of-this-name/x?shots=2", "does not exist"),
         ("a" * 5000 + "?shots=2", "cannot be opened: File name too long"),

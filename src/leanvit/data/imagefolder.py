@@ -151,7 +151,7 @@ def _inner_folders(spec: str, layout: Layout, keys: list[str]) -> str:
         return told
     names = some(f"{shown(name)}/" for name in sorted(first))
     if len(inner) == 1:
-        return f"{told} (where {names} are the classes, open the folder {shown(next(iter(inner)))}/ itself)"
+        return f"{told} (where {names} are the classes or splits, open {shown(next(iter(inner)))}/ itself)"
     return told if layout.note else f"{told} (where {names} are the classes, name the outer folders train/ and val/)"
 
 

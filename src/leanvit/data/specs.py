@@ -77,6 +77,8 @@ def parse_spec(text: str) -> Spec:
     """
     if not text.strip():
         raise BadInput(f"data is empty; {FORMS}")
+    if "\0" in text:
+        raise BadInput(f"data {text!r} holds a zero byte, which no name of a file has; {FORMS}")
     head, rest = _head(text)
     if not head.strip():
         raise BadInput(f"data {text!r} names nothing before its options; {FORMS}")
