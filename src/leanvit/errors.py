@@ -46,13 +46,13 @@ def is_number(value: object, *, least: float = -math.inf, most: float = math.inf
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Text that suggests the nearest known names, to append to an error message.
+    """Text that suggests the nearest known names, but never the very name, to append to an error message.
 
     >>> nearest("evitt", ["evit", "tome", "int8"])
     "did you mean 'evit'? Known: evit, int8, tome"
     """
     known = sorted(known)
-    close = get_close_matches(str(name), known, n=3, cutoff=0.6)
+    close = get_close_matches(str(name), [other for other in known if other != str(name)], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     listed = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f"{hint}Known: {listed}"

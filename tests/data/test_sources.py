@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from leanvit.data import open_dataset
 from leanvit.data.sources import canonical_split
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, nearest
 from pictures import write_folder
 
 
@@ -73,3 +75,50 @@ def test_a_source_without_training_split_is_not_cut_up(tmp_path):
 def test_split_names():
     names = ["train", "Training", "valid", "dev", "test-00000-of-00003", "validation-1-of-2", "cat"]
     assert [canonical_split(n) for n in names] == ["train", "train", "val", "val", "test", "val", None]
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "note"),
+    [
+        ({"a": 3, "b": 3}, {}, ""),
+        ({"a": 3}, {}, "one class only, 'a': there is nothing to tell apart"),
+        ({"a": 3, "b": 3}, {"classes": ["b"]}, "one class only, 'b'"),
+        ({"a": 1, "b": 1}, {}, "at most one training image a class: too few to learn from"),
+        ({"a": 3, "b": 3}, {"shots": 1}, "at most one training image a class"),
+        ({"a": 2, "b": 2}, {"limit": 1}, "no training image of class '"),
+        (dict.fromkeys("abcdefghijklmn", 2), {"limit": 2}, "no training image of 12 of 14 classes: '"),
+    ],
+)
+def test_what_stands_in_the_way_of_learning_is_in_the_note(tmp_path, counts, options, note):
+    write_folder(tmp_path / "train", counts)
+    write_folder(tmp_path / "val", dict.fromkeys(counts, 1))
+    train, val = (open_dataset(tmp_path, split, **options) for split in ("train", "val"))
+    assert train.note == note if not note else note in train.note
+    assert not val.note
+
+
+def test_what_is_left_out_is_counted_for_both_parts_of_one_split(folder):
+    (folder / "notes.txt").write_text("")
+    train, val = (open_dataset(folder, split) for split in ("train", "val"))
+    assert train.left_out == val.left_out == {"with the ending .txt": 1}
+    assert "(what is left out is counted for both together)" in val.note
+
+
+def test_the_very_name_that_was_given_is_never_suggested(tmp_path):
+    assert nearest("cat", ["cat", "cats"]) == "did you mean 'cats'? Known: cat, cats"
+    (tmp_path / "broken").symlink_to("nothing")
+    write_folder(tmp_path / "what", {"a": 1})
+    with pytest.raises(BadInput) as caught:
+        open_dataset(tmp_path / "broken")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_other_things_at_the_path(tmp_path):
+    (tmp_path / "broken").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name, text in (
+        ("broken", "does not exist: it is a link that leads nowhere; accepted"),
+        ("pipe", "is no file or folder"),
+    ):
+        with pytest.raises(BadInput, match=text):
+            open_dataset(tmp_path / name)

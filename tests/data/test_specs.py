@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from leanvit.data import open_dataset
 from leanvit.data.specs import parse_spec, with_options
 from leanvit.errors import BadInput
+from pictures import write_folder
 
 
 def test_a_spec_is_a_place_and_options():
@@ -22,6 +25,23 @@ def test_a_file_whose_name_has_a_question_mark(tmp_path):
     assert parse_spec(str(tmp_path / "what?.csv")).kind == "csv"
 
 
+@pytest.mark.parametrize("name", ["what?", "a?b", "?", "a?shots=1", "a&b", "100%2C", "a b", "a\nb", "~x?"])
+def test_a_folder_of_any_name_opens_with_and_without_options(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / name, {"cat": 3, "dog": 3})
+    for spec in (name, f"{name}?", f"./{name}", str(tmp_path / name)):
+        dataset = open_dataset(spec, classes=["dog"], shots=2, on_bad="skip")
+        assert (dataset.classes, len(dataset)) == (["dog"], 2) and "?classes=dog&shots=2&on_bad=skip" in dataset.spec
+        assert open_dataset(dataset.spec).keys == dataset.keys
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(path)
+    with pytest.raises(BadInput, match="is no UTF-8 text"):
+        open_dataset(path)
+
+
 def test_added_options_open_the_same_again():
     few = open_dataset("digits", "train", classes=("3", "1"), shots=2, on_bad="skip")
     assert few.spec == "digits?classes=3,1&shots=2&on_bad=skip"
@@ -35,6 +55,13 @@ def test_added_options_open_the_same_again():
     ("spec", "text"),
     [
         ("", "data is empty; accepted forms:"),
+        ("?shots=2", "names nothing before its options"),
+        ("a\0b", "holds a zero byte"),
+        ("caf\udce9", "does not exist"),
+        ("~nobody-of-this-name/x?shots=2", "does not exist"),
+        ("a" * 5000 + "?shots=2", "cannot be opened: File name too long"),
+        ("nothing-here?layout=classes", "does not exist"),
+        ("digits?layout=classes", "unknown option"),
         ("list:", "names nothing; accepted forms:"),
         ("digits?shot=3", "unknown option of data 'digits\\?shot=3' 'shot': did you mean 'shots'"),
         ("digits?root=a", "unknown option"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,16 @@ from shards import write_shards
 
 @pytest.fixture
 def sick(tmp_path) -> Path:
-    """Two splits with everything that can be wrong: bad, rotated, animated, doubled, leaking images; an empty class."""
+    """Two splits with everything that can be wrong: bad, rotated, animated, doubled, leaking images; an empty class;
+    a class without a training image, a constant image, a file of another kind."""
     root = tmp_path / "pets"
     write_folder(root / "train", {"cat": 6, "puppy": 3})
     write_folder(root / "val", {"cat": 2, "puppy": 2}, seed=50)
     (root / "train" / "empty").mkdir()
+    (root / "train" / "cat" / "notes.txt").write_text("")
+    write_folder(root / "val", {"grey": 1})
+    (root / "train" / "grey").mkdir()
+    Image.new("RGB", (24, 20), (7, 8, 9)).save(root / "train" / "puppy" / "constant.png")
     cats = root / "train" / "cat"
     (cats / "000.png").write_bytes((cats / "000.png").read_bytes()[:50])
     (cats / "002.png").write_bytes((cats / "001.png").read_bytes())
@@ -37,32 +43,52 @@ def sick(tmp_path) -> Path:
 def text_of(found) -> str:
     console = Console(width=160, record=True)
     console.begin_capture()
-    console.print(*found.shown())
+    console.print(*found.shown(), sep="\n")
     return console.end_capture()
 
 
 def test_what_is_wrong_is_found(sick):
     found = look(str(sick), every=True)
     train, val = found.splits
-    assert (found.form, found.classes) == ("image folder", ("cat", "empty", "puppy"))
-    assert (train.images, val.images) == (11, 4) and train.per_class == {"cat": 8, "puppy": 3, "empty": 0}
+    assert (found.form, found.classes) == ("image folder", ("cat", "grey", "puppy"))
+    assert (train.images, val.images) == (12, 5) and train.per_class == {"cat": 8, "grey": 0, "puppy": 4}
+    assert train.left_out == {"with the ending .txt": 1, "empty folders (train/empty, train/grey)": 2}
+    assert (train.constant, val.constant, train.without, val.without) == (1, 0, ("grey",), ())
     assert [bad.key for bad in train.bad] == ["cat/000.png"] and "cannot be decoded" in train.bad[0].reason
     assert (train.rotated, train.animated) == (1, 1)
-    assert train.duplicates == (("cat/001.png", "cat/002.png"),) and train.imbalance == pytest.approx(8 / 3)
-    assert train.formats == {"PNG": 8, "JPEG": 1, "GIF": 1} and train.widths[2] == 40
+    assert train.duplicates == (("cat/001.png", "cat/002.png"),) and train.imbalance == 2
+    assert train.formats == {"PNG": 9, "JPEG": 1, "GIF": 1} and train.widths[2] == 40
     assert found.leak is not None and found.leak.pairs == (("puppy/001.png", "puppy/000.png"),)
     told = json.loads(json.dumps(found.to_json()))
-    assert told["splits"][0]["bad"][0]["key"] == "cat/000.png" and told["splits"][0]["imbalance"] > 2
+    assert told["splits"][0]["bad"][0]["key"] == "cat/000.png" and told["splits"][0]["imbalance"] == 2
+    assert told["splits"][0]["classes_without_images"] == ["grey"] and told["splits"][0]["constant"] == 1
+    assert told["splits"][0]["left_out"] == train.left_out and "'grey'" in told["splits"][0]["note"]
     text = text_of(found)
     for part in (
         "1 images cannot be read",
         "upright by their EXIF",
         "1 images are in train and in val",
         "cat/001.png = cat/002.png",
-        "1 classes without an image (empty)",
+        "train: no training image of class 'grey'",
+        "train: left out: 1 with the ending .txt, 2 empty folders (train/empty, train/grey)",
+        "train: 1 images are constant: all pixels are equal (of all)",
         "█",
     ):
         assert part in text, part
+
+
+def test_a_class_without_an_image_of_val(tmp_path):
+    for split, counts in (("train", {"a": 2, "b": 2}), ("val", {"a": 2})):
+        write_folder(tmp_path / split, counts)
+    assert "val: 1 classes without an image (b)" in text_of(look(str(tmp_path)))
+    shutil.rmtree(tmp_path / "train")
+    found = look(str(write_folder(tmp_path, {"test/a": 1})))
+    assert [split.split for split in found.splits] == ["val"] and found.leak is None
+
+
+def test_a_single_image_a_class_and_a_single_class(tmp_path):
+    assert "at most one image a class" in text_of(look(str(write_folder(tmp_path / "few", {"a": 1, "b": 1}))))
+    assert "one class only, 'a'" in text_of(look(str(write_folder(tmp_path / "one", {"a": 2}))))
 
 
 def test_a_sample_is_read_and_said(sick):

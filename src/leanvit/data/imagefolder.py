@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,27 +11,34 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from leanvit.data import foldertree
 from leanvit.data.dataset import Dataset, probe
-from leanvit.data.decode import EXTENSIONS, decode
-from leanvit.data.sources import Source, canonical_split
-from leanvit.errors import BadInput
+from leanvit.data.decode import decode
+from leanvit.data.folderlayout import LAYOUTS, Layout, layout_of
+from leanvit.data.foldertree import LeftOut, shown, some
+from leanvit.data.labels import sorted_names
+from leanvit.data.sources import Source
+from leanvit.errors import BadInput, unknown
 
 
-def imagefolder_source(spec: str, path: Path) -> Source:
+def imagefolder_source(spec: str, path: Path, layout: str | None = None) -> Source:
     """The splits of a folder; the key of an image is its path below the split's folder, `cat/0012.jpg`.
 
-    Classes are the names of the training split's folders, sorted. Raises BadInput when there are no class folders, no
-    images, or a class that the training split does not have.
+    Classes are the folders of the training split, in the order of `sorted_names`; a folder that holds no image in any
+    split is none. `layout` says what the folders directly below are, "classes" or "splits"; None finds out
+    (`folderlayout.layout_of`), and the data sets' `note` says what was taken where there was a choice.
+
+    Raises BadInput when there are no class folders, no images, a class that the training split does not have, or a
+    folder that cannot be listed.
     """
-    folders = _split_folders(spec, path)
-    classes = _class_names(folders.get("train") or next(iter(folders.values())))
-    if not classes:
-        raise BadInput(
-            f"data {spec!r} holds no class folders; expected <class>/<image> or train/<class>/<image>, images with "
-            f"one of the endings {' '.join(sorted(EXTENSIONS))}"
-        )
+    if layout not in (None, *LAYOUTS):
+        raise unknown(f"layout of data {spec!r}", layout, LAYOUTS)
+    with _listed(spec):
+        found = layout_of(spec, path, layout)
+        classes = _class_names(found)
+    _require_text(spec, classes)
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, path.resolve().name, split, folder, classes) for split, folder in folders.items()
+        split: partial(_open, spec, path.resolve().name, found, split, classes) for split in found.splits
     }
     return Source(spec, opened, "image folder")
 
@@ -47,31 +55,35 @@ class _Files:
         return decode(self.encoded(row), key=self.keys[row])
 
 
-def _split_folders(spec: str, path: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for folder in _subfolders(path):
-        split = canonical_split(folder.name)
-        if split is None:
-            continue
-        if split in found:
-            raise BadInput(f"data {spec!r} holds two {split} splits: {found[split].name}/ and {folder.name}/")
-        found[split] = folder
-    return found or {"all": path}
+def _class_names(layout: Layout) -> list[str]:
+    """The classes of the training split; without one, those of all splits.
+
+    A folder of the training split that is empty there is a class where another split has images of it.
+    """
+    held = {split: {folder.name for folder in one.classes} for split, one in layout.splits.items()}
+    train = layout.splits.get("train")
+    if train is None:
+        return sorted_names(set().union(*held.values()))
+    elsewhere = set().union(*(names for split, names in held.items() if split != "train"))
+    return sorted_names(held["train"] | (elsewhere & {folder.name for folder in train.without}))
 
 
-def _open(spec: str, name: str, split: str, folder: Path, classes: list[str]) -> Dataset:
-    extra = sorted(set(_class_names(folder)) - set(classes))
+def _open(spec: str, name: str, layout: Layout, split: str, classes: list[str]) -> Dataset:
+    place = layout.splits[split]
+    extra = sorted({folder.name for folder in place.classes} - set(classes))
     if extra:
-        raise BadInput(f"data {spec!r}: {folder.name}/ has classes that train/ has not: {', '.join(extra[:10])}")
-    keys, targets = [], []
-    for target, label in enumerate(classes):
-        of_class = _image_keys(folder, label)
-        keys += of_class
-        targets += [target] * len(of_class)
+        raise BadInput(
+            f"data {spec!r}: {place.path.name}/ has classes that train/ has not: {some(map(shown, extra), 10)}"
+        )
+    with _listed(spec):
+        keys, targets, linked, left_out = _samples(layout, split, classes)
+    _require_text(spec, keys)
     if not keys:
-        raise BadInput(f"data {spec!r}: no images below {folder.name}/; endings: {' '.join(sorted(EXTENSIONS))}")
-    images = _Files(folder, tuple(keys))
+        raise BadInput(f"data {spec!r}: there is no image in {place.path.name}/ any more")
+    images = _Files(place.path, tuple(keys))
     channels, image_size = probe(images, len(keys))
+    links = f"{linked} images are reached through links" if linked else ""
+    note = "; ".join(filter(None, (layout.note, _inner_folders(spec, layout, keys), links)))
     return Dataset(
         name=name,
         spec=spec,
@@ -83,21 +95,79 @@ def _open(spec: str, name: str, split: str, folder: Path, classes: list[str]) ->
         images=images,
         channels=channels,
         image_size=image_size,
+        note=note,
+        left_out=left_out.reasons(),
     )
 
 
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _samples(layout: Layout, split: str, classes: list[str]) -> tuple[list[str], list[int], int, LeftOut]:
+    """(keys, targets, images that are reached through links, what is left out) of one split."""
+    place = layout.splits[split]
+    where = "" if place.path == layout.root else f"{place.path.name}/"
+    folders = {folder.name: folder for folder in (*place.classes, *place.without)}
+    keys: list[str] = []
+    targets: list[int] = []
+    linked, left_out = 0, LeftOut()
+    left_out.add(place.loose)
+    for label, folder in folders.items():
+        if label not in classes:
+            below = foldertree.survey(folder, layout.around, where=f"{where}{label}/")
+            left_out.add(below.left_out)
+            if below.left_out.files:
+                left_out.name(foldertree.NO_IMAGE, shown(where + label))
+    for target, label in enumerate(classes):
+        if label not in folders:
+            continue
+        below = foldertree.survey(folders[label], layout.around, where=f"{where}{label}/")
+        keys += [f"{label}/{image}" for image in below.images]
+        targets += [target] * len(below.images)
+        linked += below.linked
+        left_out.add(below.left_out)
+    if split == next(iter(layout.splits)):  # what lies beside the splits is counted once
+        for folder, reason in layout.beside:
+            below = foldertree.survey(folder, layout.around, where=f"{folder.name}/")
+            if below.images:
+                left_out.files[reason] += len(below.images)
+            left_out.add(below.left_out)
+        left_out.add(layout.loose)
+    return keys, targets, linked, left_out
 
 
-def _class_names(folder: Path) -> list[str]:
-    return [entry.name for entry in _subfolders(folder)]
+def _inner_folders(spec: str, layout: Layout, keys: list[str]) -> str:
+    """What is said where class folders hold folders: another level may have been meant."""
+    inner: dict[str, set[str]] = {}
+    loose = False
+    for key in keys:
+        label, _, rest = key.partition("/")
+        folder, slash, _ = rest.partition("/")
+        inner.setdefault(label, set()).update({folder} if slash else ())
+        loose |= not slash
+    example = next((f"{label}/{min(names)}" for label, names in inner.items() if names), None)
+    if example is None:
+        return ""
+    first = next(iter(inner.values()))
+    told = f"folders inside class folders belong to the class, like {shown(example)}/"
+    if loose or len(first) < 2 or any(names != first for names in inner.values()):
+        return told
+    names = some(f"{shown(name)}/" for name in sorted(first))
+    if len(inner) == 1:
+        return f"{told} (where {names} are the classes or splits, open {shown(next(iter(inner)))}/ itself)"
+    return told if layout.note else f"{told} (where {names} are the classes, name the outer folders train/ and val/)"
 
 
-def _image_keys(folder: Path, label: str) -> list[str]:
-    files = (folder / label).rglob("*")
-    return sorted(
-        file.relative_to(folder).as_posix()
-        for file in files
-        if file.suffix.lower() in EXTENSIONS and not file.name.startswith(".")
-    )
+def _require_text(spec: str, names: Iterable[str]) -> None:
+    """Raises BadInput for a name of bytes that are no UTF-8: it could be neither hashed nor written down."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {name!a}; rename it") from None
+
+
+@contextmanager
+def _listed(spec: str) -> Iterator[None]:
+    """Raises BadInput for a folder that cannot be listed."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"data {spec!r} cannot be read: {error.strerror or error}: {error.filename!r}") from error

@@ -12,6 +12,14 @@ _MOST_CLASSES = 100_000  # larger numbers are names of things, not indices
 _SEPARATORS = "|;"  # found by themselves; any other is named by the user
 
 
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """The distinct names: by value where all are whole numbers ("2" before "10"; "01" before "1"), else as text."""
+    distinct = set(names)
+    if all(name.isascii() and name.isdecimal() for name in distinct):
+        return sorted(distinct, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name))  # of any length
+    return sorted(distinct)
+
+
 def names_of(labels: Iterable[str]) -> list[str]:
     """Class names: "0" to the largest where every label is a whole number, else the distinct labels, sorted."""
     distinct = set(labels)

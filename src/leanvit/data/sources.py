@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from leanvit.data import keyed
+from leanvit.data.dataset import Dataset
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, NoTrainingSplit, nearest, unknown
 
 VAL_FRACTION = 0.1  # share of the keys held out when a source has a single split
 SPLITS = ("train", "val")
+_NAMED = 10  # classes without an image that are named
 _SPLIT_NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -61,6 +63,9 @@ def open_dataset(
     chosen by (seed, key), of every split but val. on_bad: "error" (default) or "skip" images that cannot be read.
     max_pixels: images with more cannot be read. These four may stand in the spec, too; the result's `spec` has them.
 
+    The result's `left_out` counts what of the source is no sample, by reason; its `note` says what was guessed, and of
+    a training split which classes have no image, and where there is one class only, or one image of each.
+
     Raises BadInput for an unknown spec, path or split, MissingExtra where an optional package is needed.
     """
     if split is not None and split not in SPLITS:
@@ -73,7 +78,7 @@ def open_dataset(
     text = with_options(os.fspath(spec), {**given, "on_bad": on_bad, "max_pixels": max_pixels})
     parsed = parse_spec(text)
     dataset = _with_choices(_selected(source_of(parsed), split), parsed, seed)
-    return dataset if limit is None else dataset.limited(limit, seed=seed)
+    return _warned(dataset if limit is None else dataset.limited(limit, seed=seed))
 
 
 def canonical_split(name: str) -> str | None:
@@ -96,7 +101,7 @@ def source_of(spec: Spec) -> Source:
         from leanvit.data.shards import shards_source
 
         return shards_source(spec)
-    if spec.kind == "list" or (spec.kind == "csv" and spec.path.is_file()):
+    if spec.kind == "list" or (spec.kind == "csv" and os.path.isfile(spec.path)):
         from leanvit.data.listing import listing_source
 
         return listing_source(spec)
@@ -104,14 +109,14 @@ def source_of(spec: Spec) -> Source:
     if spec.kind == "folder":
         from leanvit.data.imagefolder import imagefolder_source
 
-        return imagefolder_source(spec.text, path)
-    if path.is_dir() or (path.is_file() and path.suffix == ".parquet"):
+        return imagefolder_source(spec.text, path, spec.options.get("layout"))
+    if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".parquet"):
         from leanvit.data.parquet import parquet_source
 
         return parquet_source(spec.text, path)
-    if path.is_file():
+    if os.path.isfile(path):
         raise BadInput(f"data {spec.text!r} is a {path.suffix or 'plain'} file{_if_other(path)}; {FORMS}")
-    raise BadInput(f"data {spec.text!r} does not exist{_near(path)}; {FORMS}")
+    raise BadInput(f"data {spec.text!r} {_lacking(path)}; {FORMS}")
 
 
 def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
@@ -134,6 +139,43 @@ def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
     return dataset
 
 
+def _warned(dataset: AnyDataset) -> AnyDataset:
+    """The data set, with what stands in the way of learning from it in its note; of val, as it is."""
+    warnings = []
+    if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
+        warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to tell apart")
+    if dataset.split == "train" and isinstance(dataset, Dataset):  # what a stream holds is seen when it is read
+        warnings += _sparse_classes(dataset)
+    return replace(dataset, note="; ".join(filter(None, (dataset.note, *warnings)))) if warnings else dataset
+
+
+def _sparse_classes(dataset: Dataset) -> list[str]:
+    size = len(dataset.classes)
+    counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
+    told = []
+    missing = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
+    if missing:
+        which = "class" if len(missing) == 1 else f"{len(missing)} of {size} classes:"
+        names = ", ".join(map(repr, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
+        told.append(f"no training image of {which} {names}")
+    if counts.max(initial=0) == 1 and not dataset.multi_label:
+        told.append("at most one training image a class: too few to learn from")
+    return told
+
+
+def _lacking(path: Path) -> str:
+    """Why there is neither a file nor a folder at a path."""
+    if os.path.islink(path) and not os.path.exists(path):
+        return "does not exist: it is a link that leads nowhere"
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return f"does not exist{_near(path)}"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    return "is no file or folder, but a pipe, socket or device"
+
+
 def _if_other(path: Path) -> str:
     if path.suffix.lower() == ".txt":
         return f" (a list of images is opened as 'list:{path.name}')"
@@ -141,7 +183,10 @@ def _if_other(path: Path) -> str:
 
 
 def _near(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        siblings = os.listdir(path.parent)
+    except OSError:  # no folder, or none that can be listed
+        siblings = []
     shown = [name for name in siblings if not name.startswith(".")]
     hint = nearest(path.name, ["digits", *shown]).split("Known:")[0].strip()
     return f" ({hint})" if hint else ""
@@ -188,5 +233,6 @@ def _hash_split(dataset: AnyDataset, split: str) -> AnyDataset:
     if not is_val.any() or is_val.all():  # tiny sets only
         is_val = value == value.min()
     note = f"one split only: the {VAL_FRACTION:.0%} of the keys with the lowest hash are val, the others train"
+    note += " (what is left out is counted for both together)" if dataset.left_out else ""
     chosen = np.flatnonzero(is_val if split == "val" else ~is_val)
     return replace(dataset.take(chosen), note="; ".join(filter(None, (dataset.note, note))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from leanvit.errors import BadInput, unknown
 ON_BAD = ("error", "skip")
 FORMS = """accepted forms:
   digits                                    the embedded data set
-  FOLDER                                    class folders, or train/ and val/ with class folders
+  FOLDER                                    class folders, or train/ and val/ with class folders; ?layout=classes|splits
   FILE.parquet, FOLDER                      parquet; in a folder, <split>.parquet
   FILE.csv, FILE.tsv                        an image and a label column, or several 0/1 label columns
   list:FILE                                 lines `path label`; list:train.txt?val=val.txt&root=images
@@ -23,7 +24,7 @@ _EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels")
 _SWITCHES = ("streaming", "resampled")
 _BY_KIND = {
     "digits": (),
-    "folder": (),
+    "folder": ("layout",),
     "parquet": (),
     "list": ("root", "val", "separator"),
     "csv": ("root", "val", "separator", "image", "label"),
@@ -43,7 +44,7 @@ class Spec:
 
     @property
     def path(self) -> Path:
-        return Path(self.where).expanduser()
+        return _path(self.where)
 
     def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int | None:
         """An option that is a whole number. Raises BadInput for anything else, or less than `least`."""
@@ -71,20 +72,27 @@ class Spec:
 def parse_spec(text: str) -> Spec:
     """Read a spec. Raises BadInput for an empty one, and for an option that its kind of source does not take.
 
-    What follows a `?` are options, unless a file or folder has that very name. `%2C` stands for a comma in a name of
-    a class, `%26` for `&`, `%3F` for `?`.
+    What follows a `?` are options, unless it belongs to the name of a file or folder: the longest one that exists is
+    taken. `%2C` stands for a comma in a name of a class, `%26` for `&`, `%3F` for `?`.
     """
     if not text.strip():
         raise BadInput(f"data is empty; {FORMS}")
-    where, _, rest = text.partition("?")
-    if rest and not text.startswith(("hf:", "wds:")) and Path(text).expanduser().exists():
-        where, rest = text, ""
-    kind, where = _kind(where)
+    if "\0" in text:
+        raise BadInput(f"data {text!r} holds a zero byte, which no name of a file has; {FORMS}")
+    head, rest = _head(text)
+    if not head.strip():
+        raise BadInput(f"data {text!r} names nothing before its options; {FORMS}")
+    kind, where = _kind(head)
+    if not _is_text(text) and os.path.lexists(_path(where)):
+        raise BadInput(f"data {text!r} is no UTF-8 text, which a record of a run could not hold; rename it")
+    known = (*_EVERYWHERE, *_BY_KIND[kind])
+    if kind == "parquet" and not os.path.exists(_path(where)):  # a folder may be meant; opening says that there is none
+        known = (*known, *_BY_KIND["folder"])
     options = {}
-    for part in filter(None, rest.split("&")):
+    for part in filter(None, (rest or "").split("&")):
         name, equals, value = part.partition("=")
-        if name not in (*_EVERYWHERE, *_BY_KIND[kind]):
-            raise unknown(f"option of data {text!r}", name, (*_EVERYWHERE, *_BY_KIND[kind]))
+        if name not in known:
+            raise unknown(f"option of data {text!r}", name, known)
         switch = name in _SWITCHES
         if switch and equals and value not in ("true", "1"):
             raise BadInput(f"data {text!r}: {name} is a switch; write it without a value")
@@ -107,7 +115,8 @@ def with_options(text: str, options: Mapping[str, object]) -> str:
         if name in present.options and present.options[name] != wanted:
             raise BadInput(f"data {text!r} says {name}={present.options[name]}, but {name}={wanted} is given, too")
         if name not in present.options:
-            text = f"{text}{'&' if present.options or text.endswith('?') else '?'}{name}={wanted}"
+            rest = _head(text)[1]
+            text = f"{text}{'?' if rest is None else '&' if rest else ''}{name}={wanted}"
             present = parse_spec(text)
     return text
 
@@ -119,6 +128,31 @@ def check_on_bad(on_bad: str) -> str:
     return on_bad
 
 
+def _head(text: str) -> tuple[str, str | None]:
+    """(where, the options' text) of a spec; None where there is no question mark but those of a name that exists."""
+    places = [at for at, mark in enumerate(text) if mark == "?"]
+    if not places:
+        return text, None
+    if not text.startswith(("hf:", "wds:")):
+        for end in (len(text), *reversed(places)):
+            name = text[:end].removeprefix("list:")
+            if name and os.path.lexists(_path(name)):
+                return text[:end], text[end + 1 :] if end < len(text) else None
+    return text[: places[0]], text[places[0] + 1 :]
+
+
+def _path(where: str) -> Path:
+    return Path(os.path.expanduser(where))  # Path's own raises where there is no such user
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _kind(where: str) -> tuple[str, str]:
     """(kind, where it lies) by prefix and ending; whether it exists is seen when it is opened."""
     if where == "digits":
@@ -128,9 +162,9 @@ def _kind(where: str) -> tuple[str, str]:
             if len(where) == len(prefix) + 1:
                 raise BadInput(f"data {where!r} names nothing; {FORMS}")
             return prefix, where.removeprefix(f"{prefix}:")
-    path = Path(where).expanduser()
+    path = _path(where)
     if path.suffix.lower() in (".csv", ".tsv"):
         return "csv", where
-    if path.is_dir() and not any(path.glob("*.parquet")) and not any(path.glob("data/*.parquet")):
+    if os.path.isdir(path) and not any(path.glob("*.parquet")) and not any(path.glob("data/*.parquet")):
         return "folder", where
     return "parquet", where

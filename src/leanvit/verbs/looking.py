@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +36,7 @@ class SplitFound:
     split: str
     images: int
     note: str
+    left_out: dict[str, int]  # reason -> how many files or lines of the source are no sample
     counted: int  # images that `per_class` counts: all, of a stream those that were read
     per_class: dict[str, int]  # images a class
     unlabelled: int  # multi-label images without any class
@@ -45,8 +47,14 @@ class SplitFound:
     heights: tuple[int, int, int]
     rotated: int  # turned upright by their EXIF orientation
     animated: int  # only the first frame is used
+    constant: int  # all pixels are equal
     bad: tuple[BadImage, ...]
     duplicates: tuple[tuple[str, str], ...]  # keys of images with equal content
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Classes without an image (of a stream: among those that were read)."""
+        return tuple(name for name, count in self.per_class.items() if not count)
 
     @property
     def imbalance(self) -> float | None:
@@ -84,6 +92,7 @@ class Looked:
         found = asdict(self)
         for row, split in zip(found["splits"], self.splits, strict=True):
             row["imbalance"] = split.imbalance
+            row["classes_without_images"] = list(split.without)
             row["bad"] = [one._asdict() for one in split.bad]
         return {**found, "grid": None if self.grid is None else str(self.grid)}
 
@@ -131,7 +140,9 @@ def look(
     grid = _checked_grid(grid, overwrite=overwrite)
     parsed = parse_spec(spec)
     held = source_of(parsed)
-    names = ["train", "val"] if len(held.splits) > 1 or "test" in held.splits else [None]
+    names: list[str | None] = ["train", "val"] if len(held.splits) > 1 else [None]
+    if not held.splits.keys() & {"train", "all"}:
+        names = ["val"]
     splits = [_opened(spec, name, seed) for name in names]
     first = splits[0]
     fit = None if model is None else _fit(model, first)
@@ -188,7 +199,7 @@ def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]
 def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitFound:
     say(f"{dataset.split}: reading {min(count or len(dataset), len(dataset))} of {len(dataset)} images")
     formats, modes, sizes, bad = Counter[str](), Counter[str](), [], []
-    rotated = animated = read = 0
+    rotated = animated = constant = read = 0
     seen: dict[bytes, str] = {}
     duplicates, targets = [], []
     for item in _items(dataset, count, seed):
@@ -199,11 +210,12 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
             formats["pixels"] += 1
             modes[image.mode] += 1
             sizes.append(image.size)
+            constant += _is_constant(image)
             continue
         try:
             head = header(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
             image = decode(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
-            as_sample_image(image, dataset.channels, key=item.key)
+            constant += _is_constant(as_sample_image(image, dataset.channels, key=item.key))
         except UnreadableImage as error:
             bad.append(BadImage(item.key, str(error)))
             continue
@@ -221,6 +233,7 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
         split=dataset.split,
         images=len(dataset),
         note=dataset.note,
+        left_out=dict(dataset.left_out),
         counted=read if isinstance(dataset, Stream) else len(dataset),
         per_class=per_class,
         unlabelled=unlabelled,
@@ -231,9 +244,14 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
         heights=_spread(heights),
         rotated=rotated,
         animated=animated,
+        constant=constant,
         bad=tuple(bad),
         duplicates=tuple(duplicates),
     )
+
+
+def _is_constant(image: Image.Image) -> bool:
+    return all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2)))
 
 
 def _balance(dataset: AnyDataset, seen: list[Any]) -> tuple[dict[str, int], int]:
@@ -335,7 +353,7 @@ def _class_table(looked: Looked) -> Table:
             table.add_row(name, *("" for _ in looked.splits), Text(f"{len(ranked) - _SHOWN} more"))
             continue
         counts = [str(split.per_class.get(name, 0)) for split in looked.splits]
-        table.add_row(Text(name), *counts, Text("█" * round(_BAR * count / most) or "▏", style="cyan"))
+        table.add_row(Text(name), *counts, Text("█" * round(_BAR * count / most) or "▏"[:count], style="cyan"))
     return table
 
 
@@ -346,10 +364,15 @@ def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
     of = f"of {split.read} that were read" if sampled and split.read < split.images else "of all"
     if split.note:
         yield Text(f"{split.split}: {split.note}")
-    empty = [name for name, count in split.per_class.items() if not count]
+    if split.split == "all" and len(split.per_class) > 1 and max(split.per_class.values()) == 1:
+        yield Text(f"{split.split}: at most one image a class: too few to learn from")
+    if split.left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in split.left_out.items())
+        yield Text(f"{split.split}: left out: {reasons}", style="yellow")
     facts = [
         (split.rotated, "are turned upright by their EXIF orientation"),
         (split.animated, "have several frames: the first is used"),
+        (split.constant, "are constant: all pixels are equal"),
         (len(split.duplicates), "have the content of another one"),
         (len(split.bad), "cannot be read (leave them out: --on-bad skip)"),
     ]
@@ -362,9 +385,10 @@ def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
         yield Text(f"  {bad.reason}")
     for one, other in split.duplicates[:10]:
         yield Text(f"  {one} = {other}")
-    if empty and len(empty) < len(split.per_class):
-        some = ", ".join(empty[:10]) + (", …" if len(empty) > 10 else "")
-        yield Text(f"{split.split}: {len(empty)} classes without an image ({some})")
+    without = split.without
+    if without and len(without) < len(split.per_class) and repr(without[0]) not in split.note:
+        some = ", ".join(without[:10]) + (", …" if len(without) > 10 else "")
+        yield Text(f"{split.split}: {len(without)} classes without an image ({some})")
 
 
 def _leak_text(leak: Leak) -> str:
