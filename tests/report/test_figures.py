@@ -6,11 +6,10 @@ from leanvit.report import figures
 from leanvit.report.curves import Curve
 from leanvit.report.figures import Colours
 from leanvit.report.pareto import Point, accuracy_against_cost, frontier
-from leanvit.report.rows import model_of
 
 
 def costs(comparison):
-    return accuracy_against_cost([Point(comparison, row, model_of(row)) for row in comparison.rows], Colours())
+    return accuracy_against_cost([Point(comparison, row, row.model) for row in comparison.rows], Colours())
 
 
 def points(figure):

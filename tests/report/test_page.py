@@ -29,7 +29,7 @@ def test_the_page_holds_everything(material) -> None:
     for part in (
         "4.00×",
         "both in openvino, batch 8",
-        "The change of runtime alone: dense, torch f32 to openvino f32: 2.50×",
+        "The change of runtime alone: dense, openvino f32 instead of torch f32: 2.50x",
         "ms / batch of 8",
         '<b class="bad">2</b> lost the right one, <b class="ok">1</b> gained it',
         "expected calibration error",

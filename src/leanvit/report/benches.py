@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import Point
-from leanvit.report.rows import model_of, runtime_of
 
 Measured = tuple[Material, Measurement]
 
@@ -28,8 +27,8 @@ class Bench:
         found: dict[tuple[str, str], Point] = {}
         for material, measurement in self.measured:
             for row in measurement.comparison.rows:
-                name = f"{model_of(row)} [{material.folder.name}]" if several else model_of(row)
-                found[name, f"{runtime_of(row)} {measurement.file}"] = Point(measurement.comparison, row, name)
+                name = f"{row.model} [{material.folder.name}]" if several else row.model
+                found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(measurement.comparison, row, name)
         return list(found.values())
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from leanvit.measure import Comparison, Reliability, reliability
 from leanvit.report.curves import Curve, Points
 from leanvit.report.evidence import Evidence
-from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.token_maps import TokenMaps
 
 
@@ -107,11 +106,10 @@ def calibration(
 ) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
     """For each runtime the reliability diagram of all its models, and the reliability behind it by model."""
     made = {}
-    for runtime in dict.fromkeys(runtime_of(row) for row in comparison.rows):
+    for runtime, rows in comparison.places().items():
         found = {
-            model_of(row): reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
-            for row in comparison.rows
-            if runtime_of(row) == runtime
+            row.model: reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
+            for row in rows
         }
         figure = {
             "data": [_diagonal(), *(_reliability(name, colours[name], one) for name, one in found.items())],

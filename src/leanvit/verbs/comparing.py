@@ -32,7 +32,7 @@ from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
 from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
 from leanvit.report.keeping import keep
-from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, terminal_table
+from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, short_table, terminal_table
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.contenders import Contender, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
@@ -58,9 +58,9 @@ class Compared:
     result: SideBySide
     comparison: Comparison
 
-    def table(self) -> Table:
-        """A rich table: MACs, accuracy off the shelf and at the end, speed in each runtime."""
-        return terminal_table(self.result, self.comparison)
+    def table(self, *, wide: bool = True) -> Table:
+        """A rich table: MACs, accuracy off the shelf and at the end, speed in each runtime; or five columns."""
+        return terminal_table(self.result, self.comparison) if wide else short_table(self.result, self.comparison)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -402,6 +402,7 @@ def _measured(
     loaded = {folder: load_model(contest.folder / folder) for _, folder, _ in wanted}
     runners: dict[str, Any] = {}
     files: dict[str, Path] = {}
+    same: dict[str, str] = {}
     answers: dict[str, Predictions] = {}
     with Opener(latency_batch, contest.say) as opener:
         for row, folder, runtime in wanted:
@@ -415,12 +416,14 @@ def _measured(
                 contest.say(f"{key} is left out: {left_out[key]}")
                 continue
             files |= {key: file} if file else {}
+            same[key] = row.removesuffix(f" {INT8}")  # int8 is compared with the baseline at int8
         comparison = compare(
             runners,
             contest.val,
             latency_batch=latency_batch,
             rounds=rounds,
             files=files,
+            model_names=same,
             baseline=BASELINE,
             progress=contest.say,
             on_predictions=answers.update,
