@@ -196,10 +196,12 @@ def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
         ("predictions.safetensors", "{", "cannot be read as evidence"),
     ],
 )
-def test_a_damaged_file_is_named(run, name, content, message) -> None:
+def test_a_damaged_file_is_named_and_the_page_is_written(run, name, content, message) -> None:
     (run / name).write_text(content)
-    with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
-        write_report([run])
+    with pytest.warns(UserWarning, match=f"not in the report: .*{name}.*{message}"):
+        page = write_report([run]).read_text()
+    assert re.search(f'<li class="missing">[^<]*{re.escape(name)}[^<]*{message}', page)
+    assert ("4.00×" in own_text(page)) is (name != "measure.json"), "what can be read is shown"
 
 
 def test_bad_input_is_named(run, tmp_path) -> None:
@@ -218,7 +220,14 @@ def test_answers_of_a_replaced_measurement_are_not_taken_for_this_one(run, evide
     assert read_run(run).measurements[0].evidence is not None
 
 
-def test_answers_of_other_rows_are_refused(run, evidence) -> None:
+def test_answers_of_other_rows_are_left_out(run, evidence) -> None:
     replace(evidence, answers={"dense": evidence.answers["dense"]}).save(run / "predictions.safetensors")
-    with pytest.raises(CheckpointError, match=r"does not hold the answers of measure\.json"):
-        read_run(run)
+    found = read_run(run)
+    assert found.measurements[0].evidence is None
+    assert "does not hold the answers of measure.json" in found.unreadable[0]
+
+
+def test_a_damaged_run_is_refused(run) -> None:
+    (run / "leanvit.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"leanvit\.json"):
+        write_report([run])

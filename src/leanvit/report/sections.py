@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import CheckpointError
+from leanvit.errors import CheckpointError, LeanvitError
 from leanvit.report import figures, rows, side_by_side, widths
 from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
@@ -143,6 +143,7 @@ class Sections:
     commands: tuple[Command, ...]
     made_with: tuple[tuple[str, str], ...]
     machine: tuple[tuple[str, str], ...]
+    unreadable: tuple[str, ...]  # files that could not be read, each with the reason
     notes: tuple[str, ...]
     plots: dict[str, Views]
 
@@ -155,6 +156,7 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
     said, headline = _first_headline(groups)
     maps = _traced(materials)
     curves = {_run_name(m, materials): m.curve for m in materials if m.curve is not None}
+    parts = [_readable_part(one, materials, plots) for one in contests]
     data = tuple(_data_part(group, plots, groups) for group in groups)
     counts = figures.token_counts([(name, one) for name, _, one in maps], plots.colours)
     training = figures.training_curves(curves, plots.colours)
@@ -165,7 +167,7 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
         chips=_chips(materials, groups),
         headline=headline,
         headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
-        side_by_side=tuple(_side_by_side_part(one, materials, plots) for one in contests),
+        side_by_side=tuple(part for part, _ in parts if part is not None),
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
         tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
@@ -174,6 +176,7 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
         commands=_commands(materials),
         made_with=_versions(materials),
         machine=tuple((k, _text(v)) for k, v in last.items()),
+        unreadable=(*(one for m in materials for one in m.unreadable), *(reason for _, reason in parts if reason)),
         notes=_notes(materials, [m for _, m in measured]),
         plots=plots.views,
     )
@@ -291,12 +294,22 @@ def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
 # --- methods at equal MACs ----------------------------------------------------------------------------------------
 
 
+def _readable_part(
+    contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots
+) -> tuple[SideBySidePart | None, str]:
+    """The part, or why there is none: its measurement is not there, or is one of other models."""
+    try:
+        return _side_by_side_part(contest, materials, plots), ""
+    except LeanvitError as error:
+        return None, f"{contest.folder / side_by_side.COMPARED} is not shown: {error}"
+
+
 def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots) -> SideBySidePart:
     result = contest.result
     own = next(m for m in materials if m.folder == contest.baseline)
     comparison = next((m.comparison for m in own.measurements if m.file == result.measurement), None)
     if comparison is None:
-        raise CheckpointError(f"{contest.folder}: {contest.baseline / result.measurement} is missing")
+        raise CheckpointError(f"{contest.baseline / result.measurement} is missing or cannot be read")
     return SideBySidePart(
         title=f"{result.model} at {result.macs:g} of its MACs, {comparison.images} images of {Path(result.data).name}",
         plot=plots.add({"": side_by_side.figure(result, comparison, plots.colours)}),

@@ -127,7 +127,8 @@ def recovery_in_words(result: SideBySide) -> str:
     if not result.recovery:
         return ""
     epochs, lr, batch = (result.recovery.get(key) for key in ("epochs", "lr", "batch_size"))
-    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {lr:g}, seed {result.seed}"
+    rate = f"{lr:g}" if isinstance(lr, float) else lr
+    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {rate}, seed {result.seed}"
 
 
 def columns(comparison: Comparison) -> list[Column]:
