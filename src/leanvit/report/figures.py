@@ -7,7 +7,7 @@ them is switched off in the legend. A figure's `legend` lists the switches.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from leanvit.measure import Comparison, Reliability, reliability
@@ -20,8 +20,12 @@ class Colours(dict[str, int]):
     """A number for each model, the same in every plot of a page; numbers are given as names come."""
 
     def __missing__(self, name: str) -> int:
-        self[name] = len(self)
+        self[name] = len(set(self.values()))
         return self[name]
+
+    def share(self, name: str, other: str) -> None:
+        """Give a name the colour of another."""
+        self[name] = self[other]
 
 
 Figure = dict[str, Any]
@@ -102,9 +106,12 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
 
 
 def calibration(
-    comparison: Comparison, evidence: Evidence, colours: Colours
+    comparison: Comparison, evidence: Evidence, colours: Colours, series: Callable[[str], str] = str
 ) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
-    """For each runtime the reliability diagram of all its models, and the reliability behind it by model."""
+    """For each runtime the reliability diagram of all its models, and the reliability behind it by model.
+
+    series: under which name a model has its colour.
+    """
     made = {}
     for runtime, rows in comparison.places().items():
         found = {
@@ -112,12 +119,12 @@ def calibration(
             for row in rows
         }
         figure = {
-            "data": [_diagonal(), *(_reliability(name, colours[name], one) for name, one in found.items())],
+            "data": [_diagonal(), *(_reliability(name, colours[series(name)], one) for name, one in found.items())],
             "layout": {
                 "xaxis": {"title": {"text": "confidence of the answer [%]"}, "range": [0, 103]},
                 "yaxis": {"title": {"text": "answered rightly [%]"}, "range": [0, 103]},
             },
-            "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in found],
+            "legend": [entry(name, series=colours[series(name)], group=f"model:{name}") for name in found],
         }
         made[runtime] = (figure, found)
     return made

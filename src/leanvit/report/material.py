@@ -37,6 +37,8 @@ class Measurement:
     command: str
     evidence: Evidence | None = None
     pictures: dict[str, str] = field(default_factory=dict)  # by key; base64
+    at: str = ""  # when it was made (ISO 8601, UTC), where the record of commands says so
+    earlier: tuple[str, ...] = ()  # files of earlier measurements of the same rows
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _measure_files(folder: Path) -> list[Path]:
 
 
 def _measurement(path: Path, commands: tuple[Command, ...], reader: _Reader) -> Measurement:
-    made = [c.command for c in commands if c.wrote == path.name]
+    made = [c for c in commands if c.wrote == path.name]
     if path.stat().st_size > JSON_LIMIT:
         raise CheckpointError(f"{path} has {path.stat().st_size} bytes; accepted: up to {JSON_LIMIT}")
     content = path.read_bytes()
@@ -143,7 +145,8 @@ def _measurement(path: Path, commands: tuple[Command, ...], reader: _Reader) -> 
         raise CheckpointError(f"{path}: {error}") from None
     evidence = reader.read(evidence_file(path).name, lambda _: _evidence(path, content, comparison), None)
     pictures = reader.read(pictures_file(path).name, load_pictures, {}) if evidence else {}
-    return Measurement(path.name, comparison, made[-1] if made else "", evidence, pictures)
+    command, at = (made[-1].command, made[-1].at) if made else ("", "")
+    return Measurement(path.name, comparison, command, evidence, pictures, at)
 
 
 def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | None:

@@ -61,7 +61,8 @@ class Headline:
     interval: str
     images: int
     batch: int
-    row: str = ""  # its name in the comparison
+    model: str  # without its precision
+    deployed: bool  # whether that runtime is one of deployment
 
 
 def table(comparison: Comparison) -> Table:
@@ -111,21 +112,23 @@ def groups(comparison: Comparison) -> list[Group]:
     return [_group(comparison, place, rows, gains) for place, rows in comparison.places().items()]
 
 
-def deployed(comparison: Comparison) -> bool:
-    """Whether a model was timed in a runtime that it is deployed in: any but torch itself."""
-    return any(row.speedup_vs_baseline is not None for row in comparison.rows if row.runtime != "torch")
+def deployed(row: Row) -> bool:
+    """Whether a row is of a runtime that models are deployed in: any but torch itself."""
+    return row.runtime is not None and row.runtime != "torch"
 
 
-def headline(comparison: Comparison) -> Headline | None:
-    """The newest artefact: the last model that was timed in a runtime of deployment, there; else the last in torch.
+def headline(comparison: Comparison, model: str = "") -> Headline | None:
+    """One model against the baseline: the newest artefact, the last model timed in a runtime of deployment; else in torch.
 
-    Where it stands in several such runtimes, the one where it is fastest.
+    Where it stands in several such runtimes, the one where it is fastest. model: the one to speak of instead.
     """
     sped = [row for row in comparison.rows if row.speedup_vs_baseline is not None]
-    rivals = [row for row in sped if row.runtime != "torch"] or sped
+    sped = [row for row in sped if row.model == model] or sped
+    rivals = [row for row in sped if deployed(row)] or sped
     if not rivals:
         return None
-    newest = [row for row in comparison.rows if row.name in {r.name for r in rivals}][-1].model
+    known = {row.model for row in rivals}
+    newest = [name for name in dict.fromkeys(row.model for row in comparison.rows) if name in known][-1]
     row = min((r for r in rivals if r.model == newest), key=_median)
     reference, faster, change = comparison.reference(row), row.speedup_vs_baseline, row.change_points
     assert reference is not None and faster is not None
@@ -140,7 +143,8 @@ def headline(comparison: Comparison) -> Headline | None:
         interval="" if change is None else f"{signed(change.low)} … {signed(change.high)}",
         images=comparison.images,
         batch=comparison.latency_batch,
-        row=row.name,
+        model=row.model,
+        deployed=deployed(row),
     )
 
 

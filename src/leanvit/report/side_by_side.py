@@ -122,6 +122,14 @@ class Line:
     cells: tuple[tuple[str, str], ...]
 
 
+def most_accurate(result: SideBySide, comparison: Comparison) -> str:
+    """The method that is best at the end; a control only where there is nothing else. "" where none was measured."""
+    known = {row.name: row.top1_percent.value for row in comparison.rows}
+    found = [one for one in result.standings if one.name in known]
+    found = [one for one in found if one.knobs.get("select") not in ("random", "lowest")] or found
+    return max(found, key=lambda one: known[one.name]).name if found else ""
+
+
 def recovery_in_words(result: SideBySide) -> str:
     """The training that all methods got, or "" """
     if not result.recovery:
