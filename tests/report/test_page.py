@@ -208,7 +208,9 @@ def test_a_model_has_one_colour_on_the_page(material, make_row, compare_rows, co
     """In other runtimes, plots and sections too; what is named alike and is another model has its own."""
     steps = compare_rows(make_row("dense"), make_row("+ evit", macs=3_000_000))
     whole = compare_rows(make_row("dense"), make_row("evit"), make_row("evit (onnx)", runtime="onnx"))
-    own = replace(material, measurements=(Measurement("measure.json", steps, ""), Measurement("measure-2.json", whole, "")))
+    own = replace(
+        material, measurements=(Measurement("measure.json", steps, ""), Measurement("measure-2.json", whole, ""))
+    )
     other = compare_rows(make_row("dense", macs=9_000_000), make_row("slim"))
     far = replace(material, folder=Path("runs/far"), name="slim", measurements=(Measurement("m.json", other, ""),))
     made = sections([own, far])

@@ -60,7 +60,12 @@ def test_the_headline_is_of_the_last_model_in_a_runtime_of_deployment(make_row, 
         make_row("fast (openvino)", runtime="openvino", ms=0.5),
     )
     said = rows.headline(found)
-    assert (said.name, said.reference, said.runtime, said.speedup) == ("slim (int8)", "dense (f32)", "openvino", "5.00×")
+    assert (said.name, said.reference, said.runtime, said.speedup) == (
+        "slim (int8)",
+        "dense (f32)",
+        "openvino",
+        "5.00×",
+    )
     assert rows.headline(found, "fast").speedup == "20.00×"
     in_torch = rows.headline(replace(found, rows=found.rows[:3]))
     assert (in_torch.name, in_torch.runtime, in_torch.deployed) == ("slim", "torch", False)

@@ -53,7 +53,9 @@ def run(tmp_path: Path, comparison: Comparison, maps: TokenMaps, evidence: Evide
     lines = [{"event": "start"}, {"event": "step", "step": 1, "loss": 2.0, "lr": 0.1}]
     lines += [{"event": "epoch", "step": 2, "loss": 1.5, "top1": 0.5}]
     (folder / "train.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    command = Command("measure", "leanvit measure run", "2026-01-02T03:04:05+00:00", 1.5, {"torch": "2.9"}, "measure.json")
+    command = Command(
+        "measure", "leanvit measure run", "2026-01-02T03:04:05+00:00", 1.5, {"torch": "2.9"}, "measure.json"
+    )
     (folder / "commands.jsonl").write_text(json.dumps(asdict(command)) + "\n")
     return folder
 
@@ -99,8 +101,10 @@ def written(run: Path, name: str) -> str:
 
 @pytest.mark.parametrize(
     ("name", "examples"),
-    [("measure-2.json", 30), ("measure.json", 6), ("tokens.json", 10), ("disagreements.json", 4), ("train.jsonl", 8)]
-    + [("commands.jsonl", 8)],
+    [
+        *(("measure-2.json", 30), ("measure.json", 6), ("tokens.json", 10)),
+        *(("disagreements.json", 4), ("train.jsonl", 8), ("commands.jsonl", 8)),
+    ],
 )
 def test_a_changed_file_is_shown_or_named(run: Path, name: str, examples: int) -> None:
     good = (run / name).read_text()
@@ -120,7 +124,9 @@ def test_a_changed_file_is_shown_or_named(run: Path, name: str, examples: int) -
 
 
 @pytest.mark.parametrize("name", ["measure.json", "tokens.json", "disagreements.json", "train.jsonl", "commands.jsonl"])
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 50_000, b"null\n", b"[]\n", b'"text"\n', b"{}\n", b"1" * 5000])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"[" * 50_000, b"null\n", b"[]\n", b'"text"\n', b"{}\n", b"1" * 5000]
+)
 def test_what_is_no_such_file_is_named(run: Path, name: str, content: bytes) -> None:
     (run / name).write_bytes(content)
     page = written(run, name)

@@ -21,7 +21,9 @@ _TEXT_COLUMNS = ("model", "runtime", "precision")
 
 def short_table(comparison: Comparison) -> Table:
     """Model, top-1, change, latency and speed-up: one line a model, a heading for each runtime."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_lines(_short_caption(comparison)), caption_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_lines(_short_caption(comparison)), caption_justify="left"
+    )
     table.add_column("model", overflow="fold", min_width=12)
     for heading in (f"{_score(comparison)} [%]", "change [points]", "latency [ms]", "speed-up"):
         table.add_column(Text(heading), justify="right")
@@ -68,7 +70,8 @@ def speed_lines(comparison: Comparison) -> Iterator[str]:
     for row in sped:
         reference = comparison.reference(row)
         if reference is not None and reference.precision != row.precision:
-            yield f"{row.name}: {row.precision or 'unknown precision'} against {reference.precision or 'unknown precision'}"
+            own, other = (one.precision or "unknown precision" for one in (row, reference))
+            yield f"{row.name}: {own} against {other}"
     for runtime in comparison.without_reference():
         yield f"no speed-up in {runtime}: {model} was not timed there; measure it in {runtime} too"
     for change in comparison.runtime_changes():

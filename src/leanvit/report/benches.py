@@ -30,7 +30,9 @@ class Bench:
             for row in rows:
                 key = series.of_row(material, rows, row.model)
                 name = f"{row.model} [{material.folder.name}]" if several else row.model
-                found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(measurement.comparison, row, name, key)
+                found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(
+                    measurement.comparison, row, name, key
+                )
         return list(found.values())
 
 

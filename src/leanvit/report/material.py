@@ -124,8 +124,14 @@ def _measurements(folder: Path, commands: tuple[Command, ...], reader: _Reader) 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:
     """Of the row only what the page reads, in the shape that it reads."""
-    parts = {key: _dict(row.get(key)) for key in ("asked", "achieved", "share")}
-    return {"method": str(row.get("method", "")), **parts, "missed": [str(miss) for miss in _list(row.get("missed"))]}
+    parts = {key: _dict(row.get(key)) for key in ("asked", "achieved")}
+    share = {k: v for k, v in _dict(row.get("share")).items() if isinstance(v, float) and 0 <= v < 1e6}
+    return {
+        "method": str(row.get("method", "")),
+        **parts,
+        "share": share,
+        "missed": [str(miss) for miss in _list(row.get("missed"))],
+    }
 
 
 def _measure_files(folder: Path) -> list[Path]:

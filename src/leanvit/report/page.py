@@ -24,7 +24,7 @@ from leanvit.report.material import Material, read_run
 from leanvit.report.sections import Sections, sections
 from leanvit.report.side_by_side import COMPARED, Contest, SideBySide
 from leanvit.report.token_pictures import PATCH
-from leanvit.report.values import shown
+from leanvit.report.values import share_in_words, shown
 from leanvit.verbs.folders import new_file
 
 _SIZE = "@size-of-this-page@"  # replaced when the page is whole
@@ -106,7 +106,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters["shown"] = shown
+    made.filters |= {"shown": shown, "share_in_words": share_in_words}
     return made
 
 

@@ -118,7 +118,7 @@ def deployed(row: Row) -> bool:
 
 
 def headline(comparison: Comparison, model: str = "") -> Headline | None:
-    """One model against the baseline: the newest artefact, the last model timed in a runtime of deployment; else in torch.
+    """One model against the baseline: the last that was timed in a runtime of deployment; else the last in torch.
 
     Where it stands in several such runtimes, the one where it is fastest. model: the one to speak of instead.
     """

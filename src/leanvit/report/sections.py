@@ -280,9 +280,7 @@ def _table(material: Material, measurement: Measurement, *, several: bool) -> Ta
     )
 
 
-def _answers(
-    material: Material, measurement: Measurement, plots: Plots, series: Series, *, several: bool
-) -> Answers:
+def _answers(material: Material, measurement: Measurement, plots: Plots, series: Series, *, several: bool) -> Answers:
     comparison, evidence = measurement.comparison, measurement.evidence
     assert evidence is not None
     found = tuple(changes(comparison, evidence, material.classes, measurement.pictures))

@@ -18,7 +18,9 @@ class Series:
     """
 
     def __init__(self, materials: Sequence[Material], contests: Sequence[Path] = ()) -> None:
-        self._own = {m.folder: m.folder.name if m.folder.parent in contests else run_name(m, materials) for m in materials}
+        self._own = {
+            m.folder: m.folder.name if m.folder.parent in contests else run_name(m, materials) for m in materials
+        }
         self._runs: dict[str, list[Material]] = {}
         self._seen: dict[str, dict[Path, Signature]] = {}
         for material in materials:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import CheckpointError
 from leanvit.measure import Change, Comparison, Interval, Row
+from leanvit.measure.comparison import runtime_name
 from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
-from leanvit.measure.comparison import runtime_name
 from leanvit.report.rows import NONE, signed
 
 if TYPE_CHECKING:
@@ -268,7 +268,10 @@ def short_table(result: SideBySide, comparison: Comparison) -> Table:
     from rich.text import Text
 
     table = comparison.table(wide=False)
-    more = [f"at {result.macs:g} of the MACs; accuracy off the shelf and MACs: --wide, and the report", *_left_out(result)]
+    more = [
+        f"at {result.macs:g} of the MACs; accuracy off the shelf and MACs: --wide, and the report",
+        *_left_out(result),
+    ]
     table.caption = Text("\n".join([str(table.caption), *more]))
     return table
 

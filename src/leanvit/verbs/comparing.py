@@ -34,11 +34,13 @@ from leanvit.report import write_report
 from leanvit.report.keeping import keep
 from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, short_table, terminal_table
 from leanvit.report.token_maps import TOKENS, trace_tokens
+from leanvit.verbs.compressing import asked_of, last_share
 from leanvit.verbs.contenders import Contender, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, first_line, require
+from leanvit.verbs.shares import Tally
 from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
@@ -299,9 +301,11 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         return _read_standing(folder / STANDING)
     begun, watch = time.perf_counter(), Stopwatch("compare", contest.command)
     shelf: dict[str, Any] = {}
+    tally = Tally([one.method], last_share(contest.start.info))
 
     def judge(label: str, model: Any) -> None:
         contest.say(f"{one.name}: {label}")
+        tally.take(label, model)
         if label == one.method.slug:
             answers = contest.judged(model)
             shelf["off_the_shelf_percent"] = accuracy(answers).percent()
@@ -317,7 +321,7 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         out=folder if trains([one.method], recovery) else None,
         resume=(folder / STEPS_ABOUT).is_file(),
     )
-    _save(contest, lean, folder, [_asked(one.method, lean)])
+    _save(contest, lean, folder, [row.to_json() for row in asked_of([one.method], lean, tally)])
     maps = trace_tokens(lean, contest.val, contest.start.preprocess, name=one.name)
     write_atomic(folder / TOKENS, maps.to_json().encode())
     standing = Standing(
@@ -333,11 +337,6 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
     write_atomic(folder / STANDING, _standing_adapter().dump_json(standing, indent=1))
     clear_steps(folder)
     return standing
-
-
-def _asked(method: Any, lean: Any) -> dict[str, Any]:
-    achieved = dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
-    return {"method": method.slug, "asked": knobs_of(method), "achieved": achieved}
 
 
 def _save(contest: _Contest, lean: Any, folder: Path, asked: list[dict[str, Any]]) -> None:
