@@ -81,26 +81,28 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
     }
     made = {}
     for key, (title, points, shown) in wanted.items():
-        traces = []
+        traces, known = [], []
         for name, curve in curves.items():
-            found: Points = points(curve)
+            mean = curve.epoch_loss if key == "loss" else ()
+            found: Points = points(curve) or mean  # a short training logs no single steps
             if not found:
                 continue
+            known.append(name)
             trace = _line(name, colours[name], [x for x, _ in found], [y for _, y in found])
             trace["hovertemplate"] = f"step %{{x}}: {shown}<extra>{plain(name)}</extra>"
-            if key == "loss" and curve.epoch_loss:
-                mean = curve.epoch_loss
+            if mean:
                 traces.append(
                     {**trace, "opacity": 0.35, "line": {"width": 1}, "hoverinfo": "skip", "hovertemplate": None}
                 )
                 trace = {**trace, "x": [x for x, _ in mean], "y": [y for _, y in mean]}
                 trace["hovertemplate"] = f"mean of the epoch to step %{{x}}: {shown}<extra>{plain(name)}</extra>"
-            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" else "lines"})
+            alone = len(trace["x"]) == 1  # no line joins one point
+            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" or alone else "lines"})
         if traces:
             made[key] = {
                 "data": traces,
                 "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": title}}},
-                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in curves],
+                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in known],
             }
     return made
 

@@ -93,7 +93,7 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
         ("params", "M"),
         ("latency", f"ms / batch of {comparison.latency_batch}"),
         ("throughput", "images / s"),
-        ("speed-up", f"× {comparison.row(comparison.baseline).model}, same runtime"),
+        ("speed-up", f"× {comparison.row(comparison.baseline).model}"),
         ("energy", "J / image"),
         ("peak memory", "MiB"),
         ("weights", "MiB in memory"),
