@@ -6,11 +6,10 @@ from leanvit.report import figures
 from leanvit.report.curves import Curve
 from leanvit.report.figures import Colours
 from leanvit.report.pareto import Point, accuracy_against_cost, frontier
-from leanvit.report.rows import model_of
 
 
 def costs(comparison):
-    return accuracy_against_cost([Point(comparison, row, model_of(row)) for row in comparison.rows], Colours())
+    return accuracy_against_cost([Point(comparison, row, row.model) for row in comparison.rows], Colours())
 
 
 def points(figure):
@@ -95,6 +94,18 @@ def test_training_shows_what_was_logged(comparison) -> None:
     assert list(made) == ["loss", "rate"], "no validation, no plot of it"
     steps, epochs = made["loss"]["data"]
     assert (steps["y"], epochs["y"]) == ([2.0, 1.5], [1.75])
+
+
+def test_a_training_of_one_logged_point_is_a_point(comparison) -> None:
+    long = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1), (2, 0.1)), epoch_loss=(), top1_percent=())
+    short = Curve(loss=(), lr=((4, 0.1),), epoch_loss=((4, 1.75),), top1_percent=())
+    made = figures.training_curves({"long": long, "short": short, "none": Curve((), (), (), ())}, Colours())
+    assert [(t["name"], t["mode"], t["y"]) for t in made["loss"]["data"] if "opacity" not in t] == [
+        ("long", "lines", [2.0, 1.5]),
+        ("short", "lines+markers", [1.75]),
+    ]
+    assert [t["mode"] for t in made["rate"]["data"]] == ["lines", "lines+markers"]
+    assert [one["name"] for one in made["rate"]["legend"]] == ["long", "short"], "no switch for what is not drawn"
 
 
 def test_calibration_is_drawn_by_runtime(comparison, evidence) -> None:

@@ -29,7 +29,7 @@ def test_the_page_holds_everything(material) -> None:
     for part in (
         "4.00×",
         "both in openvino, batch 8",
-        "The change of runtime alone: dense, torch f32 to openvino f32: 2.50×",
+        "The change of runtime alone: dense, openvino f32 instead of torch f32: 2.50x",
         "ms / batch of 8",
         '<b class="bad">2</b> lost the right one, <b class="ok">1</b> gained it',
         "expected calibration error",
@@ -171,11 +171,62 @@ def test_a_report_of_a_folder(run) -> None:
     assert "4.00×" in page.read_text()
 
 
-def test_measurements_come_in_the_order_they_were_made(run, comparison) -> None:
+def test_measurements_come_in_the_order_they_were_made(run, comparison, make_row) -> None:
     for number in (10, 2):
-        (run / f"measure-{number}.json").write_text(comparison.to_json())
+        other = replace(comparison, rows=(*comparison.rows, make_row(f"other {number}")))
+        (run / f"measure-{number}.json").write_text(other.to_json())
     shown = re.findall(r"<h3>run · (measure[-\d]*\.json)", own_text(write_report([run]).read_text()))
     assert shown == ["measure.json", "measure-2.json", "measure-10.json"]
+
+
+def test_a_comparison_is_one_section_however_often_it_was_made(run, comparison) -> None:
+    """The newest is shown; one that lacks rows, or has other models, replaces nothing."""
+    few = replace(comparison, rows=comparison.rows[:2])
+    for number, one in ((2, few), (3, few), (10, comparison)):
+        (run / f"measure-{number}.json").write_text(one.to_json())
+    made = sections([read_run(run)])
+    (table,) = made.data[0].benches[0].tables
+    assert table.earlier == ("measure.json", "measure-2.json", "measure-3.json")
+    assert "Measured before, and not shown: measure.json, measure-2.json, measure-3.json." in render([read_run(run)])
+    (run / "measure-11.json").write_text(few.to_json())
+    assert len(sections([read_run(run)]).data[0].benches[0].tables) == 2, "measure-10 has rows that 11 lacks"
+
+
+def test_the_headline_is_of_what_was_measured_last_in_a_runtime_of_deployment(material, make_row, compare_rows) -> None:
+    def measured(at: str, ms: float, runtime: str) -> Measurement:
+        mark = "" if runtime == "torch" else f" ({runtime})"
+        pair = make_row(f"dense{mark}", runtime=runtime), make_row(f"slim{mark}", runtime=runtime, ms=ms)
+        rows = pair if runtime == "torch" else (make_row("dense"), *pair)
+        return Measurement(f"measure-{at}.json", replace(compare_rows(*rows), environment={"cpu": at}), "", at=at)
+
+    found = measured("3", 5.0, "torch"), measured("2", 4.0, "onnx"), measured("1", 1.0, "openvino")
+    assert sections([replace(material, measurements=found)]).headline.runtime == "onnx"
+    assert sections([replace(material, measurements=found[:1])]).headline.runtime == "torch"
+
+
+def test_a_model_has_one_colour_on_the_page(material, make_row, compare_rows, comparison, evidence) -> None:
+    """In other runtimes, plots and sections too; what is named alike and is another model has its own."""
+    steps = compare_rows(make_row("dense"), make_row("+ evit", macs=3_000_000))
+    whole = compare_rows(make_row("dense"), make_row("evit"), make_row("evit (onnx)", runtime="onnx"))
+    own = replace(
+        material, measurements=(Measurement("measure.json", steps, ""), Measurement("measure-2.json", whole, ""))
+    )
+    other = compare_rows(make_row("dense", macs=9_000_000), make_row("slim"))
+    far = replace(material, folder=Path("runs/far"), name="slim", measurements=(Measurement("m.json", other, ""),))
+    made = sections([own, far])
+    colours = {
+        (trace["name"], trace["meta"]["series"])
+        for views in made.plots.values()
+        for trace in views[next(iter(views))]["data"]
+        if trace["meta"]["series"] >= 0
+    }
+    by_name: dict[str, set[int]] = {}
+    for name, number in colours:
+        by_name.setdefault(name, set()).add(number)
+    assert all(len(numbers) == 1 for numbers in by_name.values()), by_name
+    assert by_name["+ evit [slim]"] == by_name["evit [slim]"] == by_name["evit"]
+    assert by_name["slim [far]"] == by_name["slim"]
+    assert by_name["dense [slim]"] != by_name["dense [far]"], "as many parameters, other MACs"
 
 
 def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
@@ -196,10 +247,12 @@ def test_a_page_is_not_replaced_unasked(run, tmp_path) -> None:
         ("predictions.safetensors", "{", "cannot be read as evidence"),
     ],
 )
-def test_a_damaged_file_is_named(run, name, content, message) -> None:
+def test_a_damaged_file_is_named_and_the_page_is_written(run, name, content, message) -> None:
     (run / name).write_text(content)
-    with pytest.raises(CheckpointError, match=f"{name}.*{message}"):
-        write_report([run])
+    with pytest.warns(UserWarning, match=f"not in the report: .*{name}.*{message}"):
+        page = write_report([run]).read_text()
+    assert re.search(f'<li class="missing">[^<]*{re.escape(name)}[^<]*{message}', page)
+    assert ("4.00×" in own_text(page)) is (name != "measure.json"), "what can be read is shown"
 
 
 def test_bad_input_is_named(run, tmp_path) -> None:
@@ -218,7 +271,14 @@ def test_answers_of_a_replaced_measurement_are_not_taken_for_this_one(run, evide
     assert read_run(run).measurements[0].evidence is not None
 
 
-def test_answers_of_other_rows_are_refused(run, evidence) -> None:
+def test_answers_of_other_rows_are_left_out(run, evidence) -> None:
     replace(evidence, answers={"dense": evidence.answers["dense"]}).save(run / "predictions.safetensors")
-    with pytest.raises(CheckpointError, match=r"does not hold the answers of measure\.json"):
-        read_run(run)
+    found = read_run(run)
+    assert found.measurements[0].evidence is None
+    assert "does not hold the answers of measure.json" in found.unreadable[0]
+
+
+def test_a_damaged_run_is_refused(run) -> None:
+    (run / "leanvit.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"leanvit\.json"):
+        write_report([run])

@@ -220,6 +220,8 @@ def test_a_composition_shows_its_ratios_and_its_accuracy(tmp_path: Path) -> None
     (tmp_path / "composed_deit_small.json").write_text(json.dumps({**MACHINE, **FOUND["composed_deit_small"]}))
     text = page(tmp_path)
     assert "| dense int8 | 1 | 230.0 | 3.50 (3.40 … 3.60) |" in text
+    assert "| eager fp32" not in text, "another runtime's is no speed-up"
+    assert "takes 800.0 ms, the recipe in OpenVINO at int8 is faster by \n12.00 (11.00 … 13.00)." in text
     assert "| 0 | 0.250 | 200,000 | 58.00 | 73.75 | -1.25 | 2.70 (2.60 … 2.80) |" in text
 
 

@@ -10,15 +10,15 @@ from leanvit.report import rows
 
 def test_each_runtime_is_compared_with_its_own_dense(comparison) -> None:
     by_name = {row.name: row for row in comparison.rows}
-    assert rows.speedup(comparison, by_name["slim"]).median == pytest.approx(2)
-    assert rows.speedup(comparison, by_name["slim (openvino)"]).median == pytest.approx(4), "not 10, torch's dense"
-    assert rows.speedup(comparison, by_name["dense (openvino)"]) is None
+    assert by_name["slim"].speedup_vs_baseline.median == pytest.approx(2)
+    assert by_name["slim (openvino)"].speedup_vs_baseline.median == pytest.approx(4), "not 10, torch's dense"
+    assert by_name["dense (openvino)"].speedup_vs_baseline is None
 
 
 def test_the_change_of_runtime_is_its_own_row(comparison) -> None:
     first, second = rows.groups(comparison)
     assert (first.runtime, first.change) == ("torch", "")
-    assert "dense, torch f32 to openvino f32: 2.50×" in second.change
+    assert "dense, openvino f32 instead of torch f32: 2.50x" in second.change
     assert [line.name for line in second.lines] == ["dense", "slim"]
     assert [line.is_reference for line in second.lines] == [True, False]
 
@@ -29,6 +29,12 @@ def test_macs_of_another_runtime_are_those_of_the_same_model(comparison) -> None
     cells = [line.cells[column] for group in table.groups for line in group.lines]
     assert [cell.text for cell in cells] == ["5", "3", "5", "3"]
     assert "PyTorch" in cells[3].title and not cells[1].title
+
+
+def test_a_runtime_without_the_baseline_has_no_speedup_and_says_what_to_measure(make_row, compare_rows) -> None:
+    made = rows.groups(compare_rows(make_row("dense"), make_row("slim (onnx)", runtime="onnx", ms=1.0)))
+    assert made[1].change == "No speed-up: dense was not timed in onnx, measure it there too"
+    assert not any("×" in cell.text for cell in made[1].lines[0].cells)
 
 
 def test_a_column_without_values_is_left_out(comparison) -> None:
@@ -44,7 +50,28 @@ def test_intervals_and_signs(comparison) -> None:
     assert cell.title == "3 images lost, 1 gained; McNemar p = 0.625"
 
 
-def test_the_headline_is_of_the_runtime_where_dense_is_fastest(comparison) -> None:
+def test_the_headline_is_of_the_last_model_in_a_runtime_of_deployment(make_row, compare_rows) -> None:
+    """Where it stands in several, the one where it is fastest; the precisions are named where they differ."""
+    found = compare_rows(
+        *(make_row("dense"), make_row("fast", ms=0.1), make_row("slim", ms=5.0)),
+        *(make_row("dense (onnx)", runtime="onnx"), make_row("slim (onnx)", runtime="onnx", ms=4.0)),
+        make_row("dense (openvino)", runtime="openvino"),
+        replace(make_row("slim (openvino)", runtime="openvino", ms=2.0), precision="int8"),
+        make_row("fast (openvino)", runtime="openvino", ms=0.5),
+    )
+    said = rows.headline(found)
+    assert (said.name, said.reference, said.runtime, said.speedup) == (
+        "slim (int8)",
+        "dense (f32)",
+        "openvino",
+        "5.00×",
+    )
+    assert rows.headline(found, "fast").speedup == "20.00×"
+    in_torch = rows.headline(replace(found, rows=found.rows[:3]))
+    assert (in_torch.name, in_torch.runtime, in_torch.deployed) == ("slim", "torch", False)
+
+
+def test_what_the_headline_says(comparison) -> None:
     said = rows.headline(comparison)
     assert (said.name, said.runtime, said.speedup, said.change, said.batch) == (
         "slim",

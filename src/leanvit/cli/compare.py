@@ -53,6 +53,7 @@ def command(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted comparison in --out.")] = False,
     overwrite: options.Overwrite = False,
+    wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
     """Compare methods at equal MACs: off the shelf, after equal recovery, measured; with a report."""
@@ -89,5 +90,5 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    output.print_rich(result.table())
+    output.print_rich(result.table(wide=wide))
     print(result.page)

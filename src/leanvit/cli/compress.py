@@ -50,6 +50,7 @@ def command(
         bool, typer.Option("--resume", help="Go on with the interrupted compression in --out, one that trains.")
     ] = False,
     overwrite: options.Overwrite = False,
+    wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
     """Apply methods to a model, in order, and save the lean model with its history."""
@@ -107,5 +108,5 @@ def command(
         return
     output.print_rich(result.asked_table())
     if result.comparison is not None:
-        output.print_rich(result.comparison.table())
+        output.print_rich(result.comparison.table(wide=wide))
     print(f"{result.folder}: {result.label}. Next: leanvit report {result.folder}")

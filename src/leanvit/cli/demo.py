@@ -23,6 +23,7 @@ def command(
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
     overwrite: options.Overwrite = False,
+    wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
     """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report."""
@@ -31,7 +32,7 @@ def command(
     if as_json:
         output.print_json(result.to_json())
     else:
-        output.print_rich(result.table())
+        output.print_rich(result.table(wide=wide))
         print(f"\nReport: {result.page}")
     if open_:
         import webbrowser

@@ -34,6 +34,7 @@ def command(
     on_bad: options.OnBad = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
+    wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
     """Measure a model, alone or against others; a run folder keeps the result."""
@@ -61,7 +62,7 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    output.print_rich(result.comparison.table())
+    output.print_rich(result.comparison.table(wide=wide))
     for what, reason in result.left_out.items():
         print(f"left out: {what}: {reason}")
     if result.file is not None:

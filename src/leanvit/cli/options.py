@@ -110,6 +110,9 @@ Out = Annotated[
     typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; by default a name under runs/."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Every column that was measured; without it five, which fit 80 characters.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 
 

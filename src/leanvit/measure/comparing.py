@@ -16,7 +16,7 @@ from leanvit.errors import BadInput, unknown
 from leanvit.measure.comparison import Comparison, Row
 from leanvit.measure.counting import count, parameters
 from leanvit.measure.energy import ROUNDS, Energy, Meter, NoMeter, NotMeasurable, find_meter, paired_energy
-from leanvit.measure.latency import Latency, Spread, paired_latency, ratio
+from leanvit.measure.latency import Latency, Spread, paired_latency
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
 from leanvit.measure.multilabel import label_accuracy, map_interval
@@ -45,6 +45,7 @@ def compare(
     min_seconds: float = 0.05,
     baseline: str | None = None,
     files: Mapping[str, str | os.PathLike[str]] | None = None,
+    model_names: Mapping[str, str] | None = None,
     progress: Callable[[str], None] | None = None,
     meter: Meter | NoMeter | None = None,
     on_predictions: Callable[[dict[str, Predictions]], None] | None = None,
@@ -61,8 +62,11 @@ def compare(
         latency_batch: images a call when timing, counting and measuring memory, taken from the data. By default the
             batch of a runner that has a fixed one, else 1. A runner that cannot take it gets no latency, and a note.
         rounds, min_seconds: see `paired_latency`.
-        baseline: name that the others are compared with; the first by default.
+        baseline: name that the others are compared with; the first by default. Speed-ups stay within one runtime:
+            they are against the rows of the baseline's model there, and there is none where it has no row.
         files: name -> file or folder whose size is the row's `disk_bytes`.
+        model_names: name -> the model that runs, where one model has several rows (in several runtimes); by default
+            the name without " (RUNTIME)" at its end.
         progress: called with a line of text before each stage.
         meter: what counts energy; by default the counter of the models' device, where the machine offers one.
         class_names: how the classes of a data set are found among a model's outputs: "by-name" where the model has
@@ -78,6 +82,7 @@ def compare(
     latency_batch = _checked_latency_batch(models, latency_batch)
     device = _checked_device(models)
     sizes = _disk_bytes(models, files or {})
+    same = _checked_model_names(models, model_names or {})
     for argument, value, least in (("rounds", rounds, 3), ("batch", batch, 1)):
         if not isinstance(value, int) or value < least:
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
@@ -97,10 +102,11 @@ def compare(
     times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
     energy = _energy(timed, x, meter or find_meter(device), rounds, tell)
     tell("MACs and memory")
-    notes = {name: _notes(m, models[baseline], latency_batch) + _left(works[name]) for name, m in models.items()}
+    notes = {name: _notes(m, latency_batch) + _left(works[name]) for name, m in models.items()}
     rows = (
         Row(
             name=name,
+            model=same.get(name, ""),
             runtime=runtime_of(model),
             precision=precision_of(model),
             disk_bytes=sizes.get(name),
@@ -108,7 +114,7 @@ def compare(
             **(_torch_costs(model, x, fits=name in timed, notes=notes[name]) | _mean_macs(works[name])),
             **_of_labels(predictions[name]),
             **_against(predictions[name], None if name == baseline else predictions[baseline]),
-            **_speed(times.get(name), None if name == baseline else times.get(baseline)),
+            **_speed(times.get(name)),
             **_joules(energy, name),
         )
         for name, model in models.items()
@@ -143,13 +149,14 @@ def _of_labels(own: Predictions) -> dict[str, Any]:
     return {"map_percent": map_interval(own).percent(), "labels_percent": label_accuracy(own).percent()}
 
 
-def _speed(own: Latency | None, reference: Latency | None) -> dict[str, Any]:
+def _speed(own: Latency | None) -> dict[str, Any]:
+    """The speed-up follows from the samples: `Comparison` pairs rows within one runtime."""
     if own is None:
         return {"latency_ms": None, "images_per_s": None, "speedup_vs_baseline": None, "samples_s": ()}
     return {
         "latency_ms": Spread.of([1000 * s for s in own.samples]),
         "images_per_s": own.images_per_s,
-        "speedup_vs_baseline": None if reference is None else ratio(reference, own),
+        "speedup_vs_baseline": None,
         "samples_s": own.samples,
     }
 
@@ -216,14 +223,10 @@ def _peak_bytes(model: nn.Module, x: Tensor) -> int:
         return peak_memory(lambda: model(x), device=x.device).peak_bytes
 
 
-def _notes(model: Runner, first: Runner, latency_batch: int) -> tuple[str, ...]:
-    notes = []
-    if fixed_batch_of(model) not in (None, latency_batch):
-        notes.append(f"no latency: takes batch {fixed_batch_of(model)} only, timed at batch {latency_batch}")
-    if runtime_of(model) != runtime_of(first):
-        before, after = (runtime_of(m) or "an unknown runtime" for m in (first, model))
-        notes.append(f"the speed-up holds the change of runtime, {before} to {after}")
-    return tuple(notes)
+def _notes(model: Runner, latency_batch: int) -> tuple[str, ...]:
+    if fixed_batch_of(model) in (None, latency_batch):
+        return ()
+    return (f"no latency: takes batch {fixed_batch_of(model)} only, timed at batch {latency_batch}",)
 
 
 # --- the data -------------------------------------------------------------------------------------------------------
@@ -321,6 +324,15 @@ def _checked_baseline(models: Mapping[str, Runner], baseline: str | None) -> str
     if baseline is not None and baseline not in models:
         raise unknown("baseline", baseline, models)
     return baseline or next(iter(models))
+
+
+def _checked_model_names(models: Mapping[str, Runner], names: Mapping[str, str]) -> Mapping[str, str]:
+    for name, model in names.items():
+        if name not in models:
+            raise unknown("model in model_names", name, models)
+        if not isinstance(model, str) or not model:
+            raise BadInput(f"model_names[{name!r}] is {model!r}; accepted: a text")
+    return names
 
 
 def _checked_latency_batch(models: Mapping[str, Runner], batch: int | None) -> int:

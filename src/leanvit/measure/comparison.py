@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import BadInput, CheckpointError, unknown
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORMAT = 1
+LARGEST = 1e18  # of any figure in a file: what is larger was not measured
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Row:
     agreement_percent: Interval | None  # with the baseline's answers
     latency_ms: Spread | None  # of one batch
     images_per_s: float | None
-    speedup_vs_baseline: Spread | None  # baseline's time / this time; a note says when the runtimes differ
+    speedup_vs_baseline: (
+        Spread | None
+    )  # time of the baseline model in this runtime / this time (`Comparison.reference`)
     peak_memory_bytes: int | None  # above the start of one call, weights excluded
     samples_s: tuple[float, ...]  # latency round by round, the same rounds in every row
     notes: tuple[str, ...]
@@ -41,6 +47,29 @@ class Row:
     labels_percent: Interval | None = None  # multi-label: single labels decided rightly at probability 1/2
     joules_per_image: Spread | None = None  # counted, idle power included; never an estimate
     energy_source: str = ""  # what was read and what is in it, or "not measurable here: ..."; "": not asked for
+    model: str = ""  # what ran: rows of one model in several runtimes share it; by default the name without the runtime
+
+    def __post_init__(self) -> None:
+        if (
+            not self.model
+        ):  # files of 0.1.0 have the runtime in the name alone, with its variant: "lean (openvino-bf16)"
+            own = re.fullmatch(rf"(.+) \(({re.escape(self.runtime)}(?:-\w+)?)\)", self.name) if self.runtime else None
+            object.__setattr__(self, "model", own[1] if own else self.name)
+            object.__setattr__(self, "runtime", own[2] if own else self.runtime)
+
+
+@dataclass(frozen=True)
+class RuntimeChange:
+    """The same model in another runtime (or at another precision): what that alone gives. No speed-up of a method."""
+
+    row: Row
+    instead_of: Row  # the baseline
+    gain: Spread  # time of `instead_of` / time of `row`
+
+    def __str__(self) -> str:
+        here, there = (f"{runtime_name(r)} {r.precision or ''}".strip() for r in (self.row, self.instead_of))
+        gain = self.gain
+        return f"{self.row.model}, {here} instead of {there}: {gain.median:.2f}x ({gain.q25:.2f} … {gain.q75:.2f})"
 
 
 @dataclass(frozen=True)
@@ -65,7 +94,26 @@ class Comparison:
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         if len(set(names)) != len(names) or self.baseline not in names:
-            raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {names}")
+            shown = f"{names[:20]}{' …' if len(names) > 20 else ''}"
+            raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {shown}")
+        object.__setattr__(self, "rows", _told_apart(self.rows))
+        rows = tuple(replace(row, **self._by_the_rule(row)) for row in self.rows)
+        object.__setattr__(self, "rows", rows)
+        for name in ("_by_name", "_references"):  # of the rows as they were given
+            self.__dict__.pop(name, None)
+
+    def _by_the_rule(self, row: Row) -> dict[str, Any]:
+        """Speed-ups of files of 0.1.0 could hold a change of runtime, which a note said."""
+        notes = tuple(note for note in row.notes if not note.startswith("the speed-up holds the change of runtime"))
+        reference = self.reference(row)
+        if reference is None or reference.name == row.name:
+            return {"speedup_vs_baseline": None, "notes": notes}
+        if not row.samples_s or not reference.samples_s:  # a figure without its rounds is taken as it is, where it can
+            return {"speedup_vs_baseline": row.speedup_vs_baseline if notes == row.notes else None, "notes": notes}
+        try:
+            return {"speedup_vs_baseline": self.ratio(reference.name, row.name), "notes": notes}
+        except (ValueError, ArithmeticError):  # rounds that are not: `from_json` refuses them by name
+            return {"speedup_vs_baseline": None, "notes": notes}
 
     @property
     def score_name(self) -> str:
@@ -74,10 +122,65 @@ class Comparison:
 
     def row(self, name: str) -> Row:
         """The row of a name. Raises BadInput, with the nearest names, for one that is not there."""
-        by_name = {row.name: row for row in self.rows}
-        if name not in by_name:
-            raise unknown("row", name, by_name)
-        return by_name[name]
+        if name not in self._by_name:
+            raise unknown("row", name, self._by_name)
+        return self._by_name[name]
+
+    def reference(self, row: Row) -> Row | None:
+        """What a row's speed is compared with: the baseline model in the same runtime, at the same precision if there.
+
+        It is the row itself for a row of the baseline model, None where the baseline model was not measured there.
+        """
+        known = self._references.get(row.runtime, ())
+        named = sorted(known, key=lambda r: (r.precision != row.precision, r.name != self.baseline))
+        return named[0] if named else None
+
+    def place(self, row: Row) -> str:
+        """The runtime in words; with the precision where a runtime holds the same model at several."""
+        name = runtime_name(row)
+        return f"{name} {row.precision or ''}".strip() if row.runtime in self._twice else name
+
+    def places(self) -> dict[str, list[Row]]:
+        """The rows by `place`, in the order in which they come."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(self.place(row), []).append(row)
+        return found
+
+    def runtime_changes(self) -> list[RuntimeChange]:
+        """What each other runtime gives the baseline model alone: a fact of its own, in no speed-up."""
+        first = self.row(self.baseline)
+        others = [row for row in self.rows if row.model == first.model and row.name != first.name]
+        return [
+            RuntimeChange(r, first, self.ratio(first.name, r.name)) for r in others if r.samples_s and first.samples_s
+        ]
+
+    def without_reference(self) -> list[str]:
+        """Runtimes without a speed-up: the baseline model was not timed there."""
+        alone = [row for row in self.rows if row.samples_s and not getattr(self.reference(row), "samples_s", ())]
+        return list(dict.fromkeys(map(runtime_name, alone)))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Row]:
+        return {row.name: row for row in self.rows}
+
+    @cached_property
+    def _references(self) -> dict[str | None, list[Row]]:
+        """The rows of the baseline model, by runtime."""
+        model = self.row(self.baseline).model
+        found: dict[str | None, list[Row]] = {}
+        for row in self.rows:
+            if row.model == model:
+                found.setdefault(row.runtime, []).append(row)
+        return found
+
+    @cached_property
+    def _twice(self) -> set[str | None]:
+        """Runtimes in which some model stands at more than one precision."""
+        seen: dict[tuple[str | None, str], set[str | None]] = {}
+        for row in self.rows:
+            seen.setdefault((row.runtime, row.model), set()).add(row.precision)
+        return {runtime for (runtime, _), precisions in seen.items() if len(precisions) > 1}
 
     def ratio(self, a: str, b: str) -> Spread:
         """How many times as long a takes as b, from the rounds that both were timed in."""
@@ -98,17 +201,88 @@ class Comparison:
 
         _check_format(text)
         try:
-            return TypeAdapter(cls).validate_json(text)
+            found = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the text"
             raise CheckpointError(f"not a comparison: {where}: {first['msg']}") from None
+        for where, reason in _implausible(found):
+            raise CheckpointError(f"not a comparison: {where}: {reason}")
+        return found
 
-    def table(self) -> Table:
-        """A rich table; every column names its unit."""
-        from leanvit.measure.table import comparison_table
+    def table(self, *, wide: bool = True) -> Table:
+        """A rich table; every column names its unit. Not wide: model, top-1, change, latency and speed-up."""
+        from leanvit.measure.table import comparison_table, short_table
 
-        return comparison_table(self)
+        return comparison_table(self) if wide else short_table(self)
+
+    def __rich__(self) -> Table:
+        return self.table(wide=False)
+
+    def __str__(self) -> str:
+        """The short table as text."""
+        from leanvit.measure.table import as_text
+
+        return as_text(self.table(wide=False))
+
+
+def runtime_name(row: Row) -> str:
+    """A row's runtime in words."""
+    return row.runtime or "unknown runtime"
+
+
+def _told_apart(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """A model stands once in a runtime at a precision: a second row of it goes by its whole name."""
+    seen: set[tuple[str | None, ...]] = set()
+    found = []
+    for row in rows:
+        place = (row.model, row.runtime, row.precision)
+        found.append(replace(row, model=row.name) if place in seen and row.model != row.name else row)
+        seen.add(place)
+    return tuple(found)
+
+
+def _implausible(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """What no measurement gives, though its type is right: (where, why)."""
+    content = asdict(comparison)
+    for key in ("images", "latency_batch", "rounds"):
+        if not 1 <= content[key] <= LARGEST:
+            yield key, "not a positive number that can be"
+    if len(content["input_size"]) != 3 or not all(1 <= n <= LARGEST for n in content["input_size"]):
+        yield "input_size", "not channels, height and width"
+    timed = {len(row["samples_s"]) for row in content["rows"] if row["samples_s"]}
+    if len(timed) > 1 or timed & {1}:
+        yield "rows", f"samples_s of {sorted(timed)} rounds; accepted: as many in every row, 2 or more"
+    for i, row in enumerate(content["rows"]):
+        yield from ((f"rows.{i}.{key}", reason) for key, reason in _implausible_figures(row))
+
+
+def _implausible_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in row.items():
+        numbers = list(_numbers(value))
+        if any(not abs(number) <= LARGEST for number in numbers):
+            yield key, f"a figure beyond {LARGEST:g}"
+        elif key in _TIMES and any(number < 1 / LARGEST for number in numbers):
+            yield key, "not above 0"
+        elif key in _COUNTS and any(number < 0 for number in numbers):
+            yield key, "below 0"
+        elif key in _SHARES and value and not all(0 <= value[part] <= 100 for part in ("low", "value", "high")):
+            yield key, "not between 0 and 100 %"
+
+
+_TIMES = ("images_per_s", "latency_ms", "samples_s", "speedup_vs_baseline")
+_COUNTS = ("params", "macs_per_image", "weights_bytes", "disk_bytes", "peak_memory_bytes")
+_SHARES = ("top1_percent", "agreement_percent", "map_percent", "labels_percent")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, bool | str) or value is None:
+        return
+    if isinstance(value, int | float):
+        yield value
+        return
+    for one in value.values() if isinstance(value, dict) else value:
+        yield from _numbers(one)
 
 
 def _check_format(text: str | bytes) -> None:

@@ -1,9 +1,13 @@
-"""A comparison as a table for the terminal."""
+"""A comparison as a table for the terminal: five columns that fit 80 characters, or all of them."""
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable, Iterator
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -15,11 +19,83 @@ NONE = "–"  # not measurable, or the baseline itself
 _TEXT_COLUMNS = ("model", "runtime", "precision")
 
 
+def short_table(comparison: Comparison) -> Table:
+    """Model, top-1, change, latency and speed-up: one line a model, a heading for each runtime."""
+    table = Table(
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_lines(_short_caption(comparison)), caption_justify="left"
+    )
+    table.add_column("model", overflow="fold", min_width=12)
+    for heading in (f"{_score(comparison)} [%]", "change [points]", "latency [ms]", "speed-up"):
+        table.add_column(Text(heading), justify="right")
+    places = comparison.places()
+    for place, rows in places.items():
+        if len(places) > 1:
+            table.add_row(Text(f"in {place}", style="bold"))
+        for row in rows:
+            table.add_row(Text(row.model if len(places) > 1 else row.name), *map(Text, _short_cells(comparison, row)))
+        table.add_section()
+    return table
+
+
+def _score(comparison: Comparison) -> str:
+    return "mAP" if comparison.multi_label else "top-1"
+
+
+def _short_cells(comparison: Comparison, row: Row) -> tuple[str, str, str, str]:
+    score, change, faster = row.top1_percent, row.change_points, row.speedup_vs_baseline
+    if comparison.multi_label and row.map_percent is not None:
+        score = row.map_percent
+    return (
+        f"{score.value:.2f}",
+        NONE if change is None else f"{change.value:+.2f} ({change.low:+.1f} … {change.high:+.1f})",
+        NONE if row.latency_ms is None else _number(row.latency_ms.median),
+        NONE if faster is None else f"{faster.median:.2f}x",
+    )
+
+
+def _short_caption(comparison: Comparison) -> Iterator[str]:
+    yield f"{comparison.images} images, changes with 95 % intervals; latency of a batch of {comparison.latency_batch}"
+    if comparison.multi_label:
+        yield "change: of images with all labels right"
+    yield from speed_lines(comparison)
+    yield from (f"{row.name}: {note}" for row in comparison.rows for note in row.notes)
+
+
+def speed_lines(comparison: Comparison) -> Iterator[str]:
+    """What the speed-ups are against, what there is none of and why, and what a change of runtime gives by itself."""
+    model = comparison.row(comparison.baseline).model
+    sped = [row for row in comparison.rows if row.speedup_vs_baseline is not None]
+    if sped:
+        yield f"speed-up: against {model} in the same runtime"
+    for row in sped:
+        reference = comparison.reference(row)
+        if reference is not None and reference.precision != row.precision:
+            own, other = (one.precision or "unknown precision" for one in (row, reference))
+            yield f"{row.name}: {own} against {other}"
+    for runtime in comparison.without_reference():
+        yield f"no speed-up in {runtime}: {model} was not timed there; measure it in {runtime} too"
+    for change in comparison.runtime_changes():
+        yield f"change of runtime: {change}"
+
+
+def as_text(table: Table) -> str:
+    """A table without colours, as wide as the terminal (80 characters where there is none)."""
+    width = shutil.get_terminal_size((80, 24)).columns
+    console = Console(file=io.StringIO(), width=max(width, 72), color_system=None, force_terminal=False)
+    console.print(table, highlight=False)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def _lines(lines: Iterator[str]) -> Text:
+    return Text("\n".join(lines))
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """One line a model, a unit in every heading; a column in which no row has a value is left out."""
     cells = {heading: [cell(row) for row in comparison.rows] for heading, cell in _columns(comparison).items()}
     shown = {heading: texts for heading, texts in cells.items() if set(texts) != {NONE}}
-    table = Table(caption=Text("\n".join(_caption(comparison))), caption_justify="left")
+    table = Table(caption=_lines(_caption(comparison)), caption_justify="left")
     for heading in shown:  # Text: brackets are units here, not markup
         table.add_column(Text(heading), justify="left" if heading in _TEXT_COLUMNS else "right")
     for line in zip(*shown.values(), strict=True):
@@ -42,7 +118,7 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
         "MACs [G/image]": lambda r: _number(r.macs_per_image, 1e9),
         f"latency [ms/batch of {batch}]": lambda r: _spread(r.latency_ms),
         "throughput [images/s]": lambda r: _number(r.images_per_s),
-        f"speed-up [x {comparison.baseline}]": lambda r: _spread(r.speedup_vs_baseline),
+        f"speed-up [x {comparison.row(comparison.baseline).model}]": lambda r: _spread(r.speedup_vs_baseline),
         "energy [J/image]": lambda r: _spread(r.joules_per_image),
         "peak memory [MiB]": lambda r: _number(r.peak_memory_bytes, 2**20),
         "weights [MiB]": lambda r: _number(r.weights_bytes, 2**20),
@@ -55,6 +131,7 @@ def _caption(comparison: Comparison) -> Iterator[str]:
     size = "x".join(map(str, comparison.input_size))
     yield f"{comparison.images} images of {size}, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
     yield f"{machine.get('cpu')}, {machine.get('threads')} threads of torch"
+    yield from speed_lines(comparison)
     yield from energy_lines(comparison)
     for row in comparison.rows:
         yield from (f"{row.name}: {note}" for note in row.notes)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import Point
-from leanvit.report.rows import model_of, runtime_of
+from leanvit.report.series import Series
 
 Measured = tuple[Material, Measurement]
 
@@ -21,15 +21,18 @@ class Bench:
     machine: str
     measured: tuple[Measured, ...]
 
-    @property
-    def points(self) -> list[Point]:
+    def points(self, series: Series) -> list[Point]:
         """A point for each row; a run's name is added where two measurements name different models alike."""
         several = len(self.measured) > 1
         found: dict[tuple[str, str], Point] = {}
         for material, measurement in self.measured:
-            for row in measurement.comparison.rows:
-                name = f"{model_of(row)} [{material.folder.name}]" if several else model_of(row)
-                found[name, f"{runtime_of(row)} {measurement.file}"] = Point(measurement.comparison, row, name)
+            rows = measurement.comparison.rows
+            for row in rows:
+                key = series.of_row(material, rows, row.model)
+                name = f"{row.model} [{material.folder.name}]" if several else row.model
+                found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(
+                    measurement.comparison, row, name, key
+                )
         return list(found.values())
 
 
@@ -67,7 +70,26 @@ def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
         comparison = one[1].comparison
         key = (tuple(comparison.input_size), comparison.latency_batch, _machine(comparison.environment))
         found.setdefault(key, []).append(one)
-    return tuple(Bench(*key, tuple(members)) for key, members in found.items())
+    return tuple(Bench(*key, _newest(members)) for key, members in found.items())
+
+
+def _newest(members: Sequence[Measured]) -> tuple[Measured, ...]:
+    """Without what a run measured again: the same models and baseline, and every row. The newest names the earlier."""
+    shown: list[Measured] = []
+    for material, measurement in members:
+        earlier: list[str] = []
+        for other in [one for one in shown if one[0] is material and _replaces(measurement, one[1])]:
+            shown.remove(other)
+            earlier += [*other[1].earlier, other[1].file]
+        shown.append((material, replace(measurement, earlier=tuple(earlier))))
+    return tuple(shown)
+
+
+def _replaces(newer: Measurement, older: Measurement) -> bool:
+    new, old = newer.comparison, older.comparison
+    rows = ({row.name for row in old.rows}, {row.name for row in new.rows})
+    models = ({row.model for row in old.rows}, {row.model for row in new.rows})
+    return new.baseline == old.baseline and models[0] == models[1] and rows[0] <= rows[1]
 
 
 def _machine(environment: dict[str, object]) -> str:

@@ -13,7 +13,6 @@ from leanvit.measure.intervals import tango
 from leanvit.report.disagreements import Disagreement, worst
 from leanvit.report.evidence import Evidence
 from leanvit.report.keeping import pairs
-from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.thumbnails import data_uri
 from leanvit.report.token_pictures import class_name
 
@@ -105,9 +104,9 @@ def _of_pair(
     shown = _ends(by_class)
     found = switches(evidence, dense, lean, classes)
     return Changes(
-        model=model_of(comparison.row(lean)),
-        dense_model=model_of(comparison.row(dense)),
-        runtime=runtime_of(comparison.row(lean)),
+        model=comparison.row(lean).model,
+        dense_model=comparison.row(dense).model,
+        runtime=comparison.place(comparison.row(lean)),
         images=len(evidence.keys),
         same=int(same.sum()),
         lost=int((before & ~after).sum()),

@@ -44,9 +44,9 @@ def read_curve(path: Path) -> Curve | None:
             loss=_points(steps, "loss"),
             lr=_points(steps, "lr"),
             epoch_loss=_points(epochs, "loss"),
-            top1_percent=tuple((step, 100 * value) for step, value in _points(epochs, "top1")),
+            top1_percent=tuple((step, 100 * share) for step, share in _points(epochs, "top1") if 0 <= share <= 1),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a log of training: {error}") from error
     return curve if curve.loss or curve.epoch_loss else None
 

@@ -7,13 +7,12 @@ them is switched off in the legend. A figure's `legend` lists the switches.
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from leanvit.measure import Comparison, Reliability, reliability
 from leanvit.report.curves import Curve, Points
 from leanvit.report.evidence import Evidence
-from leanvit.report.rows import model_of, runtime_of
 from leanvit.report.token_maps import TokenMaps
 
 
@@ -21,8 +20,12 @@ class Colours(dict[str, int]):
     """A number for each model, the same in every plot of a page; numbers are given as names come."""
 
     def __missing__(self, name: str) -> int:
-        self[name] = len(self)
+        self[name] = len(set(self.values()))
         return self[name]
+
+    def share(self, name: str, other: str) -> None:
+        """Give a name the colour of another."""
+        self[name] = self[other]
 
 
 Figure = dict[str, Any]
@@ -78,48 +81,52 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
     }
     made = {}
     for key, (title, points, shown) in wanted.items():
-        traces = []
+        traces, known = [], []
         for name, curve in curves.items():
-            found: Points = points(curve)
+            mean = curve.epoch_loss if key == "loss" else ()
+            found: Points = points(curve) or mean  # a short training logs no single steps
             if not found:
                 continue
+            known.append(name)
             trace = _line(name, colours[name], [x for x, _ in found], [y for _, y in found])
             trace["hovertemplate"] = f"step %{{x}}: {shown}<extra>{plain(name)}</extra>"
-            if key == "loss" and curve.epoch_loss:
-                mean = curve.epoch_loss
+            if mean:
                 traces.append(
                     {**trace, "opacity": 0.35, "line": {"width": 1}, "hoverinfo": "skip", "hovertemplate": None}
                 )
                 trace = {**trace, "x": [x for x, _ in mean], "y": [y for _, y in mean]}
                 trace["hovertemplate"] = f"mean of the epoch to step %{{x}}: {shown}<extra>{plain(name)}</extra>"
-            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" else "lines"})
+            alone = len(trace["x"]) == 1  # no line joins one point
+            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" or alone else "lines"})
         if traces:
             made[key] = {
                 "data": traces,
                 "layout": {"xaxis": {"title": {"text": "step"}}, "yaxis": {"title": {"text": title}}},
-                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in curves],
+                "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in known],
             }
     return made
 
 
 def calibration(
-    comparison: Comparison, evidence: Evidence, colours: Colours
+    comparison: Comparison, evidence: Evidence, colours: Colours, series: Callable[[str], str] = str
 ) -> dict[str, tuple[Figure, dict[str, Reliability]]]:
-    """For each runtime the reliability diagram of all its models, and the reliability behind it by model."""
+    """For each runtime the reliability diagram of all its models, and the reliability behind it by model.
+
+    series: under which name a model has its colour.
+    """
     made = {}
-    for runtime in dict.fromkeys(runtime_of(row) for row in comparison.rows):
+    for runtime, rows in comparison.places().items():
         found = {
-            model_of(row): reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
-            for row in comparison.rows
-            if runtime_of(row) == runtime
+            row.model: reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
+            for row in rows
         }
         figure = {
-            "data": [_diagonal(), *(_reliability(name, colours[name], one) for name, one in found.items())],
+            "data": [_diagonal(), *(_reliability(name, colours[series(name)], one) for name, one in found.items())],
             "layout": {
                 "xaxis": {"title": {"text": "confidence of the answer [%]"}, "range": [0, 103]},
                 "yaxis": {"title": {"text": "answered rightly [%]"}, "range": [0, 103]},
             },
-            "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in found],
+            "legend": [entry(name, series=colours[series(name)], group=f"model:{name}") for name in found],
         }
         made[runtime] = (figure, found)
     return made

@@ -11,7 +11,6 @@ from leanvit.files import write_atomic
 from leanvit.measure import Comparison
 from leanvit.report.disagreements import pictures, save_pictures, worst
 from leanvit.report.evidence import Evidence
-from leanvit.report.rows import reference_of, runtime_of
 
 if TYPE_CHECKING:
     from leanvit.data import Dataset
@@ -38,7 +37,7 @@ def pairs(comparison: Comparison) -> list[tuple[str, str]]:
     """(dense, lean) names of rows that are compared image by image: each row with the baseline in its own runtime."""
     found = []
     for row in comparison.rows:
-        reference = reference_of(comparison, runtime_of(row))
+        reference = comparison.reference(row)
         if reference is not None and reference.name != row.name:
             found.append((reference.name, row.name))
     return found

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.files import JSON_LIMIT
 from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
 from leanvit.recipe.history import Root
 from leanvit.recipe.method import Plan
 from leanvit.recipe.papers import known_papers
-from leanvit.recipe.store import RunFile, read_run_file
+from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
 from leanvit.report.curves import Curve, read_curve
 from leanvit.report.disagreements import load_pictures
 from leanvit.report.evidence import Evidence
 from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
 from leanvit.report.token_maps import TOKENS, TokenMaps
 from leanvit.report.widths import Widths, read_widths
-from leanvit.verbs.folders import TRAINING_LOG, Command, commands_of
+from leanvit.verbs.folders import COMMANDS, TRAINING_LOG, Command, commands_of
+
+LONGEST_REASON = 400  # characters of why a file cannot be read
+LONGEST_SECONDS = 1e12
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Measurement:
     command: str
     evidence: Evidence | None = None
     pictures: dict[str, str] = field(default_factory=dict)  # by key; base64
+    at: str = ""  # when it was made (ISO 8601, UTC), where the record of commands says so
+    earlier: tuple[str, ...] = ()  # files of earlier measurements of the same rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Material:
     curve: Curve | None = None
     made_with: dict[str, str] = field(default_factory=dict)
     widths: Widths | None = None  # None: those of the root, or not to be had
+    unreadable: tuple[str, ...] = ()  # files that are shown nowhere, each with the reason
 
     def data_of(self, measurement: Measurement) -> str:
         """Spec of the data a comparison was made on; the run's own where the comparison does not say."""
@@ -60,12 +68,15 @@ class Material:
 def read_run(folder: Path, *, reference: str = "") -> Material:
     """Read what the verbs left in a run folder. `reference`: its name, where it is one of the package.
 
-    Raises `BadInput` if there is no run, `CheckpointError` for a file that is damaged or from a newer leanvit.
+    A file beside `leanvit.json` that is damaged, or from a newer leanvit, is left out and named in `unreadable`.
+
+    Raises `BadInput` if there is no run, `CheckpointError` for a damaged `leanvit.json`.
     """
     if not folder.is_dir():
         raise BadInput(f"there is no run folder at {folder}")
     file = read_run_file(folder)
-    commands = commands_of(folder)
+    reader = _Reader(folder)
+    commands = reader.read(COMMANDS, _commands, ())
     info = file.info
     origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
     methods = " + ".join(plan.slug for plan in file.plans)
@@ -76,14 +87,51 @@ def read_run(folder: Path, *, reference: str = "") -> Material:
         model_args=dict(file.root.kwargs),
         classes=tuple(file.classes),
         data=str(info.get("data", "")),
-        asked=tuple(row for row in _list(info.get("asked")) if isinstance(row, dict)),
+        asked=tuple(_asked(row) for row in _list(info.get("asked")) if isinstance(row, dict)),
         commands=commands,
-        measurements=tuple(_measurement(path, commands) for path in _measure_files(folder)),
-        tokens=_tokens(folder / TOKENS),
-        curve=read_curve(folder / TRAINING_LOG),
+        measurements=_measurements(folder, commands, reader),
+        tokens=reader.read(TOKENS, _tokens, None),
+        curve=reader.read(TRAINING_LOG, read_curve, None),
         made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
-        widths=_widths(folder, file),
+        widths=reader.read(JSON_NAME, lambda path: _widths(path.parent, file), None),
+        unreadable=tuple(reader.unreadable),
     )
+
+
+class _Reader:
+    """Reads what lies in a folder; what cannot be read is listed with the reason, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unreadable: list[str] = []
+
+    def read(self, name: str, reader: Callable[[Path], Any], missing: Any) -> Any:
+        """What `reader` makes of a file, `missing` where it cannot."""
+        try:
+            return reader(self.folder / name)
+        except (LeanvitError, OSError) as error:
+            reason = " ".join(str(error).split())
+            reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} …"
+            self.unreadable.append(reason if name in reason else f"{self.folder / name}: {reason}")
+            return missing
+
+
+def _measurements(folder: Path, commands: tuple[Command, ...], reader: _Reader) -> tuple[Measurement, ...]:
+    names = (path.name for path in _measure_files(folder))
+    found = (reader.read(name, lambda path: _measurement(path, commands, reader), None) for name in names)
+    return tuple(one for one in found if one is not None)
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    """Of the row only what the page reads, in the shape that it reads."""
+    parts = {key: _dict(row.get(key)) for key in ("asked", "achieved")}
+    share = {k: v for k, v in _dict(row.get("share")).items() if isinstance(v, float) and 0 <= v < 1e6}
+    return {
+        "method": str(row.get("method", "")),
+        **parts,
+        "share": share,
+        "missed": [str(miss) for miss in _list(row.get("missed"))],
+    }
 
 
 def _measure_files(folder: Path) -> list[Path]:
@@ -92,16 +140,19 @@ def _measure_files(folder: Path) -> list[Path]:
     return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
 
 
-def _measurement(path: Path, commands: tuple[Command, ...]) -> Measurement:
-    made = [c.command for c in commands if c.wrote == path.name]
+def _measurement(path: Path, commands: tuple[Command, ...], reader: _Reader) -> Measurement:
+    made = [c for c in commands if c.wrote == path.name]
+    if path.stat().st_size > JSON_LIMIT:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; accepted: up to {JSON_LIMIT}")
     content = path.read_bytes()
     try:
         comparison = Comparison.from_json(content)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    evidence = _evidence(path, content, comparison)
-    pictures = load_pictures(pictures_file(path)) if evidence else {}
-    return Measurement(path.name, comparison, made[-1] if made else "", evidence, pictures)
+    evidence = reader.read(evidence_file(path).name, lambda _: _evidence(path, content, comparison), None)
+    pictures = reader.read(pictures_file(path).name, load_pictures, {}) if evidence else {}
+    command, at = (made[-1].command, made[-1].at) if made else ("", "")
+    return Measurement(path.name, comparison, command, evidence, pictures, at)
 
 
 def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | None:
@@ -120,9 +171,18 @@ def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | 
     return evidence
 
 
+def _commands(path: Path) -> tuple[Command, ...]:
+    found = commands_of(path.parent)
+    if not all(abs(command.seconds) < LONGEST_SECONDS for command in found):
+        raise CheckpointError(f"{path} is not a record of commands: seconds is no time")
+    return found
+
+
 def _tokens(path: Path) -> TokenMaps | None:
     if not path.is_file():
         return None
+    if path.stat().st_size > JSON_LIMIT:
+        raise CheckpointError(f"{path} has {path.stat().st_size} bytes; accepted: up to {JSON_LIMIT}")
     try:
         return TokenMaps.from_json(path.read_bytes())
     except CheckpointError as error:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,10 @@ from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.recipe.catalogue import reference_name, run_folder
 from leanvit.report.material import Material, read_run
-from leanvit.report.sections import sections
+from leanvit.report.sections import Sections, sections
 from leanvit.report.side_by_side import COMPARED, Contest, SideBySide
 from leanvit.report.token_pictures import PATCH
-from leanvit.report.values import shown
+from leanvit.report.values import share_in_words, shown
 from leanvit.verbs.folders import new_file
 
 _SIZE = "@size-of-this-page@"  # replaced when the page is whole
@@ -40,7 +42,8 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
 
     Raises:
         BadInput: no run, a run given twice, or an `out` that exists.
-        CheckpointError: a damaged file in a run folder.
+        CheckpointError: a damaged `leanvit.json` or `compare.json`. Other files that cannot be read are left out: the
+            page and a warning name them with the reason.
     """
     contests, runs = _opened(runs)
     names = [reference_name(run) for run in runs]
@@ -53,7 +56,10 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     materials = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
     home = contests[0].folder if contests else folders[0]
     page = new_file(out, None if names[0] else home / "report.html", overwrite=overwrite)
-    text = render(materials, contests)
+    made = sections(materials, contests)
+    for one in made.unreadable:
+        warnings.warn(f"not in the report: {one}", stacklevel=2)
+    text = _rendered(made, materials)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, text.encode("utf-8"))
     return page
@@ -74,7 +80,10 @@ def _opened(runs: Sequence[str | Path]) -> tuple[list[Contest], list[str | Path]
 
 def render(materials: Sequence[Material], contests: Sequence[Contest] = ()) -> str:
     """The page's text. All that comes from runs is escaped; the page's own scripts are the only ones that may run."""
-    made = sections(materials, contests)
+    return _rendered(sections(materials, contests), materials)
+
+
+def _rendered(made: Sections, materials: Sequence[Material]) -> str:
     scripts = {"theme": _asset("theme.js"), "plotly": get_plotlyjs(), "page": _asset("page.js")}
     context = {
         "sections": made,
@@ -87,12 +96,18 @@ def render(materials: Sequence[Material], contests: Sequence[Contest] = ()) -> s
         "policy": _policy(scripts.values()),
         "style": Markup(_asset("page.css")),
     }
-    environment = Environment(
+    text = _environment().get_template("page.html.jinja").render(context)
+    return text.replace(_SIZE, f"{len(text.encode()) / 1e6:.1f} MB", 1)
+
+
+@cache
+def _environment() -> Environment:
+    """Kept: its templates are compiled once."""
+    made = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["shown"] = shown
-    text = environment.get_template("page.html.jinja").render(context)
-    return text.replace(_SIZE, f"{len(text.encode()) / 1e6:.1f} MB", 1)
+    made.filters |= {"shown": shown, "share_in_words": share_in_words}
+    return made
 
 
 def _asset(name: str) -> str:

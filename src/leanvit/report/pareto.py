@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvit.measure import Comparison, Row
-from leanvit.report import rows
 from leanvit.report.figures import SYMBOLS, Colours, Figure, Trace, entry, plain
-from leanvit.report.rows import model_of, runtime_of, signed
+from leanvit.report.rows import signed
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,15 @@ class Point:
     comparison: Comparison
     row: Row
     model: str  # the row's model, and its run where that is needed
+    series: str = ""  # what has a colour of its own on the page; by default the name
+
+    @property
+    def place(self) -> str:
+        return self.comparison.place(self.row)
+
+    @property
+    def colour(self) -> str:
+        return self.series or self.model
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
 
     A colour a model, a symbol a runtime; for each runtime the stair of the rows that none of it beats in both.
     """
-    models = list(dict.fromkeys(p.model for p in points))
-    runtimes = list(dict.fromkeys(runtime_of(p.row) for p in points))
+    models = {p.model: p.colour for p in points}
+    runtimes = list(dict.fromkeys(p.place for p in points))
     views = {}
     for axis in _AXES:
         known = [p for p in points if axis.value(p.row) is not None]
@@ -54,14 +62,14 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
         views[axis.name] = {
             "data": [
                 *(_stair(known, axis, runtime, number) for number, runtime in enumerate(runtimes)),
-                *(_marker(p, axis, colours[p.model], runtimes.index(runtime_of(p.row))) for p in points),
+                *(_marker(p, axis, colours[p.colour], runtimes.index(p.place)) for p in points),
             ],
             "layout": {
                 "xaxis": {"title": {"text": axis.title(points[0].comparison)}, **_scale(known, axis)},
                 "yaxis": {"title": {"text": f"{points[0].comparison.score_name} [%]"}},
             },
             "legend": [
-                *(entry(name, series=colours[name], group=f"model:{name}") for name in models),
+                *(entry(name, series=colours[key], group=f"model:{name}") for name, key in models.items()),
                 *(
                     entry(name, symbol=SYMBOLS[i % len(SYMBOLS)], group=f"runtime:{name}")
                     for i, name in enumerate(runtimes)
@@ -101,7 +109,7 @@ def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
         "y": [top1.value],
         "error_y": _error(top1.high - top1.value, top1.value - top1.low),
         "marker": {"size": 12, "symbol": SYMBOLS[runtime % len(SYMBOLS)]},
-        "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{runtime_of(row)}"]},
+        "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{point.place}"]},
         "hovertemplate": "<br>".join(map(plain, _details(point))).replace("%{", "% {") + "<extra></extra>",
     }
     if axis.name == "latency" and row.latency_ms is not None:
@@ -114,7 +122,7 @@ def _details(point: Point) -> list[str]:
     """What pointing at a row tells."""
     comparison, row, top1 = point.comparison, point.row, point.row.top1_percent
     lines = [
-        f"{point.model}, {runtime_of(row)} {row.precision or ''}".strip(),
+        f"{point.model}, {point.place} {row.precision or ''}".strip(),
         f"{comparison.score_name} {top1.value:.2f} % ({top1.low:.2f} … {top1.high:.2f})",
     ]
     if row.change_points is not None:
@@ -122,11 +130,10 @@ def _details(point: Point) -> list[str]:
         lines.append(f"change {signed(change.value)} points ({signed(change.low)} … {signed(change.high)})")
     if row.latency_ms is not None:
         lines.append(f"{row.latency_ms.median:.4g} ms / batch of {comparison.latency_batch}")
-    faster = rows.speedup(comparison, row)
-    if faster is not None:
-        lines.append(
-            f"{faster.median:.2f}× as fast as {model_of(comparison.row(comparison.baseline))} in {row.runtime}"
-        )
+    faster, reference = row.speedup_vs_baseline, comparison.reference(row)
+    if faster is not None and reference is not None:
+        at = "" if reference.precision == row.precision else f" {reference.precision or ''}"
+        lines.append(f"{faster.median:.2f}× as fast as {reference.model}{at} in {row.runtime}")
     if row.macs_per_image is not None:
         lines.append(f"{row.macs_per_image / 1e6:,.4g} M MACs / image")
     if row.disk_bytes is not None:
@@ -135,7 +142,7 @@ def _details(point: Point) -> list[str]:
 
 
 def _stair(points: Sequence[Point], axis: _Axis, runtime: str, number: int) -> Trace:
-    own = [(axis.value(p.row) or 0.0, p.row.top1_percent.value) for p in points if runtime_of(p.row) == runtime]
+    own = [(axis.value(p.row) or 0.0, p.row.top1_percent.value) for p in points if p.place == runtime]
     best = frontier(own)
     return {
         "type": "scatter",

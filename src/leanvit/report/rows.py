@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leanvit.measure import Comparison, Interval, Row
+from leanvit.measure.comparison import RuntimeChange, runtime_name
 from leanvit.measure.latency import Spread
 from leanvit.measure.table import energy_lines
 
@@ -32,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Group:
-    """The models in one runtime; `change` is the row for the change of runtime alone."""
+    """The models in one runtime; `change` is the change of runtime alone, or why there is no speed-up."""
 
     runtime: str
     lines: tuple[Line, ...]
@@ -60,6 +61,8 @@ class Headline:
     interval: str
     images: int
     batch: int
+    model: str  # without its precision
+    deployed: bool  # whether that runtime is one of deployment
 
 
 def table(comparison: Comparison) -> Table:
@@ -90,7 +93,7 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
         ("params", "M"),
         ("latency", f"ms / batch of {comparison.latency_batch}"),
         ("throughput", "images / s"),
-        ("speed-up", "× dense"),
+        ("speed-up", f"× {comparison.row(comparison.baseline).model}"),
         ("energy", "J / image"),
         ("peak memory", "MiB"),
         ("weights", "MiB in memory"),
@@ -98,92 +101,78 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
-def model_of(row: Row) -> str:
-    """The model's name without the runtime that `measure` adds to it."""
-    return row.name.removesuffix(f" ({row.runtime})") if row.runtime else row.name
-
-
-def runtime_of(row: Row) -> str:
-    return row.runtime or "unknown runtime"
-
-
 def is_simulated(row: Row) -> bool:
     """Whether torch ran an int8 model with its integers held in floats."""
     return "simulated" in (row.precision or "")
 
 
-def reference_of(comparison: Comparison, runtime: str) -> Row | None:
-    """The baseline's row in a runtime."""
-    wanted = model_of(comparison.row(comparison.baseline))
-    return next((r for r in comparison.rows if runtime_of(r) == runtime and model_of(r) == wanted), None)
-
-
 def groups(comparison: Comparison) -> list[Group]:
     """Rows by runtime, in the order in which the runtimes come."""
-    runtimes = dict.fromkeys(runtime_of(row) for row in comparison.rows)
-    return [_group(comparison, runtime) for runtime in runtimes]
+    gains = {change.row.name: change for change in comparison.runtime_changes()}
+    return [_group(comparison, place, rows, gains) for place, rows in comparison.places().items()]
 
 
-def speedup(comparison: Comparison, row: Row) -> Spread | None:
-    """How many times as fast as the baseline in the same runtime, from the rounds that both were timed in."""
-    reference = reference_of(comparison, runtime_of(row))
-    if reference is None or reference.name == row.name or not row.samples_s or not reference.samples_s:
+def deployed(row: Row) -> bool:
+    """Whether a row is of a runtime that models are deployed in: any but torch itself."""
+    return row.runtime is not None and row.runtime != "torch"
+
+
+def headline(comparison: Comparison, model: str = "") -> Headline | None:
+    """One model against the baseline: the last that was timed in a runtime of deployment; else the last in torch.
+
+    Where it stands in several such runtimes, the one where it is fastest. model: the one to speak of instead.
+    """
+    sped = [row for row in comparison.rows if row.speedup_vs_baseline is not None]
+    sped = [row for row in sped if row.model == model] or sped
+    rivals = [row for row in sped if deployed(row)] or sped
+    if not rivals:
         return None
-    return comparison.ratio(reference.name, row.name)
-
-
-def headline(comparison: Comparison) -> Headline | None:
-    """The fastest model against dense, in the runtime where dense is fastest."""
-    references = [reference_of(comparison, g.runtime) for g in groups(comparison)]
-    timed = [r for r in references if r is not None and r.latency_ms is not None]
-    if not timed:
-        return None
-    runtime = runtime_of(min(timed, key=_median))
-    rivals = [(speedup(comparison, r), r) for r in comparison.rows if runtime_of(r) == runtime]
-    found = [(spread.median, row) for spread, row in rivals if spread is not None]
-    if not found:
-        return None
-    factor, row = max(found, key=lambda pair: pair[0])
-    change = row.change_points
+    known = {row.model for row in rivals}
+    newest = [name for name in dict.fromkeys(row.model for row in comparison.rows) if name in known][-1]
+    row = min((r for r in rivals if r.model == newest), key=_median)
+    reference, faster, change = comparison.reference(row), row.speedup_vs_baseline, row.change_points
+    assert reference is not None and faster is not None
+    apart = row.precision != reference.precision
     return Headline(
-        name=model_of(row),
-        reference=model_of(comparison.row(comparison.baseline)),
-        runtime=runtime,
-        speedup=f"{factor:.2f}×",
+        name=_with_precision(row) if apart else row.model,
+        reference=_with_precision(reference) if apart else reference.model,
+        runtime=comparison.place(row),
+        speedup=f"{faster.median:.2f}×",
         score=comparison.score_name,
         change=NONE if change is None else f"{signed(change.value)} points",
         interval="" if change is None else f"{signed(change.low)} … {signed(change.high)}",
         images=comparison.images,
         batch=comparison.latency_batch,
+        model=row.model,
+        deployed=deployed(row),
     )
+
+
+def _with_precision(row: Row) -> str:
+    return f"{row.model} ({row.precision or 'unknown precision'})"
 
 
 def _median(row: Row) -> float:
     return row.latency_ms.median if row.latency_ms else float("inf")
 
 
-def _group(comparison: Comparison, runtime: str) -> Group:
-    rows = [row for row in comparison.rows if runtime_of(row) == runtime]
-    reference = reference_of(comparison, runtime)
-    lines = tuple(Line(model_of(row), _cells(comparison, row), row is reference) for row in rows)
-    return Group(runtime, lines, _change_of_runtime(comparison, reference))
+def _group(comparison: Comparison, place: str, rows: Sequence[Row], gains: Mapping[str, RuntimeChange]) -> Group:
+    lines = tuple(Line(row.model, _cells(comparison, row), comparison.reference(row) is row) for row in rows)
+    own = [gains[row.name] for row in rows if row.name in gains]
+    missing = "" if any(row.speedup_vs_baseline for row in rows) else _why_no_speedup(comparison, rows)
+    return Group(place, lines, "; ".join(f"The change of runtime alone: {change}" for change in own) or missing)
 
 
-def _change_of_runtime(comparison: Comparison, reference: Row | None) -> str:
-    first = comparison.row(comparison.baseline)
-    if reference is None or reference is first or not reference.samples_s or not first.samples_s:
-        return ""
-    gain = comparison.ratio(first.name, reference.name)
-    return (
-        f"The change of runtime alone: {model_of(first)}, {runtime_of(first)} {first.precision or ''} to "
-        f"{runtime_of(reference)} {reference.precision or ''}: {gain.median:.2f}× ({gain.q25:.2f} … {gain.q75:.2f})"
-    )
+def _why_no_speedup(comparison: Comparison, rows: Sequence[Row]) -> str:
+    wanted = set(comparison.without_reference()) & {runtime_name(row) for row in rows}
+    model = comparison.row(comparison.baseline).model
+    return "; ".join(f"No speed-up: {model} was not timed in {runtime}, measure it there too" for runtime in wanted)
 
 
 def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
     twin = _twin(comparison, row)
     own = "" if twin is row else "of the same model in PyTorch"
-    faster = speedup(comparison, row)
+    faster, reference = row.speedup_vs_baseline, comparison.reference(row)
     change = row.change_points
     return (
         Cell(row.precision or NONE),
@@ -201,9 +190,9 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         Cell(_number(twin.params, 1e6), title=own if twin.params else ""),
         _spread(row.latency_ms),
         Cell(NONE if row.images_per_s is None else f"{row.images_per_s:,.0f}"),
-        Cell("1" if row is reference_of(comparison, runtime_of(row)) else NONE)
-        if faster is None
-        else Cell(f"{faster.median:.2f}×", f"{faster.q25:.2f} … {faster.q75:.2f}"),
+        Cell("1" if row is reference else NONE)
+        if faster is None or reference is None
+        else Cell(f"{faster.median:.2f}×", f"{faster.q25:.2f} … {faster.q75:.2f}", _against(row, reference)),
         replace(_spread(row.joules_per_image), title=row.energy_source),
         Cell(_number(row.peak_memory_bytes, 2**20)),
         Cell(_number(row.weights_bytes, 2**20)),
@@ -211,11 +200,18 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
     )
 
 
+def _against(row: Row, reference: Row) -> str:
+    """What a speed-up is against, with the precisions where they differ."""
+    if row.precision == reference.precision:
+        return f"against {reference.model} in the same runtime"
+    return f"{_with_precision(row)} against {_with_precision(reference)} in the same runtime"
+
+
 def _twin(comparison: Comparison, row: Row) -> Row:
     """The row of the same model that torch ran: it knows MACs and parameters, which another runtime does not say."""
     if row.macs_per_image is not None:
         return row
-    same = [r for r in comparison.rows if model_of(r) == model_of(row) and r.macs_per_image is not None]
+    same = [r for r in comparison.rows if r.model == row.model and r.macs_per_image is not None]
     return same[0] if same else row
 
 
@@ -248,8 +244,8 @@ def signed(value: float) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What was not measured, and why; the change of runtime has a row of its own."""
-    said = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes if "change of runtime" not in note]
+    """What was not measured, and why."""
+    said = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
     return said + _missing(comparison.rows) + list(energy_lines(comparison))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import CheckpointError
+from leanvit.errors import CheckpointError, LeanvitError
 from leanvit.report import figures, rows, side_by_side, widths
 from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
 from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import accuracy_against_cost
+from leanvit.report.series import Series, run_name
 from leanvit.report.token_maps import TokenMaps
 from leanvit.report.token_pictures import Stack, stacks
 from leanvit.verbs.folders import Command
@@ -44,6 +46,7 @@ class Table:
     note: str
     table: rows.Table
     command: str
+    earlier: tuple[str, ...]  # files of earlier measurements of the same, which are not shown
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ class Sections:
     commands: tuple[Command, ...]
     made_with: tuple[tuple[str, str], ...]
     machine: tuple[tuple[str, str], ...]
+    unreadable: tuple[str, ...]  # files that could not be read, each with the reason
     notes: tuple[str, ...]
     plots: dict[str, Views]
 
@@ -152,10 +156,14 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
     plots = Plots()
     groups = by_data(materials)
     measured = [one for group in groups for one in group.measured]
-    said, headline = _first_headline(groups)
+    series = Series(materials, [one.folder for one in contests])
+    said, headline = _newest_headline(groups, contests)
     maps = _traced(materials)
-    curves = {_run_name(m, materials): m.curve for m in materials if m.curve is not None}
-    data = tuple(_data_part(group, plots, groups) for group in groups)
+    curves = {run_name(m, materials): m.curve for m in materials if m.curve is not None}
+    parts = [_readable_part(one, materials, plots) for one in contests]
+    data = tuple(_data_part(group, plots, groups, series) for group in groups)
+    for material in materials:
+        plots.colours.share(run_name(material, materials), series.of_run(material))
     counts = figures.token_counts([(name, one) for name, _, one in maps], plots.colours)
     training = figures.training_curves(curves, plots.colours)
     last = measured[-1][1].comparison.environment if measured else {}
@@ -165,15 +173,16 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
         chips=_chips(materials, groups),
         headline=headline,
         headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
-        side_by_side=tuple(_side_by_side_part(one, materials, plots) for one in contests),
+        side_by_side=tuple(part for part, _ in parts if part is not None),
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
         tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
-        widths=tuple(_widths_part(_run_name(m, materials), m.widths, plots) for m in materials if m.widths),
+        widths=tuple(_widths_part(run_name(m, materials), m.widths, plots) for m in materials if m.widths),
         training={key: plots.add({"": figure}) for key, figure in training.items()},
         commands=_commands(materials),
         made_with=_versions(materials),
         machine=tuple((k, _text(v)) for k, v in last.items()),
+        unreadable=(*(one for m in materials for one in m.unreadable), *(reason for _, reason in parts if reason)),
         notes=_notes(materials, [m for _, m in measured]),
         plots=plots.views,
     )
@@ -199,13 +208,19 @@ def _chips(materials: Sequence[Material], groups: Sequence[DataGroup]) -> tuple[
     return tuple(found)
 
 
-def _first_headline(groups: Sequence[DataGroup]) -> tuple[DataGroup | None, rows.Headline | None]:
+def _newest_headline(
+    groups: Sequence[DataGroup], contests: Sequence[side_by_side.Contest]
+) -> tuple[DataGroup | None, rows.Headline | None]:
+    """Of the newest measurement in a runtime of deployment, else of the newest; of methods side by side, the best."""
+    results = {c.baseline: c.result for c in contests}
+    found = []
     for group in groups:
-        for _, measurement in group.measured:
-            found = rows.headline(measurement.comparison)
-            if found:
-                return group, found
-    return None, None
+        for material, measurement in group.measured:
+            result, comparison = results.get(material.folder), measurement.comparison
+            said = rows.headline(comparison, side_by_side.most_accurate(result, comparison) if result else "")
+            found += [(said, measurement.at, group)] if said is not None else []
+    newest = sorted(found, key=lambda one: (one[0].deployed, one[1]))
+    return (newest[-1][2], newest[-1][0]) if newest else (None, None)
 
 
 def _data_name(group: DataGroup, groups: Sequence[DataGroup]) -> str:
@@ -218,7 +233,7 @@ def _data_name(group: DataGroup, groups: Sequence[DataGroup]) -> str:
 # --- by data ------------------------------------------------------------------------------------------------------
 
 
-def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup]) -> DataPart:
+def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup], series: Series) -> DataPart:
     several = len(group.measured) > 1
     answered = [one for one in group.measured if one[1].evidence is not None]
     alike = sum(_data_name(other, groups) == _data_name(group, groups) for other in groups) > 1
@@ -226,8 +241,8 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup]) -> D
     return DataPart(
         title=f"{_data_name(group, groups)}{apart}",
         images=group.images,
-        benches=tuple(_bench_part(bench, plots, several=several) for bench in group.benches),
-        answers=tuple(_answers(material, m, plots, several=several) for material, m in answered),
+        benches=tuple(_bench_part(bench, plots, series, several=several) for bench in group.benches),
+        answers=tuple(_answers(material, m, plots, series, several=several) for material, m in answered),
         without_answers=tuple(
             m.command or f"leanvit measure {material.folder} --data {group.data or 'DATA'}"
             for material, m in group.measured
@@ -236,8 +251,8 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup]) -> D
     )
 
 
-def _bench_part(bench: Bench, plots: Plots, *, several: bool) -> BenchPart:
-    views = accuracy_against_cost(bench.points, plots.colours)
+def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) -> BenchPart:
+    views = accuracy_against_cost(bench.points(series), plots.colours)
     size = "×".join(map(str, bench.input_size))
     note = ""
     if len(bench.measured) > 1:
@@ -261,20 +276,22 @@ def _table(material: Material, measurement: Measurement, *, several: bool) -> Ta
         note=f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}.",
         table=rows.table(comparison),
         command=measurement.command,
+        earlier=measurement.earlier,
     )
 
 
-def _answers(material: Material, measurement: Measurement, plots: Plots, *, several: bool) -> Answers:
+def _answers(material: Material, measurement: Measurement, plots: Plots, series: Series, *, several: bool) -> Answers:
     comparison, evidence = measurement.comparison, measurement.evidence
     assert evidence is not None
-    found = tuple(changes(comparison, evidence, material.classes, measurement.pictures))
+    found = tuple(changes(comparison, evidence, comparison.classes or material.classes, measurement.pictures))
+    key = partial(series.of_row, material, comparison.rows)
     return Answers(
         title=f"{material.folder.name} · {measurement.file}" if several else "",
         changes=found,
         chosen=_chosen(found, rows.headline(comparison)),
         reliability=tuple(
             Reliability(runtime, plots.add({"": figure}), tuple((n, 100 * r.ece) for n, r in by_model.items()))
-            for runtime, (figure, by_model) in figures.calibration(comparison, evidence, plots.colours).items()
+            for runtime, (figure, by_model) in figures.calibration(comparison, evidence, plots.colours, key).items()
         ),
         images=len(evidence.keys),
     )
@@ -284,11 +301,21 @@ def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
     """The pair of the headline, else the first."""
     if headline is None:
         return 0
-    wanted = (headline.name, headline.runtime)
+    wanted = (headline.model, headline.runtime)
     return next((i for i, one in enumerate(found) if (one.model, one.runtime) == wanted), 0)
 
 
 # --- methods at equal MACs ----------------------------------------------------------------------------------------
+
+
+def _readable_part(
+    contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots
+) -> tuple[SideBySidePart | None, str]:
+    """The part, or why there is none: its measurement is not there, or is one of other models."""
+    try:
+        return _side_by_side_part(contest, materials, plots), ""
+    except LeanvitError as error:
+        return None, f"{contest.folder / side_by_side.COMPARED} is not shown: {error}"
 
 
 def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots) -> SideBySidePart:
@@ -296,7 +323,7 @@ def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Materi
     own = next(m for m in materials if m.folder == contest.baseline)
     comparison = next((m.comparison for m in own.measurements if m.file == result.measurement), None)
     if comparison is None:
-        raise CheckpointError(f"{contest.folder}: {contest.baseline / result.measurement} is missing")
+        raise CheckpointError(f"{contest.baseline / result.measurement} is missing or cannot be read")
     return SideBySidePart(
         title=f"{result.model} at {result.macs:g} of its MACs, {comparison.images} images of {Path(result.data).name}",
         plot=plots.add({"": side_by_side.figure(result, comparison, plots.colours)}),
@@ -313,16 +340,7 @@ def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Materi
 
 
 def _traced(materials: Sequence[Material]) -> list[tuple[str, Material, TokenMaps]]:
-    return [(_run_name(m, materials), m, m.tokens) for m in materials if m.tokens is not None]
-
-
-def _run_name(material: Material, materials: Sequence[Material]) -> str:
-    """The model's name; with its folder where several runs share it."""
-    alike = [m.folder for m in materials if m.name == material.name]
-    if len(alike) == 1:
-        return material.name
-    apart = len({folder.name for folder in alike}) == len(alike)
-    return f"{material.name} [{material.folder.name if apart else material.folder}]"
+    return [(run_name(m, materials), m, m.tokens) for m in materials if m.tokens is not None]
 
 
 def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import CheckpointError
 from leanvit.measure import Change, Comparison, Interval, Row
+from leanvit.measure.comparison import runtime_name
+from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
-from leanvit.report.rows import NONE, runtime_of, signed
+from leanvit.report.rows import NONE, signed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -120,17 +122,26 @@ class Line:
     cells: tuple[tuple[str, str], ...]
 
 
+def most_accurate(result: SideBySide, comparison: Comparison) -> str:
+    """The method that is best at the end; a control only where there is nothing else. "" where none was measured."""
+    known = {row.name: row.top1_percent.value for row in comparison.rows}
+    found = [one for one in result.standings if one.name in known]
+    found = [one for one in found if one.knobs.get("select") not in ("random", "lowest")] or found
+    return max(found, key=lambda one: known[one.name]).name if found else ""
+
+
 def recovery_in_words(result: SideBySide) -> str:
     """The training that all methods got, or "" """
     if not result.recovery:
         return ""
     epochs, lr, batch = (result.recovery.get(key) for key in ("epochs", "lr", "batch_size"))
-    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {lr:g}, seed {result.seed}"
+    rate = f"{lr:g}" if isinstance(lr, float) else lr
+    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {rate}, seed {result.seed}"
 
 
 def columns(comparison: Comparison) -> list[Column]:
     """The runtimes and precisions in which speed was measured."""
-    found = (Column(runtime_of(row), row.precision or "") for row in comparison.rows if row.samples_s)
+    found = (Column(runtime_name(row), row.precision or "") for row in comparison.rows if row.samples_s)
     return list(dict.fromkeys(found))
 
 
@@ -178,7 +189,7 @@ def _row_of(comparison: Comparison, name: str, column: Column) -> Row | None:
     """The row of a model in a runtime and precision; int8 rows carry it in their name."""
     for row in comparison.rows:
         known = row.name.removesuffix(f" ({row.runtime})").removesuffix(f" {INT8}")
-        if known == name and Column(runtime_of(row), row.precision or "") == column:
+        if known == name and Column(runtime_name(row), row.precision or "") == column:
             return row
     return None
 
@@ -252,13 +263,30 @@ def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figu
     }
 
 
+def short_table(result: SideBySide, comparison: Comparison) -> Table:
+    """What was measured in five columns, for the terminal; what was left out is under it."""
+    from rich.text import Text
+
+    table = comparison.table(wide=False)
+    more = [
+        f"at {result.macs:g} of the MACs; accuracy off the shelf and MACs: --wide, and the report",
+        *_left_out(result),
+    ]
+    table.caption = Text("\n".join([str(table.caption), *more]))
+    return table
+
+
+def _left_out(result: SideBySide) -> list[str]:
+    return [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+
+
 def terminal_table(result: SideBySide, comparison: Comparison) -> Table:
     """The same for the terminal."""
     from rich.table import Table
     from rich.text import Text
 
     images = f"{comparison.images} images, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
-    caption = [images, *(f"left out: {name}: {why}" for name, why in result.left_out.items())]
+    caption = [images, *speed_lines(comparison), *_left_out(result)]
     table = Table(caption=Text("\n".join(caption)), caption_justify="left")
     table.add_column("method")
     for heading, unit in headings(result, comparison):

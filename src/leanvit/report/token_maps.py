@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TOKENS = "tokens.json"
 FORMAT = 2
 IMAGES = 6
+MOST_TOKENS = 10**7
 SIDE = 224  # pixels of a picture's longer side
 
 
@@ -56,6 +57,9 @@ class TokenMaps:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid"}
 
     def __post_init__(self) -> None:
+        numbers = (*self.grid, self.num_prefix, *self.tokens, *(r.tokens for r in self.reductions))
+        if min(self.grid) < 1 or not all(0 <= n <= MOST_TOKENS for n in numbers):
+            raise BadInput(f"token maps count from 0 to {MOST_TOKENS} tokens, in a grid of 1 and more")
         patches = self.grid[0] * self.grid[1]
         for reduction in self.reductions:
             if len(reduction.owners) != len(self.pictures) or any(len(o) != patches for o in reduction.owners):

@@ -32,13 +32,15 @@ from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
 from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
 from leanvit.report.keeping import keep
-from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, terminal_table
+from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, short_table, terminal_table
 from leanvit.report.token_maps import TOKENS, trace_tokens
+from leanvit.verbs.compressing import asked_of, last_share
 from leanvit.verbs.contenders import Contender, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, first_line, require
+from leanvit.verbs.shares import Tally
 from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
@@ -58,9 +60,9 @@ class Compared:
     result: SideBySide
     comparison: Comparison
 
-    def table(self) -> Table:
-        """A rich table: MACs, accuracy off the shelf and at the end, speed in each runtime."""
-        return terminal_table(self.result, self.comparison)
+    def table(self, *, wide: bool = True) -> Table:
+        """A rich table: MACs, accuracy off the shelf and at the end, speed in each runtime; or five columns."""
+        return terminal_table(self.result, self.comparison) if wide else short_table(self.result, self.comparison)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -304,9 +306,11 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         return _read_standing(folder / STANDING)
     begun, watch = time.perf_counter(), Stopwatch("compare", contest.command)
     shelf: dict[str, Any] = {}
+    tally = Tally([one.method], last_share(contest.start.info))
 
     def judge(label: str, model: Any) -> None:
         contest.say(f"{one.name}: {label}")
+        tally.take(label, model)
         if label == one.method.slug:
             answers = contest.judged(model)
             shelf["off_the_shelf_percent"] = accuracy(answers).percent()
@@ -322,9 +326,9 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
         out=folder if trains([one.method], recovery) else None,
         resume=(folder / STEPS_ABOUT).is_file(),
     )
-    _save(contest, lean, folder, [_asked(one.method, lean)])
-    shown = with_classes_of(contest.start, contest.val, class_names=contest.class_names)
-    maps = trace_tokens(lean, shown, contest.start.preprocess, name=one.name)
+    _save(contest, lean, folder, [row.to_json() for row in asked_of([one.method], lean, tally)])
+    mapped = with_classes_of(contest.start, contest.val, class_names=contest.class_names)
+    maps = trace_tokens(lean, mapped, contest.start.preprocess, name=one.name)
     write_atomic(folder / TOKENS, maps.to_json().encode())
     standing = Standing(
         name=one.name,
@@ -339,11 +343,6 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
     write_atomic(folder / STANDING, _standing_adapter().dump_json(standing, indent=1))
     clear_steps(folder)
     return standing
-
-
-def _asked(method: Any, lean: Any) -> dict[str, Any]:
-    achieved = dict(method.achieved(lean)) if hasattr(method, "achieved") else {}
-    return {"method": method.slug, "asked": knobs_of(method), "achieved": achieved}
 
 
 def _save(contest: _Contest, lean: Any, folder: Path, asked: list[dict[str, Any]]) -> None:
@@ -407,6 +406,7 @@ def _measured(
     loaded = {folder: load_model(contest.folder / folder) for _, folder, _ in wanted}
     runners: dict[str, Any] = {}
     files: dict[str, Path] = {}
+    same: dict[str, str] = {}
     answers: dict[str, Predictions] = {}
     with Opener(latency_batch, contest.say) as opener:
         for row, folder, runtime in wanted:
@@ -420,12 +420,14 @@ def _measured(
                 contest.say(f"{key} is left out: {left_out[key]}")
                 continue
             files |= {key: file} if file else {}
+            same[key] = row.removesuffix(f" {INT8}")  # int8 is compared with the baseline at int8
         comparison = compare(
             runners,
             contest.val,
             latency_batch=latency_batch,
             rounds=rounds,
             files=files,
+            model_names=same,
             baseline=BASELINE,
             progress=contest.say,
             on_predictions=answers.update,

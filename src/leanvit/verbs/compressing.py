@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from leanvit.recipe.compressing import as_made
 from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.report.values import shown
+from leanvit.report.values import share_in_words, shown
 from leanvit.verbs.folders import (
     TRAINING_LOG,
     Stopwatch,
@@ -44,6 +44,7 @@ from leanvit.verbs.models import (
     with_classes_of,
 )
 from leanvit.verbs.progress import progress
+from leanvit.verbs.shares import KINDS, Tally
 from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
@@ -58,9 +59,11 @@ class Asked:
     asked: dict[str, Any]  # the knobs
     achieved: dict[str, Any]
     missed: tuple[str, ...] = ()  # in words: targets missed beyond the method's tolerance
+    share: dict[str, float] = field(default_factory=dict)  # its own of the model as it met it, and in all (`Tally`)
 
     def to_json(self) -> dict[str, Any]:
-        told = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
+        told: dict[str, Any] = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
+        told |= {"share": self.share} if self.share else {}
         return {**told, "missed": list(self.missed)} if self.missed else told
 
 
@@ -91,6 +94,8 @@ class Compressed:
             table.add_column(heading, ratio=None if share == 1 else share, overflow="fold")
         for row in self.asked:
             achieved = Text(_pairs(row.achieved))
+            for line in share_in_words(row.share):
+                achieved.append(f"\n{line}")
             for miss in row.missed:
                 achieved.append(f"\nmissed: {miss}", style="bold red")
             table.add_row(Text(row.method), Text(_pairs(row.asked)), achieved)
@@ -175,6 +180,12 @@ def compress(
         clear_steps(folder)
 
     rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
+    tally = Tally(methods, last_share(start.info))
+
+    def step_taken(label: str, step: OpenModel) -> None:
+        rows.take(label, step)
+        tally.take(label, step)
+
     kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
     going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)
     with going_on if trains(methods, recovery) else nullcontext():
@@ -184,11 +195,11 @@ def compress(
             None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(say)),
             recovery=recovery,
             teacher=None if taught is None else taught.model,
-            on_step=rows.take,
+            on_step=step_taken,
             out=folder if trains(methods, recovery) else None,
             resume=resume,
         )
-        asked = asked_of(methods, lean)
+        asked = asked_of(methods, lean, tally)
         clear_run(folder, overwrite=overwrite or resume, keep=(STEPS,))
         _save(lean, start, asked, data, folder, overwrite=overwrite or resume)
         comparison = None
@@ -246,13 +257,29 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def asked_of(methods: Sequence[Any], lean: OpenModel) -> tuple[Asked, ...]:
+def asked_of(methods: Sequence[Any], lean: OpenModel, tally: Tally | None = None) -> tuple[Asked, ...]:
     """A row for each method of this compression: its plan is among the last of the history."""
     misses = missed(lean)
     return tuple(
-        Asked(m.slug, knobs_of(m), _achieved(m, lean), tuple(text for slug, text in misses if slug == m.slug))
-        for m in methods
+        _asked(m, lean, tuple(text for slug, text in misses if slug == m.slug), i, tally) for i, m in enumerate(methods)
     )
+
+
+def _asked(method: Any, lean: OpenModel, misses: tuple[str, ...], number: int, tally: Tally | None) -> Asked:
+    """What a method says of MACs and parameters is its own share, too, whatever came after it."""
+    share = tally.share(number) if tally else {}
+    own = tally.achieved(number) if tally else None
+    achieved = _achieved(method, lean) if own is None else own
+    achieved = {key: share.get(key, value) if key in KINDS else value for key, value in achieved.items()}
+    return Asked(method.slug, knobs_of(method), achieved, misses, share)
+
+
+def last_share(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The shares in all of the last method that a run was made with, as its info says them."""
+    asked = info.get("asked")
+    last = asked[-1] if isinstance(asked, list) and asked and isinstance(asked[-1], dict) else {}
+    share = last.get("share")
+    return share if isinstance(share, dict) else {}
 
 
 def _save(

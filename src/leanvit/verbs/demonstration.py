@@ -14,7 +14,6 @@ from leanvit.measure.latency import Spread
 from leanvit.recipe import Recovery, parse_with
 from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
-from leanvit.report.rows import model_of, runtime_of, speedup
 from leanvit.training.checkpoint import STATE
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
@@ -83,19 +82,9 @@ class Demonstration:
             "comparison": json.loads(self.comparison.to_json()),
         }
 
-    def table(self) -> Table:
-        """A short rich table."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=f"{self.comparison.images} validation images; latency in turns, batch {BATCH}")
-        for heading in ("model", "runtime", "top-1 [%]", "change [points]", "latency [ms]", "× dense, same runtime"):
-            table.add_column(heading, justify="left" if heading in ("model", "runtime") else "right")
-        for one in (_summary(self.comparison, row) for row in self.comparison.rows):
-            runtime = f"{one['runtime']} {one['precision']}"
-            figures = (one["top1_percent"], one["change_points"], one["latency_ms"], one["speedup_same_runtime"])
-            table.add_row(Text(one["method"]), Text(runtime), *("–" if f is None else f"{f:.2f}" for f in figures))
-        return table
+    def table(self, *, wide: bool = False) -> Table:
+        """A rich table: five columns, or all that was measured."""
+        return self.comparison.table(wide=wide)
 
 
 def demo(
@@ -197,11 +186,11 @@ def _measure_words(run: Path, others: Sequence[Path]) -> list[str | Path]:
 
 def _summary(comparison: Comparison, row: Any) -> dict[str, Any]:
     """One row, short: what the table and the benchmark's readers look for."""
-    faster: Spread | None = speedup(comparison, row)
+    faster: Spread | None = row.speedup_vs_baseline
     change = row.change_points
     return {
-        "method": model_of(row),
-        "runtime": runtime_of(row),
+        "method": row.model,
+        "runtime": comparison.place(row),
         "precision": row.precision,
         "batch": comparison.latency_batch,
         "top1_percent": row.top1_percent.value,

@@ -107,6 +107,7 @@ def measure(
             latency_batch=latency_batch,
             rounds=rounds,
             files=lines.files,
+            model_names=lines.models,
             progress=say,
             on_predictions=answers.update,
             class_names=class_names,
@@ -156,10 +157,11 @@ def _load(
 
 @dataclass
 class _Lines:
-    """Runners by the name of their row, the files behind them, and the rows that there could not be."""
+    """Runners by the name of their row, the files and models behind them, and the rows that there could not be."""
 
     runners: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)  # by row: what runs there, in whatever runtime
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -179,6 +181,7 @@ def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], opener: Opener, 
                 opener.say(f"{key} is left out: {first_line(error)}")
                 continue
             lines.files |= {key: file} if file else {}
+            lines.models[key] = name
     return lines
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,19 @@ def retune(
     for slug, knobs in given:
         lean = retune_model(lean, slug, knobs)
     asked = asked_of([plan.method() for plan in lean.history.plans], lean)
+    asked = _with_shares(asked, one.info)
     clear_run(folder, overwrite=overwrite)
     _save(lean, one, asked, folder, overwrite=overwrite)
     watch.record(folder, before=one.commands)
     return Compressed(folder, one.name, asked, None)
+
+
+def _with_shares(asked: tuple[Asked, ...], info: Mapping[str, Any]) -> tuple[Asked, ...]:
+    """What methods did to MACs and parameters was counted when they were applied; thresholds change none of it."""
+    was = info.get("asked")
+    if not isinstance(was, list) or [row.get("method") for row in was] != [row.method for row in asked]:
+        return asked
+    return tuple(replace(row, share=dict(old.get("share") or {})) for row, old in zip(asked, was, strict=True))
 
 
 def _save(lean: Any, one: Loaded, asked: Sequence[Asked], folder: Path, *, overwrite: bool) -> None:

@@ -92,7 +92,10 @@ class Opener:
         outlet, precision = _WAYS[runtime]
         if outlet is not None:
             artefact = self._artefact(one, outlet)
-            return load_artefact(artefact, options=Options(precision=precision)), artefact.path
+            runner: Any = load_artefact(artefact, options=Options(precision=precision))
+            if runtime.startswith(f"{runner.runtime}-"):  # a runtime's variant is a runtime of its own: openvino-bf16
+                runner.runtime = runtime
+            return runner, artefact.path
         weights = next(one.folder.glob("weights-*.safetensors"), None) if one.folder else None
         if runtime == "torch.compile":
             self.say(f"{one.name}: compiling, batch {self.batch}")

@@ -1,0 +1,78 @@
+"""What each method of a compression did by itself, counted on the model before and after it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from leanvit.anatomy import OpenModel
+from leanvit.measure import count
+from leanvit.recipe.compressing import as_made
+
+KINDS = ("macs", "params")
+
+
+class Tally:
+    """Counts a model at each step of a compression (`take` is its `on_step`).
+
+    A method's own share is what is left of the model as the method met it, after the recovery that followed; exits are
+    not counted, as their cost depends on the image.
+    """
+
+    def __init__(self, methods: Sequence[Any], before: Mapping[str, Any] | None = None) -> None:
+        """before: shares in all of the last method that the start was made with, where it was."""
+        self._methods = methods
+        self._before = before or {}
+        self._costs: list[dict[str, int | None]] = []  # at the start, then at the end of each method
+        self._achieved: list[dict[str, Any] | None] = []
+
+    def take(self, label: str, model: OpenModel) -> None:
+        """The model at the start, after a method, or after the recovery that belongs to the method before."""
+        through = len(self._costs) - 1  # methods; -1: not begun
+        if through < 0:
+            self._costs.append(_cost(model))
+            return
+        if through == len(self._methods) or label != self._methods[through].slug:  # the recovery
+            self._costs.pop()
+            self._achieved.pop()
+        self._costs.append(_cost(model))
+        self._achieved.append(_achieved(self._methods[len(self._achieved)], model))
+
+    def achieved(self, number: int) -> dict[str, Any] | None:
+        """What a method achieved on the model that it gave on to the next; None where that was not finished then."""
+        return self._achieved[number] if number < len(self._achieved) else None
+
+    def share(self, number: int) -> dict[str, float]:
+        """{"macs": own share, "params": own share, "macs_total": of the dense model, "params_total": likewise}."""
+        if number + 2 > len(self._costs):
+            return {}
+        start, before, after = self._costs[0], self._costs[number], self._costs[number + 1]
+        own = {kind: _ratio(after[kind], before[kind]) for kind in KINDS}
+        total = {f"{kind}_total": _ratio(after[kind], start[kind], self._earlier(kind)) for kind in KINDS}
+        return {key: value for key, value in (own | total).items() if value is not None}
+
+    def _earlier(self, kind: str) -> float:
+        value = self._before.get(f"{kind}_total", 1.0)
+        return float(value) if isinstance(value, int | float) and 0 < value < 1e6 else 1.0
+
+
+def _achieved(method: Any, model: OpenModel) -> dict[str, Any] | None:
+    plan = model.history.plans[-1]
+    if not hasattr(method, "achieved") or plan.slug != method.slug or not plan.finished:
+        return None
+    with as_made(model, method.slug):
+        return dict(method.achieved(model))
+
+
+def _cost(model: OpenModel) -> dict[str, int | None]:
+    """Of one image; MACs are None where not all of them can be counted."""
+    with model.without_exits() if model.exits is not None else nullcontext(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="MACs are a lower bound")
+        found = count(model, model.probe_size())
+    return {"macs": None if found.uncounted else found.macs, "params": found.params}
+
+
+def _ratio(after: int | None, before: int | None, factor: float = 1.0) -> float | None:
+    return factor * after / before if after is not None and before else None
