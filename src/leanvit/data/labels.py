@@ -181,7 +181,7 @@ def without_repeats(keys: Sequence[str], targets: np.ndarray, places: Places) ->
         before = first.setdefault(key, row)
         if before != row and not np.array_equal(targets[before], targets[row]):
             raise BadInput(
-                f"{places(row)}: image {key!r} comes twice, with different labels: it stands in {places.of(before)}, too"
+                f"{places(row)}: image {key!r} comes twice, with different labels: it is in {places.of(before)}, too"
             )
     return list(first.values())
 
@@ -200,7 +200,7 @@ def hint(labels: Sequence[str]) -> str:
         if len(lists) >= 3 and sum(count > 1 for count in words.values()) * 2 >= len(words):
             return f"labels look like lists of words, each list is a class now: ?separator={name} splits them"
     if len(distinct) > 50 and len(distinct) > len(labels) // 2:
-        return f"{len(distinct)} different labels for {len(labels)} images: these look like ids or captions, not classes"
+        return f"{len(distinct)} different labels for {len(labels)} images: they look like ids or captions"
     return ""
 
 

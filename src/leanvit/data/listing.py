@@ -19,7 +19,7 @@ from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
 from leanvit.data.labels import Places
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
-from leanvit.data.tables import UNCERTAIN, chosen_columns, read_table, read_text, truth
+from leanvit.data.tables import chosen_columns, is_uncertain, read_table, read_text, truth
 from leanvit.errors import BadInput
 
 _UNCERTAIN = ("error", "negative", "positive", "skip")
@@ -272,7 +272,9 @@ def _separator(spec: Spec, splits: dict[str, Listing]) -> str | None:
 def _certain(listing: Listing) -> Listing:
     """The lines without a blank, -1 or nan among their labels."""
     rows = [
-        row for row, cells in enumerate(listing.labels) if any(cell.casefold().replace(",", ".") in UNCERTAIN for cell in cells)
+        row
+        for row, cells in enumerate(listing.labels)
+        if any(cell.casefold().replace(",", ".") in UNCERTAIN for cell in cells)
     ]
     return listing.without(rows, "lines with an uncertain label" if listing.names else "lines without a label")
 
@@ -284,9 +286,7 @@ def _targets(
     places = {split: listing.places(spec) for split, listing in splits.items()}
     first = next(iter(splits.values()))
     if first.names:
-        return list(first.names), {
-            split: _vectors(listing, places[split], policy) for split, listing in splits.items()
-        }
+        return list(first.names), {split: _vectors(listing, places[split], policy) for split, listing in splits.items()}
     if separator is not None:
         lists = {
             split: labelling.split_labels(listing.texts, separator, places[split]) for split, listing in splits.items()

@@ -124,12 +124,17 @@ def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tu
 
 def truth(cell: str) -> bool | None:
     """What a cell of a 0/1 column says: True, False, or None where it is uncertain. Raises ValueError for others."""
-    text = cell.casefold().replace(",", ".")  # decimal commas, where semicolons separate
+    text = _value(cell)
     if text in TRUE or text in FALSE:
         return text in TRUE
     if text in UNCERTAIN:
         return None
     raise ValueError(cell)
+
+
+def is_uncertain(cell: str) -> bool:
+    """Whether a cell is blank, -1, nan, or another word for a value that is missing."""
+    return _value(cell) in UNCERTAIN
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -205,7 +210,7 @@ def _is_row(line: str, table: Table, place: int, ending: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A column's name for comparison: "Image Name", "image-name" and "image_name" are one; "Unnamed: 0" is "unnamed"."""
+    """A column's name for comparison: "Image Name" and "image-name" are "image_name", "Unnamed: 0" is "unnamed"."""
     text = re.sub(r"[\s\-.]+", "_", name.strip().casefold())
     return "unnamed" if text.startswith("unnamed:") else text
 
@@ -239,7 +244,7 @@ def _image_column(spec: Spec, table: Table) -> tuple[Table, str]:
 
 
 def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> tuple[Table, tuple[str, ...]]:
-    """One column of labels, or several of 0 and 1; never one that is plainly something else, unless it was asked for."""
+    """One column of labels, or several of 0 and 1; none that is plainly something else, unless it was asked for."""
     others = [name for name in table.columns if name not in (image, split)]
     given = spec.names("label")
     if given is not None:
@@ -279,8 +284,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_truths(cells: Sequence[str]) -> bool:
-    distinct = {cell.casefold().replace(",", ".") for cell in cells}
+    distinct = set(map(_value, cells))
     return distinct <= {*TRUE, *FALSE, *UNCERTAIN} and bool(distinct & {*TRUE, *FALSE})
+
+
+def _value(cell: str) -> str:
+    return cell.casefold().replace(",", ".")  # decimal commas, where semicolons separate
 
 
 def _refuse_other_values(table: Table, name: str) -> None:
