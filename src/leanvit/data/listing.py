@@ -271,11 +271,7 @@ def _separator(spec: Spec, splits: dict[str, Listing]) -> str | None:
 
 def _certain(listing: Listing) -> Listing:
     """The lines without a blank, -1 or nan among their labels."""
-    rows = [
-        row
-        for row, cells in enumerate(listing.labels)
-        if any(cell.casefold().replace(",", ".") in UNCERTAIN for cell in cells)
-    ]
+    rows = [row for row, cells in enumerate(listing.labels) if any(map(is_uncertain, cells))]
     return listing.without(rows, "lines with an uncertain label" if listing.names else "lines without a label")
 
 

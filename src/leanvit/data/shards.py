@@ -18,6 +18,8 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
@@ -61,20 +63,23 @@ class Shard:
         return self.path.name
 
     def __iter__(self) -> Iterator[Encoded]:
+        known: dict[Label, int | np.ndarray] = {}
         for sample in _samples(self.path):
             image = next((sample[ending] for ending in sample if ending in IMAGES), None)
             member = self.label.split(".")[0]
             if image is None or member not in sample:
                 continue
-            key = sample["__key__"]
-            places = Places(f"shard {self.path.name},", lambda row, key=key: f"sample {key!r}")  # type: ignore[misc]
+            places = _place(self.path, sample["__key__"])
             label = _label(sample[member], self.label, places, 0)
-            if self.multi_label:
-                found = [label] if isinstance(label, str) else list(label)
-                target: Any = labelling.label_vectors([found], self.classes, places)[0]
-            else:
-                target = int(labelling.class_targets([str(label)], self.classes, places)[0])
-            yield Encoded(image, target, self.prefix + key)
+            if label not in known:
+                known[label] = self._target(label, places)
+            target = known[label]
+            yield Encoded(image, target if isinstance(target, int) else target.copy(), self.prefix + sample["__key__"])
+
+    def _target(self, label: Label, places: Places) -> int | np.ndarray:
+        if self.multi_label:
+            return labelling.label_vectors([[label] if isinstance(label, str) else label], self.classes, places)[0]
+        return int(labelling.class_targets([str(label)], self.classes, places)[0])
 
 
 def shards_source(spec: Spec) -> Source:
@@ -211,6 +216,10 @@ def _scan(path: Path, label: str) -> _Scan:
     return _Scan(path, tuple(keys), tuple(labels), dict(left_out))
 
 
+def _place(path: Path, key: str) -> Places:
+    return Places(f"shard {path.name},", lambda _: f"sample {key!r}")
+
+
 def _read(members: tars.Members, ending: str, places: Places, row: int) -> bytes:
     """A label's bytes. Raises BadInput where there are too many; those were not read."""
     member = members[ending]
@@ -230,7 +239,7 @@ def _chosen_label(spec: Spec, path: Path) -> str:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
     for key, members in tars.samples(path, Counter()):
-        places = Places(f"shard {path.name},", lambda row, key=key: f"sample {key!r}")  # type: ignore[misc]
+        places = _place(path, key)
         if "cls" in members:
             return "cls"
         if "json" in members and (field := _field_of(_read(members, "json", places, 0))):

@@ -53,7 +53,7 @@ def samples(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Members]]
     seen, without = set[str](), set[str]()
     with damage(path), tarfile.open(path) as tar:
         for member in tar:
-            tar.members = []  # else all headers of the file stay in memory
+            tar.members = []  # type: ignore[attr-defined]  # else all headers of the file stay in memory
             stem, ending = _checked(path, member, left_out)
             if not stem:
                 continue
