@@ -12,6 +12,7 @@ from PIL import Image
 
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import EXTENSIONS, decode
+from leanvit.data.labels import sorted_names
 from leanvit.data.sources import Source, canonical_split
 from leanvit.errors import BadInput
 
@@ -91,7 +92,7 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def _class_names(folder: Path) -> list[str]:
-    return [entry.name for entry in _subfolders(folder)]
+    return sorted_names(entry.name for entry in _subfolders(folder))
 
 
 def _image_keys(folder: Path, label: str) -> list[str]:

@@ -32,9 +32,10 @@ _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, lone sur
 def sorted_names(names: Iterable[str]) -> list[str]:
     """The distinct names: as numbers if every one is a whole number ("2" before "10"), else as texts.
 
-    Raises BadInput where two of them are one number in two spellings ("1" and "01").
+    Raises BadInput where two of them are one number in two spellings ("1" and "01"), and for more than `MOST_CLASSES`.
     """
     distinct = sorted(set(names))
+    check_count(len(distinct), "classes")
     if not all(name.isascii() and name.isdigit() for name in distinct):
         return distinct
     numbers = sorted(distinct, key=_magnitude)
@@ -237,8 +238,10 @@ def _odd(value: object, reason: str) -> BadInput:
 
 
 def _short(value: object) -> str:
-    text = repr(value[:60] if isinstance(value, str | bytes) else value)
-    return text[:60] + "…" if len(text) > 64 else text
+    """A value as it is shown in an error: no more than 60 characters of it."""
+    cut = isinstance(value, str | bytes) and len(value) > 60
+    text = repr(value[:60] if cut else value)  # type: ignore[index]
+    return text + "…" if cut else text if len(text) < 100 else text[:60] + "…"
 
 
 def _magnitude(digits: str) -> tuple[int, str]:

@@ -186,7 +186,7 @@ def _read_list(spec: Spec, file: Path) -> dict[str, Listing]:
         if not line.strip():
             continue
         path, label = _cut(line.strip())
-        if not path or not label or '"' in (path[0], path[-1], label[0], label[-1]) or _is_longer(path):
+        if not path or not label or path.count('"') % 2 or label.count('"') % 2 or _is_longer(path):
             raise BadInput(
                 f"data {spec.text!r}, {file.name} line {number}: {line.strip()[:80]!r} is no `path label`; accepted: "
                 "a path, a tab or space, and one label (after a tab the label may hold spaces; either may stand in "
