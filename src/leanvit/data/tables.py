@@ -99,13 +99,16 @@ def read_table(spec: Spec, file: Path) -> Table:
     header = [name.strip() for name in rows[0][1]] if rows else []
     if len(set(header)) < len(header) or not header:
         raise BadInput(f"{where}: the first line must name each column once; it is {', '.join(header) or 'empty'}")
+    image = next(filter(_is_image, header), None)
+    if image is not None:
+        raise BadInput(f"{where}: the first line must name the columns; it names an image, {image[:80]!r}")
     held = [(line, [cell.strip() for cell in cells]) for line, cells in rows[1:] if any(map(str.strip, cells))]
     for line, cells in held:
         if len(cells) != len(header):
-            raise BadInput(f"{where} line {line}: {len(cells)} values for {len(header)} columns")
+            quote = ", one of them over several lines: is a quotation mark left open?" if "\n" in "".join(cells) else ""
+            raise BadInput(f"{where} line {line}: {len(cells)} values for {len(header)} columns{quote}")
     if not held:
-        data = ": it looks like an image, but the first line must name the columns" if _is_image(header[0]) else ""
-        raise BadInput(f"{where}: there is no line below the first, {mark.join(header)!r}{data}")
+        raise BadInput(f"{where}: there is no line below the first, {mark.join(header)[:80]!r}")
     columns = {name: tuple(cells[place] for _, cells in held) for place, name in enumerate(header)}
     return Table(file, where, columns, tuple(line for line, _ in held), (note,) if note else ())
 
@@ -234,10 +237,9 @@ def _image_column(spec: Spec, table: Table) -> tuple[Table, str]:
     by_ending = [name for name, cells in table.columns.items() if all(map(_is_image, cells))]
     ids = _known(table.columns, _IMAGE_IDS)
     if len(by_ending) != 1 and not ids:
-        data = "; the first line must name the columns" if any(map(_is_image, table.columns)) else ""
         raise BadInput(
             f"{table.where}: no image column; columns: {', '.join(table.columns)}; accepted: one of "
-            f"{', '.join((*_IMAGES, *_IMAGE_IDS))}, or image=COLUMN{data}"
+            f"{', '.join((*_IMAGES, *_IMAGE_IDS))}, or image=COLUMN"
         )
     image = by_ending[0] if len(by_ending) == 1 else ids[0]
     return table.noted(f"images are those of column {image!r}"), image

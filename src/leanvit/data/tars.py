@@ -70,9 +70,9 @@ def samples(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Members]]
             if ending in members:
                 raise _odd(path, member, "comes twice")
             members[ending] = _member(tar, member, ending)
+        _require_end(path, tar)  # before the last sample, which may lack what was cut off
         if members:
             yield from _whole(key, members, without)
-        _require_end(path, tar)
     if without:
         left_out["samples without an image"] += len(without)
 
