@@ -94,9 +94,15 @@ def _as_streams(stored: Any) -> Any:
 
 
 def _by_split(spec: str, loaded: dict[str, Any]) -> dict[str, Any]:
-    named = {canonical_split(name): table for name, table in loaded.items() if canonical_split(name)}
+    named: dict[str, str] = {}
+    for name in loaded:
+        split = canonical_split(name)
+        if split in named:
+            raise BadInput(f"data {spec!r} holds two {split} splits: {named[split]} and {name}")
+        if split is not None:
+            named[split] = name
     if named:
-        return {str(split): table for split, table in named.items()}
+        return {split: loaded[name] for split, name in named.items()}
     if len(loaded) == 1:
         return {"all": next(iter(loaded.values()))}
     raise BadInput(f"data {spec!r}: none of its splits is train, val or test: {', '.join(sorted(loaded))}")

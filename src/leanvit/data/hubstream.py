@@ -35,13 +35,15 @@ class HubShard:
 
     def __iter__(self) -> Iterator[Encoded]:
         known: dict[tuple[type, object], int] = {}
+        seen: set[str] = set()
         for row, line in enumerate(self.table.shard(num_shards=self.shards, index=self.index)):
             value, label = line[self.image], line[self.label]
             path = value.get("path") if isinstance(value, dict) else None
             encoded = value.get("bytes") if isinstance(value, dict) else value
             if encoded is None and path:
                 encoded = as_bytes(Path(path))
-            key = str(path) if path else f"{self.name}/{row:08d}"
+            key = str(path) if path and path not in seen else f"{self.name}/{row:08d}"
+            seen.add(str(path))
             same = (type(label), label)
             if same not in known:
                 known[same] = self._target(label, row, key)
@@ -56,7 +58,7 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     """The splits of streamed `datasets` tables. Options: `epoch=N`, `resampled`, `buffer=N`, of train.
 
     Where the data set's record does not say how many images a split has, or what its classes are, the label column is
-    read once. Keys are the images' paths, else shard and row.
+    read once. Keys are the images' paths; shard and row for images without a path, or with one that came before.
     """
     splits = {split: _columns(spec, split, table) for split, table in tables.items()}
     counts: dict[str, int] = {}

@@ -21,6 +21,7 @@ import numpy as np
 from leanvit.errors import BadInput
 
 MOST_CLASSES = 100_000  # of a data set
+MOST_CELLS = 2**31  # of the vectors of a multi-label split: 8 GiB
 MOST_CHARACTERS = 255  # of a label: as long as a folder's name may be
 ACCEPTED = f"accepted: a name of 1 to {MOST_CHARACTERS} characters, or a whole number from 0"
 _SEPARATORS = "|;"  # found by themselves; any other is named by the user
@@ -165,6 +166,8 @@ def named_targets(values: Sequence[object], names: Sequence[str], places: Places
 
 def label_vectors(labels: Sequence[Sequence[str]], classes: Sequence[str], places: Places) -> np.ndarray:
     """(N, classes) float32 of 0 and 1. Raises BadInput, naming its place, for a label that is no class."""
+    if len(labels) * len(classes) > MOST_CELLS:
+        raise BadInput(f"{places.where}: {len(labels)} images x {len(classes)} labels are more than {MOST_CELLS} cells")
     position = {name: index for index, name in enumerate(classes)}
     vectors = np.zeros((len(labels), len(classes)), dtype=np.float32)
     for row, names in enumerate(labels):

@@ -109,7 +109,7 @@ class _Listed:
 
     def encoded(self, row: int) -> Path:
         path = self.folder / self.paths[row]
-        if not path.is_file():  # a pipe or a device would be waited for
+        if not os.path.isfile(path):  # a pipe or a device would be waited for
             raise UnreadableImage.of(self.keys[row], f"cannot be decoded: there is no file {path}")
         return path
 
@@ -328,7 +328,7 @@ def _with_endings(folder: Path, paths: list[str], places: Places) -> tuple[list[
     listed: dict[Path, dict[str, list[str]]] = {}
     found, completed = [], 0
     for row, path in enumerate(paths):
-        if Path(path).suffix.lower() in EXTENSIONS or (folder / path).is_file():
+        if Path(path).suffix.lower() in EXTENSIONS or os.path.isfile(folder / path):
             found.append(path)
             continue
         parent = (folder / path).parent

@@ -6,7 +6,7 @@ it was touched; what does not fit in memory is opened as `hf:FOLDER`, which maps
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,15 @@ def parquet_source(spec: str, path: Path) -> Source:
     hold a label outside the classes.
     """
     arrow.require("pyarrow")
-    files = _files_by_split(spec, path)
+    files, unread = _files_by_split(spec, path)
+    left_out = {"parquet files whose names say no split": unread} if unread else {}
     tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
     names = arrow.same_names((table.columns for table in tables.values()), where=f"data {spec!r}")
     places = {split: table.places(spec, split) for split, table in tables.items()}
     classes = arrow.class_names(names, {split: table.labels for split, table in tables.items()}, places)
     name = path.resolve().parent.name if path.is_file() and canonical_split(path.stem) else path.resolve().stem
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, name, split, table, classes) for split, table in tables.items()
+        split: partial(_open, spec, name, split, table, classes, left_out) for split, table in tables.items()
     }
     return Source(spec, opened, "parquet")
 
@@ -125,7 +126,7 @@ def _located(groups: tuple[tuple[Path, int, int], ...], row: int) -> str:
     return f"row {row}"
 
 
-def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -> Dataset:
+def _open(spec: str, name: str, split: str, table: _Table, classes: list[str], left_out: Mapping[str, int]) -> Dataset:
     count = len(table.labels)
     keys, note = table.keys(split)
     targets = arrow.targets_of(table.labels, classes, table.columns.names, table.places(spec, split))
@@ -144,13 +145,15 @@ def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -
         channels=channels,
         image_size=image_size,
         note="; ".join(filter(None, (table.columns.note, note))),
+        left_out=left_out,
     )
 
 
-def _files_by_split(spec: str, path: Path) -> dict[str, tuple[Path, ...]]:
+def _files_by_split(spec: str, path: Path) -> tuple[dict[str, tuple[Path, ...]], int]:
+    """(files of each split, how many of a folder's files belong to none)."""
     if path.is_file():
         split = canonical_split(path.stem)
-        return {split if split in ("val", "test") else "all": (path,)}
+        return {split if split in ("val", "test") else "all": (path,)}, 0
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     found: dict[str, tuple[Path, ...]] = {}
     for file in files:
@@ -158,11 +161,11 @@ def _files_by_split(spec: str, path: Path) -> dict[str, tuple[Path, ...]]:
         if split is not None:
             found[split] = (*found.get(split, ()), file)
     if not found and len(files) == 1:
-        return {"all": (files[0],)}
+        return {"all": (files[0],)}, 0
     if not found:
         names = ", ".join(file.name for file in files[:10])
         raise BadInput(f"data {spec!r}: none of its files names a split (train, val or test): {names}")
-    return found
+    return found, len(files) - sum(map(len, found.values()))
 
 
 def _opened(file: Path, *, where: str) -> Any:
