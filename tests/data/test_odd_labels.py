@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from leanvit.data import Stream, open_dataset
 from leanvit.data import labels as labelling
@@ -215,3 +217,17 @@ def test_a_folder_and_its_table_number_the_classes_alike(tmp_path):
     table = open_dataset(tmp_path / "t.csv")
     assert table.classes == folder.classes == [str(n) for n in range(12)]
     assert {s.key.removeprefix("digits12/"): s.target for s in table} == {s.key: s.target for s in folder}
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.text(st.sampled_from("ab0019.- é\x07"), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_random_labels_are_the_same_to_every_source(tmp_path_factory, labels):
+    answers = set()
+    for name in ("csv", "list", "parquet", "shards"):
+        try:
+            dataset = open_dataset(SOURCES[name][0](tmp_path_factory.mktemp(name), labels))
+        except BadInput:
+            answers.add("refused")
+        else:
+            answers.add(tuple(dataset.classes[sample.target] for sample in dataset))
+    assert len(answers) == 1

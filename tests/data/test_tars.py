@@ -55,7 +55,7 @@ def test_a_damaged_shard_is_whole_or_refused(tmp_path_factory, whole, data):
     path = tmp_path_factory.getbasetemp() / "damaged.tar"
     zipped = data.draw(st.booleans())
     content = bytearray(gzip.compress(whole, 1, mtime=0) if zipped else whole[: 18 * 512])
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=3)):
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=1)):  # two may keep a tar's checksum
         content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     try:
