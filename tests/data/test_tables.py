@@ -69,7 +69,7 @@ def test_uncertain_cells_follow_the_policy(folder, policy, targets):
     dataset = opened(folder, UNCERTAIN, f"?uncertain={policy}")
     assert dataset.classes == ["haze", "water"] and dataset.targets.tolist() == targets
     assert dataset.left_out == ({"lines with an uncertain label": 3} if policy == "skip" else {})
-    assert dataset.note == "columns that are no label: fold"
+    assert dataset.note.split("; ")[0] == "columns that are no label: fold"
     with pytest.raises(BadInput, match=r"t\.csv line 3: column 'haze' is blank; accepted: 0 and 1, or uncertain="):
         opened(folder, UNCERTAIN)
 
@@ -115,7 +115,8 @@ def test_what_is_plainly_no_label_is_not_trained_as_one(folder, column):
     expected = ["a", "b", "split2"] if column == "split2" else ["a", "b"]
     assert dataset.classes == expected
     if column != "split2":
-        assert f"columns that are no label: {column or '(without a name)'}" == dataset.note
+        assert f"columns that are no label: {column or '(without a name)'}" == dataset.note.split("; ")[0]
+        assert dataset.note.endswith("every image has exactly one of the labels; they are trained as independent ones")
         with pytest.raises(BadInput, match="no label column"):
             opened(folder, f"image,{column}\n0.png,0\n1.png,1\n")
 

@@ -126,6 +126,8 @@ def _open(
         notes.append(f"labels are split at {separator!r}")
     elif separator is None and not listing.names and "separator" not in spec.options:
         notes.append(labelling.hint(listing.texts))
+    if listing.names and (targets.sum(axis=1) == 1).all():
+        notes.append("every image has exactly one of the labels; they are trained as independent ones")
     given = [_normal(path) for path in listing.paths]
     found, completed = _with_endings(listing.folder, given, places)
     notes.append(f"{completed} paths have no ending: the image of that name is taken" if completed else "")
