@@ -60,6 +60,23 @@ def test_splits_must_be_known(tmp_path):
         open_dataset(f"hf:{tmp_path / 'd'}")
 
 
+def test_two_splits_of_one_name_are_refused(tmp_path):
+    datasets.DatasetDict({"validation": small(2), "dev": small(2)}).save_to_disk(tmp_path / "d")
+    with pytest.raises(BadInput, match="holds two val splits: validation and dev"):
+        open_dataset(f"hf:{tmp_path / 'd'}")
+
+
+def test_images_that_are_missing_are_named_with_their_row(tmp_path):
+    table = small(3).to_dict()
+    table["img"][1] = None
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("string")})
+    table["label"] = ["a", "b", "a"]
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "d")
+    dataset = open_dataset(f"hf:{tmp_path / 'd'}")
+    with pytest.raises(BadInput, match=r"image 'all/00000001' has neither bytes nor a path \(row 1\)"):
+        dataset.readable()
+
+
 def test_missing_datasets_gives_the_pip_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"needs 'datasets'.*pip install 'leanvit\[data\]'"):

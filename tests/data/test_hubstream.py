@@ -45,3 +45,11 @@ def test_epochs_are_shuffled_resampled_and_resumed(folder):
 def test_streaming_options_need_streaming(folder):
     with pytest.raises(BadInput, match="resampled is for streaming: add it, or leave that out"):
         open_dataset(f"hf:{folder}?resampled")
+
+
+def test_paths_that_come_twice_make_no_keys(tmp_path):
+    images = [{"bytes": png(picture(n)), "path": "same.png"} for n in range(3)]
+    datasets.Dataset.from_dict({"image": images, "label": ["b", "a", "b"]}).save_to_disk(tmp_path / "d")
+    stream = open_dataset(f"hf:{tmp_path / 'd'}?streaming")
+    assert [s.key for s in stream] == ["same.png", "all-00000-of-00001/00000001", "all-00000-of-00001/00000002"]
+    assert [s.target for s in stream] == [1, 0, 1]

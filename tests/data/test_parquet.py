@@ -59,7 +59,7 @@ def test_folder_of_splits_and_shards(tmp_path):
 def test_classes_without_names_come_from_all_splits(tmp_path):
     write(tmp_path / "ints" / "train.parquet", [0, 1])
     write(tmp_path / "ints" / "val.parquet", [0, 3])
-    assert open_dataset(tmp_path / "ints", "train").classes == ["0", "1", "2", "3"]
+    assert open_dataset(tmp_path / "ints", "train").classes == ["0", "1", "3"]
     write(tmp_path / "texts" / "train.parquet", ["cat", "ant", "cat"])
     dataset = open_dataset(tmp_path / "texts")
     assert (dataset.classes, dataset.targets.tolist()) == (["ant", "cat"], [1, 0, 1])
@@ -113,6 +113,56 @@ def test_missing_columns_are_named(tmp_path):
     write(tmp_path / "a.parquet", [0], label="boxes")
     with pytest.raises(BadInput, match="no class label column; columns: image, boxes"):
         open_dataset(tmp_path)
+
+
+def bare(file: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table({"label": [0, 1], **columns}), file)
+    return file
+
+
+STRUCT = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        (["a.png", "b.png"], "image column 'image' is of type string; .*paths of files are read from a .csv table"),
+        ([[1, 2], [3, 4]], "image column 'image' is of type list"),
+        ([{"path": "a"}, {"path": "b"}], "image column 'image' is of type struct"),
+        ([{"bytes": "a"}, {"bytes": "b"}], r"image column 'image' is of type struct<bytes: string>"),
+        ([1, 2], "image column 'image' is of type int64"),
+    ],
+)
+def test_columns_that_hold_no_images(tmp_path, column, text):
+    with pytest.raises(BadInput, match=rf"train\.parquet: {text}"):
+        open_dataset(bare(tmp_path / "train.parquet", image=column))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), STRUCT])
+def test_images_that_are_missing_are_named_with_their_row(tmp_path, kind):
+    image = {"bytes": png(picture(1)), "path": None} if kind == STRUCT else png(picture(1))
+    for name, rows in (("train-00000-of-00002", [image, image]), ("train-00001-of-00002", [image, None])):
+        bare(tmp_path / f"{name}.parquet", image=pa.array(rows, kind))
+    with pytest.raises(BadInput, match=r"image 'train/00000003' has no bytes in train-00001-of-00002\.parquet row 1"):
+        open_dataset(tmp_path).readable()
+    left = open_dataset(f"{tmp_path}?on_bad=skip").readable()
+    assert len(left) == 3 and [bad.key for bad in left.bad] == ["train/00000003"]
+
+
+def test_names_of_classes_must_agree_over_files(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1], names=["cat", "dog"])
+    write(tmp_path / "test.parquet", [0, 1], names=["dog", "cat"])
+    with pytest.raises(BadInput, match="state different names of classes"):
+        open_dataset(tmp_path, "train")
+
+
+def test_a_second_label_column_and_files_of_no_split_are_said(tmp_path):
+    table = pq.read_table(write(tmp_path / "train.parquet", [0, 1], label="fine_label"))
+    pq.write_table(table.append_column("cls", pa.array([1, 1])), tmp_path / "train.parquet")
+    write(tmp_path / "more.parquet", [0, 1])
+    dataset = open_dataset(tmp_path)
+    assert dataset.note == "labels are those of column 'cls', not of fine_label"
+    assert dataset.left_out == {"parquet files whose names say no split": 1}
 
 
 def test_foreign_files_are_refused(tmp_path):

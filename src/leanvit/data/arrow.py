@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanvit.data import labels as labelling
+from leanvit.data.labels import Places
 from leanvit.errors import BadInput, MissingExtra
 
 if TYPE_CHECKING:
@@ -35,50 +38,70 @@ def require(package: str) -> Any:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold image and label, and the class names if the schema has them."""
+    """Which columns hold image and label, the class names if the schema has them, and what was guessed."""
 
     image: str
     label: str
     names: tuple[str, ...] | None
+    note: str = ""
 
 
 def find_columns(schema: pa.Schema, *, where: str) -> Columns:
     """The image and label columns, by the features of HF `datasets` in the schema if present, by name and type if not.
 
-    Raises BadInput, listing the columns, when either is missing.
+    Raises BadInput, listing the columns, when either is missing or of a type that holds no encoded images or labels.
     """
     features = _features(schema)
-    image = _first_feature(features, "Image", prefer="image") or _image_by_type(schema)
-    label = _first_feature(features, "ClassLabel", prefer="label") or _label_by_name(schema)
-    for role, column in (("image", image), ("class label", label)):
-        if column is None or column not in schema.names:
-            raise BadInput(f"{where}: no {role} column; columns: {', '.join(schema.names)}")
-    assert image is not None and label is not None
-    names = features.get(label, {}).get("names")
+    images = [name for name in _of_feature(features, "Image", "image") if name in schema.names]
+    labels = [name for name in _of_feature(features, "ClassLabel", "label") if name in schema.names]
+    images = images or _images_by_type(schema)
+    labels = labels or [name for name in _LABEL_NAMES if name in schema.names]
+    for role, found, known in (("image", images, _IMAGE_NAMES), ("class label", labels, _LABEL_NAMES)):
+        if not found:
+            raise BadInput(
+                f"{where}: no {role} column; columns: {', '.join(schema.names)}; accepted: one of {', '.join(known)}"
+            )
+    _require_images(schema, images[0], where)
+    _require_labels(schema, labels[0], where)
+    names = features.get(labels[0], {}).get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         names = []
-    return Columns(image, label, tuple(names) or None)
+    labelling.check_count(len(names), where)
+    notes = (
+        f"{what} are those of column {found[0]!r}, not of {', '.join(found[1:])}"
+        for what, found in (("images", images), ("labels", labels))
+        if len(found) > 1
+    )
+    return Columns(images[0], labels[0], tuple(names) or None, "; ".join(notes))
 
 
-def class_names(columns: Columns, labels: list[pa.ChunkedArray]) -> list[str]:
-    """Names from the schema; else the sorted strings; else the integers from 0 to the largest, over all splits."""
-    if columns.names:
-        return list(columns.names)
-    values = np.concatenate([label.drop_null().to_numpy() for label in labels])
-    if values.dtype.kind in "OUS":
-        return sorted({str(value) for value in values})
-    return [str(value) for value in range(int(values.max(initial=-1)) + 1)]
+def same_names(columns: Iterable[Columns], *, where: str) -> tuple[str, ...] | None:
+    """The class names that the schemas state. Raises BadInput where two of them differ."""
+    stated = {column.names for column in columns}
+    if len(stated) > 1:
+        raise BadInput(f"{where}: its files or splits state different names of classes: an index would mean two things")
+    return next(iter(stated), None)
 
 
-def targets_of(labels: pa.ChunkedArray, classes: list[str], keys: tuple[str, ...], *, where: str) -> np.ndarray:
-    """(N,) int64 class indices. Raises BadInput, naming the key, for a missing label or one outside the classes."""
-    index = {name: position for position, name in enumerate(classes)}
-    values = labels.to_pylist()
-    targets = [index.get(value, -1) if isinstance(value, str) else value for value in values]
-    for key, value, target in zip(keys, values, targets, strict=True):
-        if not isinstance(target, int) or isinstance(target, bool) or not 0 <= target < len(classes):
-            raise BadInput(f"{where}: image {key!r} has label {value!r}; accepted: 0 to {len(classes) - 1}")
-    return np.array(targets, dtype=np.int64)
+def class_names(
+    names: tuple[str, ...] | None, values: Mapping[str, Sequence[object]], places: Mapping[str, Places]
+) -> list[str]:
+    """Names from the schema, else the distinct labels of all splits (`labels.names_of`)."""
+    if names:
+        return list(names)
+    return labelling.names_of((labelling.texts_of(values[split], places[split]), places[split]) for split in values)
+
+
+def targets_of(
+    values: Sequence[object], classes: Sequence[str], names: tuple[str, ...] | None, places: Places
+) -> np.ndarray:
+    """(N,) int64 class indices. Raises BadInput, naming the row, for a missing label or one outside the classes.
+
+    names: those of the schema, if any: then whole numbers are indices; else they are names of classes themselves.
+    """
+    if names:
+        return labelling.named_targets(values, classes, places)
+    return labelling.class_targets(labelling.texts_of(values, places), classes, places)
 
 
 def keys_of(paths: list[str | None] | None, count: int, *, split: str) -> tuple[tuple[str, ...], str]:
@@ -113,25 +136,56 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: feature for name, feature in items if isinstance(feature, dict)}
 
 
-def _first_feature(features: dict[str, dict[str, Any]], kind: str, *, prefer: str) -> str | None:
+def _of_feature(features: dict[str, dict[str, Any]], kind: str, prefer: str) -> list[str]:
+    """The columns of a kind of feature, the preferred name first."""
     of_kind = [name for name, feature in features.items() if feature.get("_type") == kind]
-    return prefer if prefer in of_kind else next(iter(of_kind), None)
+    return sorted(of_kind, key=lambda name: name != prefer)
 
 
-def _image_by_type(schema: pa.Schema) -> str | None:
+def _images_by_type(schema: pa.Schema) -> list[str]:
+    """Structs with bytes; else columns of bytes with a known name; else one of such a name, which is refused later."""
     import pyarrow as pa
 
-    for field in schema:
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            return field.name
-    binary = [f.name for f in schema if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)]
-    return next((name for name in _IMAGE_NAMES if name in binary), None)
+    structs = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    named = [name for name in _IMAGE_NAMES if name in schema.names]
+    return structs or [name for name in named if _is_bytes(schema.field(name).type)] or named[:1]
 
 
-def _label_by_name(schema: pa.Schema) -> str | None:
+def _require_images(schema: pa.Schema, column: str, where: str) -> None:
+    """Raises BadInput unless a column holds encoded images: bytes, or a struct with `bytes`."""
     import pyarrow as pa
 
-    def is_label(kind: Any) -> bool:
-        return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    whole = kind = schema.field(column).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not _is_bytes(kind):
+        paths = "; paths of files are read from a .csv table" if _is_text(kind) else ""
+        raise BadInput(
+            f"{where}: image column {column!r} is of type {whole}; accepted: the encoded files, as binary or as a "
+            f"struct with the field bytes{paths}"
+        )
 
-    return next((n for n in _LABEL_NAMES if n in schema.names and is_label(schema.field(n).type)), None)
+
+def _require_labels(schema: pa.Schema, column: str, where: str) -> None:
+    import pyarrow as pa
+
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    checks = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null)
+    if not _is_text(kind) and not any(check(kind) for check in checks):
+        raise BadInput(
+            f"{where}: label column {column!r} is of type {kind}; accepted: one text or whole number for each image"
+        )
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    checks = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+    return any(check(kind) for check in checks)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))

@@ -186,7 +186,9 @@ class Dataset:
     def _class(self, given: str | int) -> int:
         if isinstance(given, str) and given in self.classes:
             return self.classes.index(given)
-        if isinstance(given, int) or given.isdecimal():
+        gaps = all(map(str.isdecimal, self.classes)) and self.classes != [str(i) for i in range(len(self.classes))]
+        named = isinstance(given, str) and gaps  # "0" among the classes 3, 5 and 7 is no index, but a mistake
+        if isinstance(given, int) or (given.isdecimal() and len(given) < 10 and not named):
             if 0 <= int(given) < len(self.classes):
                 return int(given)
             raise BadInput(f"classes: {given!r} is no class of data {self.spec!r}: 0 to {len(self.classes) - 1}")

@@ -17,6 +17,7 @@ from PIL import Image
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
+from leanvit.data.labels import Places
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
@@ -41,8 +42,10 @@ def hub_source(parsed: Spec) -> Source:
         split: arrow.find_columns(table.features.arrow_schema, where=f"data {spec!r}, {split}")
         for split, table in tables.items()
     }
-    labels = {split: _arrow_column(table, columns[split].label) for split, table in tables.items()}
-    classes = arrow.class_names(next(iter(columns.values())), list(labels.values()))
+    names = arrow.same_names(columns.values(), where=f"data {spec!r}")
+    labels = {split: _arrow_column(table, columns[split].label).to_pylist() for split, table in tables.items()}
+    places = {split: Places(f"data {spec!r}, {split}", "row {}".format) for split in tables}
+    classes = arrow.class_names(names, labels, places)
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes)
         for split, table in tables.items()
@@ -65,7 +68,7 @@ class _Rows:
         if encoded is None and isinstance(value, dict) and value.get("path"):
             encoded = Path(value["path"])
         if encoded is None:
-            raise UnreadableImage.of(self.keys[row], "has neither bytes nor a path")
+            raise UnreadableImage.of(self.keys[row], f"has neither bytes nor a path (row {row})")
         return encoded
 
 
@@ -91,9 +94,15 @@ def _as_streams(stored: Any) -> Any:
 
 
 def _by_split(spec: str, loaded: dict[str, Any]) -> dict[str, Any]:
-    named = {canonical_split(name): table for name, table in loaded.items() if canonical_split(name)}
+    named: dict[str, str] = {}
+    for name in loaded:
+        split = canonical_split(name)
+        if split in named:
+            raise BadInput(f"data {spec!r} holds two {split} splits: {named[split]} and {name}")
+        if split is not None:
+            named[split] = name
     if named:
-        return {str(split): table for split, table in named.items()}
+        return {split: loaded[name] for split, name in named.items()}
     if len(loaded) == 1:
         return {"all": next(iter(loaded.values()))}
     raise BadInput(f"data {spec!r}: none of its splits is train, val or test: {', '.join(sorted(loaded))}")
@@ -104,7 +113,7 @@ def _arrow_column(table: Any, column: str) -> Any:
 
 
 def _open(
-    spec: str, where: str, split: str, table: Any, columns: arrow.Columns, labels: Any, classes: list[str]
+    spec: str, where: str, split: str, table: Any, columns: arrow.Columns, labels: list[object], classes: list[str]
 ) -> Dataset:
     library = arrow.require("datasets")
     images_only = table.select_columns([columns.image])
@@ -112,6 +121,7 @@ def _open(
         images_only = images_only.cast_column(columns.image, library.Image(decode=False))
     paths = arrow.image_paths(_arrow_column(images_only, columns.image))
     keys, note = arrow.keys_of(paths, len(table), split=split)
+    places = Places(f"data {spec!r}, {split}", lambda row: f"row {row}, image {keys[row]!r}")
     images = _Rows(images_only, columns.image, keys)
     channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
     return Dataset(
@@ -120,10 +130,10 @@ def _open(
         split=split,
         classes=classes,
         keys=keys,
-        targets=arrow.targets_of(labels, classes, keys, where=f"data {spec!r}, {split}"),
+        targets=arrow.targets_of(labels, classes, columns.names, places),
         rows=np.arange(len(table)),
         images=images,
         channels=channels,
         image_size=image_size,
-        note=note,
+        note="; ".join(filter(None, (columns.note, note))),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.data import arrow
-from leanvit.data import labels as labelling
+from leanvit.data.labels import Places
 from leanvit.data.sources import Source
 from leanvit.data.specs import Spec
 from leanvit.data.stream import Encoded, Stream, as_bytes, in_epochs, probe_stream
@@ -26,6 +26,7 @@ class HubShard:
     image: str
     label: str
     classes: tuple[str, ...]
+    named: bool  # by the data set's record: then whole numbers are indices
     split: str
 
     @property
@@ -33,42 +34,45 @@ class HubShard:
         return f"{self.split}-{self.index:05d}-of-{self.shards:05d}"
 
     def __iter__(self) -> Iterator[Encoded]:
+        known: dict[tuple[type, object], int] = {}
+        seen: set[str] = set()
         for row, line in enumerate(self.table.shard(num_shards=self.shards, index=self.index)):
             value, label = line[self.image], line[self.label]
             path = value.get("path") if isinstance(value, dict) else None
             encoded = value.get("bytes") if isinstance(value, dict) else value
             if encoded is None and path:
                 encoded = as_bytes(Path(path))
-            key = str(path) if path else f"{self.name}/{row:08d}"
-            yield Encoded(encoded or b"", self._target(label, key), key)
+            key = str(path) if path and path not in seen else f"{self.name}/{row:08d}"
+            seen.add(str(path))
+            same = (type(label), label)
+            if same not in known:
+                known[same] = self._target(label, row, key)
+            yield Encoded(encoded or b"", known[same], key)
 
-    def _target(self, label: Any, key: str) -> int:
-        if isinstance(label, int) and 0 <= label < len(self.classes):
-            return label
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        raise BadInput(f"{self.split}: image {key!r} has label {label!r}; accepted: 0 to {len(self.classes) - 1}")
+    def _target(self, label: object, row: int, key: str) -> int:
+        places = Places(self.name, lambda _: f"row {row}, image {key!r}")
+        return int(arrow.targets_of([label], self.classes, self.classes if self.named else None, places)[0])
 
 
 def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     """The splits of streamed `datasets` tables. Options: `epoch=N`, `resampled`, `buffer=N`, of train.
 
     Where the data set's record does not say how many images a split has, or what its classes are, the label column is
-    read once. Keys are the images' paths, else shard and row.
+    read once. Keys are the images' paths; shard and row for images without a path, or with one that came before.
     """
     splits = {split: _columns(spec, split, table) for split, table in tables.items()}
     counts: dict[str, int] = {}
-    names: set[str] = set()
-    stated = next((columns.names for _, columns in splits.values() if columns.names), None)
+    values: dict[str, list[object]] = {}
+    names = arrow.same_names((columns for _, columns in splits.values()), where=f"data {spec.text!r}")
     for split, (table, columns) in splits.items():
         told = getattr((table.info.splits or {}).get(table.split), "num_examples", 0) if table.info.splits else 0
-        if told and stated:
+        if told and names:
             counts[split] = told
             continue
-        labels = [line[columns.label] for line in table.select_columns([columns.label])]
-        counts[split] = len(labels)
-        names |= {str(label) for label in labels if label is not None}
-    classes = list(stated) if stated else labelling.names_of(names)
+        values[split] = [line[columns.label] for line in table.select_columns([columns.label])]
+        counts[split] = len(values[split])
+    places = {split: Places(f"data {spec.text!r}, {split}", "row {}".format) for split in values}
+    classes = arrow.class_names(names, values, places)
     opened = {
         split: partial(_open, spec, split, table, columns, classes, counts[split])
         for split, (table, columns) in splits.items()
@@ -89,7 +93,8 @@ def _columns(spec: Spec, split: str, table: Any) -> tuple[Any, arrow.Columns]:
 def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: list[str], held: int) -> Stream:
     shards = max(1, table.num_shards)
     parts = tuple(
-        HubShard(table, shards, index, columns.image, columns.label, tuple(classes), split) for index in range(shards)
+        HubShard(table, shards, index, columns.image, columns.label, tuple(classes), columns.names is not None, split)
+        for index in range(shards)
     )
     if not held:
         raise BadInput(f"data {spec.text!r}, {split}: there is no image in it")
@@ -103,5 +108,6 @@ def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: l
         length=held,
         channels=channels,
         image_size=image_size,
+        note=columns.note,
     )
     return in_epochs(whole, spec)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,58 +15,88 @@ from PIL import Image
 
 from leanvit.data import labels as labelling
 from leanvit.data.dataset import Dataset, probe
-from leanvit.data.decode import UnreadableImage, decode
+from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
+from leanvit.data.labels import Places
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
-from leanvit.errors import BadInput, nearest
+from leanvit.data.tables import chosen_columns, is_uncertain, read_table, read_text, truth
+from leanvit.errors import BadInput
 
-_IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "filepath", "image_path", "img")
-_LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "category", "tags")
+_UNCERTAIN = ("error", "negative", "positive", "skip")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The lines of one split: paths as they are written, and a label or several for each."""
+    """The lines of one split: paths as they are written, and what stands in the label column (or several) of each."""
 
     paths: tuple[str, ...]
-    labels: tuple[str, ...] | None  # one text a line
-    vectors: np.ndarray | None  # (N, columns) float32, of several 0/1 columns
-    names: tuple[str, ...]  # of those columns
+    labels: tuple[tuple[str, ...], ...]  # by row: one text, or one of each of `names`
+    names: tuple[str, ...]  # of several 0/1 columns; else empty
+    lines: tuple[int, ...]  # of the file
     folder: Path  # what relative paths start from
     file: Path
+    notes: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def take(self, rows: Sequence[int]) -> Listing:
-        """Some of the lines."""
-        labels = None if self.labels is None else tuple(self.labels[row] for row in rows)
-        vectors = None if self.vectors is None else self.vectors[list(rows)]
-        return replace(self, paths=tuple(self.paths[row] for row in rows), labels=labels, vectors=vectors)
+        """Some of the rows."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            lines=tuple(self.lines[row] for row in rows),
+        )
+
+    def without(self, rows: Sequence[int], reason: str) -> Listing:
+        """All but some rows, which are counted as left out."""
+        if not rows:
+            return self
+        gone = set(rows)
+        kept = self.take([row for row in range(len(self.paths)) if row not in gone])
+        return replace(kept, left_out={**self.left_out, reason: len(rows)})
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The first label column."""
+        return tuple(cells[0] for cells in self.labels)
+
+    def places(self, spec: Spec) -> Places:
+        """Where the rows stand."""
+        return Places(f"data {spec.text!r}, {self.file.name}", lambda row: f"line {self.lines[row]}")
 
 
 def listing_source(spec: Spec) -> Source:
     """The splits of a list or table: those of a column `split`, or `val=FILE`, or the one that the file's name says.
 
-    Paths are relative to the file, or to `root=DIR`. Labels are whole numbers (indices) or names. Several labels for
-    an image: several 0/1 columns, or one text with `|` or `;` between the labels (`separator=X` for another mark,
-    `separator=none` for none). Options of tables: `image=COLUMN`, `label=COLUMN[,COLUMN...]`.
+    Paths are relative to the file, or to `root=DIR`; a path without the ending of an image is that of the only image
+    of that name. Several labels for an image: several 0/1 columns, or one text with `|` or `;` between the labels
+    (`separator=X` for another mark, `separator=space`, `separator=none` for none). Options of tables: `image=COLUMN`,
+    `label=COLUMN[,COLUMN...]`, and `uncertain=error|negative|positive|skip` for blanks, -1 and nan in 0/1 columns
+    (skip: also for lines without a label).
 
     Raises BadInput that names the file, and the line or column, for what is not understood.
     """
-    read = _read_list if spec.kind == "list" else _read_table
-    whole = read(spec, spec.path)
-    splits: dict[str, Listing] = dict(whole)
-    if "val" in spec.options:
-        if set(whole) != {"all"}:
-            raise BadInput(f"data {spec.text!r}: val= is given, but {spec.path.name} has a column split of its own")
-        other = read(spec, _existing(spec, Path(spec.options["val"]).expanduser(), beside=spec.path))
-        splits = {"train": whole["all"], "val": next(iter(other.values()))}
-    elif set(whole) == {"all"} and canonical_split(spec.path.stem) in ("val", "test"):
-        splits = {str(canonical_split(spec.path.stem)): whole["all"]}
-    separator = _separator(spec, splits)
-    classes = _classes(splits, separator)
+    policy = spec.options.get("uncertain", "error")
+    if policy not in _UNCERTAIN:
+        raise BadInput(f"data {spec.text!r}: uncertain={policy!r}; accepted: {', '.join(_UNCERTAIN)}")
+    splits = _splits(spec)
+    several = next(iter(splits.values())).names
+    separator = None if several else _separator(spec, splits)
+    if policy == "skip":
+        splits = {split: _certain(listing) for split, listing in splits.items()}
+    elif policy != "error" and not several:
+        raise BadInput(f"data {spec.text!r}: uncertain={policy} is for several columns of 0 and 1")
+    if several and spec.options.get("separator", "none") != "none":
+        raise BadInput(f"data {spec.text!r}: separator= is for one column of labels; taken: {', '.join(several)}")
+    empty = next((listing for listing in splits.values() if not listing.paths), None)
+    if empty is not None:
+        raise BadInput(f"data {spec.text!r}, {empty.file.name}: there is no image in it")
+    classes, targets = _targets(spec, splits, separator, policy)
     if not classes:
         raise BadInput(f"data {spec.text!r}: {spec.path.name} has no labels")
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, split, listing, classes, separator) for split, listing in splits.items()
+        split: partial(_open, spec, split, listing, classes, targets[split], separator)
+        for split, listing in splits.items()
     }
     return Source(spec.text, opened, "list file" if spec.kind == "list" else f"{spec.path.suffix[1:]} table")
 
@@ -78,7 +109,7 @@ class _Listed:
 
     def encoded(self, row: int) -> Path:
         path = self.folder / self.paths[row]
-        if not path.is_file():  # a pipe or a device would be waited for
+        if not os.path.isfile(path):  # a pipe or a device would be waited for
             raise UnreadableImage.of(self.keys[row], f"cannot be decoded: there is no file {path}")
         return path
 
@@ -86,151 +117,134 @@ class _Listed:
         return decode(self.encoded(row), key=self.keys[row])
 
 
-def _open(spec: Spec, split: str, listing: Listing, classes: list[str], separator: str | None) -> Dataset:
-    where = f"data {spec.text!r}, {listing.file.name}"
-    listing, note = _without_repeats(listing, where)
-    if not listing.paths:
-        raise BadInput(f"{where}: there is no image in it")
-    if listing.vectors is not None:
-        targets = listing.vectors
-    elif separator is not None:
-        lists = labelling.split_labels(listing.labels or (), separator)
-        targets = labelling.label_vectors(lists, classes, where=where)
-    else:
-        targets = labelling.class_targets(listing.labels or (), classes, where=where)
-    multi_label = targets.ndim == 2
-    if multi_label and listing.vectors is None and "separator" not in spec.options:
-        note = "; ".join(filter(None, (note, f"labels are split at {separator!r}")))
-    paths = tuple(_normal(path) for path in listing.paths)
+def _open(
+    spec: Spec, split: str, listing: Listing, classes: list[str], targets: np.ndarray, separator: str | None
+) -> Dataset:
+    places = listing.places(spec)
+    notes = [*listing.notes]
+    if separator is not None and "separator" not in spec.options:
+        notes.append(f"labels are split at {separator!r}")
+    elif separator is None and not listing.names and "separator" not in spec.options:
+        notes.append(labelling.hint(listing.texts))
+    if listing.names and (targets.sum(axis=1) == 1).all():
+        notes.append("every image has exactly one of the labels; they are trained as independent ones")
+    given = [_normal(path) for path in listing.paths]
+    found, completed = _with_endings(listing.folder, given, places)
+    notes.append(f"{completed} paths have no ending: the image of that name is taken" if completed else "")
+    kept = labelling.without_repeats(found, targets, places)
+    left_out = {**listing.left_out, **({"repeated lines": len(found) - len(kept)} if len(kept) < len(found) else {})}
+    paths = tuple(found[row] for row in kept)
     images = _Listed(listing.folder, paths, _keys(paths))
-    channels, image_size = probe(images, len(listing.paths))
+    channels, image_size = probe(images, len(paths))
     return Dataset(
         name=spec.path.resolve().stem,
         spec=spec.text,
         split=split,
         classes=classes,
         keys=images.keys,
-        targets=targets,
-        rows=np.arange(len(listing.paths)),
+        targets=targets[kept],
+        rows=np.arange(len(paths)),
         images=images,
         channels=channels,
         image_size=image_size,
-        note=note,
-        multi_label=multi_label,
+        note="; ".join(filter(None, notes)),
+        multi_label=targets.ndim == 2,
+        left_out=left_out,
     )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def _splits(spec: Spec) -> dict[str, Listing]:
+    read = _read_list if spec.kind == "list" else _read_table
+    whole = read(spec, spec.path)
+    if "val" in spec.options:
+        if set(whole) != {"all"}:
+            raise BadInput(f"data {spec.text!r}: val= is given, but {spec.path.name} has a column split of its own")
+        other = read(spec, _existing(spec, Path(spec.options["val"]).expanduser(), beside=spec.path))
+        if set(other) != {"all"}:
+            raise BadInput(f"data {spec.text!r}: {spec.options['val']} has a column split of its own")
+        splits = {"train": whole["all"], "val": other["all"]}
+        train, val = splits["train"].names, splits["val"].names
+        if set(train) != set(val):
+            raise BadInput(
+                f"data {spec.text!r}: {spec.path.name} has the label columns {', '.join(train) or '(one)'}, "
+                f"{spec.options['val']} has {', '.join(val) or '(one)'}; accepted: the same, or label=COLUMN,COLUMN"
+            )
+        order = [val.index(name) for name in train]
+        if train != val:  # the same columns in another order
+            cells = tuple(tuple(row[place] for place in order) for row in splits["val"].labels)
+            splits["val"] = replace(splits["val"], labels=cells, names=train)
+        return splits
+    if set(whole) == {"all"} and canonical_split(spec.path.stem) in ("val", "test"):
+        return {str(canonical_split(spec.path.stem)): whole["all"]}
+    return whole
+
+
 def _read_list(spec: Spec, file: Path) -> dict[str, Listing]:
-    paths, labels = [], []
-    for number, line in enumerate(_text(spec, file).splitlines(), 1):
+    paths, labels, lines = [], [], []
+    for number, line in enumerate(io.StringIO(read_text(spec, file), newline=None), 1):
         if not line.strip():
             continue
-        path, label = _cut(line)
-        if not path or not label:
+        path, label = _cut(line.strip())
+        if not path or not label or path.count('"') % 2 or label.count('"') % 2 or _is_longer(path):
             raise BadInput(
                 f"data {spec.text!r}, {file.name} line {number}: {line.strip()[:80]!r} is no `path label`; accepted: "
-                "a path, a tab or space, and one label (after a tab the label may hold spaces)"
+                "a path, a tab or space, and one label (after a tab the label may hold spaces; either may stand in "
+                "quotation marks)"
             )
         paths.append(path)
-        labels.append(label)
-    return {"all": Listing(tuple(paths), tuple(labels), None, (), _folder(spec, file), file)}
+        labels.append((label,))
+        lines.append(number)
+    return {"all": Listing(tuple(paths), tuple(labels), (), tuple(lines), _folder(spec, file), file)}
 
 
 def _cut(line: str) -> tuple[str, str]:
-    """(path, label): at the last tab, else at the last space."""
-    path, _, label = line.strip().rpartition("\t" if "\t" in line else " ")
-    return path.strip(), label.strip()
+    """(path, label): at the tab, at the end of a quoted path, else at the last space; without quotation marks."""
+    quoted = re.fullmatch(r'("[^"]+")\s+(.+)', line)
+    if "\t" in line:
+        path, _, label = line.rpartition("\t")
+    elif quoted:
+        path, label = quoted.groups()
+    else:
+        unspaced = re.fullmatch(r'(.*?)\s+("[^"]+"|[^\s"]+)', line)
+        path, label = unspaced.groups() if unspaced else (line, "")
+    return _unquoted(path.strip()), _unquoted(label.strip())
+
+
+def _unquoted(text: str) -> str:
+    inside = re.fullmatch(r'"\s*([^"]*?)\s*"', text)
+    return inside[1] if inside else text
+
+
+def _is_longer(path: str) -> bool:
+    """Whether an image's name ends before the path does: then part of the label is in it."""
+    if Path(path).suffix.lower() in EXTENSIONS:
+        return False
+    return any(Path(part).suffix.lower() in EXTENSIONS for part in path.split()[:-1]) or "\t" in path
 
 
 def _read_table(spec: Spec, file: Path) -> dict[str, Listing]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    rows = list(csv.reader(_text(spec, file).splitlines(), delimiter=delimiter))
-    where = f"data {spec.text!r}, {file.name}"
-    header = [name.strip() for name in rows[0]] if rows else []
-    if len(set(header)) < len(header) or not header:
-        raise BadInput(f"{where}: the first line must name each column once; it is {', '.join(header) or 'empty'}")
-    lines = [(number, row) for number, row in enumerate(rows[1:], 2) if row]
-    uneven = next(((number, row) for number, row in lines if len(row) != len(header)), None)
-    if uneven:
-        raise BadInput(f"{where} line {uneven[0]}: {len(uneven[1])} values for {len(header)} columns")
-    columns = {name: [row[place].strip() for _, row in lines] for place, name in enumerate(header)}
-    image = _column(spec, "image", columns, _IMAGE_COLUMNS, where)
-    chosen = _label_columns(spec, columns, image, where)
-    if len(chosen) == 1:
-        found = Listing(tuple(columns[image]), tuple(columns[chosen[0]]), None, (), _folder(spec, file), file)
-    else:
-        vectors = np.array([[value == "1" for value in columns[name]] for name in chosen], dtype=np.float32).T
-        found = Listing(tuple(columns[image]), None, vectors, tuple(chosen), _folder(spec, file), file)
-    empty = next((number for (number, _), path in zip(lines, found.paths, strict=True) if not path), None)
-    if empty is not None:
-        raise BadInput(f"{where} line {empty}: no path in column {image!r}")
-    return _by_split(found, columns.get("split"), where)
-
-
-def _by_split(listing: Listing, split_column: list[str] | None, where: str) -> dict[str, Listing]:
-    if split_column is None:
-        return {"all": listing}
-    named = [canonical_split(text) for text in split_column]
+    table, image, split, chosen = chosen_columns(spec, read_table(spec, file))
+    columns = table.columns
+    labels = tuple(zip(*(columns[name] for name in chosen), strict=True))
+    names = chosen if len(chosen) > 1 else ()
+    found = Listing(columns[image], labels, names, table.lines, _folder(spec, file), file, table.notes)
+    if split is None:
+        return {"all": found}
+    named = [canonical_split(text) for text in columns[split]]
     if None in named:
-        raise BadInput(f"{where}: column split holds {split_column[named.index(None)]!r}; accepted: train, val, test")
-    return {
-        split: listing.take([row for row, name in enumerate(named) if name == split])
-        for split in ("train", "val", "test")
-        if split in named
-    }
-
-
-def _label_columns(spec: Spec, columns: dict[str, list[str]], image: str, where: str) -> list[str]:
-    """One column of labels, or several of 0 and 1."""
-    given = spec.names("label")
-    others = [name for name in columns if name not in (image, "split")]
-    if given is None:
-        named = next((name for name in _LABEL_COLUMNS if name in others), None)
-        chosen = [named] if named else [name for name in others if _is_binary(columns[name])]
-        if not chosen or (len(chosen) == 1 and named is None):
-            raise BadInput(
-                f"{where}: no label column; columns: {', '.join(columns)}; accepted: one of "
-                f"{', '.join(_LABEL_COLUMNS)}, several columns of 0 and 1, or label=COLUMN[,COLUMN...]"
-            )
-    else:
-        chosen = list(given)
-        wrong = next((name for name in chosen if name not in others), None)
-        if wrong is not None:
-            raise BadInput(f"{where}: label={wrong!r} is no column: {nearest(wrong, others)}")
-        odd = next((name for name in chosen if not _is_binary(columns[name])), None)
-        if len(chosen) > 1 and odd is not None:
-            raise BadInput(f"{where}: column {odd!r} is one of several label columns; accepted: values 0 and 1")
-    return chosen
-
-
-def _column(spec: Spec, role: str, columns: dict[str, list[str]], known: Sequence[str], where: str) -> str:
-    given = spec.options.get(role)
-    if given is not None and given not in columns:
-        raise BadInput(f"{where}: {role}={given!r} is no column: {nearest(given, columns)}")
-    found = given or next((name for name in known if name in columns), None)
-    if found is None:
+        row = named.index(None)
         raise BadInput(
-            f"{where}: no {role} column; columns: {', '.join(columns)}; accepted: one of {', '.join(known)}, or "
-            f"{role}=COLUMN"
+            f"{table.where} line {table.lines[row]}: column {split} holds {columns[split][row]!r}; accepted: train, "
+            "val, test"
         )
-    return found
-
-
-def _is_binary(values: list[str]) -> bool:
-    return bool(values) and set(values) <= {"0", "1"}
-
-
-def _text(spec: Spec, file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        names = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise BadInput(f"data {spec.text!r}: {file} does not exist; {nearest(file.name, names)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"data {spec.text!r}: {file.name} is no UTF-8 text file: {error}") from None
+    return {
+        str(one): found.take([row for row, name in enumerate(named) if name == one])
+        for one in ("train", "val", "test")
+        if one in named
+    }
 
 
 def _existing(spec: Spec, path: Path, *, beside: Path) -> Path:
@@ -247,39 +261,105 @@ def _folder(spec: Spec, file: Path) -> Path:
     return folder
 
 
-# --- labels and keys --------------------------------------------------------------------------------------------------
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def _separator(spec: Spec, splits: dict[str, Listing]) -> str | None:
     given = spec.options.get("separator")
     if given is not None:
-        return None if given == "none" else given
-    return labelling.separator_in(label for listing in splits.values() for label in listing.labels or ())
+        return {"none": None, "space": " "}.get(given, given)
+    return labelling.separator_in(label for listing in splits.values() for label in listing.texts)
 
 
-def _classes(splits: dict[str, Listing], separator: str | None) -> list[str]:
+def _certain(listing: Listing) -> Listing:
+    """The lines without a blank, -1 or nan among their labels."""
+    rows = [row for row, cells in enumerate(listing.labels) if any(map(is_uncertain, cells))]
+    return listing.without(rows, "lines with an uncertain label" if listing.names else "lines without a label")
+
+
+def _targets(
+    spec: Spec, splits: dict[str, Listing], separator: str | None, policy: str
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """(classes, targets of each split): classes are over all splits."""
+    places = {split: listing.places(spec) for split, listing in splits.items()}
     first = next(iter(splits.values()))
     if first.names:
-        return list(first.names)
-    labels = [label for listing in splits.values() for label in listing.labels or ()]
+        return list(first.names), {split: _vectors(listing, places[split], policy) for split, listing in splits.items()}
     if separator is not None:
-        return labelling.names_of(name for names in labelling.split_labels(labels, separator) for name in names)
-    return labelling.names_of(label for label in labels if label)
+        lists = {
+            split: labelling.split_labels(listing.texts, separator, places[split]) for split, listing in splits.items()
+        }
+        classes = labelling.names_of((lists[split], places[split]) for split in splits)
+        return classes, {split: labelling.label_vectors(lists[split], classes, places[split]) for split in splits}
+    texts = {split: labelling.texts_of(listing.texts, places[split]) for split, listing in splits.items()}
+    classes = labelling.names_of((texts[split], places[split]) for split in splits)
+    return classes, {split: labelling.class_targets(texts[split], classes, places[split]) for split in splits}
 
 
-def _without_repeats(listing: Listing, where: str) -> tuple[Listing, str]:
-    """Each path once. Raises BadInput for one that comes with two labels."""
-    first: dict[str, int] = {}
-    for row, key in enumerate(_normal(path) for path in listing.paths):
-        before = first.setdefault(key, row)
-        if before == row:
+def _vectors(listing: Listing, places: Places, policy: str) -> np.ndarray:
+    """(N, columns) float32 of 0/1 columns; what is uncertain by the policy."""
+    vectors = np.zeros((len(listing.paths), len(listing.names)), dtype=np.float32)
+    for row, cells in enumerate(listing.labels):
+        for column, cell in enumerate(cells):
+            told = _told(cell, listing.names[column], places, row)
+            if told is None and policy == "error":
+                what = f"holds {cell!r}" if cell else "is blank"
+                raise BadInput(
+                    f"{places(row)}: column {listing.names[column]!r} {what}; accepted: 0 and 1, or "
+                    "uncertain=negative, positive or skip, which says what blanks, -1 and nan are"
+                )
+            vectors[row, column] = policy == "positive" if told is None else told
+    return vectors
+
+
+def _told(cell: str, name: str, places: Places, row: int) -> bool | None:
+    try:
+        return truth(cell)
+    except ValueError:  # `val=FILE` may hold what the first file does not
+        raise BadInput(f"{places(row)}: column {name!r} holds {cell[:40]!r}; accepted: values 0 and 1") from None
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def _with_endings(folder: Path, paths: list[str], places: Places) -> tuple[list[str], int]:
+    """(paths, how many were completed): one without the ending of an image becomes the only image of that name.
+
+    Raises BadInput where there are several of them.
+    """
+    listed: dict[Path, dict[str, list[str]]] = {}
+    found, completed = [], 0
+    for row, path in enumerate(paths):
+        if Path(path).suffix.lower() in EXTENSIONS or os.path.isfile(folder / path):
+            found.append(path)
             continue
-        labels, vectors = listing.labels, listing.vectors
-        same = labels[before] == labels[row] if labels else bool((vectors[before] == vectors[row]).all())  # type: ignore[index]
-        if not same:
-            raise BadInput(f"{where}: image {key!r} comes twice, with different labels")
-    repeats = len(listing.paths) - len(first)
-    return listing.take(list(first.values())), f"{repeats} repeated lines are left out" if repeats else ""
+        parent = (folder / path).parent
+        if parent not in listed:
+            listed[parent] = _by_stem(parent)
+        held = listed[parent].get(Path(path).name, [])
+        if len(held) > 1:
+            raise BadInput(f"{places(row)}: {path!r} has no ending, and there are {', '.join(sorted(held))}")
+        found.append(os.path.join(os.path.dirname(path), held[0]) if held else path)
+        completed += bool(held)
+    return found, completed
+
+
+def _by_stem(folder: Path) -> dict[str, list[str]]:
+    """The names of a folder's images by what comes before their ending."""
+    stems: dict[str, list[str]] = {}
+    for name in _names_in(folder):
+        stem, ending = os.path.splitext(name)
+        if ending.lower() in EXTENSIONS:
+            stems.setdefault(stem, []).append(name)
+    return stems
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries)
+    except OSError:
+        return
 
 
 def _normal(path: str) -> str:

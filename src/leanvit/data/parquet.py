@@ -6,11 +6,11 @@ it was touched; what does not fit in memory is opened as `hf:FOLDER`, which maps
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,11 +18,9 @@ from PIL import Image
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
+from leanvit.data.labels import Places
 from leanvit.data.sources import Source, canonical_split
 from leanvit.errors import BadInput
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 def parquet_source(spec: str, path: Path) -> Source:
@@ -32,12 +30,15 @@ def parquet_source(spec: str, path: Path) -> Source:
     hold a label outside the classes.
     """
     arrow.require("pyarrow")
-    files = _files_by_split(spec, path)
+    files, unread = _files_by_split(spec, path)
+    left_out = {"parquet files whose names say no split": unread} if unread else {}
     tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
-    classes = arrow.class_names(next(iter(tables.values())).columns, [table.labels for table in tables.values()])
+    names = arrow.same_names((table.columns for table in tables.values()), where=f"data {spec!r}")
+    places = {split: table.places(spec, split) for split, table in tables.items()}
+    classes = arrow.class_names(names, {split: table.labels for split, table in tables.items()}, places)
     name = path.resolve().parent.name if path.is_file() and canonical_split(path.stem) else path.resolve().stem
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, name, split, table, classes) for split, table in tables.items()
+        split: partial(_open, spec, name, split, table, classes, left_out) for split, table in tables.items()
     }
     return Source(spec, opened, "parquet")
 
@@ -48,32 +49,42 @@ class _Table:
 
     files: tuple[Path, ...]
     columns: arrow.Columns
-    labels: pa.ChunkedArray
+    labels: list[object]
     paths: list[str | None] | None
     group_rows: tuple[tuple[Path, int, int], ...]  # (file, row group, rows in it)
 
     @staticmethod
     def of(spec: str, files: tuple[Path, ...]) -> _Table:
-        import pyarrow as pa
-
-        labels: list[pa.Array] = []
+        labels: list[object] = []
         paths: list[str | None] | None = []
         groups: list[tuple[Path, int, int]] = []
-        columns = None
+        every: list[arrow.Columns] = []
         for file in files:
             where = f"data {spec!r}, {file.name}"
             parquet = _opened(file, where=where)
             columns = arrow.find_columns(parquet.schema_arrow, where=where)
+            every.append(columns)
             leaves = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
             has_path = f"{columns.image}.path" in leaves
             wanted = [columns.label, f"{columns.image}.path"] if has_path else [columns.label]
             table = _read(partial(parquet.read, columns=wanted), where=where)
-            labels += table.column(columns.label).chunks
+            labels += _read(table.column(columns.label).to_pylist, where=where)
             found = arrow.image_paths(table.column(columns.image)) if has_path else None
             paths = None if paths is None or found is None else paths + found
             groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
-        assert columns is not None
-        return _Table(files, columns, pa.chunked_array(labels), paths, tuple(groups))
+        if len({(one.image, one.label) for one in every}) > 1:
+            names = ", ".join(file.name for file in files[:5])
+            raise BadInput(f"data {spec!r}: {names} have their images or labels in different columns")
+        arrow.same_names(every, where=f"data {spec!r}")
+        return _Table(files, every[0], labels, paths, tuple(groups))
+
+    def keys(self, split: str) -> tuple[tuple[str, ...], str]:
+        return arrow.keys_of(self.paths, len(self.labels), split=split)
+
+    def places(self, spec: str, split: str) -> Places:
+        return Places(
+            f"data {spec!r},", lambda row: f"{_located(self.group_rows, row)}, image {self.keys(split)[0][row]!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,14 +111,25 @@ class _RowGroups:
         value = self.loaded[group][row - int(self.starts[group])].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None:  # a path alone is not followed: the file may come from elsewhere
-            raise UnreadableImage.of(self.keys[row], f"has no bytes in {self.groups[group][0].name}")
+            raise UnreadableImage.of(self.keys[row], f"has no bytes in {_located(self.groups, row)}")
         return encoded
 
 
-def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -> Dataset:
+def _located(groups: tuple[tuple[Path, int, int], ...], row: int) -> str:
+    """Where a row of a split lies: file, and row in it."""
+    before = 0
+    for file, number, rows in groups:
+        before = before if number else 0
+        if row < rows:
+            return f"{file.name} row {before + row}"
+        before, row = before + rows, row - rows
+    return f"row {row}"
+
+
+def _open(spec: str, name: str, split: str, table: _Table, classes: list[str], left_out: Mapping[str, int]) -> Dataset:
     count = len(table.labels)
-    keys, note = arrow.keys_of(table.paths, count, split=split)
-    targets = arrow.targets_of(table.labels, classes, keys, where=f"data {spec!r}, {split}")
+    keys, note = table.keys(split)
+    targets = arrow.targets_of(table.labels, classes, table.columns.names, table.places(spec, split))
     rows = np.array([rows for _, _, rows in table.group_rows], dtype=np.int64)
     images = _RowGroups(table.columns.image, table.group_rows, keys, np.cumsum(rows) - rows)
     channels, image_size = probe(images, count) if count else (3, (0, 0))
@@ -122,14 +144,16 @@ def _open(spec: str, name: str, split: str, table: _Table, classes: list[str]) -
         images=images,
         channels=channels,
         image_size=image_size,
-        note=note,
+        note="; ".join(filter(None, (table.columns.note, note))),
+        left_out=left_out,
     )
 
 
-def _files_by_split(spec: str, path: Path) -> dict[str, tuple[Path, ...]]:
+def _files_by_split(spec: str, path: Path) -> tuple[dict[str, tuple[Path, ...]], int]:
+    """(files of each split, how many of a folder's files belong to none)."""
     if path.is_file():
         split = canonical_split(path.stem)
-        return {split if split in ("val", "test") else "all": (path,)}
+        return {split if split in ("val", "test") else "all": (path,)}, 0
     files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
     found: dict[str, tuple[Path, ...]] = {}
     for file in files:
@@ -137,11 +161,11 @@ def _files_by_split(spec: str, path: Path) -> dict[str, tuple[Path, ...]]:
         if split is not None:
             found[split] = (*found.get(split, ()), file)
     if not found and len(files) == 1:
-        return {"all": (files[0],)}
+        return {"all": (files[0],)}, 0
     if not found:
         names = ", ".join(file.name for file in files[:10])
         raise BadInput(f"data {spec!r}: none of its files names a split (train, val or test): {names}")
-    return found
+    return found, len(files) - sum(map(len, found.values()))
 
 
 def _opened(file: Path, *, where: str) -> Any:

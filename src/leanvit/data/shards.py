@@ -1,36 +1,37 @@
 """`wds:PATTERN`: webdataset tar shards, `key.jpg` and `key.cls` (or `.json`, `.txt`) side by side.
 
 Shards may come from anyone. Of their members only images and `cls`, `json`, `txt` labels are read, here, without
-webdataset's automatic decoders; a shard that holds pickles is refused. Only local files are opened: webdataset hands
-other addresses to a shell.
+webdataset's automatic decoders; a shard that holds pickles, or is cut short, is refused (`tars.py`). Only local files
+are opened: webdataset hands other addresses to a shell.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanvit.data import labels as labelling
+from leanvit.data import tars
 from leanvit.data.arrow import require
-from leanvit.data.decode import EXTENSIONS
+from leanvit.data.labels import Places
 from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
+from leanvit.data.tars import IMAGES, LABELS
 from leanvit.errors import BadInput
 
-LABELS = ("cls", "json", "txt")  # in the order in which they are looked for
 _FIELDS = ("label", "labels", "cls", "class", "target")  # of a json member
-_IMAGES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
-_PICKLES = ("pickle", "pkl", "pyd", "pth", "pt", "ckpt", "joblib")
-_LABEL_BYTES = 2**20  # a label that is larger is none
+Label = str | tuple[str, ...]  # of one sample
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class _Scan:
 
     path: Path
     keys: tuple[str, ...]
-    labels: tuple[str | tuple[str, ...], ...]
+    labels: tuple[Label, ...]
+    left_out: Mapping[str, int]
+
+    @property
+    def places(self) -> Places:
+        return Places(f"shard {self.path.name},", lambda row: f"sample {self.keys[row]!r}")
 
 
 @dataclass(frozen=True)
@@ -57,28 +63,34 @@ class Shard:
         return self.path.name
 
     def __iter__(self) -> Iterator[Encoded]:
+        known: dict[Label, int | np.ndarray] = {}
         for sample in _samples(self.path):
-            image = next((sample[ending] for ending in _image_endings(sample)), None)
-            if image is None or self.label.split(".")[0] not in sample:
+            image = next((sample[ending] for ending in sample if ending in IMAGES), None)
+            member = self.label.split(".")[0]
+            if image is None or member not in sample:
                 continue
-            label, where = _label(sample, self.label, self.path), f"shard {self.path.name}"
-            if self.multi_label:
-                found = [label] if isinstance(label, str) else list(label)
-                target: Any = labelling.label_vectors([found], self.classes, where=where)[0]
-            else:
-                target = int(labelling.class_targets([str(label)], self.classes, where=where)[0])
-            yield Encoded(image, target, self.prefix + sample["__key__"])
+            places = _place(self.path, sample["__key__"])
+            label = _label(sample[member], self.label, places, 0)
+            if label not in known:
+                known[label] = self._target(label, places)
+            target = known[label]
+            yield Encoded(image, target if isinstance(target, int) else target.copy(), self.prefix + sample["__key__"])
+
+    def _target(self, label: Label, places: Places) -> int | np.ndarray:
+        if self.multi_label:
+            return labelling.label_vectors([[label] if isinstance(label, str) else label], self.classes, places)[0]
+        return int(labelling.class_targets([str(label)], self.classes, places)[0])
 
 
 def shards_source(spec: Spec) -> Source:
     """The splits of a pattern of tar files: `train`, and `val` where `val=PATTERN` names its shards.
 
-    The headers and labels of all shards are read once, which gives the number of samples, the classes (numbers, or
-    names in sorted order) and the keys. Options: `resampled`, `epoch=N` (samples an epoch, of train), `buffer=N`
-    (samples shuffled among), `label=cls|json|txt` or `label=json.FIELD`.
+    The headers and labels of all shards are read once, which gives the number of samples, the classes and the keys.
+    Options: `resampled`, `epoch=N` (samples an epoch, of train), `buffer=N` (samples shuffled among),
+    `label=cls|json|txt` or `label=json.FIELD`.
 
-    Raises BadInput for patterns without files, shards without labelled images, with pickles, or that are damaged;
-    MissingExtra without webdataset.
+    Raises BadInput for patterns without files, shards without labelled images, with pickles, or that are damaged or
+    cut short; MissingExtra without webdataset.
     """
     require("webdataset")
     patterns = {"all": spec.where}
@@ -89,9 +101,9 @@ def shards_source(spec: Spec) -> Source:
     files = {split: _files(spec, pattern) for split, pattern in patterns.items()}
     label = _chosen_label(spec, next(iter(files.values()))[0])
     scans = {split: [_scan(path, label) for path in paths] for split, paths in files.items()}
-    labels = [label for of_split in scans.values() for scan in of_split for label in scan.labels]
-    multi = any(not isinstance(one, str) for one in labels)
-    classes = _classes(spec, labels, label)
+    every = [scan for of_split in scans.values() for scan in of_split]
+    multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
+    classes = _classes(spec, every, label)
     opened = {
         split: partial(_open, spec, split, tuple(of_split), label, classes, multi) for split, of_split in scans.items()
     }
@@ -101,9 +113,17 @@ def shards_source(spec: Spec) -> Source:
 def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes: list[str], multi: bool) -> Stream:
     keys = Counter(key for scan in scans for key in scan.keys)
     twice = len(keys) < sum(keys.values())
+    prefixes = _prefixes([scan.path for scan in scans]) if twice else [""] * len(scans)
     parts = tuple(
-        Shard(scan.path, label, tuple(classes), multi, f"{scan.path.stem}/" if twice else "") for scan in scans
+        Shard(scan.path, label, tuple(classes), multi, prefix) for scan, prefix in zip(scans, prefixes, strict=True)
     )
+    notes = (
+        "keys are not unique over the shards: each has its shard's name in front" if twice else "",
+        "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in scans) else "",
+    )
+    left_out: Counter[str] = Counter()
+    for scan in scans:
+        left_out.update(scan.left_out)
     held = sum(keys.values())
     if not held:
         raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold no image with a {label} label")
@@ -118,7 +138,8 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
         channels=channels,
         image_size=image_size,
         multi_label=multi,
-        note="keys are not unique over the shards: each has its shard's name in front" if twice else "",
+        note="; ".join(filter(None, notes)),
+        left_out=dict(left_out),
     )
     return in_epochs(whole, spec)
 
@@ -128,8 +149,14 @@ def _files(spec: Spec, pattern: str) -> list[Path]:
         raise BadInput(f"data {spec.text!r}: {pattern!r} is no local path; accepted: tar files that are mounted here")
     from webdataset.shardlists import expand_urls
 
+    if (count := tars.count_braces(pattern)) > tars.MOST_SHARDS:
+        raise BadInput(f"data {spec.text!r}: {pattern!r} names {count} shards; accepted: up to {tars.MOST_SHARDS}")
+    try:
+        names = expand_urls(str(Path(pattern).expanduser()))
+    except ValueError as error:
+        raise BadInput(f"data {spec.text!r}: {pattern!r} is no pattern of shards: {error}") from None
     found: list[Path] = []
-    for name in expand_urls(str(Path(pattern).expanduser())):
+    for name in names:
         matches = sorted(glob(name)) if any(mark in name for mark in "*[") and not Path(name).exists() else [name]
         found += map(Path, matches)
     missing = [path.name for path in found if not path.is_file()]
@@ -144,55 +171,64 @@ def _files(spec: Spec, pattern: str) -> list[Path]:
     return found
 
 
-def _samples(path: Path, *, read: Callable[[str], bool] | None = None) -> Iterator[dict[str, Any]]:
+def _prefixes(paths: Sequence[Path]) -> list[str]:
+    """What keeps the keys of shards apart: their names, with folders where two have one name."""
+    stems = [path.stem for path in paths]
+    if len(set(stems)) < len(stems):
+        root = os.path.commonpath([path.resolve().parent for path in paths])
+        stems = [path.resolve().relative_to(root).with_suffix("").as_posix() for path in paths]
+    return [f"{stem}/" for stem in stems]
+
+
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
     """Samples of a shard in webdataset's terms: `__key__`, and the bytes of its members by their ending."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    wanted = read or (lambda name: _ending(name) in (*_IMAGES, *LABELS))
-    try:
-        with path.open("rb") as stream:
-            members = tar_file_expander(iter([{"url": str(path), "stream": stream}]), select_files=wanted)
-            yield from group_by_keys(members)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        reason = error.args[0] if error.args else type(error).__name__  # webdataset adds addresses to the arguments
-        raise BadInput(f"shard {path.name} is damaged or no tar file: {reason}") from None
+    with tars.damage(path), path.open("rb") as stream:
+        members = tar_file_expander(
+            iter([{"url": str(path), "stream": stream}]),
+            select_files=lambda name: tars.ending_of(name) in (*IMAGES, *LABELS),
+            rename_files=tars.normal_name,
+        )
+        yield from group_by_keys(members)
 
 
 def _scan(path: Path, label: str) -> _Scan:
     """Keys and labels of a shard; seeks over the images. Raises BadInput for pickles and unlabelled images."""
+    left_out: Counter[str] = Counter()
     keys: list[str] = []
-    labels: list[str | tuple[str, ...]] = []
-    images: set[str] = set()
-    member_ending = label.split(".")[0]
-    try:
-        with tarfile.open(path) as tar:
-            found: dict[str, bytes] = {}
-            for member in tar:
-                ending, stem = _ending(member.name), _stem(member.name)
-                if ending.rsplit(".", 1)[-1] in _PICKLES:
-                    raise BadInput(
-                        f"shard {path.name}: member {member.name!r} is a pickle, which can run code when it is read: "
-                        f"refused; accepted: images and {', '.join(LABELS)}"
-                    )
-                if not member.isreg():
-                    continue
-                if ending in _IMAGES:
-                    if stem not in images:
-                        keys.append(stem)
-                    images.add(stem)
-                elif ending == member_ending and member.size <= _LABEL_BYTES:
-                    content = tar.extractfile(member)
-                    found[stem] = content.read() if content else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(f"shard {path.name} is damaged or no tar file: {error}") from None
-    without = [key for key in keys if key not in found]
+    labels: list[Label] = []
+    without: list[str] = []
+    places = Places(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
+    ending = label.split(".")[0]
+    for key, members in tars.samples(path, left_out):
+        keys.append(key)
+        if ending not in members:
+            without.append(key)
+            continue
+        labels.append(_label(_read(members, ending, places, len(keys) - 1), label, places, len(keys) - 1))
     if without:
+        links = f" ({left_out['links']} members are links, which are not followed)" if left_out["links"] else ""
         raise BadInput(
-            f"shard {path.name}: {len(without)} of {len(keys)} images have no {member_ending} member, {without[0]!r} "
-            "the first"
+            f"shard {path.name}: {len(without)} of {len(keys)} images have no {ending} member, {without[0]!r} the "
+            f"first{links}"
         )
-    labels = [_label({"__key__": key, member_ending: found[key]}, label, path) for key in keys]
-    return _Scan(path, tuple(keys), tuple(labels))
+    return _Scan(path, tuple(keys), tuple(labels), dict(left_out))
+
+
+def _place(path: Path, key: str) -> Places:
+    return Places(f"shard {path.name},", lambda _: f"sample {key!r}")
+
+
+def _read(members: tars.Members, ending: str, places: Places, row: int) -> bytes:
+    """A label's bytes. Raises BadInput where there are too many; those were not read."""
+    member = members[ending]
+    if member.content is None:
+        raise BadInput(
+            f"{places(row)}: its {ending} member has {member.size} bytes: too large for a label; accepted: up to "
+            f"{tars.LABEL_BYTES}"
+        )
+    return member.content
 
 
 def _chosen_label(spec: Spec, path: Path) -> str:
@@ -202,21 +238,19 @@ def _chosen_label(spec: Spec, path: Path) -> str:
         if given.split(".")[0] not in LABELS:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
-    for sample in _samples(path):
-        if not list(_image_endings(sample)):
-            continue
-        if "cls" in sample:
+    for key, members in tars.samples(path, Counter()):
+        places = _place(path, key)
+        if "cls" in members:
             return "cls"
-        if "json" in sample and (field := _field_of(sample["json"])):
+        if "json" in members and (field := _field_of(_read(members, "json", places, 0))):
             return f"json.{field}"
-        if "txt" in sample:
+        if "txt" in members:
             return "txt"
-        held = ", ".join(name for name in sample if not name.startswith("__"))
         raise BadInput(
-            f"shard {path.name}: sample {sample['__key__']!r} has no label (it has {held}); accepted: a cls or txt "
+            f"shard {path.name}: sample {key!r} has no label (it has {', '.join(members)}); accepted: a cls or txt "
             f"member, or json with one of {', '.join(_FIELDS)}"
         )
-    raise BadInput(f"shard {path.name} holds no image; accepted endings: {' '.join(sorted(_IMAGES))}")
+    raise BadInput(f"shard {path.name} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
 
 
 def _field_of(encoded: bytes) -> str | None:
@@ -227,49 +261,29 @@ def _field_of(encoded: bytes) -> str | None:
     return next((name for name in _FIELDS if isinstance(value, dict) and name in value), None)
 
 
-def _label(sample: dict[str, Any], label: str, path: Path) -> str | tuple[str, ...]:
+def _label(encoded: bytes, label: str, places: Places, row: int) -> Label:
     """The label's text, or a tuple of texts for a JSON list. Raises BadInput naming shard and sample."""
     ending, _, name = label.partition(".")
-    where = f"shard {path.name}, sample {sample['__key__']!r}"
     try:
-        text = sample[ending].decode("utf-8").strip()
+        text = encoded.decode("utf-8")
         value = json.loads(text) if ending == "json" else text
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{where}: its {ending} member cannot be read: {error}") from None
+        raise BadInput(f"{places(row)}: its {ending} member cannot be read: {error}") from None
     if ending == "json" and isinstance(value, dict):
         name = name or next((field for field in _FIELDS if field in value), "")
         value = value.get(name)
-    if isinstance(value, list) and all(_plain(one) for one in value):
-        return tuple(str(one) for one in value)
-    if not _plain(value) or value == "":
-        raise BadInput(f"{where}: label {value!r}; accepted: a number, a name, or in json a list of them")
-    return str(value)
+    try:
+        return tuple(map(labelling.label_text, value)) if isinstance(value, list) else labelling.label_text(value)
+    except BadInput as error:
+        raise BadInput(f"{places(row)}: {error}") from None
 
 
-def _classes(spec: Spec, labels: list[str | tuple[str, ...]], label: str) -> list[str]:
-    flat = [name for one in labels for name in ((one,) if isinstance(one, str) else one)]
-    classes = labelling.names_of(flat)
-    if label == "txt" and len(classes) > 50 and len(classes) > len(labels) // 2:
+def _classes(spec: Spec, scans: Sequence[_Scan], label: str) -> list[str]:
+    classes = labelling.names_of((scan.labels, scan.places) for scan in scans)
+    held = sum(len(scan.labels) for scan in scans)
+    if label == "txt" and len(classes) > 50 and len(classes) > held // 2:
         raise BadInput(
-            f"data {spec.text!r}: the txt members hold {len(classes)} different texts for {len(labels)} images: "
-            "captions, not classes; accepted: a cls member, or label=json.FIELD"
+            f"data {spec.text!r}: the txt members hold {len(classes)} different texts for {held} images: captions, not "
+            "classes; accepted: a cls member, or label=json.FIELD"
         )
     return classes
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
-
-
-def _image_endings(sample: dict[str, Any]) -> Iterator[str]:
-    return (ending for ending in sample if ending in _IMAGES)
-
-
-def _stem(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.split(".", 1)[0]
-
-
-def _ending(name: str) -> str:
-    """All that follows the first dot of a member's file name, in lower case: webdataset's rule."""
-    return name.rpartition("/")[2].partition(".")[2].lower()

@@ -27,7 +27,7 @@ _BY_KIND = {
     "folder": ("layout",),
     "parquet": (),
     "list": ("root", "val", "separator"),
-    "csv": ("root", "val", "separator", "image", "label"),
+    "csv": ("root", "val", "separator", "image", "label", "uncertain"),
     "wds": ("val", "resampled", "epoch", "buffer", "label"),
     "hf": ("streaming", "resampled", "epoch", "buffer"),
 }
