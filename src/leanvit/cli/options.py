@@ -68,6 +68,10 @@ Recover = Annotated[
     int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
 ]
 RecoverLr = Annotated[float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")]
+RecoverBatch = Annotated[
+    int | None,
+    typer.Option("--recover-batch", metavar="N", help="Images a step of the recovery (default 64, or all there are)."),
+]
 RecoverSet = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,10 +17,12 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
+from leanvit.recipe.course import chosen_for
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
+from leanvit.recipe.planning import fit_to_data, trainings
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
-from leanvit.recipe.steps import Steps, describe_data, fingerprint
+from leanvit.recipe.steps import Steps, describe_data, fingerprint, saved_about
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -80,6 +82,9 @@ def compress(
     check_order(dense.traits(), methods)
     check_places(dense, methods)
     check_needs(methods, data, recovery)
+    was = saved_about(Path(out)) if resume and out is not None else None
+    methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
+    trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
     for m in methods:
         if recovery is not None and hasattr(m, "check_teacher"):
@@ -208,6 +213,8 @@ def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
 
     The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
     """
+    if isinstance(data, Data):
+        m = chosen_for(m, data.dataset, {})
     training = model.training
     if hasattr(m, "prepare"):
         m.prepare(model)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -28,8 +28,10 @@ from torch.nn import functional as F
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.score import proportional
 from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
+from leanvit.recipe.course import Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
@@ -131,7 +133,7 @@ class DiffRate:
     merge: tuple[int, ...] | None = None  # and after merging
     search: str = "learned"  # how the lists come about; controls: "prune" or "merge" alike in every block
     granularity: int | None = None  # tokens between two candidates; None: 4, below 100 patches 1
-    max_steps: int = 1000  # optimiser steps of the search
+    max_steps: int | None = None  # optimiser steps of the search; None: 30 passes over the images, 300 to 1000 steps
     batch_size: int = 64
     lr: float = 0.01  # of the rates, down to min_lr by a cosine
     min_lr: float = 0.001
@@ -146,6 +148,7 @@ class DiffRate:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     dials: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
+    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps",)
 
     def __post_init__(self) -> None:
         for name in ("prune", "merge"):
@@ -158,7 +161,7 @@ class DiffRate:
         self._check_target()
         for name in ("max_steps", "batch_size", "granularity"):
             value = getattr(self, name)
-            if not (is_whole(value, least=1) or (name == "granularity" and value is None)):
+            if not (is_whole(value, least=1) or (name != "batch_size" and value is None)):
                 raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
         if not is_number(self.lr, above=0) or not is_number(self.min_lr, least=0, most=self.lr):
             raise BadInput(f"lr is {self.lr!r}, min_lr {self.min_lr!r}; accepted: 0 <= min_lr <= lr, lr above 0")
@@ -189,6 +192,25 @@ class DiffRate:
         """Whether the lists are learned."""
         return self.macs is not None and self.search == "learned"
 
+    def chosen_for(self, dataset: AnyDataset) -> DiffRate:
+        """With steps of the search that suit so many training images, unless they are given."""
+        if self.max_steps is not None or not self.searches:
+            return self
+        return replace(self, max_steps=steps_for(len(dataset), self.batch_size, passes=30, least=300, most=1000))
+
+    def trainings(self, dataset: AnyDataset) -> list[Training]:
+        """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
+        if not self.searches or self.macs == 1:
+            return []
+        epoch = steps_of_epoch("diffrate", self.batch_size, len(dataset))
+        return [Training("diffrate", -(-self.steps // epoch), self.steps, self.batch_size)]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the search, once they are given or chosen."""
+        assert self.max_steps is not None, "chosen_for(dataset) comes first"
+        return self.max_steps
+
     # --- the life of a method --------------------------------------------------------
 
     def learn(self, model: OpenModel, data: Data | None = None) -> Structure:
@@ -208,7 +230,7 @@ class DiffRate:
             from leanvit.tokens.diffrate_search import search
 
             assert data is not None
-            lists = search(self, model, costs, data, start=lists)
+            lists = search(self.chosen_for(data.dataset), model, costs, data, start=lists)
         elif self.macs is not None:
             lists = uniform(costs, self.macs, self.search)
         assert lists is not None

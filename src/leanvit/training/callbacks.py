@@ -72,6 +72,7 @@ class Run:
     scaler: torch.amp.GradScaler
     grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
     skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
+    ends_at: int | None = None  # a callback that ends the run earlier says the step here, at its start
     stopped: bool = False  # the run has ended before its last step, because a callback asked
 
     @property
@@ -88,6 +89,11 @@ class Run:
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends: its last one, or where a callback said that it will end it."""
+        return self.total_steps if self.ends_at is None else min(self.ends_at, self.total_steps)
 
     @property
     def into_epoch(self) -> int:
@@ -193,7 +199,7 @@ class ProgressBar:
         if not run.world.first:
             return
         self._progress.start()
-        self._task = self._progress.add_task("training", total=run.total_steps, completed=run.step)
+        self._task = self._progress.add_task("training", total=run.last_step, completed=run.step)
 
     def after_step(self, run: Run) -> None:
         """Advance by one step."""

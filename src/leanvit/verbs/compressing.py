@@ -15,10 +15,23 @@ from leanvit.data import AnyDataset
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
-from leanvit.recipe import Data, Recovery, check_needs, check_order, check_places, knobs_of, missed, save, trains
+from leanvit.recipe import (
+    Data,
+    Recovery,
+    check_needs,
+    check_order,
+    check_places,
+    choices,
+    fit_to_data,
+    knobs_of,
+    missed,
+    save,
+    trainings,
+    trains,
+)
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.compressing import as_made
-from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log, saved_about
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.report.values import shown
@@ -157,6 +170,9 @@ def compress(
     check_order(start.model.traits(), methods)
     check_places(start.model, methods)
     check_needs(methods, train, recovery)
+    was = saved_about(Path(out)) if resume and out else None
+    given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
+    plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
     known = validation if train is None else train
@@ -168,6 +184,10 @@ def compress(
     if overwrite and not resume:
         clear_steps(folder)
 
+    for text in choices(given, methods, train):
+        say(text)
+    for training in plan:
+        say(f"will train {training}")
     rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
     kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
     going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)

@@ -24,6 +24,7 @@ from leanvit.training.presets import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.models import Say, require_fit, row_name, silent
+from leanvit.verbs.progress import duration
 from leanvit.verbs.training import Ready, prepare
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class DryRun:
         yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
         yield "loss at the start", f"{self.loss:.4f}"
         yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"
-        yield "time estimate", f"{_duration(self.seconds)}, validation not counted"
+        yield "time estimate", f"{duration(self.seconds)}, validation not counted"
 
 
 def dry_run(
@@ -308,10 +309,3 @@ def _target_text(target: Mapping[str, Any] | None) -> str:
         return "–"
     figure = "" if target["percent"] is None else f"{target['percent']:g} % {target['metric']}, "
     return f"{figure}{target['data']}: {target['conditions']}"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
