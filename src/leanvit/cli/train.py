@@ -58,6 +58,9 @@ def command(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
     overwrite: options.Overwrite = False,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="WHICH", help="The weights that are saved: of the last epoch, or the best.")
+    ] = "last",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, run one step, say what it takes; write nothing.")
@@ -100,6 +103,7 @@ def command(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            keep=keep,
             say=output.say,
             command=command_line(),
         )

@@ -15,6 +15,7 @@ from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import FitConfig
@@ -122,8 +123,11 @@ def check_run(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
             "multi-label: set both to 0"
         )
-    _require_divisible(config, join_world())
-    return _steps_per_epoch(dataset, config)
+    world = join_world()
+    _require_divisible(config, world)
+    steps = _steps_per_epoch(dataset, config)
+    require_values(model, preprocess, config, world.size)
+    return steps
 
 
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
@@ -231,7 +235,8 @@ def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     if not steps:
         raise BadInput(
             f"batch_size={config.batch_size} with accumulate={config.accumulate} needs {images} images a step, "
-            f"but {dataset.name} has {len(dataset)}: give a smaller batch_size"
+            f"but {dataset.name} has {len(dataset)}: give a smaller batch_size (--batch-size), "
+            f"up to {len(dataset) // config.accumulate}"
         )
     return steps
 

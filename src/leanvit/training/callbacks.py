@@ -100,6 +100,13 @@ class Run:
         """Steps of the epoch under way that are done."""
         return self.step - self.epoch * self.steps_per_epoch
 
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch (from 0) whose validation was the best, the first of equal ones; None without validation."""
+        if self.best_top1 is None:
+            return None
+        return next((int(row["epoch"]) for row in self.history if row.get(self.metric) == self.best_top1), None)
+
     def stop(self) -> None:
         """End the run after this step: it is validated, `finish` is called, and it is saved as finished."""
         self.stopped = True

@@ -16,8 +16,11 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import Data, History, Root
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
+from leanvit.training.world import join_world
 from leanvit.verbs.models import Loaded, Say, load_model, silent
 from leanvit.verbs.weights import load_weights
+
+_STEPS = 4  # an epoch has as many at least, where the batch size is a default
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,26 @@ def ask(
         recipe=found,
         overrides=overrides,
     )
+
+
+def with_fitting_batch(asked: Asked, dataset: AnyDataset, *, was: int | None, say: Say) -> Asked:
+    """With a default batch size of which the data fills a few: a power of two, at most a quarter of the images.
+
+    Nothing changes where a batch size is given, by the recipe too, or where an epoch has four steps of the default.
+
+    was: the batch size of an interrupted training that is gone on with; it stays.
+    """
+    config = asked.config
+    if "batch_size" in asked.overrides or (asked.recipe is not None and "batch_size" in asked.recipe.fit):
+        return asked
+    least = join_world().size * (2 if config.mixes else 1)
+    few = len(dataset) // config.accumulate // _STEPS
+    batch = was or max(least, min(config.batch_size, 1 << max(few.bit_length() - 1, 0)))
+    if batch == config.batch_size or batch % least:
+        return asked
+    say(f"batch size {batch}, chosen for {len(dataset):,} training images (--batch-size sets it)")
+    lr: dict[str, Any] = {} if config.lr_base is None else {"lr": None}
+    return replace(asked, config=replace(config, batch_size=batch, **lr))
 
 
 def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loaded:

@@ -133,6 +133,7 @@ def dry_run(
         ready = prepare(wanted, data, adapt=adapt, convert=convert, limit=limit, say=say)
     else:
         ready = _made_up(wanted, adapt=adapt, say=say)
+    wanted = ready.asked
     run = assemble(
         ready.start.model,
         ready.dataset,
@@ -263,7 +264,7 @@ def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
     start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
     convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
-    return Ready(start, dataset, dataset, config, goal, convert)
+    return Ready(asked, start, dataset, dataset, config, goal, convert)
 
 
 def stand_in(meant: MeantFor) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from leanvit.files import write_atomic
 from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.training import FitConfig, Objective, TensorBoardLog, check_run, fit
+from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
-from leanvit.training.checkpoint import STATE
+from leanvit.training.checkpoint import STATE, read_position
+from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
-from leanvit.verbs.asking import Asked, ask, objective, start_model
+from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
 from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent
 from leanvit.verbs.progress import progress
@@ -31,8 +33,10 @@ class Trained:
     label: str
     epochs: int
     seconds: float
-    top1_percent: float | None  # of the last epoch, on the validation split; of multi-label data the mAP
+    top1_percent: float | None  # of what was saved, on the validation split; of multi-label data the mAP
     metric: str = "top-1"
+    epoch: int = 0  # whose weights were saved, from 1
+    best_epoch: int | None = None  # whose validation was the best; None where there was none
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -42,6 +46,7 @@ class Trained:
 class Ready:
     """Everything that a training needs, checked; nothing has been written."""
 
+    asked: Asked  # with defaults fitted to the data
     start: Loaded
     dataset: AnyDataset
     validation: AnyDataset
@@ -72,6 +77,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    keep: str = "last",
     say: Say = silent,
     command: str = "",
 ) -> Trained:
@@ -93,6 +99,8 @@ def train(
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
+        keep: the weights that are saved, of the "last" epoch or of the "best" one on the validation split. Both are
+            kept while it trains, so a resumed run, a finished one too, may ask for the other.
 
     Raises:
         BadInput: settings, model, recipe or folder that are not accepted, or a model that does not fit the data.
@@ -121,7 +129,11 @@ def train(
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     if resume and not (Path(str(out)) / STATE).is_file():
         raise BadInput(f"--resume: {out} holds no training to go on with (there is no {STATE} in it)")
-    ready = prepare(asked, data, adapt=adapt, convert=convert, limit=limit, say=say)
+    if keep not in KEEPS:
+        raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
+    batch = read_position(Path(str(out)) / STATE).about.get("batch_size") if resume else None
+    ready = prepare(asked, data, adapt=adapt, convert=convert, limit=limit, batch=batch, say=say)
+    asked = ready.asked
     start, dataset, validation = ready.start, ready.dataset, ready.validation
     base = start.base
     folder = world.from_first(
@@ -155,6 +167,7 @@ def train(
         resume=resume,
         validate=validation.cached(),
         convert=ready.convert,
+        keep=keep,
     )
     final: Any = result.final
     final.history = history
@@ -162,7 +175,8 @@ def train(
     info = {
         "data": data,
         "training": asked.config.to_json(),
-        "top1": result.last_top1,
+        "top1": result.top1,
+        "epoch": result.epoch,
         "machine": environment()["cpu"],
         **asked.record(),
         **_earlier(start),
@@ -182,21 +196,46 @@ def train(
             write_atomic(folder / TOKENS, maps.to_json().encode())
             watch.record(folder, before=start.commands)
             say_bad(say, dataset, validation)
-    top1 = None if result.last_top1 is None else 100 * result.last_top1
+    top1 = None if result.top1 is None else 100 * result.top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
-    return Trained(folder, start.name, asked.config.epochs, watch.seconds, top1, metric)
+    say(_kept(result, metric, folder))
+    return Trained(
+        folder, start.name, asked.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
+    )
 
 
-def prepare(asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int | None, say: Say) -> Ready:
-    """Open data, build the model and its teacher, and check that they fit. Nothing is written."""
+def _kept(result: FitResult[Any], metric: str, folder: Path) -> str:
+    """In one line, which epoch's weights were saved, and whether there were better ones."""
+    last = len(result.history)
+    kept = f"kept: epoch {result.epoch} of {last}"
+    if result.best_top1 is None:
+        return f"{kept}, the last"
+    if result.epoch == result.best_epoch:
+        return f"{kept}, {'the last and the best' if result.epoch == last else 'the best'}"
+    if result.last_top1 == result.best_top1:
+        return f"{kept}, the last; none was better"
+    return (
+        f"{kept}, the last; the best was epoch {result.best_epoch} with {metric} {100 * result.best_top1:.1f} %: "
+        f"--keep best keeps it (now too: the same command with --out {shlex.quote(str(folder))} --resume)"
+    )
+
+
+def prepare(
+    asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int | None, batch: int | None = None, say: Say
+) -> Ready:
+    """Open data, build the model and its teacher, and check that they fit. Nothing is written.
+
+    batch: the batch size of a training that is gone on with, where none is given.
+    """
     seed = asked.config.seed
     start = None if adapt else start_model(asked, adapt_to=None, say=say)
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     start = start or start_model(asked, adapt_to=dataset, say=say)
     convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True)
+    asked = with_fitting_batch(asked, dataset, was=batch, say=say)
     goal, config = objective(asked, start, dataset, say=say)
-    return Ready(start, dataset, validation, config, goal, convert)
+    return Ready(asked, start, dataset, validation, config, goal, convert)
 
 
 def _steering(start: Loaded) -> list[Any]:
