@@ -57,7 +57,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 OptionalSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")]
 LatencyBatch = Annotated[int, typer.Option("--batch", metavar="N", help="Images a call when latency is measured.")]
 FixedBatch = Annotated[
-    int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
+    int | None,
+    typer.Option(
+        "--batch", metavar="N", help="A fixed batch, which runs faster; default: any.", rich_help_panel="Deployment"
+    ),
 ]
 OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Methods = Annotated[

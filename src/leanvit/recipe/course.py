@@ -38,6 +38,9 @@ def steps_for(images: int, batch_size: int, *, passes: int, least: int, most: in
     return max(least, min(most, passes * (images // batch_size)))
 
 
+BATCH = 64  # images a step where none are asked for, and there are as many
+
+
 def chosen_for(m: Any, dataset: Any, was: Mapping[str, Any]) -> Any:
     """A method with the knobs that it leaves open set for a training data set: as `was` has them, else its choice.
 

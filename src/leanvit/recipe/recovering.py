@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
-from leanvit.recipe.course import Training
+from leanvit.recipe.course import BATCH, Training
 from leanvit.recipe.method import Data
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from leanvit.data import AnyDataset
     from leanvit.training import FitConfig
 
-BATCH = 64  # images a forward where none are asked for, and there are as many
 _OF_DISTILLATION = ("alpha", "temperature", "distillation")
 _FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
 

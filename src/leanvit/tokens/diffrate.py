@@ -31,7 +31,7 @@ from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_pr
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
-from leanvit.recipe.course import Training, steps_for, steps_of_epoch
+from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
@@ -134,7 +134,7 @@ class DiffRate:
     search: str = "learned"  # how the lists come about; controls: "prune" or "merge" alike in every block
     granularity: int | None = None  # tokens between two candidates; None: 4, below 100 patches 1
     max_steps: int | None = None  # optimiser steps of the search; None: 30 passes over the images, 300 to 1000 steps
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, or as many as there are images
     lr: float = 0.01  # of the rates, down to min_lr by a cosine
     min_lr: float = 0.001
     macs_weight: float = 500.0  # of ((MACs - target) / dense MACs)² beside the cross-entropy
@@ -148,7 +148,7 @@ class DiffRate:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     dials: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
-    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps",)
+    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
         for name in ("prune", "merge"):
@@ -161,7 +161,7 @@ class DiffRate:
         self._check_target()
         for name in ("max_steps", "batch_size", "granularity"):
             value = getattr(self, name)
-            if not (is_whole(value, least=1) or (name != "batch_size" and value is None)):
+            if not (is_whole(value, least=1) or value is None):
                 raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
         if not is_number(self.lr, above=0) or not is_number(self.min_lr, least=0, most=self.lr):
             raise BadInput(f"lr is {self.lr!r}, min_lr {self.min_lr!r}; accepted: 0 <= min_lr <= lr, lr above 0")
@@ -193,23 +193,30 @@ class DiffRate:
         return self.macs is not None and self.search == "learned"
 
     def chosen_for(self, dataset: AnyDataset) -> DiffRate:
-        """With steps of the search that suit so many training images, unless they are given."""
-        if self.max_steps is not None or not self.searches:
+        """With a batch, and steps of the search, that suit the data, unless they are given."""
+        if not self.searches or self.macs == 1 or None not in (self.max_steps, self.batch_size):
             return self
-        return replace(self, max_steps=steps_for(len(dataset), self.batch_size, passes=30, least=300, most=1000))
+        batch = self.batch_size or max(1, min(BATCH, len(dataset)))
+        steps = self.max_steps or steps_for(len(dataset), batch, passes=30, least=300, most=1000)
+        return replace(self, batch_size=batch, max_steps=steps)
 
     def trainings(self, dataset: AnyDataset) -> list[Training]:
         """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
         if not self.searches or self.macs == 1:
             return []
-        epoch = steps_of_epoch("diffrate", self.batch_size, len(dataset))
-        return [Training("diffrate", -(-self.steps // epoch), self.steps, self.batch_size)]
+        epoch = steps_of_epoch("diffrate", self.images, len(dataset))
+        return [Training("diffrate", -(-self.steps // epoch), self.steps, self.images)]
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the search, once they are given or chosen."""
         assert self.max_steps is not None, "chosen_for(dataset) comes first"
         return self.max_steps
+
+    @property
+    def images(self) -> int:
+        """Images a step of the search."""
+        return BATCH if self.batch_size is None else self.batch_size
 
     # --- the life of a method --------------------------------------------------------
 

@@ -304,7 +304,7 @@ def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: L
 
 def _fit(knobs: DiffRate, copied: OpenModel, objective: MacsPenalty, data: Data) -> None:
     recipe: dict[str, Any] = {"lr": knobs.lr, "min_lr": knobs.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
-    recipe |= {"batch_size": knobs.batch_size, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
+    recipe |= {"batch_size": knobs.images, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
     given = {"preprocess": data.preprocess, "convert": True}  # data and model were matched with the dense model
     epoch = check_run(copied, data.dataset, config=FitConfig(epochs=1, **recipe), **given)
     config = FitConfig(epochs=math.ceil(knobs.steps / epoch), **recipe)

@@ -15,7 +15,7 @@ from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, r
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
-from leanvit.recipe.course import Training, steps_of_epoch
+from leanvit.recipe.course import BATCH, Training, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 
 AMPS = ("fp32", "bf16")
@@ -59,7 +59,7 @@ class LGViT:
     stage1_lr: float = 5e-5
     epochs: int | None = None  # of the heads alone (stage 2); None: 5, or what 200 steps take, up to 50
     lr: float = 5e-4  # of stage 2; both fall to 0 on a line
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, or as many as there are images
     alpha: float = 0.3  # weight of the teacher against the labels, 0 to 1
     temperature: float = 2.0  # of the teacher
     beta_heterogeneous: float = 0.01  # weight of the last block's tokens against those of heads
@@ -75,7 +75,7 @@ class LGViT:
     trainable_after: ClassVar[bool] = False
     dials: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
-    open_knobs: ClassVar[tuple[str, ...]] = ("epochs",)
+    open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str):  # as it is typed: heads=[lph_dw,gah2]
@@ -86,7 +86,7 @@ class LGViT:
         self._check_layout()
         self._check_rule()
         for name, least in (("stage1_epochs", 0), ("epochs", 0), ("batch_size", 2)):
-            if name == "epochs" and self.epochs is None:
+            if name in self.open_knobs and getattr(self, name) is None:
                 continue
             if not is_whole(getattr(self, name), least=least):
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, {least} or more")
@@ -146,23 +146,30 @@ class LGViT:
         return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
 
     def chosen_for(self, dataset: AnyDataset) -> LGViT:
-        """With epochs of stage 2 that suit so many training images, unless they are given."""
-        if self.epochs is not None:
+        """With a batch, and epochs of stage 2, that suit the data, unless they are given."""
+        if None not in (self.epochs, self.batch_size):
             return self
-        steps = max(1, self._learned_from(dataset) // self.batch_size)
-        return replace(self, epochs=max(5, min(50, -(-200 // steps))))
+        images = self._learned_from(dataset)
+        batch = self.batch_size or max(2, min(BATCH, images))
+        epochs = max(5, min(50, -(-200 // max(1, images // batch)))) if self.epochs is None else self.epochs
+        return replace(self, batch_size=batch, epochs=epochs)
 
     def trainings(self, dataset: AnyDataset) -> list[Training]:
         """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
         stages = [("lgvit, backbone and heads", self.stage1_epochs), ("lgvit, heads", self.epochs or 0)]
         return [
-            Training(label, epochs, epochs * self._steps_of_epoch(dataset), self.batch_size)
+            Training(label, epochs, epochs * self._steps_of_epoch(dataset), self.images)
             for label, epochs in stages
             if epochs and self.trains
         ]
 
     def _steps_of_epoch(self, dataset: AnyDataset) -> int:
-        return steps_of_epoch("lgvit", self.batch_size, self._learned_from(dataset))
+        return steps_of_epoch("lgvit", self.images, self._learned_from(dataset))
+
+    @property
+    def images(self) -> int:
+        """Images a step of the training."""
+        return BATCH if self.batch_size is None else self.batch_size
 
     def _learned_from(self, dataset: AnyDataset) -> int:
         """Images that are not held out for the thresholds."""

@@ -35,7 +35,7 @@ from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
-from leanvit.recipe.course import Training, steps_for, steps_of_epoch
+from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 
 TARGETS = ("latency", "macs", "params")
@@ -69,7 +69,7 @@ class NViT:
     max_steps: int | None = None
     prune_per_step: int | None = None  # groups; None: so that the target is met towards max_steps
     lr: float = 1e-4
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, or as many as there are images
     weight_decay: float = 0.05
     distillation: float = 1e5  # weight of the divergence from the dense model
     temperature: float = 3.0
@@ -79,7 +79,7 @@ class NViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     dials: ClassVar[tuple[str, ...]] = TARGETS
-    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps",)
+    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -89,7 +89,7 @@ class NViT:
             raise BadInput(f"{self.asked[0]} is {self.asked[1]!r}; accepted: above 0, up to 1 (of the dense model's)")
         self._check_kinds()
         for name in (*(f"{kind}_group" for kind in KINDS), "batch", "interval", "max_steps", "batch_size"):
-            if name == "max_steps" and self.max_steps is None:
+            if name in self.open_knobs and getattr(self, name) is None:
                 continue
             if not is_whole(getattr(self, name), least=1):
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
@@ -141,23 +141,28 @@ class NViT:
         return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None)
 
     def chosen_for(self, dataset: AnyDataset) -> NViT:
-        """With steps that suit so many training images, unless they are given; a multiple of the interval."""
-        if self.max_steps is not None or self.asked[1] == 1:
+        """With a batch and steps that suit the data, unless they are given; steps are a multiple of the interval."""
+        if self.asked[1] == 1 or None not in (self.max_steps, self.batch_size):
             return self
-        steps = steps_for(len(dataset), self.batch_size, passes=30, least=10 * self.interval, most=1000)
-        return replace(self, max_steps=steps // self.interval * self.interval)
+        batch = self.batch_size or max(1, min(BATCH, len(dataset)))
+        steps = steps_for(len(dataset), batch, passes=30, least=10 * self.interval, most=1000)
+        return replace(self, batch_size=batch, max_steps=self.max_steps or steps // self.interval * self.interval)
 
     def trainings(self, dataset: AnyDataset) -> list[Training]:
         """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
         if self.asked[1] == 1:
             return []
-        epoch = steps_of_epoch("nvit", self.batch_size, len(dataset))
-        return [Training("nvit", -(-self._steps // epoch), self._steps, self.batch_size, at_most=True)]
+        epoch = steps_of_epoch("nvit", self._images, len(dataset))
+        return [Training("nvit", -(-self._steps // epoch), self._steps, self._images, at_most=True)]
 
     @property
     def _steps(self) -> int:
         assert self.max_steps is not None, "chosen_for(dataset) comes first"
         return self.max_steps
+
+    @property
+    def _images(self) -> int:
+        return BATCH if self.batch_size is None else self.batch_size
 
     # --- the life of a method --------------------------------------------------------
 
@@ -170,7 +175,7 @@ class NViT:
             BadInput: weights that units are scored by are frozen; a table that does not cover the model's widths.
             Refused: a model that cannot be cut, a kind that it does not allow, or a target that it cannot reach.
         """
-        if self.max_steps is None and self.asked[1] != 1:
+        if self.asked[1] != 1 and None in (self.max_steps, self.batch_size):
             return self.chosen_for(data.dataset).learn(model, data)
         units = layout(model, self.kinds)
         if self.emb_norm == "exact":
@@ -238,7 +243,7 @@ class NViT:
             "schedule": "constant",
             "weight_decay": self.weight_decay,
         }
-        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
+        recipe |= {"batch_size": self._images, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
         epoch = check_run(
             model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
         )
