@@ -15,6 +15,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, Refused, unknown
+from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.course import chosen_for
@@ -78,6 +79,10 @@ def compress(
     """
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
+    require_methods(methods)
+    require_training_data(data)
+    if not isinstance(recovery, Recovery | None):
+        raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
     dense = _with_history(model, root)
     check_order(dense.traits(), methods)
     check_places(dense, methods)
@@ -269,7 +274,8 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         BadInput: a method that is not in the model's history, a knob that is not tunable, or not accepted.
         Refused: a method without such knobs, a target that cannot be met.
     """
-    plans = list(model.history.plans) if model.history else []
+    require_model(model)
+    plans = list(model.history.plans) if getattr(model, "history", None) else []
     if not plans:
         raise BadInput(f"{slug} is not a method of this model: it is dense; accepted: one that was compressed")
     if slug not in [plan.slug for plan in plans]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.given import require_dataset, require_model
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
@@ -110,6 +111,13 @@ def check_run(
     convert: bool = False,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
+    require_model(model)
+    require_dataset(dataset, "dataset")
+    require_dataset(validate, "validate", "val")
+    if not isinstance(preprocess, Preprocess):
+        raise BadInput(f"preprocess is {preprocess!r}; accepted: a Preprocess, as Preprocess.of(model) gives")
+    if not isinstance(config, FitConfig):
+        raise BadInput(f"config is a {type(config).__name__}; accepted: a FitConfig, as FitConfig(epochs=10)")
     check_fits(model, preprocess, dataset, convert=convert)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(

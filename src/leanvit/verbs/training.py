@@ -11,6 +11,7 @@ from typing import Any
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
+from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
@@ -108,6 +109,8 @@ def train(
         Interrupted: stopped by Ctrl-C or SIGTERM, with its state saved.
     """
     watch = Stopwatch("train", command)
+    if name is not None:
+        require_path(name, "name")
     world = join_world()
     say = say if world.first else silent
     asked = ask(
