@@ -170,7 +170,10 @@ def require_runtime(runtime: str) -> None:
         raise unknown("runtime", runtime, RUNTIMES)
     missing = [name for name in packages_of(runtime) if find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install {_PIP[runtime]}")
+        are = "are" if len(missing) > 1 else "is"
+        raise MissingExtra(
+            f"runtime {runtime!r}: {', '.join(missing)} {are} not installed: pip install {_PIP[runtime]}"
+        )
 
 
 def runtime_module(runtime: str) -> Any:

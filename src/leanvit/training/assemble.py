@@ -122,7 +122,8 @@ def check_run(
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
-            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
+            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)}): "
+            "give both splits of one data set"
         )
     if validate is not None and validate.multi_label != dataset.multi_label:
         raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
@@ -149,10 +150,13 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BadInput(f"out={str(out)!r} cannot be written: {error}") from error
+        raise BadInput(f"out={str(out)!r} cannot be written: {error}; give another folder") from error
     free, needed = shutil.disk_usage(out).free, bytes_needed(run)
     if free < needed:
-        raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
+        raise BadInput(
+            f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB: "
+            "make room, or give a folder on another disk"
+        )
     if (out / STATE).exists() and not resume:
         progress = read_position(out / STATE).progress
         if progress.get("step") != progress.get("total_steps") and not progress.get("stopped"):

@@ -145,7 +145,10 @@ def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loade
             f"{asked.model} is {start.name}: give such a run (leanvit compress MODEL --with {wanted})"
         )
     if wanted == "run" and start.folder is None:
-        raise BadInput(f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name")
+        raise BadInput(
+            f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name: give a "
+            f"run folder (leanvit train {asked.model} makes one)"
+        )
     if applied and wanted not in applied:
         raise Refused(
             f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
@@ -206,9 +209,15 @@ def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess,
     bring = [m for m in (plan.method() for plan in start.model.history.plans) if hasattr(m, "objective")]
     if len(bring) != 1:
         named = ", ".join(m.slug for m in bring) or "none"
-        raise BadInput(f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one")
+        raise BadInput(
+            f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one. "
+            "Give --distill soft or hard"
+        )
     if own.fingerprint() != start.preprocess.fingerprint():
-        raise BadInput(f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}")
+        raise BadInput(
+            f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}: "
+            "give a teacher with the model's preprocessing, or --distill soft"
+        )
     data = Data(dataset, start.preprocess, seed=asked.config.seed, teacher=teacher)
     made = bring[0].objective(start.model, data, asked.config)
     if made is None:
@@ -250,7 +259,10 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
     if Path(spec).is_dir() or "/" in spec.removeprefix("hf-hub:"):
         loaded = load_model(spec)
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
-            raise BadInput(f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order")
+            raise BadInput(
+                f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order: "
+                "give one trained on this data"
+            )
         return loaded.model, loaded.preprocess
     require_model(spec, kind="teacher")
     Root(spec)

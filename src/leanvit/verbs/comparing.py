@@ -225,7 +225,9 @@ def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
     for runtime in others:
         require(runtime)
     if int8 and not any(name in ("openvino", "onnx") for name in others):
-        raise BadInput("int8 runs in integer kernels of openvino or onnx: name one of them as a runtime")
+        raise BadInput(
+            "int8 runs in integer kernels of openvino or onnx: name one of them as a runtime (--runtime openvino)"
+        )
     return others
 
 
@@ -243,7 +245,10 @@ def _check_resume(out: str | Path | None) -> None:
     if out is None:
         raise BadInput("--resume needs --out, the folder of the comparison to go on with")
     if not (Path(out) / ABOUT).is_file():
-        raise BadInput(f"--resume: {out} holds no comparison to go on with (there is no {ABOUT} in it)")
+        raise BadInput(
+            f"--resume: {out} holds no comparison to go on with (there is no {ABOUT} in it): "
+            "leave --resume out to begin one"
+        )
 
 
 def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:

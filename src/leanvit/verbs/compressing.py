@@ -227,7 +227,10 @@ def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Reco
     if not trains(methods, recovery):
         raise BadInput("--resume: nothing here trains, so there is no state to go on with; leave it out")
     if not (Path(str(out)) / ABOUT).is_file():
-        raise BadInput(f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it)")
+        raise BadInput(
+            f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it): "
+            "leave --resume out to begin one"
+        )
 
 
 def _check_teacher_is_asked(teacher: object, methods: Sequence[Any], recovery: Recovery | None) -> None:
@@ -246,7 +249,10 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
             f"{start.preprocess}: give a teacher with the model's preprocessing"
         )
     if taught.model.num_classes != start.model.num_classes:
-        raise BadInput(f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}")
+        raise BadInput(
+            f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}: "
+            "give a run that was trained on the same classes"
+        )
     return taught
 
 

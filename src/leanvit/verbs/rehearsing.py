@@ -246,7 +246,10 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
         loss.total.backward()
     value = float(loss.total.detach())
     if not math.isfinite(value):
-        raise BadInput(f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}")
+        raise BadInput(
+            f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}; look at "
+            "them (leanvit data DATA --all), and at the weights that the model starts from"
+        )
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return time.perf_counter() - begun, value

@@ -131,7 +131,10 @@ def train(
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     if resume and not (Path(str(out)) / STATE).is_file():
-        raise BadInput(f"--resume: {out} holds no training to go on with (there is no {STATE} in it)")
+        raise BadInput(
+            f"--resume: {out} holds no training to go on with (there is no {STATE} in it): "
+            "leave --resume out to begin one"
+        )
     if keep not in KEEPS:
         raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
     batch = read_position(Path(str(out)) / STATE).about.get("batch_size") if resume else None
