@@ -25,7 +25,8 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
     groups = _groups(model, config)
     if not groups:
         raise BadInput(
-            "model has no parameter that requires a gradient: nothing to train; set requires_grad of those that shall learn"
+            "model has no parameter that requires a gradient: nothing to train; "
+            "set requires_grad of those that shall learn"
         )
     groups = _scaled(groups, _factors(model, config)) + objective.param_groups(config.weight_decay)
     own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.data import AnyDataset
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import write_atomic
 from leanvit.given import require_path
 from leanvit.measure import environment
@@ -137,7 +137,7 @@ def train(
         )
     if keep not in KEEPS:
         raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
-    batch = read_position(Path(str(out)) / STATE).about.get("batch_size") if resume else None
+    batch = _batch_so_far(Path(str(out))) if resume else None
     ready = prepare(asked, data, adapt=adapt, convert=convert, limit=limit, batch=batch, say=say)
     asked = ready.asked
     start, dataset, validation = ready.start, ready.dataset, ready.validation
@@ -208,6 +208,14 @@ def train(
     return Trained(
         folder, start.name, asked.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
     )
+
+
+def _batch_so_far(folder: Path) -> int | None:
+    """The batch size of a training that is gone on with; None where its state is damaged, which is said later."""
+    try:
+        return read_position(folder / STATE).about.get("batch_size")
+    except CheckpointError:
+        return None
 
 
 def _kept(result: FitResult[Any], metric: str, folder: Path) -> str:

@@ -147,7 +147,8 @@ class LGViT:
 
     def chosen_for(self, dataset: AnyDataset) -> LGViT:
         """With a batch, and epochs of stage 2, that suit the data, unless they are given."""
-        if None not in (self.epochs, self.batch_size):
+        nothing = self.epochs == self.stage1_epochs == 0
+        if nothing or None not in (self.epochs, self.batch_size):
             return self
         images = self._learned_from(dataset)
         batch = self.batch_size or max(2, min(BATCH, images))
