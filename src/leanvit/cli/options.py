@@ -73,7 +73,7 @@ Recover = Annotated[
 RecoverLr = Annotated[float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")]
 RecoverBatch = Annotated[
     int | None,
-    typer.Option("--recover-batch", metavar="N", help="Images a step of the recovery (default 64, or all there are)."),
+    typer.Option("--recover-batch", metavar="N", help="Images a step of the recovery (default 64, or fewer)."),
 ]
 RecoverSet = Annotated[
     list[str] | None,

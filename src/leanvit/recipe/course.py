@@ -38,7 +38,14 @@ def steps_for(images: int, batch_size: int, *, passes: int, least: int, most: in
     return max(least, min(most, passes * (images // batch_size)))
 
 
-BATCH = 64  # images a step where none are asked for, and there are as many
+BATCH = 64  # images a forward where none are asked for, and there are as many
+STEPS = 4  # an epoch has as many at least, where the batch is a default and training goes by epochs
+
+
+def fitting_batch(images: int, *, default: int = BATCH, least: int = 2) -> int:
+    """The default, or where an epoch would not have `STEPS` of it, the largest power of two that gives as many."""
+    few = images // STEPS
+    return max(1, min(images, max(least, min(default, 1 << max(few.bit_length() - 1, 0)))))
 
 
 def chosen_for(m: Any, dataset: Any, was: Mapping[str, Any]) -> Any:

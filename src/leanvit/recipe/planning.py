@@ -25,7 +25,8 @@ def fit_to_data(
     rows = list((was or {}).get("methods") or [])
     before = [rows[i] if i < len(rows) and rows[i].get("slug") == m.slug else {} for i, m in enumerate(methods)]
     settled = tuple(chosen_for(m, dataset, knobs) for m, knobs in zip(methods, before, strict=True))
-    return settled, None if recovery is None else recovery.chosen_for(dataset)
+    batch = ((was or {}).get("recovery") or {}).get("batch_size")
+    return settled, None if recovery is None else recovery.chosen_for(dataset, batch)
 
 
 def trainings(methods: Sequence[Any], recovery: Recovery | None, dataset: AnyDataset | None) -> list[Training]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
-from leanvit.recipe.course import BATCH, Training
+from leanvit.recipe.course import BATCH, Training, fitting_batch
 from leanvit.recipe.method import Data
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Recovery:
 
     epochs: int = 3
     lr: float = 1e-4
-    batch_size: int | None = None  # None: 64, or as many as there are images
+    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
     alpha: float = 0.5  # weight of the distillation term, 0 to 1
     temperature: float = 2.0  # of soft distillation
     distillation: str = "soft"  # "soft": the teacher's distribution; "hard": its decision
@@ -87,14 +87,14 @@ class Recovery:
         """Images a forward: those that are given or chosen, else 64."""
         return BATCH if self.batch_size is None else self.batch_size
 
-    def chosen_for(self, dataset: AnyDataset) -> Recovery:
-        """With a batch that the data can fill, unless one is given; an even one where images are mixed in pairs."""
+    def chosen_for(self, dataset: AnyDataset, was: int | None = None) -> Recovery:
+        """With a batch of which the data fills a few, unless one is given.
+
+        was: that of an interrupted compression that is gone on with.
+        """
         if self.batch_size is not None:
             return self
-        config = self.config(seed=0)
-        most = len(dataset) // config.accumulate
-        most -= most % 2 if config.mixes else 0
-        return replace(self, batch_size=max(1, min(BATCH, most)))
+        return replace(self, batch_size=was or fitting_batch(len(dataset) // self.config(seed=0).accumulate))
 
     def training(self, dataset: AnyDataset) -> Training:
         """Its course on a data set."""

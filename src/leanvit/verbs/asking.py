@@ -14,13 +14,12 @@ from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import Data, History, Root
+from leanvit.recipe.course import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
 from leanvit.training.world import join_world
 from leanvit.verbs.models import Loaded, Say, load_model, silent
 from leanvit.verbs.weights import load_weights
-
-_STEPS = 4  # an epoch has as many at least, where the batch size is a default
 
 
 @dataclass(frozen=True)
@@ -117,8 +116,7 @@ def with_fitting_batch(asked: Asked, dataset: AnyDataset, *, was: int | None, sa
     if "batch_size" in asked.overrides or (asked.recipe is not None and "batch_size" in asked.recipe.fit):
         return asked
     least = join_world().size * (2 if config.mixes else 1)
-    few = len(dataset) // config.accumulate // _STEPS
-    batch = was or max(least, min(config.batch_size, 1 << max(few.bit_length() - 1, 0)))
+    batch = was or fitting_batch(len(dataset) // config.accumulate, default=config.batch_size, least=max(2, least))
     if batch == config.batch_size or batch % least:
         return asked
     say(f"batch size {batch}, chosen for {len(dataset):,} training images (--batch-size sets it)")

@@ -175,9 +175,9 @@ def compare_methods(
     learns = recovery is not None or int8 or any(one.method.needs_data or one.method.trains for one in chosen)
     if no_training_split and learns:
         raise no_training_split
-    was = _about(Path(out))["methods"] if resume and out else {}
-    recovery = fit_to_data((), recovery, train)[1]
-    chosen, plan = checked(start, chosen, train, recovery, int8, was, left_out, say)
+    was = _about(Path(out)) if resume and out else {}
+    recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
+    chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, say)
     folder = require_writable(out) if resume and out else _new(out, start, overwrite)
     asked: dict[str, Any] = {
         "model": str(model),

@@ -15,7 +15,7 @@ from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, r
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
-from leanvit.recipe.course import BATCH, Training, steps_of_epoch
+from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 
 AMPS = ("fp32", "bf16")
@@ -59,7 +59,7 @@ class LGViT:
     stage1_lr: float = 5e-5
     epochs: int | None = None  # of the heads alone (stage 2); None: 5, or what 200 steps take, up to 50
     lr: float = 5e-4  # of stage 2; both fall to 0 on a line
-    batch_size: int | None = None  # None: 64, or as many as there are images
+    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
     alpha: float = 0.3  # weight of the teacher against the labels, 0 to 1
     temperature: float = 2.0  # of the teacher
     beta_heterogeneous: float = 0.01  # weight of the last block's tokens against those of heads
@@ -151,7 +151,7 @@ class LGViT:
         if nothing or None not in (self.epochs, self.batch_size):
             return self
         images = self._learned_from(dataset)
-        batch = self.batch_size or max(2, min(BATCH, images))
+        batch = self.batch_size or fitting_batch(images)
         epochs = max(5, min(50, -(-200 // max(1, images // batch)))) if self.epochs is None else self.epochs
         return replace(self, batch_size=batch, epochs=epochs)
 
