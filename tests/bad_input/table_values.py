@@ -383,8 +383,21 @@ CLI = [
     ),
     Cli(
         "recover too few images",
-        ("compress", "run", "--with", "evit", "--data", "digits", "--limit", "20", "--recover", "1"),
-        ("recovery batch_size is 64", "20 training images", "--limit"),
+        (
+            "compress",
+            "run",
+            "--with",
+            "evit",
+            "--data",
+            "digits",
+            "--limit",
+            "20",
+            "--recover",
+            "1",
+            "--recover-batch",
+            "64",
+        ),
+        ("recovery batch_size is 64", "20 training images", "--recover-batch 20", "--limit"),
     ),
     Cli(
         "recovery setting",

@@ -288,7 +288,7 @@ def test_what_cannot_be_reached_is_refused_before_any_work() -> None:
         with pytest.raises(
             Refused, match=r"macs 0\.1 cannot be reached: .* the least that token reduction leaves 0\.[34]"
         ):
-            compress(model, [DiffRate(macs=0.1, search=how)], data(8))
+            compress(model, [DiffRate(macs=0.1, search=how, batch_size=8)], data(8))
 
 
 @pytest.mark.parametrize("how", ["prune", "merge"])

@@ -32,6 +32,7 @@ def command(
     ] = True,
     recover: options.Recover = 0,
     recover_lr: options.RecoverLr = None,
+    recover_batch: options.RecoverBatch = None,
     recover_set: options.RecoverSet = None,
     runtime: options.Runtimes = None,
     int8: Annotated[
@@ -58,7 +59,7 @@ def command(
 ) -> None:
     """Compare methods at equal MACs: off the shelf, after equal recovery, measured; with a report."""
     model_args = key_values(model_arg, "--model-arg")
-    numbers = {"epochs": recover or None, "lr": recover_lr}
+    numbers = {"epochs": recover or None, "lr": recover_lr, "batch_size": recover_batch}
     recovery = recovery_of(numbers, recover_set)
     with output.stdout_for_result():
         result = load_verb("compare_methods")(

@@ -21,6 +21,7 @@ def command(
     with_: options.Methods = None,
     recover: options.Recover = 0,
     recover_lr: options.RecoverLr = None,
+    recover_batch: options.RecoverBatch = None,
     recover_set: options.RecoverSet = None,
     distill: Annotated[
         str | None,
@@ -64,7 +65,7 @@ def command(
     run = load_verb("compress")
     from leanvit.recipe import load_recipe, parse_with
 
-    given = {"epochs": recover or None, "lr": recover_lr, "distillation": distill}
+    given = {"epochs": recover or None, "lr": recover_lr, "batch_size": recover_batch, "distillation": distill}
     if recipe is not None:
         asked = load_recipe(recipe)
         methods = asked.methods

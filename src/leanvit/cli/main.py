@@ -11,7 +11,6 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from leanvit import __version__
 from leanvit.cli import (
@@ -33,6 +32,7 @@ from leanvit.cli import (
     train,
 )
 from leanvit.cli.importing import import_modules
+from leanvit.cli.panels import Verb, Verbs
 from leanvit.errors import BadInput
 
 EXIT_CODES = (
@@ -41,7 +41,7 @@ EXIT_CODES = (
 )
 
 
-class _Program(TyperGroup):
+class _Program(Verbs):
     """Turns every error into one line and an exit code; with `--debug` the traceback comes before the line."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -115,7 +115,7 @@ for verb in (
     report,
     publish,
 ):
-    app.command(verb.NAME)(verb.command)
+    app.command(verb.NAME, cls=Verb)(verb.command)
 app.add_typer(recipes.app, name=recipes.NAME)
 
 

@@ -66,7 +66,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 OptionalSeed = Annotated[int | None, typer.Option("--seed", help="Seed of everything random (default 0).")]
 LatencyBatch = Annotated[int, typer.Option("--batch", metavar="N", help="Images a call when latency is measured.")]
 FixedBatch = Annotated[
-    int | None, typer.Option("--batch", metavar="N", help="A fixed batch, which runs faster; default: any.")
+    int | None,
+    typer.Option(
+        "--batch", metavar="N", help="A fixed batch, which runs faster; default: any.", rich_help_panel="Deployment"
+    ),
 ]
 OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 Methods = Annotated[
@@ -77,6 +80,10 @@ Recover = Annotated[
     int, typer.Option("--recover", metavar="EPOCHS", help="Train after compression, taught by the dense model.")
 ]
 RecoverLr = Annotated[float | None, typer.Option("--recover-lr", help="Learning rate of the recovery (default 1e-4).")]
+RecoverBatch = Annotated[
+    int | None,
+    typer.Option("--recover-batch", metavar="N", help="Images a step of the recovery (default 64, or fewer)."),
+]
 RecoverSet = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvit.cli import options, output
+from leanvit.cli.panels import Verb, Verbs
 from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ NAME = "recipes"
 RecipeName = Annotated[
     str, typer.Argument(metavar="NAME", help="A recipe that comes with leanvit.", show_default=False)
 ]
-app = typer.Typer(help="List the training recipes, show one, copy one to edit, or check a file.", no_args_is_help=False)
+app = typer.Typer(
+    cls=Verbs,
+    help="List the training recipes, show one, copy one to edit, or check a file.",
+    no_args_is_help=False,
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -44,7 +49,7 @@ def listing(ctx: typer.Context, as_json: options.Json = False) -> None:
     print("More of one: leanvit recipes show NAME. To use it: leanvit train --data DATA --recipe NAME")
 
 
-@app.command("show")
+@app.command("show", cls=Verb)
 def show(name: RecipeName, as_json: options.Json = False) -> None:
     """Show one recipe: its file, as it comes with the package."""
     from leanvit.training import preset
@@ -56,7 +61,7 @@ def show(name: RecipeName, as_json: options.Json = False) -> None:
         print(recipe.text, end="")
 
 
-@app.command("copy")
+@app.command("copy", cls=Verb)
 def copy(
     name: RecipeName,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file, FILE.toml.", show_default=False)],
@@ -76,7 +81,7 @@ def copy(
     print(f"{path}: recipe {name}. Next: leanvit train --data DATA --recipe {path} --dry-run")
 
 
-@app.command("validate")
+@app.command("validate", cls=Verb)
 def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recipe, or timm's args.yaml.", show_default=False)],
     as_json: options.Json = False,

@@ -13,7 +13,6 @@ from leanvit.cli.options import command_line, data_spec, key_values
 from leanvit.errors import BadInput
 
 NAME = "train"
-_DISTILLATION = "Distillation"
 
 
 def command(
@@ -22,29 +21,26 @@ def command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            "--recipe", metavar="NAME|FILE", help="A recipe (leanvit recipes), a TOML file, timm's args.yaml."
+            "--recipe",
+            metavar="NAME|FILE",
+            help="A recipe (leanvit recipes), a TOML file, timm's args.yaml.",
+            rich_help_panel="Training",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward (default 128).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images a forward (default 128, fewer where there are few).")
+    ] = None,
     set_: options.Settings = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A run, or a timm name with its pretrained weights.", rich_help_panel=_DISTILLATION),
+        typer.Option(help="A run, or a timm name with its pretrained weights."),
     ] = None,
-    teacher_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights of a timm teacher.", rich_help_panel=_DISTILLATION)
-    ] = None,
-    distill: Annotated[
-        str | None, typer.Option(metavar="KIND", help="soft, hard, token, or method.", rich_help_panel=_DISTILLATION)
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="Weight of the teacher, 0 to 1.", rich_help_panel=_DISTILLATION)
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of soft distillation.", rich_help_panel=_DISTILLATION)
-    ] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of a timm teacher.")] = None,
+    distill: Annotated[str | None, typer.Option(metavar="KIND", help="soft, hard, token, or method.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of the teacher, 0 to 1.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of soft distillation.")] = None,
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
@@ -59,6 +55,9 @@ def command(
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
     overwrite: options.Overwrite = False,
+    keep: Annotated[
+        str, typer.Option("--keep", metavar="WHICH", help="The weights that are saved: of the last epoch, or the best.")
+    ] = "last",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, run one step, say what it takes; write nothing.")
@@ -102,6 +101,7 @@ def command(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            keep=keep,
             say=output.say,
             command=command_line(),
         )

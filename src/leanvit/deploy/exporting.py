@@ -19,6 +19,7 @@ from leanvit.data.classes import own_names
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
 from leanvit.deploy.running import Options, open_runtime, packages_of, require_runtime, runtime_module
 from leanvit.errors import BadInput, Refused, unknown
+from leanvit.given import require_model
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -53,7 +54,7 @@ def export(
     out: str | Path,
     *,
     to: str = "openvino",
-    preprocess: Preprocess,
+    preprocess: Preprocess | None = None,
     batch: int | None = None,
     input_type: str = "float",
     labels: Sequence[str] | None = None,
@@ -83,6 +84,12 @@ def export(
         MissingExtra: the runtime's packages are not installed (named with the pip command).
         Refused: the model cannot be exported whole, or the result differs from PyTorch (nothing is left on disk).
     """
+    require_model(model)
+    if preprocess is None:
+        raise BadInput(
+            "preprocess is missing: it travels with the artefact. leanvit.recipe.load_run(PATH).preprocess is that of "
+            "a run, leanvit.Preprocess.of(model) that of a timm model"
+        )
     labels = own_names(model, labels, argument="labels")
     if isinstance(getattr(model, "exits", None), Exits):
         from leanvit.deploy.segments import export_segments

@@ -16,6 +16,7 @@ from torch import Tensor
 from leanvit.data import Preprocess
 from leanvit.deploy.artefact import RUNTIMES, Artefact, read_artefact
 from leanvit.errors import BadInput, CheckpointError, MissingExtra, Refused, unknown
+from leanvit.given import require_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,6 +137,8 @@ def load_artefact(source: str | Path | Artefact, *, options: Options | None = No
         Refused: a torch archive from a path without `trusted`.
     """
     known = source if isinstance(source, Artefact) else None
+    if known is None:
+        require_path(source, "source")
     artefact = read_artefact(known.path if known else source)  # type: ignore[arg-type]
     if known and known.seal != artefact.seal:
         raise CheckpointError(f"{artefact.path} is not the artefact that was exported: it was replaced since")
@@ -168,7 +171,10 @@ def require_runtime(runtime: str) -> None:
         raise unknown("runtime", runtime, RUNTIMES)
     missing = [name for name in packages_of(runtime) if find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"{', '.join(missing)} is not installed: pip install {_PIP[runtime]}")
+        are = "are" if len(missing) > 1 else "is"
+        raise MissingExtra(
+            f"runtime {runtime!r}: {', '.join(missing)} {are} not installed: pip install {_PIP[runtime]}"
+        )
 
 
 def runtime_module(runtime: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput, unknown
+from leanvit.given import require_dataset, require_named_models
 from leanvit.measure.comparison import Comparison, Row
 from leanvit.measure.counting import count, parameters
 from leanvit.measure.energy import ROUNDS, Energy, Meter, NoMeter, NotMeasurable, find_meter, paired_energy
@@ -76,6 +77,8 @@ def compare(
 
     Raises BadInput before any work when names, baseline, batch sizes, files, devices or classes do not fit.
     """
+    require_named_models(models)
+    require_dataset(data, "data", "val")
     models = dict(models)
     _check_models(models)
     baseline = _checked_baseline(models, baseline)

@@ -17,12 +17,15 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.data import AnyDataset
 from leanvit.data.classes import for_model, listed
 from leanvit.errors import BadInput, Refused, unknown
+from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
+from leanvit.recipe.course import chosen_for
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
+from leanvit.recipe.planning import fit_to_data, trainings
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
-from leanvit.recipe.steps import Steps, describe_data, fingerprint
+from leanvit.recipe.steps import Steps, describe_data, fingerprint, saved_about
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -79,10 +82,17 @@ def compress(
     """
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
+    require_methods(methods)
+    require_training_data(data)
+    if not isinstance(recovery, Recovery | None):
+        raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
     dense = _with_history(model, root)
     check_order(dense.traits(), methods)
     check_places(dense, methods)
     check_needs(methods, data, recovery)
+    was = saved_about(Path(out)) if resume and out is not None else None
+    methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
+    trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
     for m in methods:
         if recovery is not None and hasattr(m, "check_teacher"):
@@ -231,6 +241,8 @@ def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
 
     The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
     """
+    if isinstance(data, Data):
+        m = chosen_for(m, data.dataset, {})
     training = model.training
     if hasattr(m, "prepare"):
         m.prepare(model)
@@ -285,7 +297,8 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         BadInput: a method that is not in the model's history, a knob that is not tunable, or not accepted.
         Refused: a method without such knobs, a target that cannot be met.
     """
-    plans = list(model.history.plans) if model.history else []
+    require_model(model)
+    plans = list(model.history.plans) if getattr(model, "history", None) else []
     if not plans:
         raise BadInput(f"{slug} is not a method of this model: it is dense; accepted: one that was compressed")
     if slug not in [plan.slug for plan in plans]:

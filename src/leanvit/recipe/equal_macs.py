@@ -29,8 +29,7 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
     """
     cls: Any = method_class(slug)
     knobs = dict(knobs or {})
-    if not is_number(share, above=0) or share >= 1:
-        raise BadInput(f"macs is {share!r}; accepted: a share of the model's MACs, above 0 and below 1")
+    check_share(share)
     if not hasattr(cls, "at_macs"):
         raise Refused(f"{slug} has no knob that sets its MACs")
     for name in knobs:
@@ -38,6 +37,12 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
             raise BadInput(f"{slug} is given {name}, which the share of MACs decides: leave it out")
     check_knobs(slug, knobs)
     return cls.at_macs(model, share, frozen(knobs))
+
+
+def check_share(share: object) -> None:
+    """Raise `BadInput` unless it is a share of the MACs that methods can be set to."""
+    if not is_number(share, above=0, most=1) or share == 1:
+        raise BadInput(f"macs is {share!r}; accepted: a share of the model's MACs, above 0 and below 1")
 
 
 def macs_of(model: OpenModel) -> int:
@@ -57,8 +62,10 @@ def share_of(model: OpenModel, method: Any, dense: int | None = None) -> float:
 def nearest_setting(model: OpenModel, settings: Sequence[M], share: float) -> M:
     """Of settings in the order of falling cost, the one whose share of the model's MACs comes nearest.
 
-    Counts as few of them as a bisection needs.
+    Counts as few of them as a bisection needs. Raises `Refused` where there is no setting.
     """
+    if not settings:
+        raise Refused("no setting of the method suits this model: it has too few blocks, or too few tokens, to reduce")
     dense = macs_of(model)
     reached = cache(lambda i: share_of(model, settings[i], dense))
     low, high = 0, len(settings) - 1

@@ -57,6 +57,10 @@ class Method(Protocol):
     with `tuned(structure, knobs) -> (Method, Structure)` and the class variable `tunable`, those knobs, a user changes
     them in a finished model (`recipe.retune`).
 
+    A method that trains says its course before it begins: `trainings(dataset) -> list[Training]` (`recipe.course`).
+    A knob whose default follows from the data is None until then: the class variable `open_knobs` names it, and
+    `chosen_for(dataset) -> Method` sets it. `compress` asks for both; the plan records what was chosen.
+
     A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective |
     None` (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher`
     and the recovery's `FitConfig`; it takes the place of the recovery's distillation (alpha, temperature, distillation,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
+from leanvit.recipe.course import BATCH, Training, fitting_batch
 from leanvit.recipe.method import Data
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Recovery:
 
     epochs: int = 3
     lr: float = 1e-4
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
     alpha: float = 0.5  # weight of the distillation term, 0 to 1
     temperature: float = 2.0  # of soft distillation
     distillation: str = "soft"  # "soft": the teacher's distribution; "hard": its decision
@@ -44,6 +45,8 @@ class Recovery:
         from leanvit.training.recovery import check_distillation
 
         for name in ("epochs", "batch_size"):
+            if name == "batch_size" and self.batch_size is None:
+                continue
             if not is_whole(getattr(self, name), least=1):
                 raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
         for name in ("lr", "temperature"):
@@ -73,11 +76,33 @@ class Recovery:
             if name not in known:
                 why = _FROM_ELSEWHERE.get(name) or nearest(name, known | (own - {"settings", "log"}))
                 raise BadInput(f"recovery has no setting {name!r}: {why}")
-        given = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch_size, "seed": seed, **self.settings}
+        given = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch, "seed": seed, **self.settings}
         try:
             return replace(RECOVERY, **given)
         except BadInput as error:
             raise BadInput(f"recovery: {error}") from None
+
+    @property
+    def batch(self) -> int:
+        """Images a forward: those that are given or chosen, else 64."""
+        return BATCH if self.batch_size is None else self.batch_size
+
+    def chosen_for(self, dataset: AnyDataset, was: int | None = None) -> Recovery:
+        """With a batch of which the data fills a few, unless one is given.
+
+        was: that of an interrupted compression that is gone on with.
+        """
+        if self.batch_size is not None:
+            return self
+        return replace(self, batch_size=was or fitting_batch(len(dataset) // self.config(seed=0).accumulate))
+
+    def training(self, dataset: AnyDataset) -> Training:
+        """Its course on a data set."""
+        from leanvit.data import epoch_length
+
+        config = self.config(seed=0)
+        steps = epoch_length(dataset, config.repeats) // config.batch_size // config.accumulate
+        return Training("recovery", config.epochs, config.epochs * steps, config.batch_size * config.accumulate)
 
     def numbers(self) -> dict[str, Any]:
         """The flat table that `of` takes."""
@@ -88,7 +113,8 @@ class Recovery:
         """All that decides its result, as JSON data."""
         free = {"workers", "save_every"}  # of FitConfig: they never change a result
         recipe = {name: value for name, value in self.config(seed=0).to_json().items() if name not in free | {"seed"}}
-        return {**recipe, **{k: v for k, v in self.numbers().items() if k not in self.settings}}
+        own = {**self.numbers(), "batch_size": self.batch}
+        return {**recipe, **{k: v for k, v in own.items() if k not in self.settings}}
 
 
 def check_needs(methods: Sequence[Any], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
@@ -136,15 +162,16 @@ def _check_dataset(recovery: Recovery, dataset: Any) -> None:
 
     config = recovery.config(seed=0)
     images = len(dataset)
-    if images < recovery.batch_size:
+    batch = recovery.chosen_for(dataset).batch
+    if images < batch:
         raise BadInput(
-            f"recovery batch_size is {recovery.batch_size}, and there are {images} training images; accepted: up to "
-            f"{images}, or more images (--limit)"
+            f"recovery batch_size is {batch}, and there are {images} training images; accepted: up to {images} "
+            f"(--recover-batch {images}, Recovery(batch_size={images})), or more images (--limit)"
         )
-    if images < recovery.batch_size * config.accumulate:
+    if images < batch * config.accumulate:
         raise BadInput(
-            f"recovery takes {config.accumulate} batches of {recovery.batch_size} a step (accumulate), and there are "
-            f"{images} training images; accepted: up to {images} a step"
+            f"recovery takes {config.accumulate} batches of {batch} a step (accumulate), and there are {images} "
+            f"training images; accepted: up to {images} a step (--recover-set accumulate=N, --recover-batch N)"
         )
     check_distillation(recovery.distillation, multi_label=dataset.multi_label)
     if dataset.multi_label and config.mixes:

@@ -71,11 +71,9 @@ class Steps:
         write_atomic(run / ABOUT, sealed_text(content))
 
     def _compare(self, run: Path) -> None:
-        path = run / ABOUT
-        if not path.is_file():
+        path, saved = run / ABOUT, saved_about(run)
+        if saved is None:
             raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
-        advice = f"Remove {self.folder} to begin anew"
-        saved = read_sealed(path, _AboutFile, kind=_KIND, newest=_FORMAT, changed=advice).about
         differing = list(differences(saved, self._about))
         if differing:
             raise BadInput(f"resume=True, but {path} is of another compression: {'; '.join(differing)}")
@@ -129,6 +127,17 @@ class Steps:
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
+
+
+def saved_about(run: Path) -> dict[str, Any] | None:
+    """What the unfinished compression in a run folder is of; None where there is none.
+
+    Raises `CheckpointError` if the description is damaged.
+    """
+    if not (run / ABOUT).is_file():
+        return None
+    advice = f"Remove {run / STEPS} to begin anew"
+    return read_sealed(run / ABOUT, _AboutFile, kind=_KIND, newest=_FORMAT, changed=advice).about
 
 
 def clear_steps(run: str | Path) -> None:

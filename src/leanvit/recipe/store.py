@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import timm
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from leanvit import __version__
 from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
 from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
+from leanvit.given import require_model, require_path
 from leanvit.recipe.catalogue import run_folder
 from leanvit.recipe.history import History, Root, replay
 from leanvit.recipe.method import Plan, outside_module
@@ -109,10 +111,13 @@ def save(
     from leanvit.data import Preprocess
     from leanvit.data.classes import own_names
 
+    require_path(path, "path")
+    require_model(model)
     path = Path(path)
     if not isinstance(model, OpenModel):
         raise BadInput(
-            f"model is a {type(model).__name__}; accepted: what open_model, compress or load gives, with its history"
+            f"model is a {type(model).__name__}; accepted: what compress or load gives, with its history: "
+            "leanvit.save(leanvit.compress(model, []), path) saves a timm model as it is"
         )
     try:
         if (path / JSON_NAME).exists() and not overwrite:
@@ -206,6 +211,7 @@ def load_run(path: str | Path) -> Run:
         BadInput: there is no run at this path, or no reference of this name.
         CheckpointError: the run is truncated, tampered with, foreign or from a newer leanvit.
     """
+    require_path(path, "path")
     path = run_folder(path)
     file = read_run_file(path)
     _check_methods_known(path, file)
@@ -250,7 +256,12 @@ def _check_methods_known(path: Path, file: RunFile) -> None:
 
 
 def _instead(path: Path) -> str:
-    """What a folder without a run holds that is close to one."""
+    """What a folder without a run holds that is close to one, or a path that is no folder."""
+    if path.is_file():
+        made = "timm.create_model(NAME, checkpoint_path=...)"
+        return f". It is a file: weights go with a timm name ({made}, leanvit train NAME --weights {path})"
+    if not path.exists() and path.name == str(path) and timm.is_model(str(path)):
+        return f". It is the name of a timm model: timm.create_model({str(path)!r}) builds it"
     if (path / "artefact.json").is_file():
         return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
     if (path / "steps/about.json").is_file():

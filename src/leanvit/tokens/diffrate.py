@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -28,8 +28,10 @@ from torch.nn import functional as F
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.score import proportional
 from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
+from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
@@ -131,8 +133,8 @@ class DiffRate:
     merge: tuple[int, ...] | None = None  # and after merging
     search: str = "learned"  # how the lists come about; controls: "prune" or "merge" alike in every block
     granularity: int | None = None  # tokens between two candidates; None: 4, below 100 patches 1
-    max_steps: int = 1000  # optimiser steps of the search
-    batch_size: int = 64
+    max_steps: int | None = None  # optimiser steps of the search; None: 30 passes over the images, 300 to 1000 steps
+    batch_size: int | None = None  # None: 64, or as many as there are images
     lr: float = 0.01  # of the rates, down to min_lr by a cosine
     min_lr: float = 0.001
     macs_weight: float = 500.0  # of ((MACs - target) / dense MACs)² beside the cross-entropy
@@ -146,6 +148,7 @@ class DiffRate:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     dials: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
+    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
         for name in ("prune", "merge"):
@@ -158,7 +161,7 @@ class DiffRate:
         self._check_target()
         for name in ("max_steps", "batch_size", "granularity"):
             value = getattr(self, name)
-            if not (is_whole(value, least=1) or (name == "granularity" and value is None)):
+            if not (is_whole(value, least=1) or value is None):
                 raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
         if not is_number(self.lr, above=0) or not is_number(self.min_lr, least=0, most=self.lr):
             raise BadInput(f"lr is {self.lr!r}, min_lr {self.min_lr!r}; accepted: 0 <= min_lr <= lr, lr above 0")
@@ -189,6 +192,32 @@ class DiffRate:
         """Whether the lists are learned."""
         return self.macs is not None and self.search == "learned"
 
+    def chosen_for(self, dataset: AnyDataset) -> DiffRate:
+        """With a batch, and steps of the search, that suit the data, unless they are given."""
+        if not self.searches or self.macs == 1 or None not in (self.max_steps, self.batch_size):
+            return self
+        batch = self.batch_size or max(1, min(BATCH, len(dataset)))
+        steps = self.max_steps or steps_for(len(dataset), batch, passes=30, least=300, most=1000)
+        return replace(self, batch_size=batch, max_steps=steps)
+
+    def trainings(self, dataset: AnyDataset) -> list[Training]:
+        """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
+        if not self.searches or self.macs == 1:
+            return []
+        epoch = steps_of_epoch("diffrate", self.images, len(dataset))
+        return [Training("diffrate", -(-self.steps // epoch), self.steps, self.images)]
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the search, once they are given or chosen."""
+        assert self.max_steps is not None, "chosen_for(dataset) comes first"
+        return self.max_steps
+
+    @property
+    def images(self) -> int:
+        """Images a step of the search."""
+        return BATCH if self.batch_size is None else self.batch_size
+
     # --- the life of a method --------------------------------------------------------
 
     def learn(self, model: OpenModel, data: Data | None = None) -> Structure:
@@ -208,7 +237,7 @@ class DiffRate:
             from leanvit.tokens.diffrate_search import search
 
             assert data is not None
-            lists = search(self, model, costs, data, start=lists)
+            lists = search(self.chosen_for(data.dataset), model, costs, data, start=lists)
         elif self.macs is not None:
             lists = uniform(costs, self.macs, self.search)
         assert lists is not None

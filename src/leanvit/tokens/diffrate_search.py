@@ -268,6 +268,9 @@ class StopAt:
 
     step: int
 
+    def start(self, run: Run) -> None:
+        run.ends_at = self.step
+
     def after_step(self, run: Run) -> None:
         if run.step >= self.step:
             run.stop()
@@ -290,7 +293,7 @@ def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: L
         costs,
         share=knobs.macs,
         weight=knobs.macs_weight,
-        warmup=int(knobs.warmup * knobs.max_steps),
+        warmup=int(knobs.warmup * knobs.steps),
         multi_label=data.dataset.multi_label,
     )
     _fit(knobs, copied, objective, data)
@@ -301,11 +304,11 @@ def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: L
 
 def _fit(knobs: DiffRate, copied: OpenModel, objective: MacsPenalty, data: Data) -> None:
     recipe: dict[str, Any] = {"lr": knobs.lr, "min_lr": knobs.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
-    recipe |= {"batch_size": knobs.batch_size, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
+    recipe |= {"batch_size": knobs.images, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
     given = {"preprocess": data.preprocess, "convert": True}  # data and model were matched with the dense model
     epoch = check_run(copied, data.dataset, config=FitConfig(epochs=1, **recipe), **given)
-    config = FitConfig(epochs=math.ceil(knobs.max_steps / epoch), **recipe)
-    stop = StopAt(knobs.max_steps)
+    config = FitConfig(epochs=math.ceil(knobs.steps / epoch), **recipe)
+    stop = StopAt(knobs.steps)
     fit(
         copied,
         data.dataset,

@@ -15,6 +15,8 @@ from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.given import require_dataset, require_model
+from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import FitConfig
@@ -99,6 +101,17 @@ def _spread(
     return trained, averager, step if sharding else replicated(step, world)
 
 
+def require_kinds(model: Any, dataset: Any, preprocess: Any, config: Any, validate: Any) -> None:
+    """Raise BadInput, with what to write, for an argument of `fit` that is a text, a path or another object."""
+    require_model(model)
+    require_dataset(dataset, "dataset")
+    require_dataset(validate, "validate", "val")
+    if not isinstance(preprocess, Preprocess):
+        raise BadInput(f"preprocess is {preprocess!r}; accepted: a Preprocess, as Preprocess.of(model) gives")
+    if not isinstance(config, FitConfig):
+        raise BadInput(f"config is a {type(config).__name__}; accepted: a FitConfig, as FitConfig(epochs=10)")
+
+
 def check_run(
     model: nn.Module,
     dataset: AnyDataset,
@@ -109,11 +122,13 @@ def check_run(
     convert: bool = False,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
+    require_kinds(model, dataset, preprocess, config, validate)
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
-            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)})"
+            f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)}): "
+            "give both splits of one data set"
         )
     if validate is not None and validate.multi_label != dataset.multi_label:
         raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
@@ -122,8 +137,11 @@ def check_run(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
             "multi-label: set both to 0"
         )
-    _require_divisible(config, join_world())
-    return _steps_per_epoch(dataset, config)
+    world = join_world()
+    _require_divisible(config, world)
+    steps = _steps_per_epoch(dataset, config)
+    require_values(model, preprocess, config, world.size)
+    return steps
 
 
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
@@ -137,10 +155,13 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise BadInput(f"out={str(out)!r} cannot be written: {error}") from error
+        raise BadInput(f"out={str(out)!r} cannot be written: {error}; give another folder") from error
     free, needed = shutil.disk_usage(out).free, bytes_needed(run)
     if free < needed:
-        raise BadInput(f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB")
+        raise BadInput(
+            f"out={str(out)!r} has {free / 1e6:.0f} MB free, but the run needs {needed / 1e6:.0f} MB: "
+            "make room, or give a folder on another disk"
+        )
     if (out / STATE).exists() and not resume:
         progress = read_position(out / STATE).progress
         if progress.get("step") != progress.get("total_steps") and not progress.get("stopped"):
@@ -231,7 +252,8 @@ def _steps_per_epoch(dataset: AnyDataset, config: FitConfig) -> int:
     if not steps:
         raise BadInput(
             f"batch_size={config.batch_size} with accumulate={config.accumulate} needs {images} images a step, "
-            f"but {dataset.name} has {len(dataset)}: give a smaller batch_size"
+            f"but {dataset.name} has {len(dataset)}: give a smaller batch_size (--batch-size), "
+            f"up to {len(dataset) // config.accumulate}"
         )
     return steps
 

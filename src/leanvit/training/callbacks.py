@@ -72,6 +72,7 @@ class Run:
     scaler: torch.amp.GradScaler
     grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
     skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
+    ends_at: int | None = None  # a callback that ends the run earlier says the step here, at its start
     stopped: bool = False  # the run has ended before its last step, because a callback asked
 
     @property
@@ -90,9 +91,21 @@ class Run:
         return self.config.epochs * self.steps_per_epoch
 
     @property
+    def last_step(self) -> int:
+        """The step at which the run ends: its last one, or where a callback said that it will end it."""
+        return self.total_steps if self.ends_at is None else min(self.ends_at, self.total_steps)
+
+    @property
     def into_epoch(self) -> int:
         """Steps of the epoch under way that are done."""
         return self.step - self.epoch * self.steps_per_epoch
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch (from 0) whose validation was the best, the first of equal ones; None without validation."""
+        if self.best_top1 is None:
+            return None
+        return next((int(row["epoch"]) for row in self.history if row.get(self.metric) == self.best_top1), None)
 
     def stop(self) -> None:
         """End the run after this step: it is validated, `finish` is called, and it is saved as finished."""
@@ -193,7 +206,7 @@ class ProgressBar:
         if not run.world.first:
             return
         self._progress.start()
-        self._task = self._progress.add_task("training", total=run.total_steps, completed=run.step)
+        self._task = self._progress.add_task("training", total=run.last_step, completed=run.step)
 
     def after_step(self, run: Run) -> None:
         """Advance by one step."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,6 +48,14 @@ def save_weights(path: Path, model: nn.Module, world: World | None = None) -> No
     with world.together():
         if world.first:
             write_atomic(path, lambda temporary: save_file(tensors, temporary))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of `save_weights`. Raises CheckpointError if the file is damaged."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a readable weights file: {error}") from error
 
 
 def save_state(

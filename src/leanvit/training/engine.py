@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
-from leanvit.errors import BadInput, LeanvitError
+from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
@@ -32,10 +32,12 @@ from leanvit.training.assemble import (
     modules_of,
     progress_of,
     recipe_of,
+    require_kinds,
     restore_progress,
 )
+from leanvit.training.batch_norms import paired, twice
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
-from leanvit.training.checkpoint import BEST, STATE, Position, load_state, save_state, save_weights
+from leanvit.training.checkpoint import BEST, STATE, Position, load_state, read_weights, save_state, save_weights
 from leanvit.training.config import FitConfig
 from leanvit.training.draws import GlobalDraws, watched
 from leanvit.training.objectives import Objective
@@ -53,6 +55,7 @@ from leanvit.training.signals import Interrupted, StopRequested, StopSignals
 from leanvit.training.validating import autocast, validated
 
 M = TypeVar("M", bound=nn.Module)
+KEEPS = ("last", "best")
 
 
 class NonFiniteLoss(LeanvitError):
@@ -77,11 +80,18 @@ class FitResult(Generic[M]):
     steps: int  # optimiser steps, those before a resume included
     seconds: float  # likewise
     best_weights: Path | None  # weights of the best epoch, when `out` and `validate` were given
+    best_epoch: int | None  # the epoch of `best_top1`, from 1
+    epoch: int  # the epoch, from 1, whose weights `final` has: the last, or with keep="best" the best
 
     @property
     def final(self) -> M:
         """The model to use: the averaged one where there is one."""
         return self.model if self.ema is None else self.ema
+
+    @property
+    def top1(self) -> float | None:
+        """What validation gave for `final`."""
+        return self.best_top1 if self.epoch == self.best_epoch else self.last_top1
 
 
 def fit(
@@ -96,6 +106,7 @@ def fit(
     resume: bool = False,
     validate: AnyDataset | None = None,
     convert: bool = False,
+    keep: str = "last",
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on; under torchrun, on all processes together.
 
@@ -112,6 +123,8 @@ def fit(
         resume: continue the run in `out` at its exact step, mid-epoch included.
         validate: data whose top-1 is taken after each epoch.
         convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
+        keep: which weights `final` ends with: "last", those of the last epoch, or "best", those of the epoch whose
+            validation was the best. It changes no step: a resumed run may ask for the other one.
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -123,12 +136,17 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
+    if keep not in KEEPS:
+        raise BadInput(f"keep={keep!r} is not accepted: give one of {', '.join(map(repr, KEEPS))}")
+    if keep == "best" and (validate is None or out is None):
+        raise BadInput("keep='best' needs validate=, which tells the best epoch, and out=, the folder of its weights")
+    require_kinds(model, dataset, preprocess, config, validate)
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
         validate = for_model(validate, model, exact=True, say=lambda line: None)
     dataset = for_model(dataset, model, exact=True)
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     try:
-        return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate)
+        return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep)
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         if config.compile:
@@ -145,6 +163,7 @@ def _run(
     out: Path | None,
     resume: bool,
     validate: AnyDataset | None,
+    keep: str,
 ) -> FitResult[M]:
     """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
     config, world = run.config, run.world
@@ -205,19 +224,25 @@ def _run(
     finally:
         notify(callbacks, "close", run)
     _share_bad_images(run, dataset, validate)
-    averaged = _give_back(run, model)
-    for trained in (model, averaged):
+    ema = _give_back(run, model)
+    for trained in (model, ema):
         if getattr(trained, "classes", None) == ():  # an opened model whose outputs this training gave their meaning
             trained.classes = tuple(dataset.classes)  # type: ignore[union-attr, assignment]
+    best = None if run.best_epoch is None else run.best_epoch + 1
+    last = len(run.history)
+    if keep == "best" and out and best not in (None, last):
+        _take_best(model if ema is None else ema, out / BEST)
     return FitResult(
         model=model,
-        ema=averaged,
+        ema=ema,
         history=run.history,
         best_top1=run.best_top1,
         last_top1=run.history[-1].get(run.metric),
         steps=run.step,
         seconds=run.seconds,
         best_weights=out / BEST if out and run.best_top1 is not None else None,
+        best_epoch=best,
+        epoch=best or last if keep == "best" else last,
     )
 
 
@@ -232,6 +257,14 @@ def _give_back(run: Run, model: M) -> M | None:
     average = copy.deepcopy(model).eval()
     average.load_state_dict(whole_state(run.ema))
     return average
+
+
+def _take_best(model: nn.Module, path: Path) -> None:
+    """Put the weights of the best epoch into the model. Raises CheckpointError for damaged ones, or another model's."""
+    try:
+        model.load_state_dict(read_weights(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[0]}") from error
 
 
 def _share_bad_images(run: Run, *datasets: AnyDataset | None) -> None:
@@ -284,7 +317,7 @@ def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> b
     with keyed.global_rng(config.seed, "step", run.step):
         for run.micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
             batch, weight = _share(batch, count)
-            batch = mixed(batch.to(run.device), run)
+            batch = mixed(paired(batch.to(run.device), run.model), run)
             notify(callbacks, "before_forward", run)
             with syncing(run.forward, run.micro == len(batches) - 1), _draws(run, batch) as draws:
                 with watched(None if run.losses else draws), autocast(run.device, config.amp):
@@ -370,6 +403,7 @@ def mixed(batch: Batch, run: Run) -> Batch:
     """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
     if run.mix is None or not run.config.mixes_in(run.epoch):
         return batch
+    batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
     images, targets = run.mix(batch.images[:even], batch.targets[:even])
     batch = replace(batch, keys=batch.keys[:even])

@@ -24,7 +24,10 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
     """
     groups = _groups(model, config)
     if not groups:
-        raise BadInput("model has no parameter that requires a gradient: nothing to train")
+        raise BadInput(
+            "model has no parameter that requires a gradient: nothing to train; "
+            "set requires_grad of those that shall learn"
+        )
     groups = _scaled(groups, _factors(model, config)) + objective.param_groups(config.weight_decay)
     own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
     return create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **own)
@@ -40,7 +43,7 @@ def _factors(model: nn.Module, config: FitConfig) -> dict[int, float]:
     if not head:
         raise BadInput(
             f"backbone_lr_scale={config.backbone_lr_scale}: {type(model).__name__} has no classifier to tell from the "
-            "backbone (timm's get_classifier)"
+            "backbone (timm's get_classifier): leave it out"
         )
     return {p: factor if p in head else factor * config.backbone_lr_scale for p, factor in factors.items()}
 
@@ -68,7 +71,10 @@ def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
     if config.layer_decay is None:
         return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=undecayed)
     if not hasattr(model, "group_matcher"):
-        raise BadInput(f"layer_decay={config.layer_decay}: {type(model).__name__} has no group_matcher, timm's layers")
+        raise BadInput(
+            f"layer_decay={config.layer_decay}: {type(model).__name__} has no group_matcher, "
+            "timm's layers: leave it out"
+        )
     return param_groups_layer_decay(
         model, config.weight_decay, no_weight_decay_list=undecayed, layer_decay=config.layer_decay
     )

@@ -99,7 +99,10 @@ def as_seen_by(teacher: nn.Module, *, own: Preprocess, student: Preprocess) -> t
     own: what the teacher was trained with. Raises `BadInput` where the two take other channels.
     """
     if own.input_size[0] != student.input_size[0]:
-        raise BadInput(f"the teacher takes {own.input_size[0]} channels, the student {student.input_size[0]}")
+        raise BadInput(
+            f"the teacher takes {own.input_size[0]} channels, the student {student.input_size[0]}: "
+            "give a teacher with as many"
+        )
     done = []
     if (own.mean, own.std) != (student.mean, student.std):
         done.append("normalised as the teacher was trained")

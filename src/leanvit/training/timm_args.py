@@ -93,7 +93,10 @@ def read_args(text: str, path: Path) -> TrainRecipe:
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(args, dict) or not isinstance(args.get("model"), str):
-        raise BadInput(f"recipe {path} is not timm's args.yaml: it names no model")
+        raise BadInput(
+            f"recipe {path} is not timm's args.yaml: it names no model (give the file that timm's "
+            "train.py wrote, or a recipe as `leanvit recipes copy` makes one)"
+        )
     _refuse_unknown(args, path)
     remarks = [f"timm's {name}={args[name]!r} is left out: {why}" for name, why in IGNORED.items() if _on(args, name)]
     try:

@@ -14,8 +14,10 @@ from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import Data, History, Root
+from leanvit.recipe.course import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
+from leanvit.training.world import join_world
 from leanvit.verbs.models import Loaded, Say, load_model, silent
 from leanvit.verbs.weights import load_weights
 
@@ -103,6 +105,25 @@ def ask(
     )
 
 
+def with_fitting_batch(asked: Asked, dataset: AnyDataset, *, was: int | None, say: Say) -> Asked:
+    """With a default batch size of which the data fills a few: a power of two, at most a quarter of the images.
+
+    Nothing changes where a batch size is given, by the recipe too, or where an epoch has four steps of the default.
+
+    was: the batch size of an interrupted training that is gone on with; it stays.
+    """
+    config = asked.config
+    if "batch_size" in asked.overrides or (asked.recipe is not None and "batch_size" in asked.recipe.fit):
+        return asked
+    least = join_world().size * (2 if config.mixes else 1)
+    batch = was or fitting_batch(len(dataset) // config.accumulate, default=config.batch_size, least=max(2, least))
+    if batch == config.batch_size or batch % least:
+        return asked
+    say(f"batch size {batch}, chosen for {len(dataset):,} training images (--batch-size sets it)")
+    lr: dict[str, Any] = {} if config.lr_base is None else {"lr": None}
+    return replace(asked, config=replace(config, batch_size=batch, **lr))
+
+
 def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loaded:
     """Build or load the model that is trained. Raises `BadInput` or `Refused` for one that is not the recipe's."""
     start = load_model(
@@ -122,7 +143,10 @@ def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loade
             f"{asked.model} is {start.name}: give such a run (leanvit compress MODEL --with {wanted})"
         )
     if wanted == "run" and start.folder is None:
-        raise BadInput(f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name")
+        raise BadInput(
+            f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name: give a "
+            f"run folder (leanvit train {asked.model} makes one)"
+        )
     if applied and wanted not in applied:
         raise Refused(
             f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
@@ -185,9 +209,15 @@ def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess,
     bring = [m for m in (plan.method() for plan in start.model.history.plans) if hasattr(m, "objective")]
     if len(bring) != 1:
         named = ", ".join(m.slug for m in bring) or "none"
-        raise BadInput(f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one")
+        raise BadInput(
+            f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one. "
+            "Give --distill soft or hard"
+        )
     if own.fingerprint() != start.preprocess.fingerprint():
-        raise BadInput(f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}")
+        raise BadInput(
+            f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}: "
+            "give a teacher with the model's preprocessing, or --distill soft"
+        )
     data = Data(dataset, start.preprocess, seed=asked.config.seed, teacher=teacher)
     made = bring[0].objective(start.model, data, asked.config)
     if made is None:
@@ -229,7 +259,10 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
     if Path(spec).is_dir() or "/" in spec.removeprefix("hf-hub:"):
         loaded = load_model(spec)
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
-            raise BadInput(f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order")
+            raise BadInput(
+                f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order: "
+                "give one trained on this data"
+            )
         return loaded.model, loaded.preprocess
     require_model(spec, kind="teacher")
     Root(spec)

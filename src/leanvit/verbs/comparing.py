@@ -18,10 +18,8 @@ from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, 
 from leanvit.recipe import (
     Data,
     Recovery,
-    check_needs,
-    check_order,
-    check_places,
     clear_steps,
+    fit_to_data,
     knobs_of,
     make_method,
     save,
@@ -35,11 +33,12 @@ from leanvit.report.keeping import keep
 from leanvit.report.side_by_side import BASELINE, COMPARED, INT8, SideBySide, Standing, short_table, terminal_table
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.verbs.compressing import asked_of, last_share
-from leanvit.verbs.contenders import Contender, choose
+from leanvit.verbs.contenders import Contender, checked, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
+from leanvit.verbs.guarding import ENDING, LeftOut
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
-from leanvit.verbs.runtimes import Opener, first_line, require
+from leanvit.verbs.runtimes import Opener, require
 from leanvit.verbs.shares import Tally
 from leanvit.verbs.stopping import says_how_to_go_on
 
@@ -141,7 +140,7 @@ def compare_methods(
             set without a training split will do.
         contenders: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
             Default: every method that reduces tokens or leaves early and has such a knob; what does not fit the model
-            is left out, with the reason. One that is named and does not fit is an error.
+            is left out, with the reason, and so is what fails later: the others go on.
         macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
             share) is left out with the share that it reaches.
         controls: beside EViT, as many tokens at random, and those that the class token attends to least.
@@ -154,6 +153,7 @@ def compare_methods(
 
     Raises:
         BadInput, Refused, MissingExtra: before any work starts.
+        LeanvitError: no method came through.
         Interrupted: stopped by Ctrl-C or SIGTERM; the text says how to go on.
     """
     for name, value, least in (("--batch", latency_batch, 1), ("--rounds", rounds, 3)):
@@ -182,7 +182,9 @@ def compare_methods(
     learns = recovery is not None or int8 or any(one.method.needs_data or one.method.trains for one in chosen)
     if no_training_split and learns:
         raise no_training_split
-    _check_all(start, chosen, train, recovery, int8)
+    was = _about(Path(out)) if resume and out else {}
+    recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
+    chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, say)
     folder = require_writable(out) if resume and out else _new(out, start, overwrite)
     asked: dict[str, Any] = {
         "model": str(model),
@@ -194,14 +196,17 @@ def compare_methods(
         "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
     }
     _begin(folder, asked, resume=resume)
+    left_out.write(folder, say)
+    for line in plan:
+        say(line)
     kept_train = None if train is None else train.cached()
     contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
     kept = f"finished methods, and the state of a training, are in {folder}"
     with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
         _keep_baseline(contest)
-        standings = tuple(_standing(contest, one) for one in chosen)
+        standings = _standings(contest, chosen, left_out)
         if int8:
-            _round(contest, [BASELINE, *(one.name for one in standings)])
+            _round(contest, [BASELINE, *(one.name for one in standings)], left_out)
         comparison = _measured(contest, standings, others, int8, latency_batch, rounds, left_out)
     result = SideBySide(
         model=start.name if start.folder is None else str(model),
@@ -210,7 +215,7 @@ def compare_methods(
         recovery=asked["recovery"],
         seed=seed,
         standings=standings,
-        left_out=left_out,
+        left_out=dict(left_out),
         measurement="measure.json",
     )
     write_atomic(folder / COMPARED, result.to_json().encode())
@@ -227,7 +232,9 @@ def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
     for runtime in others:
         require(runtime)
     if int8 and not any(name in ("openvino", "onnx") for name in others):
-        raise BadInput("int8 runs in integer kernels of openvino or onnx: name one of them as a runtime")
+        raise BadInput(
+            "int8 runs in integer kernels of openvino or onnx: name one of them as a runtime (--runtime openvino)"
+        )
     return others
 
 
@@ -241,21 +248,14 @@ def _training_split(
         return None, error
 
 
-def _check_all(
-    start: Loaded, chosen: Sequence[Contender], train: AnyDataset | None, recovery: Recovery | None, int8: bool
-) -> None:
-    for one in chosen:
-        row = [one.method, *([make_method(INT8, {})] if int8 else [])]
-        check_order(start.model.traits(), row)
-        check_places(start.model, row)
-        check_needs(row, train, recovery if one.method.trainable_after else None)
-
-
 def _check_resume(out: str | Path | None) -> None:
     if out is None:
         raise BadInput("--resume needs --out, the folder of the comparison to go on with")
     if not (Path(out) / ABOUT).is_file():
-        raise BadInput(f"--resume: {out} holds no comparison to go on with (there is no {ABOUT} in it)")
+        raise BadInput(
+            f"--resume: {out} holds no comparison to go on with (there is no {ABOUT} in it): "
+            "leave --resume out to begin one"
+        )
 
 
 def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:
@@ -265,6 +265,7 @@ def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:
     names = [BASELINE, *_about(folder)["methods"]]  # what the old comparison made, and nothing else
     for name in (*names, *(f"{name}-{INT8}" for name in names)):
         shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / f"{name}{ENDING}").unlink(missing_ok=True)
     for name in (COMPARED, "report.html", ABOUT):
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -297,6 +298,18 @@ def _keep_baseline(contest: _Contest) -> None:
     if (folder / JSON_NAME).is_file():
         return
     _save(contest, contest.start.model, folder, [])
+
+
+def _standings(contest: _Contest, chosen: Sequence[Contender], left_out: LeftOut) -> tuple[Standing, ...]:
+    """Those of all methods that come through. Raises `LeanvitError` where none does."""
+    found: list[Standing] = []
+    for one in chosen:
+        with left_out.guard(one.name, contest.say):
+            found.append(_standing(contest, one))
+        left_out.write(contest.folder, contest.say)
+    if not found:
+        raise LeanvitError(f"no method came through: {'; '.join(left_out.values())}")
+    return tuple(found)
 
 
 def _standing(contest: _Contest, one: Contender) -> Standing:
@@ -375,15 +388,17 @@ def _read_standing(file: Path) -> Standing:
         raise CheckpointError(f"{file} is damaged: {where}: {first['msg']}; remove its folder") from None
 
 
-def _round(contest: _Contest, names: Sequence[str]) -> None:
-    """Int8 of each model that is there."""
+def _round(contest: _Contest, names: Sequence[str], left_out: LeftOut) -> None:
+    """Int8 of each model that is there; the baseline's must come through."""
     for name in names:
         folder = contest.folder / f"{name}-{INT8}"
         if (folder / JSON_NAME).is_file():
             continue
         contest.say(f"{name}: int8")
-        rounded = compress_model(load_model(contest.folder / name).model, [make_method(INT8, {})], contest.images())
-        _save(contest, rounded, folder, [])
+        with left_out.guard(f"{name} {INT8}", contest.say, but=Exception if name == BASELINE else ()):
+            model = load_model(contest.folder / name).model
+            _save(contest, compress_model(model, [make_method(INT8, {})], contest.images()), folder, [])
+        left_out.write(contest.folder, contest.say)
 
 
 # --- all in turns -------------------------------------------------------------------------------------------------
@@ -396,13 +411,14 @@ def _measured(
     int8: bool,
     latency_batch: int,
     rounds: int,
-    left_out: dict[str, str],
+    left_out: LeftOut,
 ) -> Comparison:
     """Accuracy and speed of every model in every runtime; kept in the baseline's folder."""
     names = [BASELINE, *(one.name for one in standings)]
     wanted = [(name, name, runtime) for runtime in ("torch", *others) for name in names]
     whole = [runtime for runtime in others if runtime in ("openvino", "onnx")] if int8 else []
     wanted += [(f"{name} {INT8}", f"{name}-{INT8}", runtime) for runtime in whole for name in names]
+    wanted = [row for row in wanted if row[0] not in left_out]  # what could not be rounded to int8
     loaded = {folder: load_model(contest.folder / folder) for _, folder, _ in wanted}
     runners: dict[str, Any] = {}
     files: dict[str, Path] = {}
@@ -411,14 +427,9 @@ def _measured(
     with Opener(latency_batch, contest.say) as opener:
         for row, folder, runtime in wanted:
             key = row if runtime == "torch" else f"{row} ({runtime})"
-            try:
+            file = None
+            with left_out.guard(key, contest.say, but=Exception if folder.startswith(BASELINE) else ()):
                 runners[key], file = opener.open(loaded[folder], runtime)
-            except LeanvitError as error:
-                if folder.startswith(BASELINE):
-                    raise
-                left_out[key] = first_line(error)
-                contest.say(f"{key} is left out: {left_out[key]}")
-                continue
             files |= {key: file} if file else {}
             same[key] = row.removesuffix(f" {INT8}")  # int8 is compared with the baseline at int8
         comparison = compare(

@@ -16,10 +16,23 @@ from leanvit.data.classes import listed
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
-from leanvit.recipe import Data, Recovery, check_needs, check_order, check_places, knobs_of, missed, save, trains
+from leanvit.recipe import (
+    Data,
+    Recovery,
+    check_needs,
+    check_order,
+    check_places,
+    choices,
+    fit_to_data,
+    knobs_of,
+    missed,
+    save,
+    trainings,
+    trains,
+)
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.compressing import as_made
-from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log, saved_about
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.report.values import share_in_words, shown
@@ -165,6 +178,9 @@ def compress(
     check_order(start.model.traits(), methods)
     check_places(start.model, methods)
     check_needs(methods, train, recovery)
+    was = saved_about(Path(out)) if resume and out else None
+    given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
+    plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
     known = validation if train is None else train
@@ -179,6 +195,10 @@ def compress(
     if overwrite and not resume:
         clear_steps(folder)
 
+    for text in choices(given, methods, train):
+        say(text)
+    for training in plan:
+        say(f"will train {training}")
     rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
     tally = Tally(methods, last_share(start.info))
 
@@ -226,7 +246,10 @@ def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Reco
     if not trains(methods, recovery):
         raise BadInput("--resume: nothing here trains, so there is no state to go on with; leave it out")
     if not (Path(str(out)) / ABOUT).is_file():
-        raise BadInput(f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it)")
+        raise BadInput(
+            f"--resume: {out} holds no compression to go on with (there is no {ABOUT} in it): "
+            "leave --resume out to begin one"
+        )
 
 
 def _check_teacher_is_asked(teacher: object, methods: Sequence[Any], recovery: Recovery | None) -> None:
@@ -250,7 +273,10 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
             "teacher with the model's classes, in their order"
         )
     if taught.model.num_classes != start.model.num_classes:
-        raise BadInput(f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}")
+        raise BadInput(
+            f"--teacher {spec} has {taught.model.num_classes} outputs, the model {start.model.num_classes}: "
+            "give a run that was trained on the same classes"
+        )
     return taught
 
 

@@ -6,12 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe import at_macs, check_order, method_class, methods, split_with
-from leanvit.recipe.equal_macs import share_of
+from leanvit.recipe import (
+    Recovery,
+    at_macs,
+    check_needs,
+    check_order,
+    check_places,
+    choices,
+    fit_to_data,
+    make_method,
+    method_class,
+    methods,
+    split_with,
+    trainings,
+)
+from leanvit.recipe.equal_macs import check_share, share_of
+from leanvit.report.side_by_side import INT8
 from leanvit.report.values import shown
+from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import Loaded, Say
-from leanvit.verbs.runtimes import first_line
 
 CONTROLS = ("evit:select=random", "evit:select=lowest")
 FAMILIES = ("tokens", "exits")  # whose methods are compared where none is named
@@ -27,8 +42,8 @@ class Contender:
 
 def choose(
     start: Loaded, given: Sequence[str], macs: float, *, tolerance: float, controls: bool, say: Say
-) -> tuple[list[Contender], dict[str, str]]:
-    """The methods with their dials set, and why others are left out. Those that were named are not left out.
+) -> tuple[list[Contender], LeftOut]:
+    """The methods with their dials set, and why others are left out, named ones too.
 
     Args:
         given: as `--with` takes them; empty: all of `FAMILIES` that have a dial.
@@ -36,33 +51,62 @@ def choose(
 
     Raises:
         BadInput: a share outside (0, 1), an unknown knob, a method given twice.
-        Refused: a named method does not fit the model or the share, or none does.
+        Refused: no method fits the model and the share.
     """
+    check_share(macs)
     texts = list(given) or _fitting_slugs()
     if controls and any(split_with(text)[0] == "evit" for text in texts):
         texts += [text for text in CONTROLS if text not in texts]
     chosen: list[Contender] = []
-    left_out: dict[str, str] = {}
+    left_out = LeftOut()
     for text in texts:
         slug, knobs = split_with(text)
         name = slug if slug not in (*(one.name for one in chosen), *left_out) else _name(slug, knobs)
         if any(one.name == name for one in chosen):
             raise BadInput(f"{text} is given twice: a method is compared with others, not with itself")
         say(f"compare: {name} at {macs:g} of the MACs")
-        try:
+        with left_out.guard(name, say, but=BadInput if text in given else ()):  # a knob that was mistyped
             method = at_macs(start.model, slug, macs, knobs)
             check_order(start.model.traits(), [method])
+            check_places(start.model, [method])
             _require_share(start, method, macs, tolerance)
-        except Refused as error:
-            if text in given:
-                raise
-            left_out[name] = first_line(error)
-            say(f"{name} is left out: {left_out[name]}")
-            continue
-        chosen.append(Contender(name, method))
+            chosen.append(Contender(name, method))
     if not chosen:
         raise Refused(f"no method fits {start.name} at {macs:g} of its MACs: {'; '.join(left_out.values())}")
     return chosen, left_out
+
+
+def checked(
+    start: Loaded,
+    chosen: Sequence[Contender],
+    train: AnyDataset | None,
+    recovery: Recovery | None,
+    int8: bool,
+    was: Mapping[str, Any],
+    left_out: LeftOut,
+    say: Say,
+) -> tuple[list[Contender], list[str]]:
+    """The methods that can do their work, with the knobs that follow from the data, and what they will train, in words.
+
+    was: the methods of a comparison that is gone on with.
+    """
+    fitting: list[Contender] = []
+    plan: list[str] = []
+    for one in chosen:
+        own = recovery if one.method.trainable_after else None
+        row = [one.method, *([make_method(INT8, {})] if int8 else [])]
+        check_needs(row, train, own)
+        with left_out.guard(one.name, say):
+            check_order(start.model.traits(), row)
+            check_places(start.model, row)
+            (method,), _ = fit_to_data([one.method], None, train, {"methods": [was.get(one.name, {})]})
+            courses = trainings([method], own, train)
+            fitting.append(Contender(one.name, method))
+            plan += choices([one.method], [method], train)
+            plan += [f"{one.name}: will train {course}" for course in courses]
+    if not fitting:
+        raise Refused(f"no method can be compared: {'; '.join(left_out.values())}")
+    return fitting, plan
 
 
 def _fitting_slugs() -> list[str]:

@@ -143,7 +143,10 @@ def _require_one_size(loaded: Sequence[Loaded]) -> None:
     sizes = [one.preprocess.input_size for one in loaded]
     if len(set(sizes)) > 1:
         listed = ", ".join(f"{one.base} {'x'.join(map(str, size))}" for one, size in zip(loaded, sizes, strict=True))
-        raise BadInput(f"models are compared at one input size (channels x height x width), these take {listed}")
+        raise BadInput(
+            f"models are compared at one input size (channels x height x width), these take {listed}: "
+            "measure them one by one, or build timm names at one size (--model-arg img_size=N)"
+        )
 
 
 def _load(

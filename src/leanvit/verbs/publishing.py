@@ -84,7 +84,10 @@ def publish(
         raise BadInput(f"presets is {presets!r}; accepted: a list of names")
     one = None if is_built(run) else load_model(run)
     if one is None or one.home is None:
-        raise BadInput(f"{run} is not a run folder: publish hands on what was trained or compressed")
+        raise BadInput(
+            f"{run} is not a run folder: publish hands on what was trained or compressed: "
+            "give the folder that train or compress wrote"
+        )
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
     validation = open_split(data, "val", limit=limit, say=say)

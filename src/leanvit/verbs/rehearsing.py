@@ -24,6 +24,7 @@ from leanvit.training.presets import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.models import Say, require_fit, row_name, silent, with_classes_of
+from leanvit.verbs.progress import duration
 from leanvit.verbs.training import Ready, prepare
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class DryRun:
         yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
         yield "loss at the start", f"{self.loss:.4f}"
         yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"
-        yield "time estimate", f"{_duration(self.seconds)}, validation not counted"
+        yield "time estimate", f"{duration(self.seconds)}, validation not counted"
 
 
 def dry_run(
@@ -133,6 +134,7 @@ def dry_run(
         ready = prepare(wanted, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, say=say)
     else:
         ready = _made_up(wanted, adapt=adapt, say=say)
+    wanted = ready.asked
     run = assemble(
         ready.start.model,
         ready.dataset,
@@ -245,7 +247,10 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
         loss.total.backward()
     value = float(loss.total.detach())
     if not math.isfinite(value):
-        raise BadInput(f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}")
+        raise BadInput(
+            f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}; look at "
+            "them (leanvit data DATA --all), and at the weights that the model starts from"
+        )
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return time.perf_counter() - begun, value
@@ -265,7 +270,7 @@ def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
     convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True, class_names=by_position)
     dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
     goal, config = objective(asked, start, dataset, say=say)
-    return Ready(start, dataset, dataset, config, goal, convert)
+    return Ready(asked, start, dataset, dataset, config, goal, convert)
 
 
 def stand_in(meant: MeantFor) -> Dataset:
@@ -311,10 +316,3 @@ def _target_text(target: Mapping[str, Any] | None) -> str:
         return "–"
     figure = "" if target["percent"] is None else f"{target['percent']:g} % {target['metric']}, "
     return f"{figure}{target['data']}: {target['conditions']}"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -40,7 +40,9 @@ def retune(
     given = [split_with(text) for text in methods]
     one = None if is_built(run) else load_model(run)
     if one is None:
-        raise BadInput(f"{run} is not a run folder: retune changes what was compressed")
+        raise BadInput(
+            f"{run} is not a run folder: retune changes what was compressed: give the folder that compress wrote"
+        )
     if out is not None and one.home is not None and one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: give another path")
     folder = new_folder(out, f"{one.base}-retuned", overwrite=overwrite)

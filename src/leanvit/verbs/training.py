@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from leanvit.data import AnyDataset
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import write_atomic
+from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.training import FitConfig, Objective, TensorBoardLog, check_run, fit
+from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
-from leanvit.training.checkpoint import STATE
+from leanvit.training.checkpoint import STATE, read_position
+from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
-from leanvit.verbs.asking import Asked, ask, objective, start_model
+from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
 from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
 from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
@@ -31,8 +34,10 @@ class Trained:
     label: str
     epochs: int
     seconds: float
-    top1_percent: float | None  # of the last epoch, on the validation split; of multi-label data the mAP
+    top1_percent: float | None  # of what was saved, on the validation split; of multi-label data the mAP
     metric: str = "top-1"
+    epoch: int = 0  # whose weights were saved, from 1
+    best_epoch: int | None = None  # whose validation was the best; None where there was none
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
@@ -42,6 +47,7 @@ class Trained:
 class Ready:
     """Everything that a training needs, checked; nothing has been written."""
 
+    asked: Asked  # with defaults fitted to the data
     start: Loaded
     dataset: AnyDataset
     validation: AnyDataset
@@ -73,6 +79,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    keep: str = "last",
     say: Say = silent,
     command: str = "",
 ) -> Trained:
@@ -95,6 +102,8 @@ def train(
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
+        keep: the weights that are saved, of the "last" epoch or of the "best" one on the validation split. Both are
+            kept while it trains, so a resumed run, a finished one too, may ask for the other.
 
     Raises:
         BadInput: settings, model, recipe or folder that are not accepted, or a model that does not fit the data.
@@ -102,6 +111,8 @@ def train(
         Interrupted: stopped by Ctrl-C or SIGTERM, with its state saved.
     """
     watch = Stopwatch("train", command)
+    if name is not None:
+        require_path(name, "name")
     world = join_world()
     say = say if world.first else silent
     asked = ask(
@@ -122,8 +133,17 @@ def train(
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     if resume and not (Path(str(out)) / STATE).is_file():
-        raise BadInput(f"--resume: {out} holds no training to go on with (there is no {STATE} in it)")
-    ready = prepare(asked, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, say=say)
+        raise BadInput(
+            f"--resume: {out} holds no training to go on with (there is no {STATE} in it): "
+            "leave --resume out to begin one"
+        )
+    if keep not in KEEPS:
+        raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
+    batch = _batch_so_far(Path(str(out))) if resume else None
+    ready = prepare(
+        asked, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, say=say
+    )
+    asked = ready.asked
     start, dataset, validation = ready.start, ready.dataset, ready.validation
     base = start.base
     folder = world.from_first(
@@ -157,6 +177,7 @@ def train(
         resume=resume,
         validate=validation.cached(),
         convert=ready.convert,
+        keep=keep,
     )
     final: Any = result.final
     final.history = history
@@ -164,7 +185,8 @@ def train(
     info = {
         "data": data,
         "training": asked.config.to_json(),
-        "top1": result.last_top1,
+        "top1": result.top1,
+        "epoch": result.epoch,
         "machine": environment()["cpu"],
         **asked.record(),
         **_earlier(start),
@@ -183,9 +205,36 @@ def train(
             write_atomic(folder / TOKENS, maps.to_json().encode())
             watch.record(folder, before=start.commands)
             say_bad(say, dataset, validation)
-    top1 = None if result.last_top1 is None else 100 * result.last_top1
+    top1 = None if result.top1 is None else 100 * result.top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
-    return Trained(folder, start.name, asked.config.epochs, watch.seconds, top1, metric)
+    say(_kept(result, metric, folder))
+    return Trained(
+        folder, start.name, asked.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
+    )
+
+
+def _batch_so_far(folder: Path) -> int | None:
+    """The batch size of a training that is gone on with; None where its state is damaged, which is said later."""
+    try:
+        return read_position(folder / STATE).about.get("batch_size")
+    except CheckpointError:
+        return None
+
+
+def _kept(result: FitResult[Any], metric: str, folder: Path) -> str:
+    """In one line, which epoch's weights were saved, and whether there were better ones."""
+    last = len(result.history)
+    kept = f"kept: epoch {result.epoch} of {last}"
+    if result.best_top1 is None:
+        return f"{kept}, the last"
+    if result.epoch == result.best_epoch:
+        return f"{kept}, {'the last and the best' if result.epoch == last else 'the best'}"
+    if result.last_top1 == result.best_top1:
+        return f"{kept}, the last; none was better"
+    return (
+        f"{kept}, the last; the best was epoch {result.best_epoch} with {metric} {100 * result.best_top1:.1f} %: "
+        f"--keep best keeps it (now too: the same command with --out {shlex.quote(str(folder))} --resume)"
+    )
 
 
 def prepare(
@@ -197,8 +246,12 @@ def prepare(
     limit: int | None,
     say: Say,
     class_names: str = "by-name",
+    batch: int | None = None,
 ) -> Ready:
-    """Open data, build the model and its teacher, and check that they fit. Nothing is written."""
+    """Open data, build the model and its teacher, and check that they fit. Nothing is written.
+
+    batch: the batch size of a training that is gone on with, where none is given.
+    """
     seed = asked.config.seed
     start = None if adapt else start_model(asked, adapt_to=None, say=say)
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
@@ -209,8 +262,9 @@ def prepare(
     )
     dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, say=say)
     validation = with_classes_of(start, validation, class_names=class_names, trains=True)
+    asked = with_fitting_batch(asked, dataset, was=batch, say=say)
     goal, config = objective(asked, start, dataset, say=say)
-    return Ready(start, dataset, validation, config, goal, convert)
+    return Ready(asked, start, dataset, validation, config, goal, convert)
 
 
 def _steering(start: Loaded) -> list[Any]:

@@ -10,7 +10,8 @@ from torch import nn
 from leanvit.anatomy.adapters import eva, hybrid, lv_vit, plain_vit, relpos, swin, t2t_vit
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
-from leanvit.errors import Refused
+from leanvit.errors import BadInput, Refused
+from leanvit.given import require_model
 
 # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
 FAMILIES = (plain_vit, eva, relpos, swin, t2t_vit, lv_vit, hybrid)
@@ -24,10 +25,12 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
         check: compare one forward pass of a random image bit for bit.
 
     Raises:
+        BadInput: no model at all, but a name or a path.
         Refused: a family, child or attribute that no adapter understands (named), or a forward that differs.
     """
     if isinstance(model, OpenModel):
         return model
+    require_model(model)
     for family in FAMILIES:
         if family.understands(model):
             opened = family.open_family(model)
@@ -42,8 +45,12 @@ def close_model(opened: OpenModel) -> nn.Module:
     """The timm model again, with the opened one's children (new classifiers and changed weights included).
 
     Raises:
+        BadInput: no opened model.
         Refused: the model holds something that timm's class cannot run (steps, op sets, unequal q and v widths).
     """
+    require_model(opened, "opened")
+    if not isinstance(opened, OpenModel):
+        raise BadInput(f"opened is a {type(opened).__name__}; accepted: a model that open_model or compress gave")
     (source,) = opened._source
     own = set() if source is None else set(source.modules())  # a model may be built with steps: those it runs itself
     held = sorted({step.source or type(step).__name__ for step in opened.steps() if step not in own})

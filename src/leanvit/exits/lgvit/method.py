@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 from leanvit.anatomy import OpenModel, OpenSwin
 from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
 from leanvit.anatomy.exits import Exits, Leaving
-from leanvit.data import Augment, keyed
+from leanvit.data import AnyDataset, Augment, keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
+from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 
 AMPS = ("fp32", "bf16")
@@ -56,9 +57,9 @@ class LGViT:
     strategy: str = "alternating_weighted"  # of stage 1; also normal, weighted, alternating
     stage1_epochs: int = 0  # of backbone and heads together; 0: the backbone stays as it is
     stage1_lr: float = 5e-5
-    epochs: int = 5  # of the heads alone (stage 2)
+    epochs: int | None = None  # of the heads alone (stage 2); None: 5, or what 200 steps take, up to 50
     lr: float = 5e-4  # of stage 2; both fall to 0 on a line
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
     alpha: float = 0.3  # weight of the teacher against the labels, 0 to 1
     temperature: float = 2.0  # of the teacher
     beta_heterogeneous: float = 0.01  # weight of the last block's tokens against those of heads
@@ -74,6 +75,7 @@ class LGViT:
     trainable_after: ClassVar[bool] = False
     dials: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
+    open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, str):  # as it is typed: heads=[lph_dw,gah2]
@@ -84,6 +86,8 @@ class LGViT:
         self._check_layout()
         self._check_rule()
         for name, least in (("stage1_epochs", 0), ("epochs", 0), ("batch_size", 2)):
+            if name in self.open_knobs and getattr(self, name) is None:
+                continue
             if not is_whole(getattr(self, name), least=least):
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, {least} or more")
         for name in ("stage1_lr", "lr", "temperature"):
@@ -141,6 +145,38 @@ class LGViT:
             return (DEFAULTS[self.rule],)
         return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
 
+    def chosen_for(self, dataset: AnyDataset) -> LGViT:
+        """With a batch, and epochs of stage 2, that suit the data, unless they are given."""
+        nothing = self.epochs == self.stage1_epochs == 0
+        if nothing or None not in (self.epochs, self.batch_size):
+            return self
+        images = self._learned_from(dataset)
+        batch = self.batch_size or fitting_batch(images)
+        epochs = max(5, min(50, -(-200 // max(1, images // batch)))) if self.epochs is None else self.epochs
+        return replace(self, batch_size=batch, epochs=epochs)
+
+    def trainings(self, dataset: AnyDataset) -> list[Training]:
+        """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
+        stages = [("lgvit, backbone and heads", self.stage1_epochs), ("lgvit, heads", self.epochs or 0)]
+        return [
+            Training(label, epochs, epochs * self._steps_of_epoch(dataset), self.images)
+            for label, epochs in stages
+            if epochs and self.trains
+        ]
+
+    def _steps_of_epoch(self, dataset: AnyDataset) -> int:
+        return steps_of_epoch("lgvit", self.images, self._learned_from(dataset))
+
+    @property
+    def images(self) -> int:
+        """Images a step of the training."""
+        return BATCH if self.batch_size is None else self.batch_size
+
+    def _learned_from(self, dataset: AnyDataset) -> int:
+        """Images that are not held out for the thresholds."""
+        images = len(dataset)
+        return images - (max(1, round(self.held_out * images)) if self.held_out else 0)
+
     # --- the life of a method --------------------------------------------------------
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
@@ -164,7 +200,7 @@ class LGViT:
             _install(model, rows, None, ())
         from leanvit.exits.lgvit.training import train_exits
 
-        train_exits(self, model, train, data)
+        train_exits(self.chosen_for(data.dataset), model, train, data)
         macs, dense = exit_macs(model.eval()), dense_macs(model)
         structure: Structure = {
             "exits": [{"layer": layer, "head": kind} for layer, kind in rows],

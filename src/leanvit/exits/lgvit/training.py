@@ -54,7 +54,7 @@ def _fit(
     train_mode: str = "train",
 ) -> None:
     recipe: dict[str, Any] = {"lr": lr, "min_lr": 0.0, "schedule": "linear", "weight_decay": 0.0}
-    recipe |= {"batch_size": knobs.batch_size, "seed": data.seed, "amp": knobs.amp, "augment": knobs.augment}
+    recipe |= {"batch_size": knobs.images, "seed": data.seed, "amp": knobs.amp, "augment": knobs.augment}
     fit(
         model,
         dataset,

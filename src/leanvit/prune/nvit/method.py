@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.norms import statistics
+from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
@@ -34,6 +35,7 @@ from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
+from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
 
 TARGETS = ("latency", "macs", "params")
@@ -62,10 +64,12 @@ class NViT:
     batch: int = 8  # images a call, of `latency`
     table: str | None = None  # file of a latency table; None: one is measured
     interval: int = 20  # optimiser steps between pruning steps
-    max_steps: int = 1000  # optimiser steps at most: the last pruning step goes all the way
+    # optimiser steps at most: the last pruning step goes all the way. None: 30 passes over the images, but at least 10
+    # pruning steps and at most 1000 steps
+    max_steps: int | None = None
     prune_per_step: int | None = None  # groups; None: so that the target is met towards max_steps
     lr: float = 1e-4
-    batch_size: int = 64
+    batch_size: int | None = None  # None: 64, or as many as there are images
     weight_decay: float = 0.05
     distillation: float = 1e5  # weight of the divergence from the dense model
     temperature: float = 3.0
@@ -75,6 +79,7 @@ class NViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     dials: ClassVar[tuple[str, ...]] = TARGETS
+    open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
         given = [name for name in TARGETS if getattr(self, name) is not None]
@@ -84,6 +89,8 @@ class NViT:
             raise BadInput(f"{self.asked[0]} is {self.asked[1]!r}; accepted: above 0, up to 1 (of the dense model's)")
         self._check_kinds()
         for name in (*(f"{kind}_group" for kind in KINDS), "batch", "interval", "max_steps", "batch_size"):
+            if name in self.open_knobs and getattr(self, name) is None:
+                continue
             if not is_whole(getattr(self, name), least=1):
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
         if self.prune_per_step is not None and not is_whole(self.prune_per_step, least=1):
@@ -95,7 +102,7 @@ class NViT:
             if not is_number(getattr(self, name), above=0):
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
         self._check_names()
-        if self.max_steps < self.interval:
+        if self.max_steps is not None and self.max_steps < self.interval:
             raise BadInput(f"max_steps is {self.max_steps}; accepted: {self.interval} (interval) or more")
 
     def _check_kinds(self) -> None:
@@ -133,6 +140,30 @@ class NViT:
         """The target: its name and its share of the dense model's figure."""
         return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None)
 
+    def chosen_for(self, dataset: AnyDataset) -> NViT:
+        """With a batch and steps that suit the data, unless they are given; steps are a multiple of the interval."""
+        if self.asked[1] == 1 or None not in (self.max_steps, self.batch_size):
+            return self
+        batch = self.batch_size or max(1, min(BATCH, len(dataset)))
+        steps = steps_for(len(dataset), batch, passes=30, least=10 * self.interval, most=1000)
+        return replace(self, batch_size=batch, max_steps=self.max_steps or steps // self.interval * self.interval)
+
+    def trainings(self, dataset: AnyDataset) -> list[Training]:
+        """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
+        if self.asked[1] == 1:
+            return []
+        epoch = steps_of_epoch("nvit", self._images, len(dataset))
+        return [Training("nvit", -(-self._steps // epoch), self._steps, self._images, at_most=True)]
+
+    @property
+    def _steps(self) -> int:
+        assert self.max_steps is not None, "chosen_for(dataset) comes first"
+        return self.max_steps
+
+    @property
+    def _images(self) -> int:
+        return BATCH if self.batch_size is None else self.batch_size
+
     # --- the life of a method --------------------------------------------------------
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
@@ -144,6 +175,8 @@ class NViT:
             BadInput: weights that units are scored by are frozen; a table that does not cover the model's widths.
             Refused: a model that cannot be cut, a kind that it does not allow, or a target that it cannot reach.
         """
+        if self.asked[1] != 1 and None in (self.max_steps, self.batch_size):
+            return self.chosen_for(data.dataset).learn(model, data)
         units = layout(model, self.kinds)
         if self.emb_norm == "exact":
             for block in model.blocks:
@@ -210,7 +243,7 @@ class NViT:
             "schedule": "constant",
             "weight_decay": self.weight_decay,
         }
-        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
+        recipe |= {"batch_size": self._images, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
         epoch = check_run(
             model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
         )
@@ -219,7 +252,7 @@ class NViT:
             model,
             data.dataset,
             preprocess=data.preprocess,
-            config=FitConfig(epochs=-(-self.max_steps // epoch), **recipe),
+            config=FitConfig(epochs=-(-self._steps // epoch), **recipe),
             objective=objective,
             callbacks=[objective, *data.callbacks],
             out=folder,
@@ -229,7 +262,7 @@ class NViT:
         return objective
 
     def _objective(self, model: OpenModel, target: Target, data: Data) -> GlobalPruning:
-        per_step = self.prune_per_step or pace(target, self.max_steps // self.interval)
+        per_step = self.prune_per_step or pace(target, self._steps // self.interval)
         measure: Measure | None = None
         if self.latency is not None:
             measure = measured_ratio(
@@ -237,7 +270,7 @@ class NViT:
             )
         return GlobalPruning(
             target,
-            Course(self.interval, self.max_steps, per_step, self.distillation, self.temperature),
+            Course(self.interval, self._steps, per_step, self.distillation, self.temperature),
             teacher=copy.deepcopy(model) if data.teacher is None else data.teacher,
             preprocess=data.preprocess,
             multi_label=data.dataset.multi_label,

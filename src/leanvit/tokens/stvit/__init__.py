@@ -195,6 +195,11 @@ class STViT:
                     if kept * 2 <= grid[0] * grid[1]:  # else the generation costs more than it saves
                         tokens = after * grid[0] * grid[1] + (depth - after) * kept
                         found.setdefault(tokens, replace(made, after=after, window=window, samples=samples))
+        if not found:
+            raise Refused(
+                f"stvit generates in {GENERATIONS} blocks, and halves the tokens at least: this model has {depth} "
+                f"{'block' if depth == 1 else 'blocks'} and a grid of {grid[0]}x{grid[1]} patches"
+            )
         nearest = nearest_setting(model, [found[tokens] for tokens in sorted(found, reverse=True)], share)
         return replace(nearest, generation=asked.generation)
 

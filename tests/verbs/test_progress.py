@@ -1,0 +1,53 @@
+"""What a training says of its cost, and that saying it changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from tiny_training import make_data, make_model, make_preprocess
+
+from leanvit.training import FitConfig, fit
+from leanvit.verbs.progress import TIMED, Cost, EpochLines, duration
+
+CONFIG = FitConfig(epochs=2, batch_size=8, accumulate=2)
+
+
+class EndsAt:
+    """As methods that stop a run: they say when."""
+
+    def start(self, run) -> None:
+        run.ends_at = 5
+
+    def after_step(self, run) -> None:
+        if run.step >= 5:
+            run.stop()
+
+
+def trained(*callbacks: object) -> dict[str, torch.Tensor]:
+    fit(model := make_model(), make_data(96), preprocess=make_preprocess(), config=CONFIG, callbacks=callbacks)
+    return model.state_dict()
+
+
+def test_steps_come_first_then_the_time_of_timed_ones() -> None:
+    said: list[str] = []
+    with_cost, without = trained(Cost(said.append), EpochLines(said.append)), trained()
+    assert all(torch.equal(with_cost[name], without[name]) for name in without)
+    assert said[0] == "training: 2 epochs, 12 steps of 16 images"
+    assert said[1].startswith("training: about ") and "s a step, validation not counted" in said[1]
+    assert "left" in said[2] and said[2].startswith("epoch 1 of 2") and "left" not in said[3]
+
+
+def test_one_that_ends_earlier_says_where() -> None:
+    said: list[str] = []
+    trained(EndsAt(), Cost(said.append))
+    assert said[0] == "training: 1 epoch, 5 steps of 16 images" and TIMED < 5 and len(said) == 2 - (TIMED + 1 == 5)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4, "4.0 s"), (90, "1.5 min"), (9000, "2.5 h"), (200000, "2.3 days")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
