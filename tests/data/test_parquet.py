@@ -167,11 +167,15 @@ def test_a_second_label_column_and_files_of_no_split_are_said(tmp_path):
     assert dataset.left_out == {"parquet files whose names say no split": 1}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    return write(tmp_path_factory.mktemp("p") / "whole.parquet", ["ant", "bee", "ant"], group=2).read_bytes()
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
-def test_a_damaged_file_is_whole_or_refused(tmp_path_factory, data):
-    file = write(tmp_path_factory.getbasetemp() / "damaged.parquet", ["ant", "bee", "ant"], group=2)
-    content = bytearray(file.read_bytes())
+def test_a_damaged_file_is_whole_or_refused(tmp_path_factory, whole, data):
+    file, content = tmp_path_factory.getbasetemp() / "damaged.parquet", bytearray(whole)
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=2)):
         content[place] ^= 1 << data.draw(st.integers(0, 7))
     file.write_bytes(content)

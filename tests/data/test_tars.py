@@ -144,6 +144,14 @@ def test_odd_names_become_keys_below_the_shard(tmp_path):
     assert [sample.key for sample in opened(tmp_path / "t.tar")] == ["etc/0", "1", "2", "./3"]
 
 
+def test_empty_shards_are_counted(tmp_path):
+    write_shard(tmp_path / "a.tar", pairs(2))
+    write_shard(tmp_path / "b.tar", {})
+    assert opened(tmp_path / "{a,b}.tar").left_out == {"shards without a sample": 1}
+    with pytest.raises(BadInput, match=r"shard b\.tar holds no image"):
+        opened(tmp_path / "b.tar")
+
+
 def test_shards_of_one_name_in_two_folders(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()

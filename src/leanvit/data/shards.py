@@ -124,6 +124,7 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
     left_out: Counter[str] = Counter()
     for scan in scans:
         left_out.update(scan.left_out)
+        left_out.update({} if scan.keys else {"shards without a sample": 1})
     held = sum(keys.values())
     if not held:
         raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold no image with a {label} label")
