@@ -239,7 +239,7 @@ def _chosen_label(spec: Spec, paths: Sequence[Path]) -> str:
         if given.split(".")[0] not in LABELS:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
-    for path, key, members in ((path, *sample) for path in paths for sample in tars.samples(path, Counter())):
+    for path, key, members in ((one, *sample) for one in paths for sample in tars.samples(one, Counter())):
         places = _place(path, key)
         if "cls" in members:
             return "cls"
