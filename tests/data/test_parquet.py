@@ -172,7 +172,7 @@ def whole(tmp_path_factory) -> bytes:
     return write(tmp_path_factory.mktemp("p") / "whole.parquet", ["ant", "bee", "ant"], group=2).read_bytes()
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_damaged_file_is_whole_or_refused(tmp_path_factory, whole, data):
     file, content = tmp_path_factory.getbasetemp() / "damaged.parquet", bytearray(whole)

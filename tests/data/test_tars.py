@@ -17,7 +17,7 @@ from shards import write_shard
 
 pytest.importorskip("webdataset")
 PNG = png(picture(1, (4, 4)))
-QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def pairs(count: int) -> dict[str, bytes]:
