@@ -219,7 +219,7 @@ def test_a_folder_and_its_table_number_the_classes_alike(tmp_path):
     assert {s.key.removeprefix("digits12/"): s.target for s in table} == {s.key: s.target for s in folder}
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.text(st.sampled_from("ab0019.- é\x07"), min_size=1, max_size=4), min_size=1, max_size=6))
 def test_random_labels_are_the_same_to_every_source(tmp_path_factory, labels):
     answers = set()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput, MissingExtra
@@ -163,6 +165,33 @@ def test_a_second_label_column_and_files_of_no_split_are_said(tmp_path):
     dataset = open_dataset(tmp_path)
     assert dataset.note == "labels are those of column 'cls', not of fine_label"
     assert dataset.left_out == {"parquet files whose names say no split": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    return write(tmp_path_factory.mktemp("p") / "whole.parquet", ["ant", "bee", "ant"], group=2).read_bytes()
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_a_damaged_file_is_whole_or_refused(tmp_path_factory, whole, data):
+    file, content = tmp_path_factory.getbasetemp() / "damaged.parquet", bytearray(whole)
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=2)):
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+    file.write_bytes(content)
+    try:
+        left = open_dataset(f"{file}?on_bad=skip").readable()
+    except BadInput:
+        return
+    assert len(left) + len(left.bad) == 3
+
+
+def test_a_label_that_is_no_text(tmp_path):
+    file = write(tmp_path / "train.parquet", ["ant", "bee", "ant"])
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"bee", b"b\xffe"))
+    with pytest.raises(BadInput, match=r"train\.parquet: not a readable parquet file: 'utf-8' codec"):
+        open_dataset(tmp_path)
 
 
 def test_foreign_files_are_refused(tmp_path):

@@ -15,7 +15,7 @@ from leanvit.data.labels import label_text
 from leanvit.errors import BadInput
 from pictures import picture, png
 
-QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from shards import write_shard
 
 pytest.importorskip("webdataset")
 PNG = png(picture(1, (4, 4)))
-QUICK = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def pairs(count: int) -> dict[str, bytes]:
@@ -142,6 +142,14 @@ def test_odd_names_become_keys_below_the_shard(tmp_path):
     names = ("/etc/0", "../../1", "a/../2", "./3")
     write_shard(tmp_path / "t.tar", {f"{n}.{e}": c for n in names for e, c in (("png", PNG), ("cls", b"0"))})
     assert [sample.key for sample in opened(tmp_path / "t.tar")] == ["etc/0", "1", "2", "./3"]
+
+
+def test_empty_shards_are_counted(tmp_path):
+    write_shard(tmp_path / "a.tar", pairs(2))
+    write_shard(tmp_path / "b.tar", {})
+    assert opened(tmp_path / "{b,a}.tar").left_out == {"shards without a sample": 1}
+    with pytest.raises(BadInput, match=r"shard b\.tar holds no image"):
+        opened(tmp_path / "b.tar")
 
 
 def test_shards_of_one_name_in_two_folders(tmp_path):

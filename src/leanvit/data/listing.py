@@ -330,7 +330,7 @@ def _with_endings(folder: Path, paths: list[str], places: Places) -> tuple[list[
     listed: dict[Path, dict[str, list[str]]] = {}
     found, completed = [], 0
     for row, path in enumerate(paths):
-        if Path(path).suffix.lower() in EXTENSIONS or os.path.isfile(folder / path):
+        if os.path.splitext(path)[1].lower() in EXTENSIONS or os.path.isfile(folder / path):
             found.append(path)
             continue
         parent = (folder / path).parent

@@ -6,7 +6,8 @@ it was touched; what does not fit in memory is opened as `hf:FOLDER`, which maps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,17 +62,22 @@ class _Table:
         every: list[arrow.Columns] = []
         for file in files:
             where = f"data {spec!r}, {file.name}"
-            parquet = _opened(file, where=where)
-            columns = arrow.find_columns(parquet.schema_arrow, where=where)
+            with _reading(where):
+                parquet = _opened(file)
+                columns = arrow.find_columns(parquet.schema_arrow, where=where)
+                leaves = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
+                has_path = f"{columns.image}.path" in leaves
+                wanted = [columns.label, f"{columns.image}.path"] if has_path else [columns.label]
+                table = parquet.read(columns=wanted)
+                values = table.column(columns.label).to_pylist()
+                found = arrow.image_paths(table.column(columns.image)) if has_path else None
+                held = [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
+                if sum(rows for _, _, rows in held) != len(values):
+                    raise OSError("its row groups hold other numbers of rows than its header says")
             every.append(columns)
-            leaves = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
-            has_path = f"{columns.image}.path" in leaves
-            wanted = [columns.label, f"{columns.image}.path"] if has_path else [columns.label]
-            table = _read(partial(parquet.read, columns=wanted), where=where)
-            labels += _read(table.column(columns.label).to_pylist, where=where)
-            found = arrow.image_paths(table.column(columns.image)) if has_path else None
+            labels += values
             paths = None if paths is None or found is None else paths + found
-            groups += [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
+            groups += held
         if len({(one.image, one.label) for one in every}) > 1:
             names = ", ".join(file.name for file in files[:5])
             raise BadInput(f"data {spec!r}: {names} have their images or labels in different columns")
@@ -102,13 +108,14 @@ class _RowGroups:
 
     def encoded(self, row: int) -> bytes:
         group = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if group not in self.loaded:
-            file, number, _ = self.groups[group]
-            where = f"{file.name}, row group {number}"
-            parquet = _opened(file, where=where)
-            table = _read(partial(parquet.read_row_group, number, columns=[self.column]), where=where)
-            self.loaded[group] = table.column(self.column)
-        value = self.loaded[group][row - int(self.starts[group])].as_py()
+        file, number, rows = self.groups[group]
+        with _reading(f"{file.name}, row group {number}"):
+            if group not in self.loaded:
+                column = _opened(file).read_row_group(number, columns=[self.column]).column(self.column)
+                if len(column) != rows:
+                    raise OSError(f"{len(column)} of {rows} rows")
+                self.loaded[group] = column
+            value = self.loaded[group][row - int(self.starts[group])].as_py()
         encoded = value.get("bytes") if isinstance(value, dict) else value
         if encoded is None:  # a path alone is not followed: the file may come from elsewhere
             raise UnreadableImage.of(self.keys[row], f"has no bytes in {_located(self.groups, row)}")
@@ -168,16 +175,20 @@ def _files_by_split(spec: str, path: Path) -> tuple[dict[str, tuple[Path, ...]],
     return found, len(files) - sum(map(len, found.values()))
 
 
-def _opened(file: Path, *, where: str) -> Any:
+def _opened(file: Path) -> Any:
     import pyarrow.parquet as pq
 
-    return _read(partial(pq.ParquetFile, file), where=where)
+    return pq.ParquetFile(file)
 
 
-def _read(read: Callable[[], Any], *, where: str) -> Any:
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What a damaged file makes pyarrow raise, as BadInput."""
     import pyarrow as pa
 
     try:
-        return read()
-    except (pa.ArrowException, OSError) as error:
+        yield
+    except BadInput:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{where}: not a readable parquet file: {error}") from error

@@ -99,7 +99,7 @@ def shards_source(spec: Spec) -> Source:
     elif (named := canonical_split(re.split(r"[-_.{*\[]", Path(spec.where).name)[0])) is not None:
         patterns = {named: spec.where}
     files = {split: _files(spec, pattern) for split, pattern in patterns.items()}
-    label = _chosen_label(spec, next(iter(files.values()))[0])
+    label = _chosen_label(spec, next(iter(files.values())))
     scans = {split: [_scan(path, label) for path in paths] for split, paths in files.items()}
     every = [scan for of_split in scans.values() for scan in of_split]
     multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
@@ -124,6 +124,7 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
     left_out: Counter[str] = Counter()
     for scan in scans:
         left_out.update(scan.left_out)
+        left_out.update({} if scan.keys else {"shards without a sample": 1})
     held = sum(keys.values())
     if not held:
         raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold no image with a {label} label")
@@ -231,14 +232,14 @@ def _read(members: tars.Members, ending: str, places: Places, row: int) -> bytes
     return member.content
 
 
-def _chosen_label(spec: Spec, path: Path) -> str:
+def _chosen_label(spec: Spec, paths: Sequence[Path]) -> str:
     """Which member holds the label: `label=`, else the first of cls, json, txt that the first image has."""
     given = spec.options.get("label")
     if given is not None:
         if given.split(".")[0] not in LABELS:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
-    for key, members in tars.samples(path, Counter()):
+    for path, key, members in ((one, *sample) for one in paths for sample in tars.samples(one, Counter())):
         places = _place(path, key)
         if "cls" in members:
             return "cls"
@@ -250,7 +251,8 @@ def _chosen_label(spec: Spec, path: Path) -> str:
             f"shard {path.name}: sample {key!r} has no label (it has {', '.join(members)}); accepted: a cls or txt "
             f"member, or json with one of {', '.join(_FIELDS)}"
         )
-    raise BadInput(f"shard {path.name} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
+    names = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
 
 
 def _field_of(encoded: bytes) -> str | None:
