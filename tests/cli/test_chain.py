@@ -71,6 +71,20 @@ def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
     assert by_name["dense"]["disk_bytes"] > 0
 
 
+def test_tables_have_five_columns_unless_they_are_wide(chain, invoke, tmp_path) -> None:
+    given = ("measure", chain.folder / "dense", "--data", "digits", "--limit", "20", "--batch", "1", "--rounds", "3")
+    short = invoke(*given, "--out", tmp_path / "a.json").stdout
+    wide = invoke(*given, "--out", tmp_path / "b.json", "--wide").stdout
+    assert "latency [ms]" in short and "params" not in short
+    assert "latency [ms/batch" in " ".join(wide.split()) and "params" in wide
+
+
+def test_compress_tells_each_methods_own_share(chain) -> None:
+    evit, int8 = json.loads(chain.results["compress"].stdout)["asked"]
+    assert 0 < evit["share"]["macs"] == evit["share"]["macs_total"] < 1
+    assert int8["share"]["macs"] == 1 and int8["share"]["macs_total"] == evit["share"]["macs_total"]
+
+
 def test_verbs_keep_what_the_report_shows(chain) -> None:
     slim = chain.folder / "slim"
     for measured, rows in (("measure.json", 4), ("measure-2.json", 4)):
