@@ -53,13 +53,7 @@ CLI = [
     Cli("train a swapped run", ("train", "weights-swapped", "--data", "digits"), DAMAGED["weights-swapped"], 1),
     Cli("report of a newer run", ("report", "format-newer"), DAMAGED["format-newer"], 1),
     Cli("report of a foreign run", ("report", "kind-foreign"), DAMAGED["kind-foreign"], 1),
-    Cli(
-        "report of damaged commands", ("report", "commands-damaged"), ("commands.jsonl is not a record of commands",), 1
-    ),
     Cli("export with damaged commands", ("export", "commands-damaged"), ("commands.jsonl is not a record",), 1),
-    Cli("report of a damaged measurement", ("report", "measure-damaged"), ("measure-damaged/measure.json", "JSON"), 1),
-    Cli("report of a swapped measurement", ("report", "measure-swapped"), ("measure-swapped/measure.json",), 1),
-    Cli("report of damaged tokens", ("report", "tokens-damaged"), ("tokens-damaged/tokens.json",), 1),
     Cli(
         "artefact in place of a run",
         ("export", "artefact", "--out", "new"),

@@ -60,6 +60,26 @@ def test_python(case: Case, world: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert tree(world) == before
 
 
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        ("commands-damaged", "commands.jsonl is not a record of commands"),
+        ("measure-damaged", "measure-damaged/measure.json: not a comparison"),
+        ("measure-swapped", "measure-swapped/measure.json: "),
+        ("tokens-damaged", "tokens-damaged/tokens.json: not token maps"),
+    ],
+)
+def test_a_report_names_what_it_cannot_read_and_is_written(
+    run: str, says: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world)
+    before = tree(world)
+    result = CliRunner().invoke(app, ["report", run, "--out", str(tmp_path / "page.html")])
+    assert result.exit_code == 0 and "Traceback" not in result.output, result.output
+    assert "warning: not in the report: " in result.stderr and not missing((says,), result.stderr)
+    assert says.rpartition("/")[2] in (tmp_path / "page.html").read_text() and tree(world) == before
+
+
 def test_the_table_is_large_and_every_name_is_used_once() -> None:
     names = Counter(case.name for case in (*CASES, *CLI))
     assert len(names) >= 200

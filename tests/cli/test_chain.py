@@ -71,6 +71,21 @@ def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
     assert by_name["dense"]["disk_bytes"] > 0
 
 
+def test_tables_have_five_columns_unless_they_are_wide(invoke) -> None:
+    args = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "depth": 1, "embed_dim": 24}
+    model = [word for key, value in args.items() for word in ("--model-arg", f"{key}={value}")]
+    given = ("measure", "vit_tiny_patch16_224", *model, "--data", "digits", "--limit", "20", "--rounds", "3")
+    short, wide = invoke(*given).stdout, invoke(*given, "--wide").stdout
+    assert "latency [ms]" in short and "params" not in short
+    assert "params" in wide and "throughput" in wide and "[ms/batch" in wide
+
+
+def test_compress_tells_each_methods_own_share(chain) -> None:
+    evit, int8 = json.loads(chain.results["compress"].stdout)["asked"]
+    assert 0 < evit["share"]["macs"] == evit["share"]["macs_total"] < 1
+    assert int8["share"]["macs"] == 1 and int8["share"]["macs_total"] == evit["share"]["macs_total"]
+
+
 def test_verbs_keep_what_the_report_shows(chain) -> None:
     slim = chain.folder / "slim"
     for measured, rows in (("measure.json", 4), ("measure-2.json", 4)):

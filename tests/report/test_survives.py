@@ -102,7 +102,7 @@ def written(run: Path, name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "examples"),
     [
-        *(("measure-2.json", 30), ("measure.json", 6), ("tokens.json", 10)),
+        *(("measure-2.json", 24), ("measure.json", 6), ("tokens.json", 10)),
         *(("disagreements.json", 4), ("train.jsonl", 8), ("commands.jsonl", 8)),
     ],
 )
@@ -140,6 +140,6 @@ def test_latency_tables_are_no_part_of_a_report(run: Path) -> None:
 
 
 def test_thousands_of_rows_are_shown(run: Path, comparison: Comparison, make_row) -> None:
-    rows = tuple(make_row(f"model {i}", ms=1.0 + i, top1=50.0) for i in range(1500))
+    rows = tuple(make_row(f"model {i}", ms=1.0 + i, top1=50.0) for i in range(1000))
     (run / "measure-2.json").write_text(replace(comparison, rows=comparison.rows + rows).to_json())
-    assert "model 1499" in written(run, "measure-2.json")
+    assert "model 999" in written(run, "measure-2.json")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,16 @@ def test_uniform_schedules_meet_the_target(how: str) -> None:
     macs = count(lean, (1, 8, 8)).macs / count(model, (1, 8, 8)).macs
     assert macs == pytest.approx(0.7, rel=0.03)
     assert (lean.trace(torch.ones(1, 1, 8, 8))[1].size is not None) == (how == "merge")
+
+
+def test_what_a_later_method_takes_is_no_miss() -> None:
+    lean = compress(create(Root("vit_tiny_patch16_224", SMALL)), [DiffRate(macs=0.7, search="prune")])
+    (plan,) = lean.history.plans
+    more, less = (DiffRate(macs=share, search="prune") for share in (0.9, 0.5))
+    assert "macs 0.9 was asked for" in more.check(lean, dict(plan.structure))[-1]
+    lean.history = replace(lean.history, plans=(plan, replace(plan, slug="nvit")))
+    assert more.check(lean, dict(plan.structure)) == []
+    assert "macs 0.5 was asked for" in less.check(lean, dict(plan.structure))[-1]
 
 
 def test_it_is_recovered_and_exported(tmp_path: Path) -> None:

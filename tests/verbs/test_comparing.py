@@ -61,7 +61,11 @@ def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
     rows = {(row.name, row.precision) for row in found.comparison.rows}
     whole = {(name, "f32") for name in (BASELINE, "tome", f"{BASELINE} (openvino)", "tome (openvino)")}
     assert rows == whole | {(f"{name} int8 (openvino)", "int8") for name in (BASELINE, "tome")}
+    whole = {row.name: row for row in found.comparison.rows}
+    lean, dense = (whole[f"{name} int8 (openvino)"] for name in ("tome", BASELINE))
+    assert found.comparison.reference(lean) is dense, "at the same precision"
     own = lines(found.result, found.comparison)[1]
+    assert own.cells[-1][0] == f"{lean.speedup_vs_baseline.median:.2f}", "one speed-up in every table"
     assert own.name == "tome" and all(float(text) > 0 for text, _ in own.cells[-3:])  # torch, OpenVINO f32 and int8
 
 
@@ -146,6 +150,21 @@ def test_a_damaged_result_is_named(compared: Compared, tmp_path: Path) -> None:
     (tmp_path / COMPARED).write_text((compared.folder / COMPARED).read_text().replace('"tome"', '"../tome"', 1))
     with pytest.raises(CheckpointError, match=r"compare\.json.*leads out"):
         write_report([tmp_path], tmp_path / "page.html")
+
+
+def test_a_comparison_without_its_measurement_is_named_and_the_page_written(compared: Compared, tmp_path: Path) -> None:
+    out = tmp_path / "here"
+    shutil.copytree(compared.folder, out)
+    (out / BASELINE / "measure.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"compare\.json is not shown: .*measure\.json is missing or cannot be read"):
+        text = write_report([out], tmp_path / "page.html").read_text()
+    assert 'id="side-by-side"' not in text and "measure.json: not a comparison" in text and 'id="tokens"' in text
+
+
+def test_the_short_table_has_five_columns_and_what_was_left_out(compared: Compared) -> None:
+    short = compared.table(wide=False)
+    assert len(short.columns) == 5 < len(compared.table().columns)
+    assert "at 0.7 of the MACs" in str(short.caption) and "speed-up: against baseline" in str(short.caption)
 
 
 def test_methods_that_do_not_fit_are_left_out_unless_they_were_named() -> None:

@@ -331,7 +331,8 @@ def composed(content: Content) -> Iterator[str]:
             )
         ],
     )
-    yield "\nA change of runtime, and of precision, is a fact of its own: beside the dense network in PyTorch at f32, which "
+    yield "\nA change of runtime, and of precision, is a fact of its own: "
+    yield "beside the dense network in PyTorch at f32, which "
     yield f"takes {speed['median_ms']['eager fp32']:.1f} ms, the recipe in OpenVINO at int8 is faster by "
     yield f"{_spread(ratios['eager fp32'])}.\n"
     yield f"\nThe sketch is {_spread(sketch)} times as fast as dense int8 in the same run.\n"

@@ -68,7 +68,9 @@ class SideBySide:
             found = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise CheckpointError(f"not a comparison: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise CheckpointError(
+                f"not a comparison: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
+            ) from None
         if found.format != FORMAT:
             raise CheckpointError(f"comparison of format {found.format}; this leanvit reads format {FORMAT}")
         if any(Path(one.name).name != one.name for one in found.standings):

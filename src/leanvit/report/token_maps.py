@@ -80,7 +80,9 @@ class TokenMaps:
             maps = TypeAdapter(cls).validate_json(_newest(text))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise CheckpointError(f"not token maps: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise CheckpointError(
+                f"not token maps: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
+            ) from None
         except BadInput as error:
             raise CheckpointError(f"not token maps: {error}") from None
         if maps.format != FORMAT:

@@ -284,7 +284,8 @@ class DiffRate:
         misses = [f"block {i}: asked {n} patch tokens, has {counts[i]}" for i, n in asked if counts[i] > n]
         if self.macs is not None:
             share = _share(model, structure)
-            if abs(share / self.macs - 1) > TOLERANCE:
+            after = model.history.plans[-1].slug != "diffrate"  # a later method may have taken more: its own doing
+            if share / self.macs - 1 > TOLERANCE or (1 - share / self.macs > TOLERANCE and not after):
                 misses.append(f"macs {self.macs:g} was asked for, {share:.3f} reached")
         return misses
 

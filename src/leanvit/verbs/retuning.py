@@ -60,9 +60,10 @@ def retune(
 def _with_shares(asked: tuple[Asked, ...], info: Mapping[str, Any]) -> tuple[Asked, ...]:
     """What methods did to MACs and parameters was counted when they were applied; thresholds change none of it."""
     was = info.get("asked")
-    if not isinstance(was, list) or [row.get("method") for row in was] != [row.method for row in asked]:
+    rows = was if isinstance(was, list) and all(isinstance(row, dict) for row in was) else []
+    if [row.get("method") for row in rows] != [row.method for row in asked]:
         return asked
-    return tuple(replace(row, share=dict(old.get("share") or {})) for row, old in zip(asked, was, strict=True))
+    return tuple(replace(row, share=dict(old.get("share") or {})) for row, old in zip(asked, rows, strict=True))
 
 
 def _save(lean: Any, one: Loaded, asked: Sequence[Asked], folder: Path, *, overwrite: bool) -> None:
