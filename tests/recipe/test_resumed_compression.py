@@ -3,6 +3,7 @@ are rebuilt on the way and gone at the end."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import sealed_text
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, Root, apply, compress, create, finish, load, load_run, missed, reapply, save
-from leanvit.recipe.steps import ABOUT, clear_steps, last_log
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
 from leanvit.tokens.evit import EViT
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
@@ -216,6 +217,27 @@ def test_another_compression_is_named_by_its_differences(go, model, data, killed
         moved.head.bias.add_(1)
     with pytest.raises(BadInput, match="weights was"):
         compress(moved, METHODS, data, recovery=RECOVERY, out=killed, resume=True)
+
+
+def test_one_that_an_older_version_began_goes_on(go, whole, data, killed, tmp_path) -> None:
+    """It knew its data by less: spec, split, images, and keys and labels together."""
+    shutil.copytree(killed, tmp_path / "old")
+    file = tmp_path / "old" / ABOUT
+    content = json.loads(file.read_bytes())
+    was = hashlib.sha256(json.dumps(content["about"], sort_keys=True).encode()).hexdigest()
+    kept = {key: content["about"]["data"][key] for key in ("spec", "split", "images", "samples")}
+    content["about"]["data"] = kept
+    file.write_bytes(sealed_text(content))
+    now = hashlib.sha256(json.dumps(content["about"], sort_keys=True).encode()).hexdigest()
+    for run in (tmp_path / "old" / STEPS).glob("*/leanvit.json"):
+        step = json.loads(run.read_bytes())
+        assert step["info"]["steps"] == was
+        step["info"]["steps"] = now
+        run.write_bytes(sealed_text(step))
+    other = replace(data, dataset=replace(data.dataset, targets=data.dataset.targets[::-1].copy()))
+    with pytest.raises(BadInput, match="data: its keys or labels changed"):
+        go(out=tmp_path / "old", resume=True, data=other)
+    assert same(go(out=tmp_path / "old", resume=True).state_dict(), whole)
 
 
 def test_workers_and_save_every_may_change(go, whole, killed) -> None:

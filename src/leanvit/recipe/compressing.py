@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.data.identity import identity
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
-from leanvit.recipe.steps import Steps, describe_data, fingerprint
+from leanvit.recipe.steps import Steps, fingerprint
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -194,7 +195,7 @@ def _about(
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),
         "methods": [{"slug": m.slug, **knobs_of(m)} for m in methods],
-        "data": describe_data(data.dataset),
+        "data": identity(data.dataset),
         "preprocess": data.preprocess.fingerprint(),
         "seed": data.seed,
         "batch_size": data.batch_size,

@@ -18,11 +18,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel
+from leanvit.data.identity import changes
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import Root
@@ -76,9 +76,11 @@ class Steps:
             raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
         advice = f"Remove {self.folder} to begin anew"
         saved = read_sealed(path, _AboutFile, kind=_KIND, newest=_FORMAT, changed=advice).about
-        differing = list(differences(saved, self._about))
+        was, now = ({k: v for k, v in about.items() if k != "data"} for about in (saved, self._about))
+        differing = [*differences(was, now), *changes(saved.get("data"), self._about.get("data"))]
         if differing:
             raise BadInput(f"resume=True, but {path} is of another compression: {'; '.join(differing)}")
+        self._about = saved  # an older version told less of its data: steps that are done carry the digest of that
 
     def at(self, number: int, label: str) -> Path:
         """The folder of a step, counted from 1."""
@@ -155,16 +157,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def describe_data(dataset: Any) -> dict[str, Any]:
-    """What identifies a data set (JSON): its spec, and of one with rows, keys and labels too."""
-    told = {"spec": dataset.spec, "split": dataset.split, "images": len(dataset)}
-    if not hasattr(dataset, "keys"):
-        return told
-    digest = hashlib.sha256("\n".join(dataset.keys).encode(errors="surrogateescape"))
-    digest.update(np.ascontiguousarray(dataset.targets).tobytes())
-    return {**told, "samples": digest.hexdigest()}
 
 
 def differences(was: Any, now: Any, name: str = "") -> Iterator[str]:

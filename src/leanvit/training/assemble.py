@@ -14,9 +14,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
+from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.callbacks import Run
-from leanvit.training.checkpoint import STATE, read_position
+from leanvit.training.checkpoint import DATA, STATE, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
@@ -170,6 +171,7 @@ def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
         "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
+        DATA: identity(dataset),
     }
 
 
