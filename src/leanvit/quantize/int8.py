@@ -64,6 +64,11 @@ class Int8:
             raise BadInput(f"skip is {self.skip!r}; accepted: patterns of site names, such as 'head' or 'blocks.0.*'")
         object.__setattr__(self, "skip", tuple(skip))
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise `BadInput` for a `skip` pattern that fits no site."""
+        if self.skip:
+            _without(dict.fromkeys((*model.sites(), *model.products()), ""), self.skip)
+
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Calibrate. Returns {"sites": [{"site", "kind", "operands": {name: "u8" or "i8"}}, ...]}.
 

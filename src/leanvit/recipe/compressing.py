@@ -21,6 +21,7 @@ from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
+from leanvit.recipe.rehearsal import check_fits
 from leanvit.recipe.steps import Steps, fingerprint
 
 OnStep = Callable[[str, OpenModel], None]
@@ -87,6 +88,7 @@ def compress(
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, teacher=teacher or dense)
+    check_fits(dense, methods, data)
     steps = None
     if out is not None and trains(methods, recovery):
         if not isinstance(data, Data):
@@ -97,9 +99,10 @@ def compress(
     lean = copy.deepcopy(dense)
     report = on_step or (lambda label, model: None)
     report("dense", lean)
-    for number, stage in enumerate(_stages(methods, recovery), 1):
-        lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
-        report(stage.label, lean)
+    with steps.gone_if_refused() if steps is not None else nullcontext():
+        for number, stage in enumerate(_stages(methods, recovery), 1):
+            lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
+            report(stage.label, lean)
     for slug, miss in missed(lean):
         warnings.warn(f"{slug} missed its target: {miss}", stacklevel=2)
     return lean.eval()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel
 from leanvit.data.identity import changes
-from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import Root
 from leanvit.recipe.store import JSON_NAME, load_run, save
@@ -53,6 +53,8 @@ class Steps:
             CheckpointError: the description is damaged.
         """
         self.folder = run / STEPS
+        self._began = not resume
+        self._made = not run.exists()
         self._about = json.loads(json.dumps(about))
         if resume:
             self._compare(run)
@@ -128,6 +130,24 @@ class Steps:
         except CheckpointError as error:
             folder = self.at(number, label)
             raise CheckpointError(f"{error}. To do this step again, remove {folder} and resume") from error
+
+    @contextmanager
+    def gone_if_refused(self) -> Iterator[None]:
+        """Steps that were begun here go when what is inside refuses its input before anything was kept in them."""
+        try:
+            yield
+        except (BadInput, Refused):
+            if self._began and not self._keeps_something():
+                clear_steps(self.folder.parent)
+                if self._made:
+                    with suppress(OSError):  # something else lies in it
+                        self.folder.parent.rmdir()
+            raise
+
+    def _keeps_something(self) -> bool:
+        from leanvit.training.checkpoint import STATE  # brings the data's libraries
+
+        return any(path.name in (JSON_NAME, STATE.name) for path in self.folder.glob("*/**/*"))
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()

@@ -191,6 +191,15 @@ class DiffRate:
 
     # --- the life of a method --------------------------------------------------------
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would before its first step."""
+        costs = Costs.of(model)
+        self._lists(costs)
+        if self.searches:
+            from leanvit.tokens.diffrate_search import check_search
+
+            check_search(self, model, costs, data)
+
     def learn(self, model: OpenModel, data: Data | None = None) -> Structure:
         """Search, or take the lists: {"blocks": [{"block", "prune", "merge"}, ...], "dense_macs", "reached"}.
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from leanvit.anatomy import OpenModel, OpenSwin
 from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
 from leanvit.anatomy.exits import Exits, Leaving
-from leanvit.data import Augment, keyed
+from leanvit.data import AnyDataset, Augment, keyed
+from leanvit.data.dataset import Dataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
@@ -143,6 +144,20 @@ class LGViT:
 
     # --- the life of a method --------------------------------------------------------
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would before its first step."""
+        if not self.rows(model) or data is None:
+            return
+        from leanvit.exits.lgvit.training import check_training
+
+        check_training(self, model, self._parts(data)[0], data)
+
+    def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
+        """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
+        if data.dataset.multi_label:
+            raise BadInput("lgvit's rules are about one class an image, but the data is multi-label")
+        return held_out(data.dataset, self.held_out, data.seed)
+
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Put heads in, train them, choose the threshold.
 
@@ -157,9 +172,7 @@ class LGViT:
         rows = self.rows(model)
         if not rows:
             return {"exits": [], **Rule(self.rule, (), self.patience).to_json(), "macs": [], "dense_macs": 0}
-        if data.dataset.multi_label:
-            raise BadInput("lgvit's rules are about one class an image, but the data is multi-label")
-        train, apart = held_out(data.dataset, self.held_out, data.seed)
+        train, apart = self._parts(data)
         with keyed.global_rng(data.seed, "lgvit", "heads"):
             _install(model, rows, None, ())
         from leanvit.exits.lgvit.training import train_exits

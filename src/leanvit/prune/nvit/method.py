@@ -135,6 +135,20 @@ class NViT:
 
     # --- the life of a method --------------------------------------------------------
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would, but for what takes a latency table to know."""
+        units = layout(model, self.kinds)
+        if self.emb_norm == "exact":
+            for block in model.blocks:
+                statistics(block.norm1)
+        if self.asked[1] == 1:
+            return
+        _check_trainable(model, units)
+        if self.latency is None:
+            check_reachable(self._target(model, units, None))
+        if data is not None:
+            self._steps_per_epoch(model, data)
+
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Train and prune until the target is met, in place. Returns units kept, figures, widths before.
 
@@ -201,19 +215,26 @@ class NViT:
         figure: Figure = Macs.of(model) if name == "macs" else Parameters.of(model)
         return Target(name, float(ratio), figure, units, sizes, self.eta)
 
-    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
-        from leanvit.training import FitConfig, check_run, fit
-
-        recipe: dict[str, Any] = {
-            "lr": self.lr,
-            "min_lr": 0.0,
-            "schedule": "constant",
-            "weight_decay": self.weight_decay,
+    def _recipe(self, data: Data) -> dict[str, Any]:
+        recipe = {"lr": self.lr, "min_lr": 0.0, "schedule": "constant", "weight_decay": self.weight_decay}
+        return recipe | {
+            "batch_size": self.batch_size,
+            "seed": data.seed,
+            "save_every": self.interval,
+            "amp": self.amp,
         }
-        recipe |= {"batch_size": self.batch_size, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
-        epoch = check_run(
-            model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
-        )
+
+    def _steps_per_epoch(self, model: OpenModel, data: Data) -> int:
+        """Raises `BadInput` unless the training fits model and data."""
+        from leanvit.training import FitConfig, check_run
+
+        config = FitConfig(epochs=1, **self._recipe(data))
+        return check_run(model, data.dataset, preprocess=data.preprocess, config=config, convert=True)
+
+    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
+        from leanvit.training import FitConfig, fit
+
+        recipe, epoch = self._recipe(data), self._steps_per_epoch(model, data)
         objective = self._objective(model, target, data)
         fit(
             model,
