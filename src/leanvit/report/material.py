@@ -20,7 +20,8 @@ from leanvit.report.evidence import Evidence
 from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
 from leanvit.report.token_maps import TOKENS, TokenMaps
 from leanvit.report.widths import Widths, read_widths
-from leanvit.verbs.folders import TRAINING_LOG, Command, commands_of
+from leanvit.verbs.clearing import TRAINING_LOG
+from leanvit.verbs.folders import Command, commands_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.callbacks import Run
-from leanvit.training.checkpoint import DATA, STATE, read_position
+from leanvit.training.checkpoint import BEST, DATA, STATE, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
@@ -149,6 +149,8 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
                 f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
                 f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
             )
+    if not resume:
+        (out / BEST).unlink(missing_ok=True)  # of the run that was here: its weights are not to lie beside a new log
 
 
 def clear_leftovers(out: Path) -> None:
