@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +32,7 @@ from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_pr
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
 LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
@@ -121,6 +123,17 @@ class Reduce(Step):
         return x, state
 
 
+class _Row(BlockRow):
+    prune: int
+    merge: int
+
+
+class _Structure(StructureModel):
+    blocks: Annotated[list[_Row], Rising]
+    dense_macs: Annotated[float, Field(gt=0)]
+    reached: float
+
+
 @method("diffrate")
 @dataclass(frozen=True)
 class DiffRate:
@@ -140,6 +153,7 @@ class DiffRate:
     prop_attn: bool = True  # attention in proportion to size
     amp: str = "fp32"  # of the search's forwards: fp32 or bf16
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"

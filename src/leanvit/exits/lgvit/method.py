@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
 
 from leanvit.anatomy import OpenModel, OpenSwin
 from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
@@ -17,6 +20,7 @@ from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import Count, Index, Share, StructureModel, distinct
 
 AMPS = ("fp32", "bf16")
 DEFAULTS = {"confidence": 0.865, "entropy": 0.6, "patience": 7, "patient_confident": 0.5}  # published code
@@ -39,6 +43,49 @@ def default_heads(count: int, *, strides: tuple[int, int] = (2, 3)) -> tuple[str
     fine = count - local - coarse
     names = [("lph_dw", deep), ("lph_pw", local - deep), (f"gah{strides[0]}", fine), (f"gah{strides[1]}", coarse)]
     return tuple(name for name, times in names for _ in range(times))
+
+
+class _Exit(StructureModel):
+    layer: Index
+    head: str
+
+
+class _Rule(StructureModel):
+    rule: str
+    thresholds: list[float]
+    patience: int
+
+
+class _Point(StructureModel):
+    threshold: float
+    top1: Share
+    macs: Annotated[float, Field(gt=0)]
+    mean_layer: float
+    shares: list[Share]
+
+
+class _Expected(_Point):
+    of: _Rule
+
+
+class _HeldOut(StructureModel):
+    images: Count
+    top1: Share
+
+
+class _Structure(_Rule):
+    exits: list[_Exit]
+    macs: list[Index]
+    dense_macs: Index
+    held_out: _HeldOut | None = None
+    curve: list[_Point] | None = None
+    expected: _Expected | None = None
+
+    @field_validator("exits")
+    @classmethod
+    def _each_once(cls, exits: list[_Exit]) -> list[_Exit]:
+        distinct([row.layer for row in exits], "the exit behind block")
+        return exits
 
 
 @method("lgvit")
@@ -67,6 +114,7 @@ class LGViT:
     augment: str | None = "light"  # of the images of both stages: light, randaug or none
     amp: str = "fp32"  # of the forwards: fp32 or bf16
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"full_grid", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"token_blocks"})
     export: ClassVar[str] = "segments"
@@ -146,7 +194,10 @@ class LGViT:
 
     def check_fits(self, model: OpenModel, data: Data | None) -> None:
         """Raise what `learn` would before its first step."""
-        if not self.rows(model) or data is None:
+        rows = self.rows(model)
+        with torch.random.fork_rng(devices=[]):
+            build_heads(model, rows)  # a head may not fit the width
+        if not rows or data is None:
             return
         from leanvit.exits.lgvit.training import check_training
 

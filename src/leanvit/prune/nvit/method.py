@@ -17,8 +17,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
@@ -30,15 +31,69 @@ from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
 from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped
 from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, Course, GlobalPruning, Measure
 from leanvit.prune.nvit.saliency import divisors
-from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
+from leanvit.prune.nvit.structure import from_text, move_weights, set_widths, structure_of
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import Count, Index, StructureModel
 
 TARGETS = ("latency", "macs", "params")
 NORMS = ("plain", "exact")
 AMPS = ("fp32", "bf16")
+
+
+class _Kept(StructureModel):
+    before: Count
+    after: Count
+    kept: str
+
+    @model_validator(mode="after")
+    def _as_many(self) -> _Kept:
+        kept = len(from_text(self.kept, self.before, "it"))
+        if kept != self.after:
+            raise ValueError(f"after is {self.after}, and kept names {kept} units")
+        return self
+
+
+class _Block(StructureModel):
+    head: _Kept | None
+    qk: _Kept | None
+    v: _Kept | None
+    mlp: _Kept | None
+
+
+class _Widths(StructureModel):
+    embed: Count
+    heads: Count
+    qk: Count
+    v: Count
+    mlp: Count
+
+
+class _Dense(StructureModel):
+    macs: Count
+    params: Count
+    widths: list[_Widths]
+
+
+class _Reached(StructureModel):
+    macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    pruning_steps: Index | None = None
+    measured: float | None = None
+    runtime: str = ""
+    table: str = ""
+    provenance: dict[str, Any] | None = None
+
+
+class _Structure(StructureModel):
+    embed: _Kept | None
+    blocks: list[_Block]
+    emb_norm: Literal["plain", "exact"]
+    dense: _Dense | None = None
+    reached: _Reached | None = None
 
 
 @method("nvit")
@@ -71,6 +126,7 @@ class NViT:
     temperature: float = 3.0
     amp: str = "fp32"  # of the forwards: fp32, or bf16, which is quicker where the processor has it
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
