@@ -88,4 +88,4 @@ def command(
         output.print_json(result.to_json())
         return
     output.print_rich(result.table())
-    print(result.page)
+    output.show(str(result.page))

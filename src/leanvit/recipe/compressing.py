@@ -88,6 +88,10 @@ def compress(
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, teacher=teacher or dense)
+    if recovery is not None or any(m.needs_data or m.trains for m in methods):
+        from leanvit.training.assemble import require_float32
+
+        require_float32(dense, "learning from data")
     check_fits(dense, methods, data)
     steps = None
     if out is not None and trains(methods, recovery):

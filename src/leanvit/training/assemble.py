@@ -110,6 +110,7 @@ def check_run(
     convert: bool = False,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
+    require_float32(model, "training")
     check_fits(model, preprocess, dataset, convert=convert)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
@@ -125,6 +126,18 @@ def check_run(
         )
     _require_divisible(config, join_world())
     return _steps_per_epoch(dataset, config)
+
+
+def require_float32(model: nn.Module, what: str) -> None:
+    """Raise BadInput for a model in half precision, with the way to what it is meant for."""
+    half = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        name = str(half).removeprefix("torch.")
+        amp = {"float16": "fp16", "bfloat16": "bf16"}[name]
+        raise BadInput(
+            f"the model holds {name} parameters, {what} needs float32: call model.float() first. Training runs its "
+            f"forwards in {name} with amp={amp!r}; save(..., stored_as={name!r}) makes a small file"
+        )
 
 
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
