@@ -1,4 +1,4 @@
-"""Models in half precision: saved, loaded, shaped and measured as they are; what learns refuses them before any work."""
+"""Models in half precision: saved, loaded, shaped and measured as they are; what learns refuses them before work."""
 
 from __future__ import annotations
 

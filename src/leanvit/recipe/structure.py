@@ -61,7 +61,7 @@ def check_structure(m: Any, structure: Mapping[str, Any]) -> None:
     try:
         model.model_validate(_listed(dict(structure)))
     except ValidationError as error:
-        raise BadInput(f"the structure of plan {m.slug!r}: {strict_message(error, model)}") from error
+        raise BadInput(f"the structure of plan {m.slug!r} does not fit: {strict_message(error, model)}") from error
 
 
 def _listed(value: Any) -> Any:

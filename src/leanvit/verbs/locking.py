@@ -67,9 +67,9 @@ def locked(folder: Path, *, command: str, say: Callable[[str], None], beside: bo
 def refuse_if_held(folder: Path, *, beside: bool = False) -> None:
     """Raise `BadInput` if another process writes into the folder. Nothing is made."""
     path = _lock_of(folder, beside=beside)
-    if fcntl is None or not path.is_file():
+    if fcntl is None:
         return
-    with suppress(OSError), path.open() as file:
+    with suppress(OSError), path.open() as file:  # there is none, as a rule
         if not _taken(file):
             raise BadInput(_in_use(folder, file))
 
