@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +18,8 @@ from safetensors import SafetensorError
 from leanvit.errors import CheckpointError, LeanvitError, nearest
 
 JSON_LIMIT = 16 * 2**20  # bytes; the largest plan we know is under one
+UNSEALED = {"leanvit.seal": "0" * 64}  # metadata of a safetensors file that is to be sealed: room for the digest
+_SEAL = re.compile(rb'"leanvit\.seal":"([0-9a-f]{64})"')
 
 
 class Strict(BaseModel):
@@ -116,6 +120,54 @@ def read_sealed(path: Path, model: type[S], *, kind: str, newest: int, changed: 
     if file.seal != seal_of(content):
         raise CheckpointError(f"{path} was changed after it was written. {changed}")
     return file
+
+
+def seal_tensors(path: Path) -> None:
+    """Write into a safetensors file, saved with `UNSEALED` in its metadata, the sha256 of all its other bytes."""
+    found = _seal_in(path)
+    if found is None:
+        raise CheckpointError(f"{path} has no room for a seal in its header")
+    digest = _sha256_around(path, found[0])
+    with path.open("rb+") as file:
+        file.seek(found[0])
+        file.write(digest.encode())
+
+
+def check_sealed_tensors(path: Path) -> bool:
+    """Whether a safetensors file of leanvit is sealed. Raises `CheckpointError` if a bit of it changed since."""
+    found = _seal_in(path)
+    if found is None:
+        return False
+    place, sealed = found
+    digest = _sha256_around(path, place)
+    if digest != sealed:
+        raise CheckpointError(
+            f"{path} is damaged, it was changed after it was written: its sha256 is {digest[:12]}…, saved was "
+            f"{sealed[:12]}…"
+        )
+    return True
+
+
+def _seal_in(path: Path) -> tuple[int, str] | None:
+    """(place in the file, text) of the seal in the header of a safetensors file; None where there is none."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        header = file.read(min(length, JSON_LIMIT))
+    seals = list(_SEAL.finditer(header))
+    return (8 + seals[0].start(1), seals[0].group(1).decode()) if len(seals) == 1 else None
+
+
+def _sha256_around(path: Path, place: int) -> str:
+    """sha256 of a file, its seal at `place` taken as zeros."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(place))
+        file.seek(place + 64)
+        digest.update(b"0" * 64)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_sha256(file: Path, digest: str) -> None:

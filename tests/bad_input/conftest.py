@@ -252,7 +252,7 @@ def _trainings(folder: Path) -> None:
     for name, content in {
         "state-truncated": state.read_bytes()[:200],
         "state-swapped": _weights_of(folder / "run").read_bytes(),
-        "state-newer": state.read_bytes().replace(b'{\\"format\\": 1,', b'{\\"format\\": 9,'),
+        "state-newer": state.read_bytes().replace(b'{\\"format\\": 2,', b'{\\"format\\": 9,'),
     }.items():
         path = folder / name / "training/state.safetensors"
         path.parent.mkdir(parents=True)

@@ -3,6 +3,7 @@ are rebuilt on the way and gone at the end."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,11 +19,16 @@ from torch import Tensor
 from leanvit.anatomy import OpenModel
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
+from leanvit.exits.lgvit import LGViT
 from leanvit.files import sealed_text
+from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, Root, apply, compress, create, finish, load, load_run, missed, reapply, save
-from leanvit.recipe.steps import ABOUT, clear_steps, last_log
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log
+from leanvit.tokens.diffrate import DiffRate
 from leanvit.tokens.evit import EViT
+from leanvit.tokens.sit import SiT
+from leanvit.tokens.stvit import STViT
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
 METHODS = (Gates(epochs=1), EViT(keep_rate=0.5, blocks=(1,)), Int8(images=8))
@@ -218,6 +224,27 @@ def test_another_compression_is_named_by_its_differences(go, model, data, killed
         compress(moved, METHODS, data, recovery=RECOVERY, out=killed, resume=True)
 
 
+def test_one_that_an_older_version_began_goes_on(go, whole, data, killed, tmp_path) -> None:
+    """It knew its data by less: spec, split, images, and keys and labels together."""
+    shutil.copytree(killed, tmp_path / "old")
+    file = tmp_path / "old" / ABOUT
+    content = json.loads(file.read_bytes())
+    was = hashlib.sha256(json.dumps(content["about"], sort_keys=True).encode()).hexdigest()
+    kept = {key: content["about"]["data"][key] for key in ("spec", "split", "images", "samples")}
+    content["about"]["data"] = kept
+    file.write_bytes(sealed_text(content))
+    now = hashlib.sha256(json.dumps(content["about"], sort_keys=True).encode()).hexdigest()
+    for run in (tmp_path / "old" / STEPS).glob("*/leanvit.json"):
+        step = json.loads(run.read_bytes())
+        assert step["info"]["steps"] == was
+        step["info"]["steps"] = now
+        run.write_bytes(sealed_text(step))
+    other = replace(data, dataset=replace(data.dataset, targets=data.dataset.targets[::-1].copy()))
+    with pytest.raises(BadInput, match="data: its keys or labels changed"):
+        go(out=tmp_path / "old", resume=True, data=other)
+    assert same(go(out=tmp_path / "old", resume=True).state_dict(), whole)
+
+
 def test_workers_and_save_every_may_change(go, whole, killed) -> None:
     recovery = replace(RECOVERY, settings={"save_every": 2, "workers": 0})
     assert same(go(out=killed, resume=True, recovery=recovery).state_dict(), whole)
@@ -299,3 +326,36 @@ def test_evit_and_int8_are_checked_on_the_model_itself(go) -> None:
     (evit, first), (int8, second) = missed(lean)
     assert evit == "evit" and first == "block 1: asked 9 patch tokens of 16, has 16"
     assert int8 == "int8" and second.endswith("operands are not in 8 bits, first weight of blocks.0.mlp.fc1")
+
+
+@pytest.mark.parametrize(
+    ("methods", "says"),
+    [
+        ((NViT(macs=0.01, batch_size=8),), "macs is 0.01, but this model can be cut to"),
+        ((NViT(macs=0.9, batch_size=64),), "batch_size=64"),
+        ((NViT(macs=0.3, batch_size=8, kinds=("embed",)), Int8()), "can be cut to"),
+        ((DiffRate(macs=0.01, batch_size=8),), "macs 0.01 cannot be reached"),
+        ((LGViT(exits=(5,), batch_size=8),), "exits"),
+        ((LGViT(exits=(1,), held_out=0.5, batch_size=30),), "batch_size=30"),
+        ((EViT(blocks=(1,)), Int8(skip=("nowhere.*",))), "fits no site"),
+        ((EViT(blocks=(1,)), STViT(after=0, window=4), NViT(macs=0.9)), "holds steps of another method|needs"),
+        ((SiT(stages=(1, 1), tokens=(40,)), NViT(macs=0.9)), "sit would make 40 tokens"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(go, methods, says, tmp_path) -> None:
+    seen: list[str] = []
+    with pytest.raises((BadInput, Refused), match=says):
+        go(methods=methods, recovery=None, out=tmp_path / "run", on_step=lambda label, model: seen.append(label))
+    assert not seen and not (tmp_path / "run").exists()
+
+
+def test_a_late_refusal_leaves_no_steps(go, tmp_path, monkeypatch) -> None:
+    def refuse(self, model, data):
+        raise Refused("late")
+
+    monkeypatch.setattr(Gates, "learn", refuse)
+    (tmp_path / "there").mkdir()
+    for name in ("new", "there"):
+        with pytest.raises(Refused, match="late"):
+            go(out=tmp_path / name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.verbs.folders import Stopwatch, clear_run, commands_of, new_file, new_folder
+from leanvit.verbs.clearing import clear_run
+from leanvit.verbs.folders import Stopwatch, commands_of, new_file, new_folder
 
 
 def test_a_default_folder_is_the_first_free_one(tmp_path, monkeypatch) -> None:

@@ -20,7 +20,7 @@ alone, the mask of the last block changes no logit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
@@ -32,6 +32,11 @@ from leanvit.anatomy.windows import WindowAttention
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
 from leanvit.recipe.method import Structure, method
+from leanvit.recipe.structure import Index, Rising, StructureModel
+
+
+class _Structure(StructureModel):
+    blocks: Annotated[list[Index], Rising]
 
 
 @method("gmm_mask")
@@ -46,6 +51,7 @@ class GmmMask:
     weight_decay: bool = True  # whether the optimiser decays the masks' values too, as the official code does
     seed: int = 0  # of the initial values
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "places", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"free_attention"})
 

@@ -92,4 +92,4 @@ def command(
         output.print_json(result.to_json())
         return
     output.print_rich(result.table(wide=wide))
-    print(result.page)
+    output.show(str(result.page))

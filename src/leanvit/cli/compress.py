@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -110,4 +111,4 @@ def command(
     output.print_rich(result.asked_table())
     if result.comparison is not None:
         output.print_rich(result.comparison.table(wide=wide))
-    print(f"{result.folder}: {result.label}. Next: leanvit report {result.folder}")
+    output.show(f"{result.folder}: {result.label}. Next: {shlex.join(['leanvit', 'report', str(result.folder)])}")

@@ -33,7 +33,7 @@ def command(
         output.print_json(result.to_json())
     else:
         output.print_rich(result.table(wide=wide))
-        print(f"\nReport: {result.page}")
+        output.show(f"\nReport: {result.page}")
     if open_:
         import webbrowser
 

@@ -11,7 +11,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, metadata
 from types import FrameType
 
-from leanvit.cli.output import place
+from leanvit.cli.output import place, plain
 from leanvit.errors import BadInput, LeanvitError, Refused
 
 _pressed = threading.Event()
@@ -43,7 +43,7 @@ def explain(error: BaseException) -> int:
     said = " ".join(f"{type(error).__name__}: {error}".split())
     said = said if len(said) <= 300 else f"{said[:297]}..."
     print(
-        f"leanvit: unexpected error: {said}; run again with --debug; report at {_project_page()}",
+        f"leanvit: unexpected error: {plain(said)}; run again with --debug; report at {_project_page()}",
         file=sys.stderr,
     )
     return 1
@@ -52,7 +52,7 @@ def explain(error: BaseException) -> int:
 def _say(text: str) -> None:
     """One line; of several processes of torchrun, which share an error that is foreseen, the first one says it."""
     if place()[0] == 0:
-        print(f"leanvit: {text}", file=sys.stderr)
+        print(plain(f"leanvit: {text}"), file=sys.stderr)
 
 
 def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:

@@ -48,4 +48,4 @@ def command(
         return
     integers = "{} of {} products in integers".format(*result.integer_products) if result.integer_products else ""
     facts = (f"{result.label} for {result.runtime}", result.precision, f"{result.size_bytes / 2**20:.2f} MiB", integers)
-    print(f"{result.folder}: {', '.join(filter(None, facts))}")
+    output.show(f"{result.folder}: {', '.join(filter(None, facts))}")

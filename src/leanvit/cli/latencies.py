@@ -59,7 +59,7 @@ def command(
         return
     if result.table.check:
         output.print_rich(held_out(result.table))
-    print(result.file)
+    output.show(str(result.file))
 
 
 def held_out(table: Any) -> Any:

@@ -64,6 +64,6 @@ def command(
         return
     output.print_rich(result.comparison.table(wide=wide))
     for what, reason in result.left_out.items():
-        print(f"left out: {what}: {reason}")
+        output.show(f"left out: {what}: {reason}")
     if result.file is not None:
-        print(result.file)
+        output.show(str(result.file))

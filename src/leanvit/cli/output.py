@@ -6,13 +6,18 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import leanvit
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 def place() -> tuple[int, int]:
@@ -23,9 +28,23 @@ def place() -> tuple[int, int]:
         return 0, 1
 
 
+# What a terminal obeys, and what turns the direction of text: names of files and classes may hold anything.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    """Text with control characters (but for tabs and ends of lines) spelt out: `\\x1b[2J` clears no terminal."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
+
+
 def say(line: str) -> None:
     """One line of progress."""
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """A result in words, on stdout."""
+    print(plain(text))
 
 
 @contextlib.contextmanager
@@ -72,7 +91,22 @@ def print_rich(*things: Any) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     for thing in things:
-        console.print(thing, highlight=False)
+        console.print(_Plain(thing), highlight=False)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A renderable whose text a terminal only shows."""
+
+    thing: Any
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.segment import Segment
+        from rich.text import Text
+
+        thing = Text(self.thing) if isinstance(self.thing, str) else self.thing  # never markup
+        for text, style, control in console.render(thing, options):
+            yield Segment(text if control else plain(text), style, control)
 
 
 @contextlib.contextmanager

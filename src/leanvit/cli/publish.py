@@ -64,7 +64,7 @@ def command(
         output.print_json(result.to_json())
         return
     found = result.record
-    print(
+    output.show(
         f"{result.folder}: {result.size_bytes / 1e6:.2f} MB in {found.stored_as or 'float32'}, {found.metric} "
         f"{found.stored_percent[0]:.2f} % (the run {found.accuracy_percent[0]:.2f} %), "
         f"{found.agreement_percent:.2f} % of {found.images} answers alike"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,7 @@ def listing(ctx: typer.Context, as_json: options.Json = False) -> None:
         paper = f" [{recipe.arxiv}]" if recipe.arxiv else ""
         table.add_row(Text(recipe.name), Text(f"{recipe.title}{paper}"), Text(_target(recipe)))
     output.print_rich(table)
-    print("More of one: leanvit recipes show NAME. To use it: leanvit train --data DATA --recipe NAME")
+    output.show("More of one: leanvit recipes show NAME. To use it: leanvit train --data DATA --recipe NAME")
 
 
 @app.command("show", cls=Verb)
@@ -78,7 +79,7 @@ def copy(
     path = new_file(file, None, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, recipe.text.encode())
-    print(f"{path}: recipe {name}. Next: leanvit train --data DATA --recipe {path} --dry-run")
+    output.show(f"{path}: recipe {name}. Next: leanvit train --data DATA --recipe {shlex.quote(str(path))} --dry-run")
 
 
 @app.command("validate", cls=Verb)
@@ -97,7 +98,7 @@ def validate(
         return
     config = recipe.config()
     start = recipe.model or f"a run ({recipe.starts_from})"
-    print(f"{file}: {start}, {config.epochs} epochs, learning rate {config.lr_text}. It is valid.")
+    output.show(f"{file}: {start}, {config.epochs} epochs, learning rate {config.lr_text}. It is valid.")
 
 
 def _target(recipe: TrainRecipe) -> str:

@@ -28,7 +28,7 @@ def command(
     if as_json:
         output.print_json({"page": str(page), "runs": runs})
     else:
-        print(page)
+        output.show(str(page))
     if open_:
         import webbrowser
 

@@ -30,4 +30,4 @@ def command(
         output.print_json(result.to_json())
         return
     output.print_rich(result.asked_table())
-    print(f"{result.folder}: {result.label}")
+    output.show(f"{result.folder}: {result.label}")

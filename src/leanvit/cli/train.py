@@ -112,7 +112,7 @@ def command(
         return
     score = result.top1_percent
     shown = "" if score is None else f", {result.metric} {score:.2f} % on its validation split"
-    print(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")
+    output.show(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")
 
 
 def _dry_run(name: str | None, spec: str | None, asked: dict[str, Any], as_json: bool) -> None:

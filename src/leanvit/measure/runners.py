@@ -93,11 +93,16 @@ def logits_of(runner: Runner, images: Tensor, keys: Sequence[str]) -> Tensor:
     """
     fixed = fixed_batch_of(runner)
     pieces = [images] if fixed is None else [_filled(piece, fixed) for piece in images.split(fixed)]
-    logits = torch.cat([_one_call(runner, piece.to(device_of(runner)), keys) for piece in pieces])[: len(images)]
+    logits = torch.cat([_one_call(runner, _as_taken(runner, piece), keys) for piece in pieces])[: len(images)]
     if not bool(torch.isfinite(logits).all()):
         bad = [key for key, row in zip(keys, logits, strict=True) if not bool(torch.isfinite(row).all())]
         raise BadInput(f"logits are not finite for {len(bad)} of {len(keys)} images: {_shortened(bad)}")
     return logits
+
+
+def _as_taken(runner: Runner, images: Tensor) -> Tensor:
+    """The images on the runner's device, in the precision of its parameters (a model in half precision takes those)."""
+    return images.to(device_of(runner), float_dtype_of(runner) if images.is_floating_point() else images.dtype)
 
 
 def _one_call(runner: Runner, images: Tensor, keys: Sequence[str]) -> Tensor:

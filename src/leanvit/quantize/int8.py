@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
@@ -25,6 +26,7 @@ from leanvit.anatomy.quant_ops import OPERANDS, ObserverOps, QuantOps
 from leanvit.anatomy.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
 from leanvit.errors import BadInput, Refused, nearest
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import StructureModel, distinct
 
 BITS = 8
 _ACTIVATION: dict[str, Callable[[], nn.Module]] = {"u8": ActQuantizer, "i8": SignedActQuantizer}
@@ -38,6 +40,29 @@ class Calibration:
     weights: dict[str, Tensor]
 
 
+class _Site(StructureModel):
+    site: str
+    kind: Literal["conv", "linear", "matmul"]
+    operands: dict[str, Literal["u8", "i8"]]
+
+    @model_validator(mode="after")
+    def _operands_of_its_kind(self) -> _Site:
+        if {*self.operands} != {*OPERANDS[self.kind]}:
+            given = ", ".join(self.operands) or "none"
+            raise ValueError(f"operands of {self.site!r} are {given}; accepted: {', '.join(OPERANDS[self.kind])}")
+        return self
+
+
+class _Structure(StructureModel):
+    sites: list[_Site]
+
+    @field_validator("sites")
+    @classmethod
+    def _each_once(cls, sites: list[_Site]) -> list[_Site]:
+        distinct([row.site for row in sites], "site")
+        return sites
+
+
 @method("int8")
 @dataclass(frozen=True)
 class Int8:
@@ -48,6 +73,7 @@ class Int8:
     products: bool = True  # round the operands of q·kᵀ and weights·v too
     skip: tuple[str, ...] = ()  # sites kept float, as patterns: "head", "blocks.0.*", "*.fc2"
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     destroys: ClassVar[frozenset[str]] = frozenset({"float"})
     needs_data: ClassVar[bool] = True
@@ -63,6 +89,11 @@ class Int8:
         if not isinstance(skip, tuple | list) or not all(isinstance(pattern, str) for pattern in skip):
             raise BadInput(f"skip is {self.skip!r}; accepted: patterns of site names, such as 'head' or 'blocks.0.*'")
         object.__setattr__(self, "skip", tuple(skip))
+
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise `BadInput` for a `skip` pattern that fits no site."""
+        if self.skip:
+            _without(dict.fromkeys((*model.sites(), *model.products()), ""), self.skip)
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Calibrate. Returns {"sites": [{"site", "kind", "operands": {name: "u8" or "i8"}}, ...]}.

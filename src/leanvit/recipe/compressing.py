@@ -16,6 +16,7 @@ from torch import nn
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.data import AnyDataset
 from leanvit.data.classes import for_model, listed
+from leanvit.data.identity import identity
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories
@@ -25,7 +26,8 @@ from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.method import Data, Plan, knobs_of
 from leanvit.recipe.planning import fit_to_data, trainings
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
-from leanvit.recipe.steps import Steps, describe_data, fingerprint, saved_about
+from leanvit.recipe.rehearsal import check_fits
+from leanvit.recipe.steps import Steps, fingerprint, saved_about
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -99,6 +101,11 @@ def compress(
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
+    if recovery is not None or any(m.needs_data or m.trains for m in methods):
+        from leanvit.training.assemble import require_float32
+
+        require_float32(dense, "learning from data")
+    check_fits(dense, methods, data)
     steps = None
     if out is not None and trains(methods, recovery):
         if not isinstance(data, Data):
@@ -113,9 +120,10 @@ def compress(
         lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)
-    for number, stage in enumerate(_stages(methods, recovery), 1):
-        lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
-        report(stage.label, lean)
+    with steps.gone_if_refused() if steps is not None else nullcontext():
+        for number, stage in enumerate(_stages(methods, recovery), 1):
+            lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
+            report(stage.label, lean)
     for slug, miss in missed(lean):
         warnings.warn(f"{slug} missed its target: {miss}", stacklevel=2)
     return lean.eval()
@@ -227,7 +235,7 @@ def _about(
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),
         "methods": [{"slug": m.slug, **knobs_of(m)} for m in methods],
-        "data": describe_data(data.dataset),
+        "data": identity(data.dataset),
         "preprocess": data.preprocess.fingerprint(),
         "seed": data.seed,
         "batch_size": data.batch_size,

@@ -23,6 +23,7 @@ from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.method import Plan
+from leanvit.recipe.structure import check_structure
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
 FORBIDDEN = frozenset(
@@ -225,6 +226,7 @@ def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenM
 def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
     """Build one plan's structure on a model and write it into the history. `again`: what was built once is replayed."""
     m = plan.method()
+    check_structure(m, plan.structure)
     try:
         if again and not plan.finished:
             m.prepare(model)

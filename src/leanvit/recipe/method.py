@@ -47,7 +47,12 @@ class Method(Protocol):
     takes them out. Until then its plan is unfinished: a load runs `prepare` again before `shape`, so `prepare` follows
     from the model's structure and the knobs alone.
 
-    Also optional: `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
+    `structure_model`, a class variable, is a pydantic model of its structure (`recipe.structure`): a plan with other
+    keys or kinds of values is refused before anything is built.
+
+    Also optional: `check_fits(model, data)`, called before any work, of this method or of another: raises `Refused` or
+    `BadInput` where `learn` would before its first step (methods that learn nothing from data are applied to a copy
+    instead); `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
     achieved), `check(model, structure) -> list[str]` (in words, each target that the model to be saved misses beyond
     the method's tolerance), `places(model) -> Iterable[int]` (the blocks whose `slot` it fills, from its knobs alone:
     then two methods that clash are refused before any work), and the class method `at_macs(model, share, knobs) ->

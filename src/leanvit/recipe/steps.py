@@ -13,17 +13,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel
-from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.data.identity import changes
+from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import Root
 from leanvit.recipe.store import JSON_NAME, load_run, save
@@ -53,6 +53,8 @@ class Steps:
             CheckpointError: the description is damaged.
         """
         self.folder = run / STEPS
+        self._began = not resume
+        self._made = not run.exists()
         self._about = json.loads(json.dumps(about))
         if resume:
             self._compare(run)
@@ -74,9 +76,11 @@ class Steps:
         path, saved = run / ABOUT, saved_about(run)
         if saved is None:
             raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
-        differing = list(differences(saved, self._about))
+        was, now = ({k: v for k, v in about.items() if k != "data"} for about in (saved, self._about))
+        differing = [*differences(was, now), *changes(saved.get("data"), self._about.get("data"))]
         if differing:
             raise BadInput(f"resume=True, but {path} is of another compression: {'; '.join(differing)}")
+        self._about = saved  # an older version told less of its data: steps that are done carry the digest of that
 
     def at(self, number: int, label: str) -> Path:
         """The folder of a step, counted from 1."""
@@ -125,6 +129,24 @@ class Steps:
             folder = self.at(number, label)
             raise CheckpointError(f"{error}. To do this step again, remove {folder} and resume") from error
 
+    @contextmanager
+    def gone_if_refused(self) -> Iterator[None]:
+        """Steps that were begun here go when what is inside refuses its input before anything was kept in them."""
+        try:
+            yield
+        except (BadInput, Refused):
+            if self._began and not self._keeps_something():
+                clear_steps(self.folder.parent)
+                if self._made:
+                    with suppress(OSError):  # something else lies in it
+                        self.folder.parent.rmdir()
+            raise
+
+    def _keeps_something(self) -> bool:
+        from leanvit.training.checkpoint import STATE  # brings the data's libraries
+
+        return any(path.name in (JSON_NAME, STATE.name) for path in self.folder.glob("*/**/*"))
+
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
 
@@ -164,16 +186,6 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def describe_data(dataset: Any) -> dict[str, Any]:
-    """What identifies a data set (JSON): its spec, and of one with rows, keys and labels too."""
-    told = {"spec": dataset.spec, "split": dataset.split, "images": len(dataset)}
-    if not hasattr(dataset, "keys"):
-        return told
-    digest = hashlib.sha256("\n".join(dataset.keys).encode(errors="surrogateescape"))
-    digest.update(np.ascontiguousarray(dataset.targets).tobytes())
-    return {**told, "samples": digest.hexdigest()}
 
 
 def differences(was: Any, now: Any, name: str = "") -> Iterator[str]:

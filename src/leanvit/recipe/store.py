@@ -6,6 +6,7 @@ The JSON names its weights file by content, is written last and atomically: a fo
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -262,12 +263,13 @@ def _instead(path: Path) -> str:
         return f". It is a file: weights go with a timm name ({made}, leanvit train NAME --weights {path})"
     if not path.exists() and path.name == str(path) and timm.is_model(str(path)):
         return f". It is the name of a timm model: timm.create_model({str(path)!r}) builds it"
+    going_on = f"--resume --out {shlex.quote(str(path))}"
     if (path / "artefact.json").is_file():
         return ". It is an artefact (deploy.load_artefact runs it): give the run that it was exported from"
     if (path / "steps/about.json").is_file():
-        return ". It holds an unfinished compression: go on with it by leanvit compress ... --resume --out"
+        return f". It holds an unfinished compression: go on with it by leanvit compress ... {going_on}"
     if (path / "training/state.safetensors").is_file():
-        return ". It holds an unfinished training: go on with it by leanvit train ... --resume --out"
+        return f". It holds an unfinished training: go on with it by leanvit train ... {going_on}"
     if any(path.glob("weights-*.safetensors")):
         return ". It holds weights alone: writing it was interrupted, or the file was lost; make the run again"
     return ""

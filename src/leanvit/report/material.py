@@ -22,7 +22,8 @@ from leanvit.report.evidence import Evidence
 from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
 from leanvit.report.token_maps import TOKENS, TokenMaps
 from leanvit.report.widths import Widths, read_widths
-from leanvit.verbs.folders import COMMANDS, TRAINING_LOG, Command, commands_of
+from leanvit.verbs.clearing import TRAINING_LOG
+from leanvit.verbs.folders import COMMANDS, Command, commands_of
 
 LONGEST_REASON = 400  # characters of why a file cannot be read
 LONGEST_SECONDS = 1e12

@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,6 +34,7 @@ from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.diffrate_cost import TOLERANCE, Costs, reducing, uniform
 
 LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
@@ -123,6 +125,17 @@ class Reduce(Step):
         return x, state
 
 
+class _Row(BlockRow):
+    prune: int
+    merge: int
+
+
+class _Structure(StructureModel):
+    blocks: Annotated[list[_Row], Rising]
+    dense_macs: Annotated[float, Field(gt=0)]
+    reached: float
+
+
 @method("diffrate")
 @dataclass(frozen=True)
 class DiffRate:
@@ -142,6 +155,7 @@ class DiffRate:
     prop_attn: bool = True  # attention in proportion to size
     amp: str = "fp32"  # of the search's forwards: fp32 or bf16
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
@@ -219,6 +233,15 @@ class DiffRate:
         return BATCH if self.batch_size is None else self.batch_size
 
     # --- the life of a method --------------------------------------------------------
+
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would before its first step."""
+        costs = Costs.of(model)
+        self._lists(costs)
+        if self.searches:
+            from leanvit.tokens.diffrate_search import check_search
+
+            check_search(self, model, costs, data)
 
     def learn(self, model: OpenModel, data: Data | None = None) -> Structure:
         """Search, or take the lists: {"blocks": [{"block", "prune", "merge"}, ...], "dense_macs", "reached"}.

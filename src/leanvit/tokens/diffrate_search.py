@@ -276,12 +276,20 @@ class StopAt:
             run.stop()
 
 
-def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: Lists | None = None) -> Lists:
-    """Learn the lists for `knobs.macs`. Raises `Refused` where no lists meet it, before any work."""
+def check_search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data | None) -> None:
+    """Raise `Refused` where no lists meet the target, `BadInput` where the training does not fit the data."""
     assert knobs.macs is not None
     floor = [costs.tokens, *[2] * (costs.depth - 1)]
     if costs.macs(floor, floor) / costs.dense > knobs.macs:
         require_reached(costs, (floor, floor), knobs.macs)
+    if data is not None:
+        _steps_per_epoch(knobs, model, data)
+
+
+def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: Lists | None = None) -> Lists:
+    """Learn the lists for `knobs.macs`. Raises `Refused` where no lists meet it, before any work."""
+    assert knobs.macs is not None
+    check_search(knobs, model, costs, data)
     copied = searching(model, knobs.granularity, prop_attn=knobs.prop_attn)
     steps = rates(copied)
     if start is not None:
@@ -303,11 +311,8 @@ def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: L
 
 
 def _fit(knobs: DiffRate, copied: OpenModel, objective: MacsPenalty, data: Data) -> None:
-    recipe: dict[str, Any] = {"lr": knobs.lr, "min_lr": knobs.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
-    recipe |= {"batch_size": knobs.images, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
-    given = {"preprocess": data.preprocess, "convert": True}  # data and model were matched with the dense model
-    epoch = check_run(copied, data.dataset, config=FitConfig(epochs=1, **recipe), **given)
-    config = FitConfig(epochs=math.ceil(knobs.steps / epoch), **recipe)
+    epochs = math.ceil(knobs.steps / _steps_per_epoch(knobs, copied, data))
+    config = FitConfig(epochs=epochs, **_recipe(knobs, data))
     stop = StopAt(knobs.steps)
     fit(
         copied,
@@ -317,8 +322,19 @@ def _fit(knobs: DiffRate, copied: OpenModel, objective: MacsPenalty, data: Data)
         callbacks=[stop, *data.callbacks],
         out=data.out,
         resume=data.resume,
-        **given,
+        preprocess=data.preprocess,
+        convert=True,  # whether data and model fit was decided when the dense model was made
     )
+
+
+def _recipe(knobs: DiffRate, data: Data) -> dict[str, Any]:
+    recipe: dict[str, Any] = {"lr": knobs.lr, "min_lr": knobs.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
+    return recipe | {"batch_size": knobs.images, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
+
+
+def _steps_per_epoch(knobs: DiffRate, model: OpenModel, data: Data) -> int:
+    config = FitConfig(epochs=1, **_recipe(knobs, data))
+    return check_run(model, data.dataset, preprocess=data.preprocess, config=config, convert=True)
 
 
 @torch.no_grad()

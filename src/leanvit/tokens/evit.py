@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from leanvit.anatomy.tokens import moved_owner, new_places, take_tokens, with_pr
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
+from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 
 SELECTIONS = ("attention", "random", "lowest")
 
@@ -189,6 +190,15 @@ class KeepRateSchedule:
         )
 
 
+class _Row(BlockRow):
+    keep_rate: float
+    tokens: int | None = None
+
+
+class _Structure(StructureModel):
+    blocks: Annotated[list[_Row], Rising]
+
+
 @method("evit")
 @dataclass(frozen=True)
 class EViT:
@@ -203,6 +213,7 @@ class EViT:
     select: str = "attention"  # controls: "random" (the same places for every image) and "lowest"
     seed: int = 0  # of the random control
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"

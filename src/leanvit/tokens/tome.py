@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from leanvit.anatomy.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
+from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 
 # --- the algorithm ---------------------------------------------------------------
 
@@ -189,6 +190,14 @@ def summed_keys(keys: Tensor) -> Tensor:
     return first
 
 
+class _Row(BlockRow):
+    r: int
+
+
+class _Structure(StructureModel):
+    blocks: Annotated[list[_Row], Rising]
+
+
 @method("tome")
 @dataclass(frozen=True)
 class ToMe:
@@ -198,6 +207,7 @@ class ToMe:
     r: int | tuple[int | float, ...] = 13
     prop_attn: bool = True  # attention in proportion to size; in windows sizes never reach an attention
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"

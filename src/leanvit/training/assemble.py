@@ -14,11 +14,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
+from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.given import require_dataset, require_model
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
-from leanvit.training.checkpoint import STATE, read_position
+from leanvit.training.checkpoint import BEST, DATA, STATE, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
@@ -123,6 +124,7 @@ def check_run(
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
     require_kinds(model, dataset, preprocess, config, validate)
+    require_float32(model, "training")
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
@@ -142,6 +144,18 @@ def check_run(
     steps = _steps_per_epoch(dataset, config)
     require_values(model, preprocess, config, world.size)
     return steps
+
+
+def require_float32(model: nn.Module, what: str) -> None:
+    """Raise BadInput for a model in half precision, with the way to what it is meant for."""
+    half = next((p.dtype for p in model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is not None:
+        name = str(half).removeprefix("torch.")
+        amp = {"float16": "fp16", "bfloat16": "bf16"}[name]
+        raise BadInput(
+            f"the model holds {name} parameters, {what} needs float32: call model.float() first. Training runs its "
+            f"forwards in {name} with amp={amp!r}; save(..., stored_as={name!r}) makes a small file"
+        )
 
 
 def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
@@ -169,6 +183,8 @@ def claim_folder(out: Path, run: Run, *, resume: bool) -> None:
                 f"out={str(out)!r} holds a run that stopped at step {progress.get('step')} of "
                 f"{progress.get('total_steps')}: give resume=True to continue it, or another folder"
             )
+    if not resume:
+        (out / BEST).unlink(missing_ok=True)  # of the run that was here: its weights are not to lie beside a new log
 
 
 def clear_leftovers(out: Path) -> None:
@@ -191,6 +207,7 @@ def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
         "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
+        DATA: identity(dataset),
     }
 
 

@@ -1,13 +1,15 @@
 """The state of a run in one file: a safetensors file with all tensors, the rest as JSON in its header.
 
 One file because one rename is atomic and two are not: whenever a run is killed, what lies on the disk is the last
-whole state. Nothing is unpickled. Random states are not in it: all randomness of a run is keyed by (seed, epoch, key)
-or by (seed, step).
+whole state. It is sealed: the header holds the sha256 of all other bytes, so that a run never goes on from a state in
+which a bit changed. Nothing is unpickled. Random states are not in it: all randomness of a run is keyed by (seed,
+epoch, key) or by (seed, step).
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +21,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from leanvit.data.identity import changes
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.files import write_atomic
+from leanvit.files import UNSEALED, check_sealed_tensors, seal_tensors, write_atomic
 from leanvit.training.parallel import placed_like, whole
 from leanvit.training.world import World
 
-FORMAT = 1
+FORMAT = 2  # 1: without a seal, and without the identity of its data
 STATE = Path("training/state.safetensors")  # in the folder of the run
 BEST = Path("training/best.safetensors")
+DATA = "data"  # in `Position.about`: what identifies the training data (`data.identity`)
 _HEADER = "leanvit.training"
 
 
@@ -42,17 +46,24 @@ class Position:
 
 
 def save_weights(path: Path, model: nn.Module, world: World | None = None) -> None:
-    """Write the model's state dict under its own names. Of several processes the first writes; all have to call."""
+    """Write the model's state dict under its own names, sealed (`read_weights`). Of several processes the first writes;
+    all have to call."""
     world = world or World()
     tensors = _collected({"": model}, world)
     with world.together():
         if world.first:
-            write_atomic(path, lambda temporary: save_file(tensors, temporary))
+            write_atomic(path, lambda temporary: _save_sealed(tensors, temporary, {}))
+
+
+def _save_sealed(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    save_file(tensors, path, metadata={**metadata, **UNSEALED})
+    seal_tensors(path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of `save_weights`. Raises CheckpointError if the file is damaged."""
+    """The tensors of `save_weights`. Raises CheckpointError if the file is damaged (one without a seal is older)."""
     try:
+        check_sealed_tensors(path)
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a readable weights file: {error}") from error
@@ -80,7 +91,7 @@ def save_state(
     metadata = {_HEADER: json.dumps(header, allow_nan=False)}
     with world.together():
         if world.first:
-            write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+            write_atomic(path, lambda temporary: _save_sealed(tensors, temporary, metadata))
 
 
 def load_state(
@@ -152,9 +163,22 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Position]:
     try:
         with safe_open(path, framework="pt") as file:
             position = _position(file.metadata(), path)
+            _check_seal(path, json.loads(file.metadata()[_HEADER])["format"])
             return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or no training state: {error}") from error
+
+
+def _check_seal(path: Path, version: int) -> None:
+    """Raise CheckpointError unless the file is as it was written; one of format 1 cannot say so, and that is said."""
+    sealed = check_sealed_tensors(path)
+    if sealed != (version > 1):
+        raise CheckpointError(f"{path} is damaged: its header lost its seal, or its format")
+    if not sealed:
+        warnings.warn(
+            f"{path} is of an older leanvit, without a seal and a fingerprint of its data: neither is checked",
+            stacklevel=2,
+        )
 
 
 def _position(metadata: Mapping[str, str] | None, path: Path) -> Position:
@@ -163,21 +187,37 @@ def _position(metadata: Mapping[str, str] | None, path: Path) -> Position:
         version, about, progress = header["format"], header["about"], header["progress"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is a safetensors file, but no training state of leanvit") from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path} has training state format {version!r}; this leanvit reads format {FORMAT}")
+    if version not in range(1, FORMAT + 1) or isinstance(version, bool):
+        raise CheckpointError(
+            f"{path} has training state format {version!r}; this leanvit reads formats 1 to {FORMAT}: update leanvit, "
+            "or start anew in another folder"
+        )
     if not isinstance(about, dict) or not isinstance(progress, dict):
         raise CheckpointError(f"{path} has a training state header that is not understood")
     return Position(about, progress)
 
 
 def _same_run(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    """Raise BadInput, naming each difference, unless both are of one run."""
     differing = [
         f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
-        for name in sorted({*saved, *given})
+        for name in sorted({*saved, *given} - {DATA})
         if saved.get(name) != given.get(name)
     ]
+    differing += changes(saved.get(DATA), given.get(DATA))
     if differing:
-        raise BadInput(f"resume=True, but {path} is of another run: {'; '.join(differing)}")
+        raise BadInput(f"resume=True, but {path} is of another run: {'; '.join(differing)}{_way_out(saved, given)}")
+
+
+def _way_out(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What to do instead, where somebody wants more epochs: the learning rate's schedule was that of fewer."""
+    was, now = saved.get("epochs"), given.get("epochs")
+    if not (isinstance(was, int) and isinstance(now, int) and now > was):
+        return ""
+    return (
+        f". The learning rate was to end after {was} epochs, so a training is not resumed with more: let it end "
+        f"(resume with epochs={was}), then train on from its run: leanvit train RUN --epochs {now - was} --out ANOTHER"
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

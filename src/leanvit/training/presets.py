@@ -34,6 +34,7 @@ from leanvit.training.config import FitConfig
 from leanvit.training.teachers import Distill
 
 SUFFIXES = (".toml", ".yaml", ".yml")
+LARGEST = 2**18  # bytes of a recipe file; ours and timm's have some thousands
 _LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
 
 
@@ -149,7 +150,11 @@ def load_train_recipe(spec: str | Path, model: object = None) -> TrainRecipe:
     if isinstance(spec, str) and path.suffix not in SUFFIXES and len(path.parts) == 1 and not path.is_file():
         return preset(spec, model)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise BadInput(f"recipe {path} has more than {LARGEST} bytes; accepted: up to that")
+        text = content.decode("utf-8")
     except OSError as error:
         raise BadInput(f"recipe {path}: {error.strerror}; accepted: a name (leanvit recipes), or a file") from error
     except UnicodeDecodeError as error:

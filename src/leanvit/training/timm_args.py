@@ -6,7 +6,7 @@ left out with a remark where they were set. Everything else is refused where it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ IGNORED = {  # timm's name -> why it may be left out
     "train_interpolation": "images are resized as the model's preprocessing says",
     "interpolation": "images are resized as the model's preprocessing says",
 }
+DEEPEST, MOST_EVENTS = 16, 10_000  # of YAML that is read: timm writes some 300, two deep
 OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
 EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only values that mean nothing
     "remode": ("pixel", "const", ""),
@@ -85,10 +86,7 @@ def read_args(text: str, path: Path) -> TrainRecipe:
     import yaml  # comes with timm
 
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise BadInput(
-                f"recipe {path} refers to values by alias (*name): write them out"
-            )  # they can grow without end
+        _refuse_large(yaml.parse(text, Loader=yaml.SafeLoader), path)
         args = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from error
@@ -116,6 +114,19 @@ def read_args(text: str, path: Path) -> TrainRecipe:
     except BadInput as error:
         raise BadInput(f"recipe {path}: {error}") from error
     return recipe
+
+
+def _refuse_large(events: Iterable[Any], path: Path) -> None:
+    """Raise `BadInput`, before anything is built, for aliases, which can grow without end, and for depth or length."""
+    depth = 0
+    for number, event in enumerate(events):
+        kind = type(event).__name__
+        depth += kind in ("SequenceStartEvent", "MappingStartEvent")
+        depth -= kind in ("SequenceEndEvent", "MappingEndEvent")
+        if kind == "AliasEvent":
+            raise BadInput(f"recipe {path} refers to values by alias (*name): write them out")
+        if depth > DEEPEST or number > MOST_EVENTS:
+            raise BadInput(f"recipe {path} is larger, or nested deeper, than an args.yaml of timm: it is not read")
 
 
 def _on(args: Mapping[str, Any], name: str) -> bool:

@@ -36,6 +36,7 @@ from leanvit.verbs.compressing import asked_of, last_share
 from leanvit.verbs.contenders import Contender, checked, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
 from leanvit.verbs.guarding import ENDING, LeftOut
+from leanvit.verbs.locking import locked, refuse_if_held
 from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, require
@@ -161,6 +162,8 @@ def compare_methods(
     if not is_number(tolerance, above=0, most=0.5):
         raise BadInput(f"tolerance is {tolerance!r}; accepted: above 0, up to 0.5 (of the share)")
     others = _other_runtimes(runtimes, int8)
+    if out is not None:
+        refuse_if_held(Path(out))
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, say)
@@ -185,7 +188,7 @@ def compare_methods(
     was = _about(Path(out)) if resume and out else {}
     recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
     chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, say)
-    folder = require_writable(out) if resume and out else _new(out, start, overwrite)
+    folder = require_writable(out) if resume and out else _new(out, start, overwrite, say)
     asked: dict[str, Any] = {
         "model": str(model),
         "data": data,
@@ -195,33 +198,36 @@ def compare_methods(
         "recovery": None if recovery is None else recovery.to_json(),
         "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
     }
-    _begin(folder, asked, resume=resume)
-    left_out.write(folder, say)
-    for line in plan:
-        say(line)
-    kept_train = None if train is None else train.cached()
-    contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
-    kept = f"finished methods, and the state of a training, are in {folder}"
-    with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
-        _keep_baseline(contest)
-        standings = _standings(contest, chosen, left_out)
-        if int8:
-            _round(contest, [BASELINE, *(one.name for one in standings)], left_out)
-        comparison = _measured(contest, standings, others, int8, latency_batch, rounds, left_out)
-    result = SideBySide(
-        model=start.name if start.folder is None else str(model),
-        data=data,
-        macs=macs,
-        recovery=asked["recovery"],
-        seed=seed,
-        standings=standings,
-        left_out=dict(left_out),
-        measurement="measure.json",
-    )
-    write_atomic(folder / COMPARED, result.to_json().encode())
-    page = write_report([folder], folder / "report.html", overwrite=True)
-    say_bad(say, train, val)
-    return Compared(folder, page, result, comparison)
+    with locked(folder, command=command, say=say):
+        if overwrite and not resume:
+            _clear(folder)
+        _begin(folder, asked, resume=resume)
+        left_out.write(folder, say)
+        for line in plan:
+            say(line)
+        kept_train = None if train is None else train.cached()
+        contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
+        kept = f"finished methods, and the state of a training, are in {folder}"
+        with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
+            _keep_baseline(contest)
+            standings = _standings(contest, chosen, left_out)
+            if int8:
+                _round(contest, [BASELINE, *(one.name for one in standings)], left_out)
+            comparison = _measured(contest, standings, others, int8, latency_batch, rounds, left_out)
+        result = SideBySide(
+            model=start.name if start.folder is None else str(model),
+            data=data,
+            macs=macs,
+            recovery=asked["recovery"],
+            seed=seed,
+            standings=standings,
+            left_out=dict(left_out),
+            measurement="measure.json",
+        )
+        write_atomic(folder / COMPARED, result.to_json().encode())
+        page = write_report([folder], folder / "report.html", overwrite=True)
+        say_bad(say, train, val)
+        return Compared(folder, page, result, comparison)
 
 
 # --- before any work ----------------------------------------------------------------------------------------------
@@ -258,17 +264,24 @@ def _check_resume(out: str | Path | None) -> None:
         )
 
 
-def _new(out: str | Path | None, start: Loaded, overwrite: bool) -> Path:
-    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT,))
-    if not overwrite or not (folder / ABOUT).is_file():
-        return folder
-    names = [BASELINE, *_about(folder)["methods"]]  # what the old comparison made, and nothing else
+def _new(out: str | Path | None, start: Loaded, overwrite: bool, say: Say) -> Path:
+    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT,), say=say)
+    if overwrite and (folder / ABOUT).is_file():
+        _about(folder)  # a damaged one is refused before anything is removed
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Remove what the old comparison made, and nothing else; its result first, what it was of last."""
+    if not (folder / ABOUT).is_file():
+        return
+    for name in (COMPARED, "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    names = [BASELINE, *_about(folder)["methods"]]
     for name in (*names, *(f"{name}-{INT8}" for name in names)):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / f"{name}{ENDING}").unlink(missing_ok=True)
-    for name in (COMPARED, "report.html", ABOUT):
-        (folder / name).unlink(missing_ok=True)
-    return folder
+    (folder / ABOUT).unlink(missing_ok=True)
 
 
 def _about(folder: Path) -> dict[str, Any]:

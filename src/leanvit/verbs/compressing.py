@@ -36,14 +36,9 @@ from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log, saved_abou
 from leanvit.report.keeping import keep
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.report.values import share_in_words, shown
-from leanvit.verbs.folders import (
-    TRAINING_LOG,
-    Stopwatch,
-    clear_run,
-    new_folder,
-    require_whole,
-    require_writable,
-)
+from leanvit.verbs.clearing import RUN, TRAINING_LOG, clear_run
+from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
+from leanvit.verbs.locking import locked, refuse_if_held
 from leanvit.verbs.models import (
     Loaded,
     Say,
@@ -159,6 +154,8 @@ def compress(
     """
     watch = Stopwatch("compress", command)
     require_whole("--batch", latency_batch, least=1)
+    if out is not None:
+        refuse_if_held(Path(out))
     if resume:
         _check_resume(out, methods, recovery)
     _check_teacher_is_asked(teacher, methods, recovery)
@@ -191,50 +188,51 @@ def compress(
     told = say if train is None else silent
     mapped = None if validation is None else with_classes_of(start, validation, class_names=class_names, say=told)
     name = "-".join([start.base, *(m.slug for m in methods)])
-    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite)
-    if overwrite and not resume:
-        clear_steps(folder)
+    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite, say=say)
+    with locked(folder, command=command, say=say):
+        if overwrite and not resume:
+            clear_steps(folder)
+        for text in choices(given, methods, train):
+            say(text)
+        for training in plan:
+            say(f"will train {training}")
+        rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
+        tally = Tally(methods, last_share(start.info))
 
-    for text in choices(given, methods, train):
-        say(text)
-    for training in plan:
-        say(f"will train {training}")
-    rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
-    tally = Tally(methods, last_share(start.info))
+        def step_taken(label: str, step: OpenModel) -> None:
+            rows.take(label, step)
+            tally.take(label, step)
 
-    def step_taken(label: str, step: OpenModel) -> None:
-        rows.take(label, step)
-        tally.take(label, step)
-
-    kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
-    going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)
-    with going_on if trains(methods, recovery) else nullcontext():
-        lean = compress_model(
-            start.model,
-            methods,
-            None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(say)),
-            recovery=recovery,
-            teacher=None if taught is None else taught.model,
-            on_step=step_taken,
-            out=folder if trains(methods, recovery) else None,
-            resume=resume,
-        )
-        asked = asked_of(methods, lean, tally)
-        clear_run(folder, overwrite=overwrite or resume, keep=(STEPS,))
-        _save(lean, start, asked, data, folder, overwrite=overwrite or resume)
-        comparison = None
-        if validation is not None and measured:
-            runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
-            comparison = _compared(
-                runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
+        kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
+        going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)
+        with going_on if trains(methods, recovery) else nullcontext():
+            lean = compress_model(
+                start.model,
+                methods,
+                None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(say)),
+                recovery=recovery,
+                teacher=None if taught is None else taught.model,
+                on_step=step_taken,
+                out=folder if trains(methods, recovery) else None,
+                resume=resume,
             )
-        if mapped is not None:
-            maps = trace_tokens(lean, mapped, start.preprocess, name=row_name(lean))
-            write_atomic(folder / TOKENS, maps.to_json().encode())
-    watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
-    clear_steps(folder)
-    say_bad(say, train, validation)
-    return Compressed(folder, row_name(lean), asked, comparison)
+            asked = asked_of(methods, lean, tally)
+            # the old run stays until the new one takes its place, in one rename
+            clear_run(folder, overwrite=overwrite or resume, keep=(*RUN, STEPS, str(ABOUT)))
+            _save(lean, start, asked, data, folder, overwrite=overwrite or resume)
+            comparison = None
+            if validation is not None and measured:
+                runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
+                comparison = _compared(
+                    runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
+                )
+            if mapped is not None:
+                maps = trace_tokens(lean, mapped, start.preprocess, name=row_name(lean))
+                write_atomic(folder / TOKENS, maps.to_json().encode())
+        watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
+        clear_steps(folder)
+        say_bad(say, train, validation)
+        return Compressed(folder, row_name(lean), asked, comparison)
 
 
 # --- before any work ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from leanvit.training.checkpoint import STATE
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
 from leanvit.verbs.folders import Stopwatch, new_folder
+from leanvit.verbs.locking import LOCK
 from leanvit.verbs.measuring import measure
 from leanvit.verbs.models import Say, silent
 from leanvit.verbs.training import train
@@ -107,7 +108,8 @@ def demo(
         BadInput: `out` is taken.
     """
     watch = Stopwatch("demo", command)
-    folder = new_folder(out, "demo", overwrite=overwrite, holds=(Path(DENSE, JSON_NAME), Path(DENSE, STATE)))
+    holds = tuple(Path(DENSE, name) for name in (JSON_NAME, STATE, LOCK))
+    folder = new_folder(out, "demo", overwrite=overwrite, holds=holds)
     training = {**TRAINING, **({} if epochs is None else {"epochs": epochs})}
     runs = {name: folder / name for name in (DENSE, *LEAN)}
     typed: list[str] = []

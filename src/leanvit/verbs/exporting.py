@@ -12,6 +12,7 @@ from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
 from leanvit.errors import unknown
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
+from leanvit.verbs.locking import locked
 from leanvit.verbs.models import Say, load_model, silent
 
 MAX_BATCH = 65536  # the most that `deploy` traces
@@ -75,17 +76,18 @@ def export(
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     if out is None and one.home is not None:
         out = artefact_folder(one.home, to)
-    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,))
-    say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
-    artefact = export_model(
-        one.model,
-        folder,
-        to=to,
-        preprocess=one.preprocess,
-        batch=batch,
-        input_type=input_type,
-        overwrite=overwrite,
-    )
+    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), say=say)
+    with locked(folder, command=command, say=say, beside=True):
+        say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
+        artefact = export_model(
+            one.model,
+            folder,
+            to=to,
+            preprocess=one.preprocess,
+            batch=batch,
+            input_type=input_type,
+            overwrite=overwrite,
+        )
     if one.home is not None and folder.is_relative_to(one.home):
         watch.record(one.home, wrote=str(folder.relative_to(one.home)))
     check = artefact.check

@@ -7,9 +7,8 @@ import json
 import math
 import os
 import re
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,32 +18,19 @@ from typing import Any
 
 from leanvit.errors import BadInput, CheckpointError, is_whole
 from leanvit.files import write_atomic
-from leanvit.recipe.catalogue import RECORD
-from leanvit.recipe.steps import ABOUT, STEPS
+from leanvit.recipe.steps import ABOUT
 from leanvit.recipe.store import JSON_NAME
 from leanvit.training.checkpoint import STATE
+from leanvit.verbs.clearing import (
+    COMMANDS,
+    EARLIER_LOG,
+    TRAINING_LOG,
+    only_leftovers,
+    was_begun,
+)
+from leanvit.verbs.locking import refuse_if_held
 
 RUNS = Path("runs")
-COMMANDS = "commands.jsonl"
-TRAINING_LOG = "train.jsonl"
-TENSORBOARD = "tensorboard"
-EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
-_LEFT = (
-    "measure*.json",
-    "latencies-*.json",
-    "predictions*.safetensors",
-    "disagreements*.json",
-    "tokens.json",
-    COMMANDS,
-    RECORD,
-    TRAINING_LOG,
-    TENSORBOARD,
-    EARLIER_LOG.format("*"),
-    "training",
-    STEPS,
-    "artefacts",
-    "report*.html",
-)
 _PACKAGES = ("torch", "timm", "openvino", "onnxruntime")
 
 
@@ -54,15 +40,17 @@ def new_folder(
     *,
     overwrite: bool = False,
     holds: Sequence[str | Path] = (JSON_NAME, STATE, ABOUT),
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
     Args:
-        holds: files of which a folder must hold one to be replaced: `overwrite` is for what leanvit made.
+        holds: files of which a folder must hold one to be replaced: `overwrite` is for what leanvit made, and for what
+            a kill left of that. What a kill left before anything was made is in nobody's way (`say` says so).
 
     Raises:
-        BadInput: `out` is a file, cannot be made or written, or holds something (and `overwrite` is off, or it is not
-            leanvit's).
+        BadInput: `out` is a file, cannot be made or written, another process writes into it, or it holds something (and
+            `overwrite` is off, or it is not leanvit's).
     """
     if out is None:
         return require_writable(next(path for path in _numbered(RUNS / _plain(name)) if not path.exists()))
@@ -71,7 +59,11 @@ def new_folder(
         raise BadInput(f"--out {path} is a file; accepted: a folder, or a path where one can be made")
     if not path.is_dir() or not any(path.iterdir()):
         return path
-    ours = any((path / file).is_file() for file in holds)
+    refuse_if_held(path)
+    if not any((path / file).is_file() for file in holds) and only_leftovers(path):
+        say(f"--out {path} holds what a process that was killed left: it is cleared away")
+        return path
+    ours = any((path / file).is_file() for file in holds) or was_begun(path)
     if overwrite and not ours:
         raise BadInput(f"--out {path} holds something that is not a run: --overwrite replaces runs; give another path")
     if not overwrite and (path / STATE).is_file() and not (path / JSON_NAME).is_file():
@@ -79,7 +71,8 @@ def new_folder(
     if not overwrite and (path / ABOUT).is_file():
         raise BadInput(f"--out {path} holds an unfinished compression: give --resume, another path, or --overwrite")
     if not overwrite:
-        raise BadInput(f"--out {path} is not empty: give another path, or --overwrite")
+        way = "another path, or --overwrite" if ours else "another path (--overwrite replaces runs, it holds none)"
+        raise BadInput(f"--out {path} is not empty: give {way}")
     return path
 
 
@@ -111,15 +104,6 @@ def require_whole(name: str, value: object, *, least: int, most: float = math.in
     if not is_whole(value, least=least, most=most):
         accepted = f"a whole number, {least} or more" if most == math.inf else f"a whole number, {least} to {most}"
         raise BadInput(f"{name} is {value!r}; accepted: {accepted}")
-
-
-def clear_run(folder: Path, *, overwrite: bool, keep: Sequence[str] = ()) -> None:
-    """Before a run is replaced: remove what verbs left of the old one, but for `keep`, and nothing else."""
-    if not overwrite or not folder.is_dir():
-        return
-    for name in (name for name in _LEFT if name not in keep):
-        for path in folder.glob(name):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def training_logs(folder: Path) -> list[Path]:

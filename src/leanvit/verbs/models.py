@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -149,7 +150,8 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
         for bad in dataset.bad[:_LISTED]:
             say(f"  {bad.reason}")
         if len(dataset.bad) > _LISTED:
-            say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: leanvit data {dataset.spec!r} --all --json")
+            shown = shlex.join(["leanvit", "data", dataset.spec, "--all", "--json"])
+            say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: {shown}")
 
 
 def require_fit(

@@ -20,7 +20,9 @@ from leanvit.measure import Interval, Predictions, accuracy, agreement, count, e
 from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.store import JSON_NAME, STORED_AS
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, training_logs
+from leanvit.verbs.clearing import RUN, clear_run
+from leanvit.verbs.folders import Stopwatch, new_folder, training_logs
+from leanvit.verbs.locking import locked
 from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
 
 PRECISIONS = ("float32", *STORED_AS)
@@ -95,9 +97,9 @@ def publish(
     matched = matched_with(one.model, validation, class_names=class_names)
     if matched.said and not matched.same:
         say(matched.said)
-    folder = new_folder(out, one.base, overwrite=overwrite)
+    folder = new_folder(out, one.base, overwrite=overwrite, say=say)
 
-    with TemporaryDirectory(prefix="leanvit-") as scratch:
+    with locked(folder, command=command, say=say), TemporaryDirectory(prefix="leanvit-") as scratch:
         made = Path(scratch)
         stored_as = "" if store == "float32" else store
         info = _placeless({k: v for k, v in one.info.items() if k != "made_with"})
@@ -117,9 +119,9 @@ def publish(
         size = sum(path.stat().st_size for path in made.iterdir())
         if most_mb is not None and size > most_mb * 1e6:
             raise Refused(f"the copy takes {size / 1e6:.2f} MB; --most-mb accepts {most_mb:g}")
-        clear_run(folder, overwrite=overwrite)
+        clear_run(folder, overwrite=overwrite, keep=RUN)  # the old run stays until the copy takes its place
         _copy(made, folder)
-    load_run(folder)
+        load_run(folder)
     say_bad(say, validation)
     return Published(folder, size, record)
 
@@ -218,9 +220,11 @@ def _write_beside(made: Path, one: Loaded, record: Record) -> None:
 
 
 def _copy(made: Path, folder: Path) -> None:
-    """The JSON that makes a run of it comes last."""
+    """Weights, then the JSON that makes a run of them, then what belongs to that run."""
     folder.mkdir(parents=True, exist_ok=True)
-    for path in sorted(made.iterdir(), key=lambda path: path.name == JSON_NAME):
+    weights = sorted(made.glob("weights-*.safetensors"))
+    others = sorted({*made.iterdir()} - {*weights, made / JSON_NAME})
+    for path in (*weights, made / JSON_NAME, *others):
         write_atomic(folder / path.name, path.read_bytes())
     for old in folder.glob("weights-*.safetensors"):
         if not (made / old.name).exists():

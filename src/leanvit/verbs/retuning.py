@@ -11,9 +11,11 @@ from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.recipe import retune as retune_model
 from leanvit.recipe import save, split_with
+from leanvit.verbs.clearing import RUN, clear_run
 from leanvit.verbs.compressing import Asked, Compressed, asked_of
-from leanvit.verbs.folders import Stopwatch, clear_run, new_folder, training_logs
-from leanvit.verbs.models import Loaded, is_built, load_model
+from leanvit.verbs.folders import Stopwatch, new_folder, training_logs
+from leanvit.verbs.locking import locked
+from leanvit.verbs.models import Loaded, is_built, load_model, silent
 
 
 def retune(
@@ -51,9 +53,10 @@ def retune(
         lean = retune_model(lean, slug, knobs)
     asked = asked_of([plan.method() for plan in lean.history.plans], lean)
     asked = _with_shares(asked, one.info)
-    clear_run(folder, overwrite=overwrite)
-    _save(lean, one, asked, folder, overwrite=overwrite)
-    watch.record(folder, before=one.commands)
+    with locked(folder, command=command, say=silent):
+        clear_run(folder, overwrite=overwrite, keep=RUN)
+        _save(lean, one, asked, folder, overwrite=overwrite)
+        watch.record(folder, before=one.commands)
     return Compressed(folder, one.name, asked, None)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
-from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
+from leanvit.verbs.clearing import TENSORBOARD, clear_run
+from leanvit.verbs.folders import Stopwatch, keep_logs, new_folder, require_writable
+from leanvit.verbs.locking import locked, refuse_if_held
 from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent, with_classes_of
 from leanvit.verbs.progress import progress
 
@@ -132,6 +136,9 @@ def train(
     )
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
+    with world.together():
+        if out is not None and world.first:
+            refuse_if_held(Path(out))
     if resume and not (Path(str(out)) / STATE).is_file():
         raise BadInput(
             f"--resume: {out} holds no training to go on with (there is no {STATE} in it): "
@@ -144,11 +151,49 @@ def train(
         asked, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, say=say
     )
     asked = ready.asked
+    if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
+        raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
+    claim = partial(new_folder, out, ready.start.base, overwrite=overwrite, say=say)
+    with ExitStack() as held:
+
+        def claimed() -> Path:
+            path = require_writable(out) if resume and out else claim()
+            held.enter_context(locked(path, command=command, say=say))
+            return path
+
+        folder = world.from_first(claimed)
+        return _trained(
+            ready,
+            folder,
+            data,
+            watch,
+            keep=keep,
+            resume=resume,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            say=say,
+        )
+
+
+def _same(one: Path, other: str | Path) -> bool:
+    return one.resolve() == Path(other).resolve()
+
+
+def _trained(
+    ready: Ready,
+    folder: Path,
+    data: str,
+    watch: Stopwatch,
+    *,
+    keep: str,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    say: Say,
+) -> Trained:
+    """Train into a folder that is this process's own, and save."""
+    world, asked = join_world(), ready.asked
     start, dataset, validation = ready.start, ready.dataset, ready.validation
-    base = start.base
-    folder = world.from_first(
-        lambda: require_writable(out) if resume and out else new_folder(out, base, overwrite=overwrite)
-    )
     check_run(
         start.model,
         dataset,
@@ -157,8 +202,8 @@ def train(
         validate=validation,
         convert=ready.convert,
     )
-    if world.first:
-        clear_run(folder, overwrite=overwrite and not resume)
+    if world.first and not resume:
+        clear_run(folder, overwrite=overwrite)
     shown: list[Any] = [TensorBoardLog(folder / TENSORBOARD)] if tensorboard else []
     shown = shown if world.first else []
     say(f"learning rate {asked.config.lr_text}, {ready.config.batch_size * ready.config.accumulate} images a step")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from leanvit.builders import ENTRIES, checkpoint_filter
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.files import check_sealed_tensors
 
 _PREFIXES = ("module.", "_orig_mod.")  # of wrapped models
 
@@ -60,6 +61,7 @@ def read_weights(path: Path, *, option: str = "--weights") -> Weights:
         raise BadInput(f"{option} {path}: there is no such file")
     if path.suffix == ".safetensors" or _starts_as_safetensors(path):
         try:
+            check_sealed_tensors(path)  # of a training of ours
             return Weights(load_file(path), "", ())
         except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{option} {path} is not a safetensors file: {error}") from error

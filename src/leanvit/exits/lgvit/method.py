@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
 
 from leanvit.anatomy import OpenModel, OpenSwin
 from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
 from leanvit.anatomy.exits import Exits, Leaving
 from leanvit.data import AnyDataset, Augment, keyed
+from leanvit.data.dataset import Dataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
@@ -17,6 +21,7 @@ from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, pars
 from leanvit.exits.lgvit.losses import STRATEGIES
 from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import Count, Index, Share, StructureModel, distinct
 
 AMPS = ("fp32", "bf16")
 DEFAULTS = {"confidence": 0.865, "entropy": 0.6, "patience": 7, "patient_confident": 0.5}  # published code
@@ -39,6 +44,49 @@ def default_heads(count: int, *, strides: tuple[int, int] = (2, 3)) -> tuple[str
     fine = count - local - coarse
     names = [("lph_dw", deep), ("lph_pw", local - deep), (f"gah{strides[0]}", fine), (f"gah{strides[1]}", coarse)]
     return tuple(name for name, times in names for _ in range(times))
+
+
+class _Exit(StructureModel):
+    layer: Index
+    head: str
+
+
+class _Rule(StructureModel):
+    rule: str
+    thresholds: list[float]
+    patience: int
+
+
+class _Point(StructureModel):
+    threshold: float
+    top1: Share
+    macs: Annotated[float, Field(gt=0)]
+    mean_layer: float
+    shares: list[Share]
+
+
+class _Expected(_Point):
+    of: _Rule
+
+
+class _HeldOut(StructureModel):
+    images: Count
+    top1: Share
+
+
+class _Structure(_Rule):
+    exits: list[_Exit]
+    macs: list[Index]
+    dense_macs: Index
+    held_out: _HeldOut | None = None
+    curve: list[_Point] | None = None
+    expected: _Expected | None = None
+
+    @field_validator("exits")
+    @classmethod
+    def _each_once(cls, exits: list[_Exit]) -> list[_Exit]:
+        distinct([row.layer for row in exits], "the exit behind block")
+        return exits
 
 
 @method("lgvit")
@@ -67,6 +115,7 @@ class LGViT:
     augment: str | None = "light"  # of the images of both stages: light, randaug or none
     amp: str = "fp32"  # of the forwards: fp32 or bf16
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"full_grid", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"token_blocks"})
     export: ClassVar[str] = "segments"
@@ -179,6 +228,23 @@ class LGViT:
 
     # --- the life of a method --------------------------------------------------------
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would before its first step."""
+        rows = self.rows(model)
+        with torch.random.fork_rng(devices=[]):
+            build_heads(model, rows)  # a head may not fit the width
+        if not rows or data is None:
+            return
+        from leanvit.exits.lgvit.training import check_training
+
+        check_training(self, model, self._parts(data)[0], data)
+
+    def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
+        """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
+        if data.dataset.multi_label:
+            raise BadInput("lgvit's rules are about one class an image, but the data is multi-label")
+        return held_out(data.dataset, self.held_out, data.seed)
+
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Put heads in, train them, choose the threshold.
 
@@ -193,9 +259,7 @@ class LGViT:
         rows = self.rows(model)
         if not rows:
             return {"exits": [], **Rule(self.rule, (), self.patience).to_json(), "macs": [], "dense_macs": 0}
-        if data.dataset.multi_label:
-            raise BadInput("lgvit's rules are about one class an image, but the data is multi-label")
-        train, apart = held_out(data.dataset, self.held_out, data.seed)
+        train, apart = self._parts(data)
         with keyed.global_rng(data.seed, "lgvit", "heads"):
             _install(model, rows, None, ())
         from leanvit.exits.lgvit.training import train_exits

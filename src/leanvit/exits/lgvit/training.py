@@ -11,7 +11,7 @@ from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset
 from leanvit.exits.lgvit.losses import Joint, SelfDistillation, Weights, kinds_of
 from leanvit.recipe.method import Data
-from leanvit.training import FitConfig, Objective, fit
+from leanvit.training import FitConfig, Objective, check_run, fit
 
 if TYPE_CHECKING:
     from leanvit.exits.lgvit.method import LGViT
@@ -27,6 +27,13 @@ def train_exits(knobs: LGViT, model: OpenModel, dataset: AnyDataset, data: Data)
         with only_heads_learn(model):
             objective = SelfDistillation(kinds_of(model), weights)
             _fit(knobs, model, dataset, data, objective, epochs=knobs.epochs, lr=knobs.lr, train_mode="eval")
+
+
+def check_training(knobs: LGViT, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
+    """Raise `BadInput` unless the trainings fit model and data."""
+    if knobs.stage1_epochs or knobs.epochs:
+        config = FitConfig(epochs=1, lr=knobs.lr, batch_size=knobs.images, augment=knobs.augment)
+        check_run(model, dataset, preprocess=data.preprocess, config=config, convert=True)
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+from pydantic import model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
@@ -31,16 +32,70 @@ from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
 from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped
 from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, Course, GlobalPruning, Measure
 from leanvit.prune.nvit.saliency import divisors
-from leanvit.prune.nvit.structure import move_weights, set_widths, structure_of
+from leanvit.prune.nvit.structure import from_text, move_weights, set_widths, structure_of
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
 from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import Count, Index, StructureModel
 
 TARGETS = ("latency", "macs", "params")
 NORMS = ("plain", "exact")
 AMPS = ("fp32", "bf16")
+
+
+class _Kept(StructureModel):
+    before: Count
+    after: Count
+    kept: str
+
+    @model_validator(mode="after")
+    def _as_many(self) -> _Kept:
+        kept = len(from_text(self.kept, self.before, "it"))
+        if kept != self.after:
+            raise ValueError(f"after is {self.after}, and kept names {kept} units")
+        return self
+
+
+class _Block(StructureModel):
+    head: _Kept | None
+    qk: _Kept | None
+    v: _Kept | None
+    mlp: _Kept | None
+
+
+class _Widths(StructureModel):
+    embed: Count
+    heads: Count
+    qk: Count
+    v: Count
+    mlp: Count
+
+
+class _Dense(StructureModel):
+    macs: Count
+    params: Count
+    widths: list[_Widths]
+
+
+class _Reached(StructureModel):
+    macs: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    pruning_steps: Index | None = None
+    measured: float | None = None
+    runtime: str = ""
+    table: str = ""
+    provenance: dict[str, Any] | None = None
+
+
+class _Structure(StructureModel):
+    embed: _Kept | None
+    blocks: list[_Block]
+    emb_norm: Literal["plain", "exact"]
+    dense: _Dense | None = None
+    reached: _Reached | None = None
 
 
 @method("nvit")
@@ -75,6 +130,7 @@ class NViT:
     temperature: float = 3.0
     amp: str = "fp32"  # of the forwards: fp32, or bf16, which is quicker where the processor has it
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -166,6 +222,20 @@ class NViT:
 
     # --- the life of a method --------------------------------------------------------
 
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raise what `learn` would, but for what takes a latency table to know."""
+        units = layout(model, self.kinds)
+        if self.emb_norm == "exact":
+            for block in model.blocks:
+                statistics(block.norm1)
+        if self.asked[1] == 1:
+            return
+        _check_trainable(model, units)
+        if self.latency is None:
+            check_reachable(self._target(model, units, None))
+        if data is not None:
+            self._steps_per_epoch(model, data)
+
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Train and prune until the target is met, in place. Returns units kept, figures, widths before.
 
@@ -234,19 +304,26 @@ class NViT:
         figure: Figure = Macs.of(model) if name == "macs" else Parameters.of(model)
         return Target(name, float(ratio), figure, units, sizes, self.eta)
 
-    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
-        from leanvit.training import FitConfig, check_run, fit
-
-        recipe: dict[str, Any] = {
-            "lr": self.lr,
-            "min_lr": 0.0,
-            "schedule": "constant",
-            "weight_decay": self.weight_decay,
+    def _recipe(self, data: Data) -> dict[str, Any]:
+        recipe = {"lr": self.lr, "min_lr": 0.0, "schedule": "constant", "weight_decay": self.weight_decay}
+        return recipe | {
+            "batch_size": self._images,
+            "seed": data.seed,
+            "save_every": self.interval,
+            "amp": self.amp,
         }
-        recipe |= {"batch_size": self._images, "seed": data.seed, "save_every": self.interval, "amp": self.amp}
-        epoch = check_run(
-            model, data.dataset, preprocess=data.preprocess, config=FitConfig(epochs=1, **recipe), convert=True
-        )
+
+    def _steps_per_epoch(self, model: OpenModel, data: Data) -> int:
+        """Raises `BadInput` unless the training fits model and data."""
+        from leanvit.training import FitConfig, check_run
+
+        config = FitConfig(epochs=1, **self._recipe(data))
+        return check_run(model, data.dataset, preprocess=data.preprocess, config=config, convert=True)
+
+    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
+        from leanvit.training import FitConfig, fit
+
+        recipe, epoch = self._recipe(data), self._steps_per_epoch(model, data)
         objective = self._objective(model, target, data)
         fit(
             model,

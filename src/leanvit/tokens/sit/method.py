@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.sit.distillation import FeatureRecalibration, check_pair
 from leanvit.training import FitConfig
 
@@ -30,6 +31,15 @@ def default_stages(depth: int) -> tuple[int, ...]:
     """Blocks of each stage where none are given: the depth in four parts as even as it goes; 3, 3, 3, 3 of 12."""
     ends = sorted({depth * part // STAGES for part in range(1, STAGES + 1)} - {0})
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+class _Row(BlockRow):
+    tokens: int
+    hidden: int
+
+
+class _Structure(StructureModel):
+    slimming: Annotated[list[_Row], Rising]
 
 
 @method("sit")
@@ -50,6 +60,7 @@ class SiT:
     lr_scale: float = 5.0  # factor on the peak rate of the reverse modules
     seed: int = 0  # of the initial values
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"

@@ -29,9 +29,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
@@ -44,6 +45,7 @@ from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.method import Structure, method
+from leanvit.recipe.structure import StructureModel
 from leanvit.tokens.stvit import swin
 from leanvit.tokens.stvit.blocks import AveragedBlock, CentredGeneration, PooledGeneration, children
 
@@ -51,6 +53,20 @@ PREFIX = ("drop", "keep")
 MAKES = ("attention", "average")
 GENERATIONS = 2  # blocks
 SAMPLES = 2  # of a plain ViT; Swin has its own
+
+
+class _Structure(StructureModel):
+    samples: int
+    after: int | None = None  # of a plain ViT, with window
+    window: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    stage: int | None = None  # of a Swin, with units
+    units: int | None = None
+
+    @model_validator(mode="after")
+    def _of_one_family(self) -> _Structure:
+        if {*self.model_fields_set} - {"samples"} not in ({"after", "window"}, {"stage", "units"}):
+            raise ValueError("accepted: after and window, or of a Swin stage and units, each with samples")
+        return self
 
 
 @method("stvit")
@@ -69,6 +85,7 @@ class STViT:
     generation: str = "attention"  # or "average", the control: windows are averaged and nothing is generated
     seed: int = 0  # of the centres' initial values
 
+    structure_model: ClassVar[type[StructureModel]] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
     dials: ClassVar[tuple[str, ...]] = ("after", "window", "samples")

@@ -1,0 +1,86 @@
+"""What identifies a data set when work on it goes on later: its classes, keys, labels, and some of its pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from leanvit.data.dataset import Dataset, Sample
+from leanvit.data.decode import UnreadableImage
+from leanvit.data.stream import AnyDataset
+
+LOOKS = 8  # images whose pixels are looked at: the start of a training must stay quick
+_SUMS = {
+    "classes": "its classes (names, or their order) changed",
+    "keys": "its keys (the images, or their order) changed",
+    "labels": "its labels changed",
+    "parts": "its shards changed",
+    "samples": "its keys or labels changed",
+}
+
+
+def identity(dataset: AnyDataset) -> dict[str, Any]:
+    """What identifies a data set (JSON): spec, split, number of images, sha256 of classes, keys and labels, and by key
+    the sha256 of the decoded pixels of a few images, evenly spread in the order of the set.
+
+    Of a stream: the names of its parts in place of keys and labels, and its first images (with their labels).
+    """
+    told = {"spec": dataset.spec, "split": dataset.split, "images": len(dataset), "classes": _of(dataset.classes)}
+    if isinstance(dataset, Dataset):
+        labels = np.ascontiguousarray(dataset.targets)
+        told |= {
+            "keys": _of(dataset.keys),
+            "labels": hashlib.sha256(f"{labels.dtype} {labels.shape}".encode() + labels.tobytes()).hexdigest(),
+            "samples": hashlib.sha256(_joined(dataset.keys) + labels.tobytes()).hexdigest(),  # all that 0.1 looked at
+        }
+        places = np.unique(np.linspace(0, len(dataset) - 1, min(LOOKS, len(dataset))).astype(int))
+        return {**told, "pixels": {dataset.keys[i]: _looked(partial(dataset.__getitem__, int(i))) for i in places}}
+    told["parts"] = _of([part.name for part in dataset.parts])
+    first = islice(dataset.pass_over(), min(LOOKS, len(dataset)))
+    return {**told, "pixels": {item.key: _looked(partial(dataset.read, item), labels=True) for item in first}}
+
+
+def changes(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
+    """In words, what of `identity` changed; what the older one does not say is not compared."""
+    if not was or not now:
+        return []
+    return list(_changes(was, now))
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("spec", "split", "images"):
+        if key in was and was[key] != now.get(key):
+            yield f"data.{key} was {was[key]!r} and is now {now.get(key)!r}"
+    told = [key for key in _SUMS if key in was and was[key] != now.get(key)]
+    for key in told:
+        if key != "samples" or not {"keys", "labels"} & {*told}:  # which of both is said already
+            yield f"data: {_SUMS[key]}"
+    before, after = was.get("pixels", {}), now.get("pixels", {})
+    both = [key for key in before if key in after and before[key] != after[key]]
+    if both:
+        yield f"data: the pixels changed of {', '.join(map(repr, both))} ({len(before)} images were compared)"
+    elif "pixels" in was and {*before} != {*after} and not told:
+        yield "data: its images come in another order"
+
+
+def _of(names: Any) -> str:
+    return hashlib.sha256(_joined(names)).hexdigest()
+
+
+def _joined(names: Any) -> bytes:
+    return "\n".join(names).encode(errors="surrogateescape")
+
+
+def _looked(read: Callable[[], Sample], *, labels: bool = False) -> str:
+    """sha256 of an image's mode, size and pixels (and its label); a word for one that cannot be read."""
+    try:
+        image, target, _ = read()
+    except UnreadableImage:
+        return "unreadable"
+    label = f" {np.asarray(target).tolist()}" if labels else ""
+    return hashlib.sha256(f"{image.mode} {image.size}{label}".encode() + image.tobytes()).hexdigest()
