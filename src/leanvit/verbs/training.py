@@ -164,6 +164,7 @@ def train(
         "training": asked.config.to_json(),
         "top1": result.last_top1,
         "machine": environment()["cpu"],
+        **({"multi_label": True} if dataset.multi_label else {}),
         **asked.record(),
         **_earlier(start),
     }
