@@ -402,10 +402,7 @@ class _Answering:
         }
 
     def _answer(self, key: str, row: Tensor, names: tuple[str, ...], left_at: int | None) -> Answer:
-        if self.every:
-            count = int((row > THRESHOLD).sum())
-        else:
-            count = self.top or 1
+        count = int((row > THRESHOLD).sum()) if self.every else self.top or 1
         # of equal values the first, as in arg-max
         order = row.argsort(descending=True, stable=True)[:count].tolist()
         found = tuple(names[i] for i in order), tuple(float(row[i]) for i in order)
