@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ from torch import nn
 from deploy_models import PREPROCESS, small, small_int8
 from leanvit.anatomy.quant_ops import QuantOps
 from leanvit.anatomy.quantizers import ActQuantizer, WeightQuantizer
-from leanvit.deploy import Options, export, load_artefact
-from leanvit.errors import BadInput
+from leanvit.deploy import Options, export, load_artefact, read_artefact
+from leanvit.errors import BadInput, Refused
 from leanvit.quantize.int8 import Int8
+from leanvit.recipe import compress
+from leanvit.tokens.tome import ToMe
 
 
 def images(count: int) -> torch.Tensor:
@@ -27,7 +31,9 @@ def images(count: int) -> torch.Tensor:
 def test_onnx_equals_pytorch(tmp_path: Path, batch: int | None) -> None:
     pytest.importorskip("onnxruntime")
     artefact = export(small(), tmp_path / "a", to="onnx", preprocess=PREPROCESS, batch=batch)
-    assert set(artefact.files) == {"model.onnx"}
+    assert set(artefact.files) == {"model.onnx", "operators.json"} and artefact.opset in range(
+        18, 30
+    )  # PyTorch's choice
     content = (artefact.path / "model.onnx").read_bytes()
     assert b".py" not in content and b"stack_trace" not in content  # no paths of the machine that made it
     runner = load_artefact(artefact.path, options=Options(threads=1))
@@ -99,3 +105,87 @@ def test_convolutions_that_tile_the_image_become_products_and_others_stay_right(
     artefact = export(model, tmp_path / "a", to="onnx", preprocess=preprocess)
     assert (artefact.check["integer_products"], artefact.check["products"]) == (integer, 1)
     assert artefact.check["drift"] < 0.01
+
+
+# --- the opset ------------------------------------------------------------------------------------------------------
+
+
+def reduced() -> nn.Module:
+    return compress(small(), [ToMe(r=2)])
+
+
+@pytest.mark.parametrize(("make", "opset"), [(small_int8, 17), (reduced, 17), (small, 19)])
+def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path, make: Any, opset: int) -> None:
+    """By ONNX's own reader; ONNX Runtime answers as PyTorch does (the check of every export)."""
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    artefact = export(make(), tmp_path / "a", to="onnx", preprocess=PREPROCESS, opset=opset)
+    held = onnx.load(artefact.path / "model.onnx")
+    (imported,) = held.opset_import
+    assert imported.version == artefact.opset == read_artefact(artefact.path).opset == opset
+    listed = json.loads((artefact.path / "operators.json").read_text())
+    assert (listed["opset"], listed["ir_version"]) == (imported.version, held.ir_version)
+    counts = {row["type"]: row["count"] for row in listed["operators"]}
+    assert counts == Counter(node.op_type for node in held.graph.node)
+    assert {row["domain"] for row in listed["operators"]} == {"ai.onnx"}
+    if make is small_int8:
+        assert (artefact.check["integer_products"], artefact.check["products"]) == (14, 14)
+
+
+@pytest.mark.parametrize(
+    ("to", "opset", "message"),
+    [
+        ("onnx", 16, "opset is 16; accepted: 17, 18, 19, 20"),
+        ("onnx", 21, "opset is 21"),
+        ("onnx", True, "opset is True"),
+        ("openvino", 17, "which ONNX has, but the runtime is openvino"),
+    ],
+)
+def test_an_opset_that_cannot_be_is_refused_before_any_work(tmp_path: Path, to: str, opset: int, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        export(small(), tmp_path / "a", to=to, preprocess=PREPROCESS, opset=opset)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "outputs", "message"),
+    [
+        ("BitwiseNot", {}, 1, "no BitwiseNot which is newer"),
+        ("ScatterElements", {"reduction": "max"}, 1, "no ScatterElements with reduction max"),
+        ("Split", {"num_outputs": 2, "axis": 0}, 2, "no Split into unequal parts"),
+        ("Split", {"num_outputs": 3, "axis": 0}, 3, None),
+        ("ReduceMax", {"noop_with_empty_axes": 1}, 1, "no ReduceMax over no axis"),
+    ],
+)
+def test_what_opset_17_cannot_say_is_refused_by_name(
+    kind: str, attributes: dict, outputs: int, message: str | None
+) -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx_ir as ir
+
+    from leanvit.deploy.onnx_opset import lower_to
+
+    x = ir.val("x", shape=ir.Shape([3, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node(kind, [x], attributes, num_outputs=outputs)
+    model = ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18}), ir_version=10)
+    if message is None:
+        lower_to(model, 17)
+        assert "num_outputs" not in node.attributes and model.opset_imports[""] == 17
+    else:
+        with pytest.raises(Refused, match=message):
+            lower_to(model, 17)
+
+
+def test_padding_of_some_axes_becomes_padding_of_all() -> None:
+    pytest.importorskip("onnxruntime")
+    import onnx_ir as ir
+
+    from leanvit.deploy.onnx_opset import lower_to
+
+    x = ir.val("x", shape=ir.Shape([None, 3, 4]), type=ir.TensorType(ir.DataType.FLOAT))
+    held = {name: ir.tensor(values, dtype=ir.DataType.INT64) for name, values in (("p", [1, 2, 3, 4]), ("a", [-1, 1]))}
+    constants = [ir.val(name, const_value=tensor) for name, tensor in held.items()]
+    node = ir.node("Pad", [x, constants[0], None, constants[1]])
+    lower_to(ir.Model(ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18}), ir_version=10), 17)
+    assert len(node.inputs) == 3 and node.inputs[1].const_value.numpy().tolist() == [0, 2, 1, 0, 4, 3]

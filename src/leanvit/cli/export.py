@@ -20,6 +20,9 @@ def command(
         str, typer.Option("--input", metavar="KIND", help="float: normalised images; u8: pixels, normalised inside.")
     ] = "float",
     batch: options.FixedBatch = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 20 (default: PyTorch's).")
+    ] = None,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
@@ -35,6 +38,7 @@ def command(
             to=to,
             batch=batch,
             input_type=input_type,
+            opset=opset,
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,
@@ -47,5 +51,12 @@ def command(
         output.print_json(result.to_json())
         return
     integers = "{} of {} products in integers".format(*result.integer_products) if result.integer_products else ""
-    facts = (f"{result.label} for {result.runtime}", result.precision, f"{result.size_bytes / 2**20:.2f} MiB", integers)
+    opset_of = f"opset {result.opset}" if result.opset else ""
+    facts = (
+        f"{result.label} for {result.runtime}",
+        opset_of,
+        result.precision,
+        f"{result.size_bytes / 2**20:.2f} MiB",
+        integers,
+    )
     output.show(f"{result.folder}: {', '.join(filter(None, facts))}")

@@ -22,7 +22,8 @@ from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import Sealed, check_sha256, file_sha256, plain_name, read_sealed, sealed_text
 
 KIND = "leanvit-artefact"
-FORMAT = 3  # 1 had no input_type, 2 no segments
+FORMAT = 4  # 1 had no input_type, 2 no segments, 3 no multi_label
+CUT = 3  # what an artefact of several graphs is written as
 WHOLE = 2  # what an artefact of one graph is written as
 JSON_NAME = "artefact.json"
 RUNTIMES = ("openvino", "onnx", "torch")
@@ -45,6 +46,7 @@ class Artefact:
     check: dict[str, Any] = field(default_factory=dict)  # what was measured against PyTorch when it was written
     made_with: dict[str, str] = field(default_factory=dict)  # package -> version
     segments: dict[str, Any] | None = None  # of a model with early exits: a graph an exit; `deploy/segments.py` has it
+    multi_label: bool = False  # each class is a question by itself (sigmoid), not one of all (softmax)
     input_type: str = "float"  # "float": (B, C, H, W) float32, normalised; "u8": (B, H, W, C) uint8, framed
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
     seal: str = ""
@@ -53,6 +55,11 @@ class Artefact:
     def size(self) -> int:
         """Bytes of the runtime's files."""
         return sum((self.path / name).stat().st_size for name in self.files)
+
+    @property
+    def opset(self) -> int | None:
+        """Of ONNX; None for the other runtimes, and for artefacts that an older leanvit made."""
+        return self.check.get("opset")
 
 
 class Segments(BaseModel):
@@ -75,6 +82,7 @@ class _File(Sealed):
     input: list[int]  # (C, H, W)
     input_type: Literal["float", "u8"] = "float"
     segments: Segments | None = None
+    multi_label: bool = False
     preprocess: dict[str, Any]
     fingerprint: str
     num_classes: int
@@ -137,10 +145,12 @@ def _swap(new: Path, path: Path) -> None:
 
 def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
     cut = {} if artefact.segments is None else {"segments": artefact.segments}
+    many = {"multi_label": True} if artefact.multi_label else {}
     return {
         "kind": KIND,
-        "format": FORMAT if cut else WHOLE,
+        "format": FORMAT if many else CUT if cut else WHOLE,  # an older leanvit reads what it can read rightly
         **cut,
+        **many,
         "runtime": artefact.runtime,
         "precision": artefact.precision,
         "batch": artefact.batch,
@@ -189,6 +199,7 @@ def read_artefact(path: str | Path) -> Artefact:
         made_with=file.made_with,
         segments=None if file.segments is None else file.segments.model_dump(),
         input_type=file.input_type,
+        multi_label=file.multi_label,
         files=file.files,
         seal=file.seal,
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4  # largest difference of a logit at f32, over the largest logit
 DRIFT = 0.1  # int8: norm of the difference over the norm of an image's logits; a broken graph is far beyond
 CHECKED_IMAGES = 4
+OPSETS = (17, 18, 19, 20)  # of ONNX
 
 
 class _Logits(nn.Module):
@@ -58,6 +59,8 @@ def export(
     batch: int | None = None,
     input_type: str = "float",
     labels: Sequence[str] | None = None,
+    multi_label: bool = False,
+    opset: int | None = None,
     overwrite: bool = False,
 ) -> Artefact:
     """Write a model as an artefact and check it against PyTorch at f32 on random images.
@@ -77,6 +80,8 @@ def export(
         input_type: "float" takes what the model takes, (B, C, H, W) float32, normalised; "u8" takes (B, H, W, C) uint8,
             resized and cropped: the normalisation is in the graph.
         labels: class names in the order of the logits; default: the model's own (`model.classes`).
+        multi_label: whether each class is a question by itself; it travels with the artefact, for `predict`.
+        opset: of ONNX, 17 to 20; None: PyTorch's choice. `operators.json` beside the graph lists what it uses.
         overwrite: replace an artefact that is there.
 
     Raises:
@@ -102,10 +107,13 @@ def export(
             batch=batch,
             input_type=input_type,
             labels=labels,
+            multi_label=multi_label,
+            opset=opset,
             overwrite=overwrite,
         )
     out = Path(out)
     require_runtime(to)
+    check_opset(opset, to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
     check_arguments(model, preprocess, batch)
@@ -122,13 +130,14 @@ def export(
     check_logits(want, labels)
 
     def fill(folder: Path) -> dict[str, Any]:
-        runtime.write_files(program, folder)
+        runtime.write_files(program, folder, **wanted(opset))
         call = open_runtime(to, folder, Options(precision="f32"))
         got = np.concatenate([np.array(call(piece.numpy())) for piece in images.split(batch or len(images))])
         check = compare_logits(want, got, precision="int8" if rounded else "f32")
         products = runtime.integer_products(folder) if rounded else None
         counted = {"integer_products": products[0], "products": products[1]} if products else {}
-        return {**check, "images": len(images), "at": "f32", **counted}
+        version_of = {"opset": runtime.opset_of(folder)} if to == "onnx" else {}
+        return {**check, "images": len(images), "at": "f32", **counted, **version_of}
 
     artefact = Artefact(
         path=out,
@@ -139,9 +148,25 @@ def export(
         num_classes=want.shape[1],
         labels=tuple(labels),
         input_type=input_type,
+        multi_label=multi_label,
         **provenance(model, to),
     )
     return write_artefact(artefact, fill, overwrite=overwrite)
+
+
+def check_opset(opset: int | None, to: str) -> None:
+    """Raise `BadInput` unless an opset is one that ONNX files are written in, and asked of them."""
+    if opset is None:
+        return
+    if to != "onnx":
+        raise BadInput(f"opset is {opset!r}, which ONNX has, but the runtime is {to}; leave it out, or export to onnx")
+    if isinstance(opset, bool) or opset not in OPSETS:
+        raise BadInput(f"opset is {opset!r}; accepted: {', '.join(map(str, OPSETS))}")
+
+
+def wanted(opset: int | None) -> dict[str, Any]:
+    """What `write_files` of a runtime is told of the opset: only ONNX's has one."""
+    return {} if opset is None else {"opset": opset}
 
 
 def provenance(model: nn.Module, runtime: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ times signed bytes add pairs in 16 bits and can saturate: there, judge the artef
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,12 +21,19 @@ from leanvit.deploy.running import Call, Options
 from leanvit.errors import BadInput, CheckpointError, MissingExtra
 
 MODEL = "model.onnx"
+OPERATORS = "operators.json"  # beside it: opset, IR version, each operator with domain and count
 INT8 = "int8"
 
 
-def write_files(program: ExportedProgram, folder: Path, outputs: Sequence[str] = ("logits",)) -> None:
-    """Write an exported graph as ONNX, weights inside the one file."""
+def write_files(
+    program: ExportedProgram, folder: Path, outputs: Sequence[str] = ("logits",), *, opset: int | None = None
+) -> None:
+    """Write an exported graph as ONNX, weights inside the one file, and the list of its operators beside it.
+
+    opset: of `exporting.OPSETS`; None is the exporter's choice. Raises `Refused` where the graph cannot have it.
+    """
     from leanvit.deploy.onnx_graph import dequantize_weights, forget_sources
+    from leanvit.deploy.onnx_opset import EXPORTER_LEAST, check_opset, lower_to, operators_of
 
     with torch.no_grad():  # as it was recorded: a bias that has a gradient lets attention lay its result out otherwise
         exported = torch.onnx.export(
@@ -35,12 +43,18 @@ def write_files(program: ExportedProgram, folder: Path, outputs: Sequence[str] =
             input_names=["images"],
             output_names=list(outputs),
             verbose=False,
+            opset_version=None if opset is None else max(opset, EXPORTER_LEAST),
         )
     assert exported is not None
     dequantize_weights(exported.model)
     exported.optimize()
     forget_sources(exported.model)
+    if opset is not None:
+        lower_to(exported.model, opset)
     exported.save(folder / MODEL, external_data=False)
+    if opset is not None:
+        check_opset(folder / MODEL, opset)
+    (folder / OPERATORS).write_text(json.dumps(operators_of(exported.model), indent=1), encoding="utf-8")
 
 
 def open_files(folder: Path, options: Options) -> Call:
@@ -60,6 +74,11 @@ def open_outputs(folder: Path, options: Options) -> Callable[[np.ndarray], tuple
         return tuple(session.run(None, {name: images}))
 
     return call
+
+
+def opset_of(folder: Path) -> int:
+    """The opset of the graph in a folder, as its list of operators says."""
+    return int(json.loads((folder / OPERATORS).read_text(encoding="utf-8"))["opset"])
 
 
 def integer_products(folder: Path) -> tuple[int, int]:

@@ -24,10 +24,12 @@ from leanvit.deploy.exporting import (
     _Logits,
     check_arguments,
     check_logits,
+    check_opset,
     compare_logits,
     evaluating,
     provenance,
     random_images,
+    wanted,
 )
 from leanvit.deploy.running import Options, Runner, require_runtime, runtime_module
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
@@ -45,6 +47,8 @@ def export_segments(
     input_type: str,
     labels: Sequence[str],
     overwrite: bool,
+    multi_label: bool = False,
+    opset: int | None = None,
 ) -> Artefact:
     """`deploy.export` of a model with exits. Every exit's logits are compared with PyTorch's, and the end's.
 
@@ -54,6 +58,7 @@ def export_segments(
     """
     out = Path(out)
     require_runtime(to)
+    check_opset(opset, to)
     runtime = runtime_module(to)
     if not hasattr(runtime, "open_outputs"):
         raise Refused(
@@ -87,7 +92,8 @@ def export_segments(
         for i, program in enumerate(programs):
             part = _folder(folder, i)
             part.mkdir()
-            runtime.write_files(program, part, ("logits", "tokens") if i < len(programs) - 1 else ("logits",))
+            outputs = ("logits", "tokens") if i < len(programs) - 1 else ("logits",)
+            runtime.write_files(program, part, outputs, **wanted(opset))
         calls = [runtime.open_outputs(_folder(folder, i), Options(precision="f32")) for i in range(len(programs))]
         got = [_chained(calls, piece.numpy()) for piece in images.split(batch or len(images))]
         precision = "int8" if rounded else "f32"
@@ -100,7 +106,7 @@ def export_segments(
         counts = [runtime.integer_products(_folder(folder, i)) for i in range(len(programs))] if rounded else []
         if counts and all(counts):
             check |= {"integer_products": sum(c[0] for c in counts), "products": sum(c[1] for c in counts)}
-        return check
+        return check | ({"opset": runtime.opset_of(_folder(folder, 0))} if to == "onnx" else {})
 
     leaving: Leaving = model.exits.leaving
     if leaving.rule is None:
@@ -114,6 +120,7 @@ def export_segments(
         num_classes=want[-1].shape[1],
         labels=tuple(labels),
         input_type=input_type,
+        multi_label=multi_label,
         segments={
             "layers": list(leaving.layers),
             "depth": leaving.depth,

@@ -21,6 +21,8 @@ _HOME = {
     "compare_methods": "comparing",
     "measure": "measuring",
     "latencies": "timing",
+    "predict": "predicting",
+    "predict_file": "predicting",
     "export": "exporting",
     "publish": "publishing",
     "look": "looking",

@@ -179,7 +179,8 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) ->
     model.classes = classes
     root = history.root
     model.history = History(Root(root.name, {**root.kwargs, "num_classes": len(classes)}))
-    say(f"adapted {start.folder} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")
+    which = start.name if start.reference else start.folder
+    say(f"adapted {which} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")
     return replace(start, classes=classes)
 
 

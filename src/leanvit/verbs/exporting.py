@@ -10,6 +10,7 @@ from typing import Any
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
+from leanvit.deploy.exporting import check_opset
 from leanvit.errors import unknown
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
 from leanvit.verbs.locking import locked
@@ -29,6 +30,7 @@ class Exported:
     size_bytes: int
     precision: str
     input_type: str
+    opset: int | None  # of ONNX
     integer_products: tuple[int, int] | None  # (those that run in integers, all that are counted); None: float
 
     def to_json(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def export(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
+    opset: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     say: Say = silent,
@@ -60,6 +63,7 @@ def export(
         to: of `leanvit.deploy.RUNTIMES`.
         batch: fixed batch; None: any.
         input_type: "float" (normalised images) or "u8" (pixels; the normalisation is in the graph).
+        opset: of ONNX, 17 to 20; default: PyTorch's choice.
         out: folder of the artefact; default: `artefacts/RUNTIME` in the run folder.
 
     Raises:
@@ -69,6 +73,7 @@ def export(
     """
     watch = Stopwatch("export", command)
     require_runtime(to)
+    check_opset(opset, to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
     if batch is not None:
@@ -86,6 +91,8 @@ def export(
             preprocess=one.preprocess,
             batch=batch,
             input_type=input_type,
+            multi_label=one.multi_label,
+            opset=opset,
             overwrite=overwrite,
         )
     if one.home is not None and folder.is_relative_to(one.home):
@@ -99,5 +106,6 @@ def export(
         size_bytes=artefact.size,
         precision=artefact.precision,
         input_type=input_type,
+        opset=artefact.opset,
         integer_products=(check["integer_products"], check["products"]) if "products" in check else None,
     )

@@ -112,6 +112,19 @@ def training_logs(folder: Path) -> list[Path]:
     return [*takewhile(Path.is_file, earlier), *(p for p in [folder / TRAINING_LOG] if p.is_file())]
 
 
+def trained_on_labels(folder: Path) -> bool:
+    """Whether a run's last training was scored as multi-label data are (mAP), or its measurement was of such data."""
+    for log in reversed(training_logs(folder)):
+        rows = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line for line in rows if '"map":' in line or '"top1":' in line]
+        if found:
+            return '"map":' in found[-1]
+    measured = folder / "measure.json"
+    return (
+        measured.is_file() and re.search(r'"multi_label":\s*true', measured.read_text("utf-8", "replace")) is not None
+    )
+
+
 def keep_logs(source: Path | None, target: Path) -> None:
     """Copy the training logs of the run that `target` was trained on from."""
     if source is None or source.resolve() == target.resolve():

@@ -23,7 +23,7 @@ from leanvit.data import (
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
-from leanvit.verbs.folders import Command, commands_of, require_whole
+from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
 from leanvit.verbs.weights import load_weights
 
 Say = Callable[[str], None]
@@ -57,6 +57,13 @@ class Loaded:
     def home(self) -> Path | None:
         """The run folder, if results may be kept in it: the package is not written to."""
         return None if self.reference else self.folder
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether each class is a question by itself: as the run says, or its log or measurement (older runs)."""
+        if "multi_label" in self.info or self.folder is None:
+            return bool(self.info.get("multi_label"))
+        return trained_on_labels(self.folder)
 
 
 def load_model(

@@ -49,6 +49,11 @@ def require(runtime: str) -> None:
             raise Refused(f"{runtime}: this processor does not multiply bf16")
 
 
+def outlet_of(runtime: str) -> str | None:
+    """The outlet of `leanvit.deploy` that a runtime needs; None where torch runs the model itself."""
+    return _WAYS[runtime][0]
+
+
 class Compiled:
     """A model under `torch.compile`, for exactly one batch size, compiled and run once.
 
@@ -111,7 +116,7 @@ class Opener:
 
     def _made(self, one: Loaded, outlet: str) -> Artefact:
         batch = self.batch if one.model.exits is None or self.batch == 1 else None  # who stays is fewer than a batch
-        self.say(f"{one.name}: exporting to {outlet} for the measurement, batch {batch or 'any'}")
+        self.say(f"{one.name}: exporting to {outlet} for this alone, batch {batch or 'any'}")
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanvit-")))
         return export(one.model, folder / outlet, to=outlet, preprocess=one.preprocess, batch=batch)
 

@@ -1,0 +1,350 @@
+"""`predict`: what a model answers on images without labels, in any runtime, image by image or as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanvit.data import AnyDataset, Dataset, Preprocess, loader
+from leanvit.data.unlabelled import Found, find_images
+from leanvit.deploy import Runner, load_artefact, read_artefact
+from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
+from leanvit.errors import BadInput, unknown
+from leanvit.files import write_atomic
+from leanvit.measure.runners import evaluating, logits_of, recording
+from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, printable, write_answers
+from leanvit.verbs.exporting import artefact_folder
+from leanvit.verbs.folders import new_file, require_whole
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, silent
+from leanvit.verbs.runtimes import RUNTIMES, Opener, outlet_of, require
+
+BATCH = 32
+THRESHOLD = 0.5  # of a label, in a multi-label model
+Progress = Callable[[int, int], None]  # (images done, images in all)
+
+
+def predict(
+    model: Any,
+    images: Any,
+    *,
+    top: int | None = None,
+    batch: int | None = None,
+    runtime: str | None = None,
+    classes: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    multi_label: bool | None = None,
+    split: str | None = None,
+    workers: int = 0,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    say: Say = silent,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """What a model answers on images, without labels: an `Answer` an image, in the sorted order of the images.
+
+    Images are decoded and prepared as in `measure`. Those that cannot be read come with their error.
+
+    Args:
+        model: a run folder, an artefact's folder, a reference or a timm name; or an opened model, a timm model or a
+            loaded artefact.
+        images: paths, patterns, lists of paths, PIL images, or a data spec or data set, whose labels are ignored.
+        top: classes an image; default 1, of a multi-label model those above 0.5.
+        batch: images in one call (default 32). The answers do not depend on it.
+        runtime: of `leanvit.verbs.runtimes.RUNTIMES`, default torch. The run's own artefact is used where there is
+            one, else one is exported for this call. An artefact runs in its own.
+        classes: names in the order of the outputs; default: those that the model brings, else numbers.
+        preprocess: of a model in memory; default: its own, or what timm says of it.
+        multi_label: whether each class is a question by itself (sigmoid); default: as the run was trained.
+        split: "train" or "val" of a data spec.
+        workers: processes that decode; 0: this one.
+        model_args, pretrained, weights: for a timm name.
+
+    Raises:
+        BadInput: an argument that is not accepted, no such model or image; before any work.
+        CheckpointError: a damaged run or artefact.
+        MissingExtra, Refused: the runtime is not installed, or does not take the model.
+    """
+    given = (batch, runtime, classes, preprocess, multi_label)
+    built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
+    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, say=say) as answering:
+        return list(answering.answers(progress))
+
+
+def predict_file(
+    model: str | Path,
+    images: Any,
+    *,
+    out: str | Path | None = None,
+    top: int | None = None,
+    batch: int | None = None,
+    runtime: str | None = None,
+    multi_label: bool | None = None,
+    split: str | None = None,
+    workers: int = 0,
+    model_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    overwrite: bool = False,
+    say: Say = silent,
+    progress: Progress | None = None,
+) -> Predicted:
+    """`predict`, written as it goes to a `.csv` or `.jsonl` file; the file is there when it is complete.
+
+    Columns: image, class, probability, class_2, probability_2, ... and error; `exit` where images leave early. Of a
+    multi-label model without `top`: image, class (those above 0.5, with `|` between), `p_NAME` for each class, error.
+
+    Raises what `predict` raises; BadInput for an ending that is neither, or a file that exists without `overwrite`.
+    """
+    file = None
+    if out is not None:
+        file = new_file(out, None, overwrite=overwrite)
+        if file.suffix.lower() not in ENDINGS:
+            raise BadInput(f"--out {file}: its ending chooses the format; accepted: {' or '.join(ENDINGS)}")
+    given = (batch, runtime, None, None, multi_label)
+    built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
+    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, say=say) as answering:
+        if file is None:
+            answers = tuple(answering.answers(progress))
+            bad = tuple(one for one in answers if one.error)
+            return Predicted(None, len(answers), bad, len(bad), answers)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tally, ending = Tally(), file.suffix.lower()
+        every, ranks = answering.every, top or 1
+        noted = (tally.note(answer) for answer in answering.answers(progress))
+        write_atomic(file, lambda part: write_answers(part, noted, ending=ending, top=ranks, every=every))
+    return Predicted(file, tally.images, tuple(tally.bad), tally.failed, tuple(tally.first))
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answerer:
+    """A runner with what its outputs mean."""
+
+    runner: Any
+    preprocess: Preprocess
+    classes: tuple[str, ...]  # empty: not known
+    multi_label: bool
+    batch: int
+    outputs: int | None = None  # how many there are; None: seen when it runs
+
+
+@contextmanager
+def _opened(
+    model: Any,
+    images: Any,
+    given: tuple[Any, ...],
+    *,
+    top: int | None,
+    split: str | None,
+    workers: int,
+    built: Mapping[str, Any],
+    say: Say,
+) -> Iterator[_Answering]:
+    batch, runtime, classes, preprocess, multi_label = given
+    if batch is not None:
+        require_whole("batch", batch, least=1)
+    if top is not None:
+        require_whole("top", top, least=1)
+    require_whole("workers", workers, least=0)
+    if preprocess is not None and not isinstance(preprocess, Preprocess):
+        raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.Preprocess")
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes or ()):
+        raise BadInput(f"classes is {classes!r}; accepted: a list of names, in the order of the outputs")
+    if runtime is not None and runtime not in RUNTIMES:
+        raise unknown("runtime", runtime, RUNTIMES)
+    with ExitStack() as stack:
+        if not isinstance(model, str | Path):
+            if any(built.values()):
+                raise BadInput(f"{', '.join(k for k, v in built.items() if v)}: only a timm name takes these")
+            one = _in_memory(model, preprocess, runtime, batch)
+        elif preprocess is not None:
+            raise BadInput("preprocess is given for a model that brings its own; accepted: for a model in memory")
+        elif _is_artefact(model):
+            one = _of_artefact(Path(model), runtime, batch)
+        else:
+            one = _of_spec(model, runtime or "torch", batch, built, stack, say)
+        one = replace(
+            one,
+            classes=tuple(one.classes if classes is None else classes),
+            multi_label=one.multi_label if multi_label is None else multi_label,
+        )
+        _check_outputs(one.outputs, one.classes, top)
+        found = find_images(images, channels=one.preprocess.input_size[0], split=split)
+        _say_images(found, say)
+        yield _Answering(one, found, top=top, workers=workers)
+
+
+def _check_outputs(outputs: int | None, classes: tuple[str, ...], top: int | None) -> None:
+    """Raise `BadInput` unless names and `top` go with a number of outputs."""
+    if outputs is not None and classes and len(classes) != outputs:
+        raise BadInput(f"classes has {len(classes)} names; the model has {outputs} outputs")
+    if outputs is not None and top is not None and top > outputs:
+        raise BadInput(f"top is {top}; accepted: 1 to {outputs}, the classes of the model")
+
+
+def _is_artefact(model: str | Path) -> bool:
+    return (Path(model) / ARTEFACT).is_file()
+
+
+def _of_artefact(path: Path, runtime: str | None, batch: int | None) -> _Answerer:
+    own = read_artefact(path)
+    mine = [name for name in RUNTIMES if outlet_of(name) == own.runtime]
+    if runtime is not None and runtime not in mine:
+        raise BadInput(f"runtime is {runtime!r}, but {path} is an artefact for {own.runtime}; leave the runtime out")
+    runner = load_artefact(own.path)
+    return _Answerer(
+        runner, runner.preprocess, runner.labels, own.multi_label, batch or own.batch or BATCH, own.num_classes
+    )
+
+
+def _of_spec(
+    model: str | Path, runtime: str, batch: int | None, built: Mapping[str, Any], stack: ExitStack, say: Say
+) -> _Answerer:
+    require(runtime)
+    fresh = is_built(model)
+    loaded = load_model(model, say=say, **built)
+    if fresh and not (built["pretrained"] or built["weights"]):
+        say(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
+    size = batch or _kept_batch(loaded, runtime) or BATCH
+    # an artefact of a fixed batch takes any number of images, in pieces: it is opened at its own batch
+    runner, _ = stack.enter_context(Opener(_kept_batch(loaded, runtime) or size, say)).open(loaded, runtime)
+    classes = loaded.classes or (_timm_labels(str(model), loaded) if fresh else ())
+    return _Answerer(runner, loaded.preprocess, tuple(classes), loaded.multi_label, size, loaded.model.num_classes)
+
+
+def _kept_batch(loaded: Loaded, runtime: str) -> int | None:
+    """The fixed batch of the artefact that the run keeps for a runtime."""
+    outlet = outlet_of(runtime)
+    if outlet is None or loaded.folder is None or not _is_artefact(artefact_folder(loaded.folder, outlet)):
+        return None
+    return read_artefact(artefact_folder(loaded.folder, outlet)).batch
+
+
+def _timm_labels(name: str, loaded: Loaded) -> tuple[str, ...]:
+    """The names that timm has for the classes that its weights were trained on."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    if config is None or config.num_classes != loaded.model.num_classes:
+        return ()
+    if config.label_names:
+        return tuple(map(str, config.label_names))
+    subset = infer_imagenet_subset(config.to_dict())
+    if subset is None:
+        return ()
+    known = ImageNetInfo(subset)
+    return tuple(known.index_to_description(index) for index in range(known.num_classes()))
+
+
+def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, batch: int | None) -> _Answerer:
+    """A model or a loaded artefact, with what it says of itself."""
+    if not callable(model):
+        raise BadInput(
+            f"model is a {type(model).__name__}; accepted: a run folder, an artefact, a reference or a timm name as "
+            "text, or an opened model, a timm model or a loaded artefact"
+        )
+    own = "torch" if isinstance(model, nn.Module) else getattr(model, "runtime", None)
+    if runtime is not None and runtime != own:
+        raise BadInput(f"runtime is {runtime!r}, but the model runs in {own}: export it, or give the path of a run")
+    stated = getattr(model, "preprocess", None)
+    chosen = preprocess or (stated if isinstance(stated, Preprocess) else None)
+    if chosen is None and not isinstance(model, nn.Module):
+        raise BadInput("preprocess is needed: the model does not say how its images are prepared")
+    names = getattr(model, "classes", None) or getattr(model, "labels", None) or ()
+    names = tuple(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else ()
+    many = isinstance(model, Runner) and model.artefact.multi_label
+    fixed = getattr(model, "batch", None)
+    size = batch or (fixed if isinstance(fixed, int) else BATCH)
+    outputs = model.artefact.num_classes if isinstance(model, Runner) else getattr(model, "num_classes", None)
+    return _Answerer(model, chosen or Preprocess.of(model), names, many, size, outputs)
+
+
+# --- answering ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """A model and its images; nothing has run yet."""
+
+    by: _Answerer
+    found: Found
+    top: int | None
+    workers: int
+
+    @property
+    def every(self) -> bool:
+        """Whether answers hold the classes above 0.5, not a number of classes."""
+        return self.by.multi_label and self.top is None
+
+    def answers(self, progress: Progress | None = None) -> Iterator[Answer]:
+        """In the order of the images, a batch at a time."""
+        done, total = 0, len(self.found)
+        for part in self.found.parts:
+            for answer in self._of(part):
+                done += 1
+                if progress is not None and (done % self.by.batch == 0 or done == total):
+                    progress(done, total)
+                yield answer
+
+    def _of(self, dataset: AnyDataset) -> Iterator[Answer]:
+        keys = iter(dataset.keys) if isinstance(dataset, Dataset) else None
+        reported = 0
+        batches = loader(dataset, self.by.preprocess, batch_size=self.by.batch, workers=self.workers, on_bad="skip")
+        for batch in batches:
+            good = self._answered(batch.images, batch.keys)
+            if keys is None:  # of a stream, bad images come behind those of their batch
+                yield from good.values()
+                yield from (_unread(one) for one in dataset.bad[reported:])
+                reported = len(dataset.bad)
+                continue
+            bad = {one.key: one for one in dataset.bad[reported:]}
+            reported = len(dataset.bad)
+            while good:
+                key = next(keys)
+                yield good.pop(key) if key in good else _unread(bad.pop(key))
+            yield from (_unread(bad[key]) for key in islice(keys, len(bad)))
+        yield from (_unread(one) for one in dataset.bad[reported:])
+
+    def _answered(self, images: Tensor, keys: list[str]) -> dict[str, Answer]:
+        runner = self.by.runner
+        with torch.inference_mode(), evaluating(runner), recording(runner) as work:
+            logits = logits_of(runner, images, keys)
+        _check_outputs(logits.shape[1], self.by.classes, self.top)
+        left = None if work is None or not work.at else torch.cat(work.at)[: len(keys)]
+        exits = [None] * len(keys) if left is None else [work.layers[int(number)] for number in left]
+        chances = logits.sigmoid() if self.by.multi_label else logits.softmax(dim=1)
+        names = self.by.classes or tuple(map(str, range(logits.shape[1])))
+        return {
+            key: self._answer(key, row, names, left_at) for key, row, left_at in zip(keys, chances, exits, strict=True)
+        }
+
+    def _answer(self, key: str, row: Tensor, names: tuple[str, ...], left_at: int | None) -> Answer:
+        count = int((row > THRESHOLD).sum()) if self.every else self.top or 1
+        # of equal values the first, as in arg-max
+        order = row.argsort(descending=True, stable=True)[:count].tolist()
+        found = tuple(names[i] for i in order), tuple(float(row[i]) for i in order)
+        every = dict(zip(names, row.tolist(), strict=True)) if self.by.multi_label else None
+        return Answer(key, *found, exit=left_at, every=every)
+
+
+def _unread(bad: Any) -> Answer:
+    return Answer(bad.key, error=bad.reason)
+
+
+def _say_images(found: Found, say: Say) -> None:
+    notes = [part.note for part in found.parts if isinstance(part, Dataset) and part.note and part.split == "all"]
+    if found.left_out:
+        endings = ", ".join(f"{count} {printable(ending)}" for ending, count in found.left_out.items())
+        notes.append(f"left out, no images by their endings: {endings}")
+    say(f"images: {len(found)}" + "".join(f"; {note}" for note in notes))

@@ -1,0 +1,60 @@
+"""`leanvit predict` as a user types it: what is printed, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import leanvit as lv
+from leanvit.recipe import create
+
+ODD = "[red]x\x1b[31m.png"  # markup, and a control sequence of terminals
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("predict")
+    size = {"img_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 24, "num_heads": 3, "num_classes": 2}
+    model = create(lv.Root("vit_tiny_patch16_224", size))
+    lv.save(model, place / "run", preprocess=lv.Preprocess.of(model), classes=["ant", "[b]bee"])
+    (place / "photos").mkdir()
+    for name in ("a.png", ODD, *(f"more{i:02}.png" for i in range(20))):
+        Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(place / "photos" / name)
+    (place / "photos" / "bad.jpg").write_bytes(b"")
+    return place
+
+
+def test_without_a_file_a_short_table_is_printed_and_names_are_escaped(place: Path, invoke) -> None:
+    done = invoke("predict", place / "run", place / "photos", "--top", "2")
+    assert done.exit_code == 0, done.output
+    assert "\x1b" not in done.output and r"[red]x\x1b[31m.png" in done.stdout and "[b]bee" in done.stdout
+    assert "22 of 23 images answered" in done.stdout and "1 images could not be read:" in done.stdout
+    assert "… and 3 more: --out answers.csv keeps all of them" in done.stdout and "more19" not in done.stdout
+
+
+def test_json_on_stdout_holds_every_answer(place: Path, invoke) -> None:
+    told = json.loads(invoke("predict", place / "run", place / "photos", "--json").stdout)
+    assert (told["images"], told["failed"], len(told["answers"])) == (23, 1, 23)
+    assert {"image": ODD, "classes": told["answers"][0]["classes"]}.items() <= told["answers"][0].items()
+
+
+@pytest.mark.parametrize(
+    ("images", "code", "said"),
+    [
+        (["photos/bad.jpg"], 1, "none of the 1 images could be read"),
+        (["photos/bad.jpg", "photos/a.png"], 0, "1 of 2 images answered"),
+        (["-"], 2, "images is '-'; accepted"),
+        (["fotos"], 2, "did you mean 'photos'"),
+        ([], 2, "IMAGES"),
+    ],
+)
+def test_how_it_ends(place: Path, invoke, tmp_path: Path, monkeypatch, images: list[str], code: int, said: str) -> None:
+    monkeypatch.chdir(place)
+    file = tmp_path / "a.csv"
+    done = invoke("predict", "run", *images, "--out", file)
+    assert done.exit_code == code and said in done.output
+    assert file.exists() == (code < 2)
