@@ -19,7 +19,7 @@ FORMS = """accepted forms:
   wds:shards/train-{000..009}.tar           webdataset; ?val=PATTERN, resampled, epoch=N
   hf:NAME[:CONFIG]                          HF datasets; ?streaming
 options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip"""
-_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels")
+_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels", "channels", "range")
 _SWITCHES = ("streaming", "resampled")
 _BY_KIND = {
     "digits": (),

@@ -90,7 +90,7 @@ class Looked:
     def shown(self) -> Iterator[Any]:
         """Rich tables and lines for a person."""
         kind = "several labels an image" if self.multi_label else "one label an image"
-        colour = "grey" if self.channels == 1 else "colour"
+        colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         yield Text(f"{self.spec}: {self.form}, {colour}, {len(self.classes)} classes, {kind}", style="bold")
         yield _split_table(self.splits)
         yield _class_table(self)
@@ -203,7 +203,7 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
         try:
             head = header(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
             image = decode(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
-            as_sample_image(image, dataset.channels, key=item.key)
+            as_sample_image(image, dataset.channels, key=item.key, pixel_range=dataset.pixel_range)
         except UnreadableImage as error:
             bad.append(BadImage(item.key, str(error)))
             continue
