@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -238,6 +238,25 @@ class _UnlessSize:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image if image.size == self.size else self.steps(image)
+
+
+def own_settings(
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+) -> dict[str, Any]:
+    """What of `SETTINGS` is given, checked as far as that goes without a model: `with_settings` does the rest.
+
+    Raises BadInput for a value that no model takes, and for means and deviations of different numbers of channels.
+    """
+    values: dict[str, Any] = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
+    given = {name: value for name, value in values.items() if value is not None}
+    several = next((given[name] for name in ("mean", "std") if name in given), (0.5,))
+    channels = len(several) if isinstance(several, list | tuple) else 1
+    checked: dict[str, Any] = {"mean": (0.5,) * channels, "std": (0.5,) * channels, **given}
+    Preprocess((channels, SMALL_SIDE, SMALL_SIDE), **checked)
+    return given
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:

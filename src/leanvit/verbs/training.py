@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from leanvit.training.checkpoint import STATE
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.folders import TENSORBOARD, Stopwatch, clear_run, keep_logs, new_folder, require_writable
-from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent
+from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent, with_range_of
 from leanvit.verbs.progress import progress
 
 
@@ -66,6 +66,10 @@ def train(
     distill: str | None = None,
     alpha: float | None = None,
     temperature: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     limit: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -90,6 +94,8 @@ def train(
             the data has other classes than it.
         teacher: run folder, or timm name: with its pretrained weights, or with `teacher_weights` (safetensors).
         distill: "soft", "hard", "token" or "method"; `alpha` and `temperature`: see `training.Distill`.
+        mean, std, crop_pct, interpolation: preprocessing of a timm name in the place of timm's configuration, a mean
+            and a standard deviation (of pixels in 0 to 1) for each channel; saved in what is made from it.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
@@ -115,6 +121,10 @@ def train(
         distill=distill,
         alpha=alpha,
         temperature=temperature,
+        mean=mean,
+        std=std,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
         say=say,
     )
     if resume and out is None:
@@ -195,6 +205,7 @@ def prepare(asked: Asked, data: str, *, adapt: bool, convert: bool, limit: int |
     validation = open_split(data, "val", seed=seed, limit=limit, say=say)
     start = start or start_model(asked, adapt_to=dataset, say=say)
     convert = require_fit(start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True)
+    start = with_range_of(dataset, start)
     goal, config = objective(asked, start, dataset, say=say)
     return Ready(start, dataset, validation, config, goal, convert)
 
