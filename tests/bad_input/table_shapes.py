@@ -127,7 +127,7 @@ CASES = [
     _own("dct_histo_tiny", (r"keep is \(0.5, 0.5, 2", "above 0 and up to 1"), keep=[0.5, 0.5, 2]),
     _own("dct_histo_tiny", ("32x32", "4x4 places", "from 57 pixels"), img_size=32),
     _own("dct_histo_tiny", ("domain is 'wavelet'", "'frequency', 'spatial'"), domain="wavelet"),
-    _preprocess("two channels", ("input_size=", "1 or 3 channels"), input_size=(2, 8, 8), mean=(0.5, 0.5), std=(1, 1)),
+    _preprocess("65 channels", ("input_size=", "1 to 64 channels"), input_size=(65, 8, 8), mean=(0.5,), std=(1,)),
     _preprocess("flat size", ("input_size=", "channels, height, width"), input_size=(8, 8)),
     _preprocess("size 0", ("input_size=", "channels, height, width"), input_size=(1, 0, 8)),
     _preprocess("size fraction", ("input_size=", "list of int"), input_size=(1, 8.5, 8)),

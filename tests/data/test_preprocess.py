@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
-from leanvit.data import Augment, Preprocess, keyed, open_dataset
+from leanvit.data import Augment, Preprocess, UnreadableImage, keyed, loader, open_dataset
 from leanvit.errors import BadInput
 from pictures import picture
 
@@ -125,7 +126,13 @@ def test_json_round_trip_and_fingerprint():
     [
         ({"crop_pc": 1}, "unknown field 'crop_pc': did you mean 'crop_pct'"),
         ({"input_size": [3, 32]}, r"input_size=\(3, 32\): accepted: \(channels, height, width\)"),
-        ({"input_size": [4, 32, 32]}, "1 or 3 channels"),
+        ({"input_size": [65, 32, 32]}, "1 to 64 channels"),
+        ({"input_size": [4, 32, 32]}, r"mean=\(0.4, 0.5, 0.6\): accepted: 4 values"),
+        ({"std": [0.5, float("inf"), 0.5]}, "std.*accepted: finite values"),
+        ({"mean": [0.5, float("nan"), 0.5]}, "mean.*accepted: a list of float values"),
+        ({"crop_pct": 0.001}, "images would be resized to 32000x32000 pixels"),
+        ({"pixel_range": [4095, 0]}, r"pixel_range=\(4095.0, 0.0\): accepted: \(low, high\)"),
+        ({"pixel_range": [0]}, r"accepted: \(low, high\) with low < high"),
         ({"input_size": [3, 32.5, 32]}, r"input_size=\[3, 32.5, 32\]: accepted: a list of int"),
         ({"mean": [0.5]}, r"mean=\(0.5,\): accepted: 3 values"),
         ({"mean": "0.5"}, "mean='0.5': accepted: a list of float"),
@@ -157,3 +164,42 @@ def test_transforms_travel_to_worker_processes():
         with keyed.global_rng(1):
             there = pickle.loads(pickle.dumps(transform))(image)
         assert np.array_equal(here, there)
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("center", True), ("squash", False), ("border", True)])
+@pytest.mark.parametrize("size", [(100_000, 1), (1, 100_000)])
+def test_the_size_after_resizing_is_bounded(mode, refused, size):
+    """177 bytes of PNG that would be 22,400,000 x 224 pixels: refused before anything is resized."""
+    strip = Image.new("RGB", size)
+    preprocess = Preprocess((3, 224, 224), (0.5,) * 3, (0.5,) * 3, crop_mode=mode)
+    for transform in (preprocess.eval_transform(), *map(preprocess.u8_transform, (None, "light", Augment(crop="pad")))):
+        if refused:
+            with pytest.raises(BadInput, match=f"it has {size[0]}x{size[1]} pixels"):
+                transform(strip)
+        else:
+            assert np.prod(transform(strip).shape) == 3 * 224 * 224
+
+
+def test_a_strip_is_named_by_the_loader_and_skipped_where_asked(tmp_path):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        picture(1, size=(40, 40)).save(tmp_path / label / "good.png")
+    Image.new("RGB", (100_000, 1)).save(tmp_path / "a" / "strip.png")
+    assert (tmp_path / "a" / "strip.png").stat().st_size < 1000
+    preprocess = Preprocess((3, 224, 224), (0.5,) * 3, (0.5,) * 3)
+    for augment in (None, "light", "randaug"):
+        with pytest.raises(UnreadableImage, match=r"image 'a/strip\.png' is not accepted: it has 100000x1 pixels"):
+            list(loader(open_dataset(tmp_path), preprocess, batch_size=3, train=augment is not None, augment=augment))
+        dataset = open_dataset(f"{tmp_path}?on_bad=skip")
+        (batch,) = loader(dataset, preprocess, batch_size=3, train=augment is not None, augment=augment)
+        assert sorted(batch.keys) == ["a/good.png", "b/good.png"] and [bad.key for bad in batch.bad] == ["a/strip.png"]
+
+
+def test_own_settings_are_checked():
+    own = PLAIN.with_settings({"mean": [0.1, 0.2, 0.3], "std": None, "interpolation": "lanczos", "crop_pct": 0.5})
+    assert (own.mean, own.std, own.interpolation, own.crop_pct) == ((0.1, 0.2, 0.3), PLAIN.std, "lanczos", 0.5)
+    assert PLAIN.with_settings(None) == PLAIN
+    with pytest.raises(BadInput, match=r"mean=\(0.5,\): accepted: 3 values, one a channel"):
+        PLAIN.with_settings({"mean": [0.5]})
+    with pytest.raises(BadInput, match="unknown preprocessing 'crop'"):
+        PLAIN.with_settings({"crop": 1})

@@ -10,7 +10,7 @@ import typer
 
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
-from leanvit.cli.options import command_line, data_spec, key_values, recovery_of
+from leanvit.cli.options import command_line, data_spec, key_values, preprocess_settings, recovery_of
 from leanvit.errors import BadInput
 
 NAME = "compress"
@@ -40,6 +40,10 @@ def command(
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    crop_pct: options.CropPct = None,
+    interpolation: options.Interpolation = None,
     limit: options.Limit = None,
     classes: options.Classes = None,
     shots: options.Shots = None,
@@ -95,6 +99,7 @@ def command(
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,
+            **preprocess_settings(mean, std, crop_pct, interpolation),
             limit=limit,
             seed=seed or 0,
             latency_batch=batch,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from leanvit.cli import options, output
-from leanvit.cli.options import data_spec
+from leanvit.cli.options import data_spec, preprocess_settings
 
 NAME = "data"
 
@@ -26,6 +26,10 @@ def command(
     classes: options.Classes = None,
     shots: options.Shots = None,
     seed: options.Seed = 0,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    crop_pct: options.CropPct = None,
+    interpolation: options.Interpolation = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -35,7 +39,15 @@ def command(
 
     with output.stdout_for_result():
         found = verbs.look(
-            spec, model=model, grid=grid, every=every, sample=sample, seed=seed, overwrite=overwrite, say=output.say
+            spec,
+            model=model,
+            grid=grid,
+            every=every,
+            sample=sample,
+            seed=seed,
+            **preprocess_settings(mean, std, crop_pct, interpolation),
+            overwrite=overwrite,
+            say=output.say,
         )
     if as_json:
         output.print_json(found.to_json())

@@ -8,7 +8,7 @@ import typer
 
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
-from leanvit.cli.options import command_line, key_values
+from leanvit.cli.options import command_line, key_values, preprocess_settings
 
 NAME = "export"
 
@@ -26,6 +26,10 @@ def command(
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    crop_pct: options.CropPct = None,
+    interpolation: options.Interpolation = None,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -42,6 +46,7 @@ def command(
             model_args=model_args,
             pretrained=pretrained,
             weights=weights,
+            **preprocess_settings(mean, std, crop_pct, interpolation),
             out=out,
             overwrite=overwrite,
             say=output.say,

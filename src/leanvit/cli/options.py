@@ -27,6 +27,20 @@ Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load timm's pret
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights of a timm name: .safetensors, .pth.")
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="A,B,C", help="Own mean of a timm name, of pixels in 0 to 1; one a channel."),
+]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="A,B,C", help="Own standard deviation of a timm name; one a channel.")
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option("--crop-pct", metavar="X", help="Own share of the resized side that is cropped, like 0.9."),
+]
+Interpolation = Annotated[
+    str | None, typer.Option("--interpolation", metavar="NAME", help="Own way to resize: bicubic, bilinear, ...")
+]
 DataSpec = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
 OptionalData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
 Classes = Annotated[
@@ -137,6 +151,25 @@ def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
         except (ValueError, RecursionError):  # also numbers of thousands of digits
             found[key.strip()] = value
     return found
+
+
+def preprocess_settings(
+    mean: str | None, std: str | None, crop_pct: float | None, interpolation: str | None
+) -> dict[str, Any]:
+    """`--mean 0.5,0.5,0.5` and so on, as the verbs take them. Raises `BadInput` for what is no list of numbers."""
+    return {
+        "mean": _numbers("--mean", mean),
+        "std": _numbers("--std", std),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+    }
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(f"{option} {text!r}; accepted: numbers with commas between, one a channel") from None
 
 
 def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Recovery | None = None) -> Recovery | None:

@@ -9,7 +9,7 @@ import typer
 
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
-from leanvit.cli.options import command_line, data_spec, key_values
+from leanvit.cli.options import command_line, data_spec, key_values, preprocess_settings
 from leanvit.errors import BadInput
 
 NAME = "train"
@@ -47,6 +47,10 @@ def command(
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    crop_pct: options.CropPct = None,
+    interpolation: options.Interpolation = None,
     limit: options.Limit = None,
     classes: options.Classes = None,
     shots: options.Shots = None,
@@ -85,6 +89,7 @@ def command(
         "distill": distill,
         "alpha": alpha,
         "temperature": temperature,
+        **preprocess_settings(mean, std, crop_pct, interpolation),
         "limit": limit,
         "seed": seed,
     }

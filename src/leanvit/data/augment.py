@@ -71,6 +71,15 @@ class Augment:
             raise unknown("augment", augment, PRESETS)
         return PRESETS[augment]
 
+    def check_channels(self, channels: int) -> None:
+        """Raise BadInput, by name, for what timm draws on grey or RGB images only, where there are more channels."""
+        for name in ("auto_augment", "color_jitter") if channels > 3 else ():
+            if getattr(self, name):
+                raise BadInput(
+                    f"Augment.{name}={getattr(self, name)!r} changes colours: for images of 1 or 3 channels, these "
+                    f"have {channels}; accepted: augment 'light', or others without auto_augment and color_jitter"
+                )
+
     def timm(self) -> dict[str, Any]:
         """The arguments of `timm.data.create_transform` that stand for this augmentation, crop kind excepted."""
         return {

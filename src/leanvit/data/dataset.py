@@ -14,12 +14,13 @@ from PIL import Image
 from leanvit.data import keyed
 from leanvit.data.classes import Matched
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey, with_channels
+from leanvit.data.depth import PixelRange
 from leanvit.data.labels import rarest_label
 from leanvit.errors import BadInput, nearest
 
 
 class Sample(NamedTuple):
-    """One example: an 8-bit "L" or "RGB" image, its class index, and its key (unique within the split).
+    """One example: an 8-bit "L", "RGB" or "RGBX" image, its class index, and its key (unique within the split).
 
     In a multi-label set the target is a (classes,) float32 vector of 0 and 1.
     """
@@ -53,13 +54,14 @@ class Dataset:
     targets: np.ndarray  # (N,) int64; multi-label: (N, classes) float32 of 0 and 1
     rows: np.ndarray  # (N,) int64, row of each sample in `images`
     images: Images
-    channels: int  # 1 (grey) or 3
+    channels: int  # 1 (grey), 3, or 4 where they are declared
     image_size: tuple[int, int]  # typical (h, w)
     mirror: bool = True  # whether a mirrored image keeps its class (not so for digits)
     note: str = ""  # how the split came about, when it is not what the source calls it
     multi_label: bool = False
     on_bad: str = "error"  # or "skip": what loaders do with an image that cannot be read
     max_pixels: int = MAX_PIXELS  # an image with more cannot be read
+    pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
     bad: list[BadImage] = field(default_factory=list)  # what was left out so far, by this set and those made from it
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many files or lines are no sample
 
@@ -216,22 +218,24 @@ class Dataset:
         if encoded is None:
             image = self.images[int(self.rows[index])]
         else:
-            image = decode(encoded, key=key, max_pixels=self.max_pixels)
-        return as_sample_image(image, self.channels, key=key)
+            image = decode(encoded, key=key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
+        return as_sample_image(image, self.channels, key=key, pixel_range=self.pixel_range)
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    pixels: list[np.ndarray]  # uint8, (H, W) or (H, W, 3)
+    pixels: list[np.ndarray]  # uint8, (H, W), or (H, W, 3 or 4)
 
     def __getitem__(self, row: int, /) -> Image.Image:
         return Image.fromarray(self.pixels[row])
 
 
-def as_sample_image(image: Image.Image, channels: int, *, key: str) -> Image.Image:
+def as_sample_image(
+    image: Image.Image, channels: int, *, key: str, pixel_range: PixelRange | None = None
+) -> Image.Image:
     """`with_channels`, its refusal as UnreadableImage."""
     try:
-        return with_channels(image, channels)
+        return with_channels(image, channels, pixel_range)
     except BadInput as error:
         raise UnreadableImage.of(key, f"is not accepted: {error}") from None
 

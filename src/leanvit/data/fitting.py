@@ -11,7 +11,10 @@ from torch import nn
 
 from leanvit.builders import require_model
 from leanvit.data.classes import matched_with
+from leanvit.data.decode import CHANNELS
+from leanvit.data.depth import range_text
 from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
+from leanvit.data.specs import parse_spec
 from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput
 
@@ -45,6 +48,8 @@ def check_fits(
     problems = [
         *_input_problems(model, preprocess),
         *([] if convert else _image_problems(model, preprocess, dataset)),
+        *_channel_problems(preprocess, dataset, convert=convert),
+        *_range_problems(preprocess, dataset),
         *_class_problems(model, dataset, class_names, trains),
     ]
     if problems:
@@ -194,7 +199,7 @@ def _input_problems(model: nn.Module, preprocess: Preprocess) -> list[str]:
 
 
 def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
-    channels, height, width = preprocess.input_size
+    height, width = preprocess.input_size[1:]
     problems = []
     growth = _enlargement(dataset.image_size, (height, width))
     if growth > MAX_ENLARGEMENT:
@@ -210,12 +215,31 @@ def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDatase
             f"resolution: images of {own_height}x{own_width} would be enlarged {growth:.3g}x to {height}x{width}: "
             f"build the model with {mend}"
         )
-    if dataset.channels != channels:
-        problems.append(
-            f"channels: the images have {dataset.channels}, the model's input {channels}: build the model with "
-            f"in_chans={dataset.channels}"
-        )
     return problems
+
+
+def _channel_problems(preprocess: Preprocess, dataset: AnyDataset, *, convert: bool) -> list[str]:
+    """Grey and colour can be converted, and a fourth channel left out; none can be made up."""
+    channels = preprocess.input_size[0]
+    if dataset.channels == channels or (convert and channels in (1, 3)):
+        return []
+    declared = f", or read {channels} of the images: --data '...?channels={channels}'" if channels in CHANNELS else ""
+    return [
+        f"channels: the images have {dataset.channels}, the model's input {channels}: build the model with "
+        f"in_chans={dataset.channels}{declared if dataset.channels != 1 else ''}"
+    ]
+
+
+def _range_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
+    """A range that was taken from the values of other images than those of the training; a stated one is accepted."""
+    trained = preprocess.pixel_range
+    found = None if trained is None else dataset.pixel_range
+    if trained is None or found is None or found == trained or "range" in parse_spec(dataset.spec).options:
+        return []
+    return [
+        f"range: the model was trained on pictures with values {range_text(trained)}, the values of these were taken "
+        f"as {range_text(found)}: give the data ?range={range_text(trained)} (or its own, if it is another)"
+    ]
 
 
 def _class_problems(model: nn.Module, dataset: AnyDataset, class_names: str, trains: bool) -> list[str]:

@@ -252,31 +252,35 @@ class _Fetch:
             return error
 
     def _batch(self, items: Any) -> Batch:
-        samples, bad = self._read(items)
-        targets = self._targets([sample.target for sample, _ in samples])
-        if not samples:
-            images = torch.empty(0, *self.loader.preprocess.input_size)
-        elif self.erasing:
-            images = torch.stack([self._erased(*sample) for sample in samples])
-        else:  # the whole batch is normalised at once: several times faster for small images, the same bits
-            images = self.loader.preprocess.normalize(np.stack([self._seeded(*sample) for sample in samples]))
-        return Batch(images, targets, [sample.key for sample, _ in samples], tuple(bad))
-
-    def _read(self, items: Any) -> tuple[list[tuple[Sample, int]], list[BadImage]]:
-        """(sample, how often the epoch came to it before) of those that can be read, and the others."""
-        dataset, samples, bad = self.loader.dataset, [], []
+        made: list[Any] = []  # of each sample its pixels, or with erasing its normalised image
+        samples: list[Sample] = []
+        bad: list[BadImage] = []
         for item in items:
             try:
-                if isinstance(dataset, Stream):
-                    samples.append((dataset.read(item), item.visit))
-                else:
-                    index, view = item
-                    samples.append((dataset[int(index)], int(view)))
+                sample, visit = self._sample(item)
+                made.append(self._erased(sample, visit) if self.erasing else self._seeded(sample, visit))
             except UnreadableImage as error:
                 if self.loader.on_bad == "error":
                     raise
                 bad.append(BadImage(error.key, str(error)))
-        return samples, bad
+            else:
+                samples.append(sample)
+        targets = self._targets([sample.target for sample in samples])
+        if not samples:
+            images = torch.empty(0, *self.loader.preprocess.input_size)
+        elif self.erasing:
+            images = torch.stack(made)
+        else:  # the whole batch is normalised at once: several times faster for small images, the same bits
+            images = self.loader.preprocess.normalize(np.stack(made))
+        return Batch(images, targets, [sample.key for sample in samples], tuple(bad))
+
+    def _sample(self, item: Any) -> tuple[Sample, int]:
+        """A sample, and how often the epoch came to it before. Raises UnreadableImage."""
+        dataset = self.loader.dataset
+        if isinstance(dataset, Stream):
+            return dataset.read(item), item.visit
+        index, view = item
+        return dataset[int(index)], int(view)
 
     def _targets(self, targets: list[Any]) -> torch.Tensor:
         if not self.loader.dataset.multi_label:
@@ -288,7 +292,10 @@ class _Fetch:
         if self.loader.augment is not None:
             again = (visit,) if visit else ()  # the same image once more: a view of it, or a resampled epoch
             keyed.seed_global(*augment_parts(*self.loader.draws, sample.key), *again)
-        return self.pixels(sample.image)
+        try:
+            return self.pixels(sample.image)
+        except BadInput as error:
+            raise UnreadableImage.of(sample.key, f"is not accepted: {error}") from None
 
     def _erased(self, sample: Sample, visit: int) -> torch.Tensor:
         image = self.loader.preprocess.normalize(self._seeded(sample, visit))

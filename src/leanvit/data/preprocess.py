@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +18,13 @@ from torch import nn
 from torchvision import transforms
 
 from leanvit.data.augment import Augment, ShiftFlip, without_posterize_limit_
-from leanvit.data.decode import with_channels
+from leanvit.data.decode import CHANNELS, with_channels
+from leanvit.data.depth import PixelRange
 from leanvit.errors import BadInput, is_number, nearest, unknown
 
+MAX_CHANNELS = 64  # of a model's input; pictures give 1, 3 or 4
+MAX_RESIZED = 2**26  # pixels of an image after resizing, before the crop: what is narrower is refused
+SETTINGS = ("mean", "std", "crop_pct", "interpolation")  # that may be given for a timm name
 SMALL_SIDE = 64  # up to this many pixels an image is small: cropped with padding, never zoomed into
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
@@ -29,34 +34,48 @@ _CROP_MODES = ("center", "squash", "border")
 class Preprocess:
     """Resize, crop and normalise, in timm's terms. Raises BadInput for a field that is not what is accepted."""
 
-    input_size: tuple[int, int, int]  # (C, H, W); C is 1 or 3
+    input_size: tuple[int, int, int]  # (C, H, W); images of 1, 3 or 4 channels can be read
     mean: tuple[float, ...]  # C values, of pixels in [0, 1]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     crop_pct: float = 1.0  # the crop's side over the resized side
     crop_mode: str = "center"
+    pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
 
     def __post_init__(self) -> None:
         for name, convert in (("input_size", int), ("mean", float), ("std", float)):
             object.__setattr__(self, name, _numbers(name, getattr(self, name), convert))
-        if len(self.input_size) != 3 or self.input_size[0] not in (1, 3) or min(self.input_size) < 1:
+        if len(self.input_size) != 3 or self.input_size[0] > MAX_CHANNELS or min(self.input_size) < 1:
             raise BadInput(
-                f"Preprocess.input_size={self.input_size}: accepted: (channels, height, width), 1 or 3 channels"
+                f"Preprocess.input_size={self.input_size}: accepted: (channels, height, width), 1 to {MAX_CHANNELS} "
+                "channels"
             )
         for name in ("mean", "std"):
             if len(getattr(self, name)) != self.input_size[0]:
                 raise BadInput(
                     f"Preprocess.{name}={getattr(self, name)}: accepted: {self.input_size[0]} values, one a channel"
                 )
+            if not all(map(math.isfinite, getattr(self, name))):
+                raise BadInput(f"Preprocess.{name}={getattr(self, name)}: accepted: finite values")
         if min(self.std) <= 0:
             raise BadInput(f"Preprocess.std={self.std}: accepted: values > 0")
         if not is_number(self.crop_pct, above=0):
             raise BadInput(f"Preprocess.crop_pct={self.crop_pct!r}: accepted: a number > 0")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
+        height, width = self.input_size[1:]
+        if self.crop_pct < 1 and height * width > _most_resized(self) * self.crop_pct**2:
+            raise BadInput(
+                f"Preprocess.crop_pct={self.crop_pct}: images would be resized to {height / self.crop_pct:.0f}x"
+                f"{width / self.crop_pct:.0f} pixels to crop {height}x{width} of them; accepted: larger ones"
+            )
         if self.interpolation not in _INTERPOLATIONS:
             raise unknown("Preprocess.interpolation", str(self.interpolation), _INTERPOLATIONS)
         if self.crop_mode not in _CROP_MODES:
             raise unknown("Preprocess.crop_mode", str(self.crop_mode), _CROP_MODES)
+        if self.pixel_range is not None:
+            object.__setattr__(self, "pixel_range", _numbers("pixel_range", self.pixel_range, float))
+            if len(self.pixel_range) != 2 or not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf:
+                raise BadInput(f"Preprocess.pixel_range={self.pixel_range}: accepted: (low, high) with low < high")
 
     @staticmethod
     def of(model: nn.Module) -> Preprocess:
@@ -84,20 +103,33 @@ class Preprocess:
             crop_mode=config["crop_mode"],
         )
 
+    def with_settings(self, settings: Mapping[str, Any] | None) -> Preprocess:
+        """With own `SETTINGS` in the place of the model's configuration; None values are left out.
+
+        Raises BadInput for another name, and for a value that is not accepted (as many means as channels, ...).
+        """
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        for name in given:
+            if name not in SETTINGS:
+                raise unknown("preprocessing", name, SETTINGS)
+        return replace(self, **given)
+
     def eval_transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """PIL image -> (C, H, W) float32, normalised: timm's evaluation transform after conversion to C channels."""
-        to_channels = partial(with_channels, channels=self.input_size[0])
-        return _composed(to_channels, create_transform(**self._timm(), crop_pct=self.crop_pct))
+        return _composed(*self._first_steps(), create_transform(**self._timm(), crop_pct=self.crop_pct))
 
     def u8_transform(self, augment: Augment | str | None = None) -> Callable[[Image.Image], np.ndarray]:
         """PIL image -> (H, W, C) uint8 after resize and crop: what an artefact takes.
 
         `normalize` of it equals `eval_transform` bit for bit. With `augment` it is augmented, erasing excepted.
+
+        Raises BadInput for augmentation that needs grey or RGB where there are four channels, and for more than four.
+        The transform raises it for an image that cannot be converted, or has too many pixels once it is resized.
         """
         chosen = Augment.of(augment)
-        to_channels = partial(with_channels, channels=self.input_size[0])
         if chosen is None:
-            return _composed(to_channels, self._framed(self.crop_pct), _pixels)
+            return _composed(*self._first_steps(), self._framed(self.crop_pct), _pixels)
+        chosen.check_channels(self.input_size[0])
         crop, colour, _ = create_transform(**self._timm(), is_training=True, separate=True, **chosen.timm())
         kind = chosen.crop
         if kind == "auto":
@@ -105,7 +137,7 @@ class Preprocess:
         if kind != "resized":
             moved = ShiftFlip(chosen.padding if kind == "pad" else 0.0, chosen.hflip)
             crop = _composed(self._framed(1.0), moved)
-        return _composed(to_channels, crop, without_posterize_limit_(colour), _pixels)
+        return _composed(*self._first_steps(), crop, without_posterize_limit_(colour), _pixels)
 
     def normalize(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
         """(..., H, W, C) uint8 -> (..., C, H, W) float32: (value / 255 - mean) / std, in timm's order of operations."""
@@ -124,13 +156,17 @@ class Preprocess:
         return _composed(self.u8_transform(chosen), self.normalize, *chosen.erasing())
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with any field: what a teacher's and an artefact's preprocessing are matched by."""
-        text = json.dumps(self.to_json(), sort_keys=True)
+        """16 hex digits that change with any field but `pixel_range`, which comes before: what is done to 8-bit images.
+
+        A teacher's and an artefact's preprocessing are matched by it.
+        """
+        text = json.dumps(replace(self, pixel_range=None).to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values (a dict)."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """The fields as JSON values (a dict); `pixel_range` only where there is one."""
+        found = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return found if self.pixel_range is not None else {k: v for k, v in found.items() if k != "pixel_range"}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Preprocess:
@@ -141,7 +177,7 @@ class Preprocess:
         for name in data:
             if name not in known:
                 raise BadInput(f"preprocess: unknown field {name!r}: {nearest(str(name), known)}")
-        missing = [name for name in known if name not in data]
+        missing = [name for name in known if name not in data and name != "pixel_range"]
         if missing:
             raise BadInput(f"preprocess: missing field(s) {', '.join(missing)}")
         return Preprocess(**data)
@@ -155,12 +191,46 @@ class Preprocess:
             "crop_mode": self.crop_mode,
         }
 
+    def _first_steps(self) -> tuple[Callable[[Image.Image], Image.Image], ...]:
+        """To 8 bits and C channels, and the check of the size that comes next."""
+        channels = self.input_size[0]
+        if channels not in CHANNELS:
+            raise BadInput(
+                f"the model takes {channels} channels; accepted: {', '.join(map(str, CHANNELS))}, as images have"
+            )
+        return partial(with_channels, channels=channels, pixel_range=self.pixel_range), _Bounded(self)
+
     def _framed(self, crop_pct: float) -> transforms.Compose:
         """timm's resize and crop of evaluation, as PIL steps."""
         evaluated = create_transform(**self._timm(), crop_pct=crop_pct, normalize=False)
         framed = transforms.Compose(evaluated.transforms[:-1])  # without the conversion to a tensor
         height, width = self.input_size[1:]
         return transforms.Compose([_UnlessSize((width, height), framed)]) if crop_pct == 1.0 else framed
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """Passes images on whose size after resizing is bounded. Raises BadInput for others: strips, a pixel wide.
+
+    The bound is that of evaluation, whatever the augmentation, so that training and evaluation take the same images.
+    """
+
+    preprocess: Preprocess
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        own, mode = self.preprocess, self.preprocess.crop_mode
+        wanted = [math.floor(side / own.crop_pct) for side in own.input_size[1:]]
+        ratios = [side / want for side, want in zip((image.height, image.width), wanted, strict=True)]
+        ratio = min(ratios) if mode == "center" else max(ratios)
+        if mode == "center" and image.width * image.height > _most_resized(own) * ratio**2:
+            width, height = image.width / ratio, image.height / ratio
+            raise BadInput(
+                f"it has {image.width}x{image.height} pixels and would be resized to {width:.0f}x{height:.0f}, more "
+                f"than {_most_resized(own)} pixels, of which {own.input_size[2]}x{own.input_size[1]} are taken"
+            )
+        if mode == "border" and min(image.size) < ratio / 2:
+            raise BadInput(f"it has {image.width}x{image.height} pixels, too narrow to be shown whole")
+        return image
 
 
 @dataclass(frozen=True)
@@ -172,6 +242,25 @@ class _UnlessSize:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         return image if image.size == self.size else self.steps(image)
+
+
+def own_settings(
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
+) -> dict[str, Any]:
+    """What of `SETTINGS` is given, checked as far as that goes without a model: `with_settings` does the rest.
+
+    Raises BadInput for a value that no model takes, and for means and deviations of different numbers of channels.
+    """
+    values: dict[str, Any] = {"mean": mean, "std": std, "crop_pct": crop_pct, "interpolation": interpolation}
+    given = {name: value for name, value in values.items() if value is not None}
+    several = next((given[name] for name in ("mean", "std") if name in given), (0.5,))
+    channels = len(several) if isinstance(several, list | tuple) else 1
+    checked: dict[str, Any] = {"mean": (0.5,) * channels, "std": (0.5,) * channels, **given}
+    Preprocess((channels, SMALL_SIDE, SMALL_SIDE), **checked)
+    return given
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:
@@ -208,6 +297,11 @@ def _composed(*steps: Callable[[Any], Any]) -> transforms.Compose:
     return transforms.Compose(flat)
 
 
+def _most_resized(preprocess: Preprocess) -> int:
+    """The most pixels of a resized image: `MAX_RESIZED`, more for inputs that are that large themselves."""
+    return max(MAX_RESIZED, 4 * preprocess.input_size[1] * preprocess.input_size[2])
+
+
 def _pixels(image: Image.Image) -> np.ndarray:
     pixels = np.array(image)  # a copy: torch warns about read-only memory
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
@@ -218,9 +312,16 @@ def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
+def _is_exact(convert: Callable[[Any], Any], value: float) -> bool:
+    try:
+        return bool(convert(value) == value)
+    except (ValueError, OverflowError):  # not a number, or larger than any float
+        return False
+
+
 def _numbers(name: str, values: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:
     plain = isinstance(values, list | tuple) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and convert(v) == v for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and _is_exact(convert, v) for v in values
     )
     if not plain:
         raise BadInput(f"Preprocess.{name}={values!r}: accepted: a list of {convert.__name__} values")

@@ -12,6 +12,7 @@ import numpy as np
 
 from leanvit.data import keyed
 from leanvit.data.dataset import Dataset
+from leanvit.data.declared import as_declared
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, NoTrainingSplit, nearest, unknown
@@ -62,6 +63,8 @@ def open_dataset(
     classes: names or indices of the classes to keep, which become 0, 1, ... in this order. shots: images a class,
     chosen by (seed, key), of every split but val. on_bad: "error" (default) or "skip" images that cannot be read.
     max_pixels: images with more cannot be read. These four may stand in the spec, too; the result's `spec` has them.
+    Two more stand in the spec only: `channels=1|3|4`, and `range=LOW-HIGH`, the values of black and white of images
+    with more than 8 bits (see `declared.as_declared` for what is taken where it is not given).
 
     The result's `left_out` counts what of the source is no sample, by reason; its `note` says what was guessed, and of
     a training split which classes have no image, and where there is one class only, or one image of each.
@@ -77,7 +80,8 @@ def open_dataset(
     given = {"classes": None if classes is None else tuple(classes), "shots": shots}
     text = with_options(os.fspath(spec), {**given, "on_bad": on_bad, "max_pixels": max_pixels})
     parsed = parse_spec(text)
-    dataset = _with_choices(_selected(source_of(parsed), split), parsed, seed)
+    source = source_of(parsed)
+    dataset = as_declared(_with_choices(_selected(source, split), parsed, seed), source, parsed)
     return _warned(dataset if limit is None else dataset.limited(limit, seed=seed))
 
 

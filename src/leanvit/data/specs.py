@@ -19,8 +19,9 @@ FORMS = """accepted forms:
   list:FILE                                 lines `path label`; list:train.txt?val=val.txt&root=images
   wds:shards/train-{000..009}.tar           webdataset; ?val=PATTERN, resampled, epoch=N
   hf:NAME[:CONFIG]                          HF datasets; ?streaming
-options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip"""
-_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels")
+options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip
+  of pictures: channels=4, range=0-4095"""
+_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels", "channels", "range")
 _SWITCHES = ("streaming", "resampled")
 _BY_KIND = {
     "digits": (),

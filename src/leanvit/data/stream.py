@@ -22,6 +22,7 @@ from leanvit.data import keyed
 from leanvit.data.classes import Matched
 from leanvit.data.dataset import Dataset, Sample, as_sample_image
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
+from leanvit.data.depth import PixelRange
 from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
 
@@ -60,7 +61,7 @@ class Stream:
     classes: list[str]
     parts: tuple[Part, ...]
     length: int
-    channels: int  # 1 (grey) or 3
+    channels: int  # 1 (grey), 3, or 4 where they are declared
     image_size: tuple[int, int]  # typical (h, w)
     multi_label: bool = False
     resampled: bool = False
@@ -69,6 +70,7 @@ class Stream:
     note: str = ""
     on_bad: str = "error"
     max_pixels: int = MAX_PIXELS
+    pixel_range: PixelRange | None = None  # see `Dataset`
     bad: list[BadImage] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many members are no sample
     matched: Matched | None = None  # where targets are outputs of a model: which of the shards' classes is which
@@ -99,8 +101,9 @@ class Stream:
 
     def read(self, item: Encoded) -> Sample:
         """Decode one sample. Raises UnreadableImage."""
-        image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels)
-        return Sample(as_sample_image(image, self.channels, key=item.key), item.target, item.key)
+        image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
+        image = as_sample_image(image, self.channels, key=item.key, pixel_range=self.pixel_range)
+        return Sample(image, item.target, item.key)
 
     def pass_over(self) -> Iterator[Encoded]:
         """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -114,7 +114,7 @@ def trace_tokens(
             tokens, state = model.run(tokens, state, i, i + 1)
             if tokens.shape[1] != length:
                 length = tokens.shape[1]
-                owners = state.owners(len(chosen), tokens.device)
+                owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
         logits, state = model.classify(tokens, state)
     model.train(training)
@@ -125,7 +125,7 @@ def trace_tokens(
         num_prefix=state.num_prefix,
         tokens=state.tokens,
         reductions=tuple(reductions),
-        pictures=_pictures(chosen, preprocess, answers) if reductions else (),
+        pictures=_pictures(chosen, preprocess, dict(zip(batch.keys, answers, strict=True))) if reductions else (),
     )
 
 
@@ -143,11 +143,12 @@ def _shown_class(target: Any) -> int:
     return target if isinstance(target, int) else int(target.argmax())
 
 
-def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Sequence[int]) -> tuple[Picture, ...]:
+def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
-        Picture(sample.key, _shown_class(sample.target), answer, _encoded(transform(sample.image)))
-        for sample, answer in zip(dataset, answers, strict=True)
+        Picture(sample.key, _shown_class(sample.target), answers[sample.key], _encoded(transform(sample.image)))
+        for sample in dataset
+        if sample.key in answers  # the loader leaves out what preprocessing cannot take
     )
 
 

@@ -13,7 +13,8 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.data import AnyDataset, Preprocess, check_fits, epoch_length
+from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length
+from leanvit.data.depth import range_text
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.given import require_dataset, require_model
@@ -134,6 +135,14 @@ def check_run(
         )
     if validate is not None and validate.multi_label != dataset.multi_label:
         raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
+    ranges = [one.pixel_range for one in (dataset, validate) if one is not None and one.pixel_range is not None]
+    if len(set(ranges)) > 1:
+        raise BadInput(
+            f"values of black and white are {range_text(ranges[0])} in the training data and {range_text(ranges[1])} "
+            "in validate: give both the same ?range=LOW-HIGH"
+        )
+    if (augment := Augment.of(config.augment)) is not None:
+        augment.check_channels(preprocess.input_size[0])
     if dataset.multi_label and config.mixes:
         raise BadInput(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
+from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import Data, History, Root
 from leanvit.recipe.course import fitting_batch
@@ -35,6 +36,7 @@ class Asked:
     teacher_weights: str | Path | None = None
     recipe: TrainRecipe | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # what was given over the recipe
+    preprocess_settings: Mapping[str, Any] = field(default_factory=dict)  # own mean, std, ... of a timm name
 
     @property
     def convert(self) -> bool:
@@ -70,12 +72,17 @@ def ask(
     distill: str | None = None,
     alpha: float | None = None,
     temperature: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     say: Say = silent,
 ) -> Asked:
     """Put a recipe and what was given over it together; what was given wins. Arguments as of `train`.
 
     Raises `BadInput` for a recipe or a setting that is not accepted, or a model or teacher that nobody named.
     """
+    own_preprocessing = own_settings(mean, std, crop_pct, interpolation)
     found = None if recipe is None else load_train_recipe(recipe, name)
     given = {**({} if seed is None else {"seed": seed}), **(settings or {})}
     if name is None and (found is None or found.model is None):
@@ -102,6 +109,7 @@ def ask(
         teacher_weights=teacher_weights,
         recipe=found,
         overrides=overrides,
+        preprocess_settings=own_preprocessing,
     )
 
 
@@ -132,6 +140,7 @@ def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loade
         pretrained=asked.pretrained,
         weights=asked.weights,
         adapt_to=adapt_to,
+        preprocess_settings=asked.preprocess_settings,
         seed=asked.config.seed,
         say=say,
     )

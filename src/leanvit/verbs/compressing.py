@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
+from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
@@ -50,6 +51,7 @@ from leanvit.verbs.models import (
     say_bad,
     silent,
     with_classes_of,
+    with_range_of,
 )
 from leanvit.verbs.progress import progress
 from leanvit.verbs.shares import KINDS, Tally
@@ -123,6 +125,10 @@ def compress(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     latency_batch: int = 8,
@@ -138,6 +144,8 @@ def compress(
     Args:
         model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`;
             `convert`: see `train`; `class_names`: see `measure`. A run keeps the names of its classes.
+        mean, std, crop_pct, interpolation: preprocessing of a timm name in the place of timm's configuration, a mean
+            and a standard deviation (of pixels in 0 to 1) for each channel; saved in what is made from it.
         methods: methods like `EViT(keep_rate=0.7)`, in the order they are applied.
         data: data spec. Methods that calibrate and the recovery learn from its `train` split, which is opened only
             where something learns; `val` is measured.
@@ -156,6 +164,7 @@ def compress(
     require_whole("--batch", latency_batch, least=1)
     if out is not None:
         refuse_if_held(Path(out))
+    settings = own_settings(mean, std, crop_pct, interpolation)
     if resume:
         _check_resume(out, methods, recovery)
     _check_teacher_is_asked(teacher, methods, recovery)
@@ -169,6 +178,7 @@ def compress(
         pretrained=pretrained,
         weights=weights,
         adapt_to=train if adapt else None,
+        preprocess_settings=settings,
         seed=seed,
         say=say,
     )
@@ -183,6 +193,7 @@ def compress(
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
+        start = with_range_of(known, start)
     train = None if train is None else with_classes_of(start, train, class_names=class_names, say=say)
     validation = validation.cached() if validation is not None else None
     told = say if train is None else silent

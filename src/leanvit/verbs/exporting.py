@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from leanvit.data.preprocess import own_settings
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
@@ -52,6 +53,10 @@ def export(
     pretrained: bool = False,
     weights: str | Path | None = None,
     opset: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     say: Say = silent,
@@ -64,6 +69,7 @@ def export(
         batch: fixed batch; None: any.
         input_type: "float" (normalised images) or "u8" (pixels; the normalisation is in the graph).
         opset: of ONNX, 17 to 20; default: PyTorch's choice.
+        mean, std, crop_pct, interpolation: preprocessing of a timm name; see `train`.
         out: folder of the artefact; default: `artefacts/RUNTIME` in the run folder.
 
     Raises:
@@ -78,7 +84,10 @@ def export(
         raise unknown("input type", input_type, INPUT_TYPES)
     if batch is not None:
         require_whole("--batch", batch, least=1, most=MAX_BATCH)
-    one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
+    settings = own_settings(mean, std, crop_pct, interpolation)
+    one = load_model(
+        run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, say=say
+    )
     if out is None and one.home is not None:
         out = artefact_folder(one.home, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), say=say)

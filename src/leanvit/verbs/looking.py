@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,9 +15,10 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
-from leanvit.data import AnyDataset, BadImage, Dataset, Preprocess, Stream, UnreadableImage, keyed, open_dataset
+from leanvit.data import AnyDataset, BadImage, Dataset, Stream, UnreadableImage, keyed, open_dataset
 from leanvit.data.dataset import as_sample_image
 from leanvit.data.decode import decode, header
+from leanvit.data.preprocess import own_settings
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
 from leanvit.errors import BadInput
@@ -99,7 +100,7 @@ class Looked:
     def shown(self) -> Iterator[Any]:
         """Rich tables and lines for a person."""
         kind = "several labels an image" if self.multi_label else "one label an image"
-        colour = "grey" if self.channels == 1 else "colour"
+        colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         yield Text(f"{self.spec}: {self.form}, {colour}, {len(self.classes)} classes, {kind}", style="bold")
         yield _split_table(self.splits)
         yield _class_table(self)
@@ -121,6 +122,10 @@ def look(
     every: bool = False,
     sample: int = 256,
     seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     overwrite: bool = False,
     say: Say = silent,
 ) -> Looked:
@@ -131,12 +136,16 @@ def look(
         model: timm name or run folder: whether it fits the data, and if not, why.
         grid: `.png` file that gets a few images of each class.
         seed: which images are read and shown.
+        mean, std, crop_pct, interpolation: preprocessing of a timm name as `model`; see `train`.
 
     Raises:
         BadInput: a spec that cannot be opened, or a grid that cannot be written, before images are read.
     """
     if sample < 1:
         raise BadInput(f"sample={sample}: accepted: a number of images >= 1")
+    settings = own_settings(mean, std, crop_pct, interpolation)
+    if settings and model is None:
+        raise BadInput(f"{', '.join(settings)} are of a model: give one too (--model MODEL)")
     grid = _checked_grid(grid, overwrite=overwrite)
     parsed = parse_spec(spec)
     held = source_of(parsed)
@@ -145,7 +154,7 @@ def look(
         names = ["val"]
     splits = [_opened(spec, name, seed) for name in names]
     first = splits[0]
-    fit = None if model is None else _fit(model, first)
+    fit = None if model is None else _fit(model, first, settings)
     count = None if every else sample
     looks = [_look(dataset, count, seed, say) for dataset in splits]
     leak = _leak(splits[0], splits[1], count, seed, say) if len(splits) == 2 else None
@@ -215,7 +224,8 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitF
         try:
             head = header(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
             image = decode(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
-            constant += _is_constant(as_sample_image(image, dataset.channels, key=item.key))
+            image = as_sample_image(image, dataset.channels, key=item.key, pixel_range=dataset.pixel_range)
+            constant += _is_constant(image)
         except UnreadableImage as error:
             bad.append(BadImage(item.key, str(error)))
             continue
@@ -303,13 +313,13 @@ def _digest(encoded: bytes | Path) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _fit(model: str | Path, dataset: AnyDataset) -> str:
-    loaded = load_model(model)
+def _fit(model: str | Path, dataset: AnyDataset, settings: Mapping[str, Any]) -> str:
+    loaded = load_model(model, preprocess_settings=settings)
     try:
         require_fit(loaded, dataset)
     except BadInput as error:
         return str(error)
-    size = "x".join(map(str, Preprocess.of(loaded.model).input_size))
+    size = "x".join(map(str, loaded.preprocess.input_size))
     return f"{model} fits: input {size}, {len(dataset.classes)} classes"
 
 

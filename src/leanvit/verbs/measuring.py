@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison, Predictions, compare
@@ -59,6 +60,10 @@ def measure(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     limit: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -75,7 +80,7 @@ def measure(
         all_runtimes: all of them in one comparison; what is not installed, or does not take a model, is left out and
             named with the reason (`Measured.left_out`).
         convert: see `train`. class_names: "by-name" or "by-position", see `data.match_classes`.
-        model_args, pretrained, weights: for the timm names among them.
+        model_args, pretrained, weights, mean, std, crop_pct, interpolation: for the timm names among them; see `train`.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
     Raises:
@@ -86,10 +91,14 @@ def measure(
     chosen, left_out = _chosen_runtimes(runtimes, all_runtimes)
     require_whole("--batch", latency_batch, least=1)
     require_whole("--rounds", rounds, least=3)
+    settings = own_settings(mean, std, crop_pct, interpolation)
     for what, reason in left_out.items():
         say(f"{what} is left out: {reason}")
     validation = open_split(data, "val", limit=limit, say=say)
-    loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
+    if settings and not any(map(is_built, (*against, run))):
+        raise BadInput(f"{', '.join(settings)} can only be given with a timm name: a run has its own preprocessing")
+    built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}
+    loaded = [_load(spec, built, say) for spec in (*against, run)]
     for one in loaded:
         require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names)
     _require_one_size(loaded)
@@ -149,13 +158,9 @@ def _require_one_size(loaded: Sequence[Loaded]) -> None:
         )
 
 
-def _load(
-    spec: str | Path, model_args: Mapping[str, Any] | None, pretrained: bool, weights: str | Path | None
-) -> Loaded:
+def _load(spec: str | Path, built: Mapping[str, Any], say: Say) -> Loaded:
     """Arguments of timm names go to the timm names only."""
-    if is_built(spec):
-        return load_model(spec, model_args=model_args, pretrained=pretrained, weights=weights)
-    return load_model(spec)
+    return load_model(spec, **built, say=say) if is_built(spec) else load_model(spec)
 
 
 @dataclass

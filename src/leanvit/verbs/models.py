@@ -73,6 +73,7 @@ def load_model(
     pretrained: bool = False,
     weights: str | Path | None = None,
     adapt_to: AnyDataset | None = None,
+    preprocess_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     say: Say = silent,
 ) -> Loaded:
@@ -85,6 +86,7 @@ def load_model(
         weights: file of a timm name's state dict; leanvit's own architectures take their official checkpoints too.
         seed: of a timm name's fresh weights.
         adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
+        preprocess_settings: own `mean`, `std`, `crop_pct` and `interpolation` of a timm name; a run has its own.
 
     Raises:
         BadInput: no such name or run (the nearest names are given), or arguments that only a timm name takes.
@@ -93,6 +95,7 @@ def load_model(
     name = reference_name(spec)
     if name is not None or _is_folder(spec):
         given = {"model arguments": model_args, "pretrained": pretrained, "weights": weights}
+        given["preprocessing (mean, std, crop_pct, interpolation)"] = preprocess_settings
         extra = [what for what, value in given.items() if value]
         if extra:
             kind = "a run folder" if name is None else "a reference"
@@ -103,10 +106,31 @@ def load_model(
         kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
     with keyed.global_rng(seed, "weights"):
         loaded = _of_timm(str(spec), kwargs, pretrained, weights, say)
+    loaded = _with_settings(loaded, preprocess_settings, say)
     if adapt_to is not None:
         loaded = replace(loaded, classes=tuple(adapt_to.classes))
         loaded.model.classes = loaded.classes
     return loaded
+
+
+def _with_settings(loaded: Loaded, settings: Mapping[str, Any] | None, say: Say) -> Loaded:
+    """With own preprocessing. What a model with four channels or more takes without is said: timm knows three."""
+    preprocess = loaded.preprocess.with_settings(settings)
+    missing = [name for name in ("mean", "std") if (settings or {}).get(name) is None]
+    if missing and preprocess.input_size[0] > 3:
+        said = ", ".join(f"{name} {getattr(preprocess, name)[0]:.3g}" for name in missing)
+        options = " and ".join(f"--{name}" for name in missing)
+        say(f"{loaded.name}: {said} for each of {preprocess.input_size[0]} channels, an average; {options} for others")
+    return replace(loaded, preprocess=preprocess)
+
+
+def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
+    """A model that is trained on this data: its preprocessing keeps the values that were black and white in it."""
+    if dataset.pixel_range is None:
+        return loaded
+    preprocess = replace(loaded.preprocess, pixel_range=dataset.pixel_range)
+    loaded.model.preprocess = preprocess
+    return replace(loaded, preprocess=preprocess)
 
 
 def row_name(model: OpenModel) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,7 +26,17 @@ from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fittin
 from leanvit.verbs.clearing import TENSORBOARD, clear_run
 from leanvit.verbs.folders import Stopwatch, keep_logs, new_folder, require_writable
 from leanvit.verbs.locking import locked, refuse_if_held
-from leanvit.verbs.models import Loaded, Say, open_split, require_fit, row_name, say_bad, silent, with_classes_of
+from leanvit.verbs.models import (
+    Loaded,
+    Say,
+    open_split,
+    require_fit,
+    row_name,
+    say_bad,
+    silent,
+    with_classes_of,
+    with_range_of,
+)
 from leanvit.verbs.progress import progress
 
 
@@ -77,6 +87,10 @@ def train(
     distill: str | None = None,
     alpha: float | None = None,
     temperature: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    crop_pct: float | None = None,
+    interpolation: str | None = None,
     limit: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -103,6 +117,8 @@ def train(
             the data has other classes than it.
         teacher: run folder, or timm name: with its pretrained weights, or with `teacher_weights` (safetensors).
         distill: "soft", "hard", "token" or "method"; `alpha` and `temperature`: see `training.Distill`.
+        mean, std, crop_pct, interpolation: preprocessing of a timm name in the place of timm's configuration, a mean
+            and a standard deviation (of pixels in 0 to 1) for each channel; saved in what is made from it.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
@@ -132,6 +148,10 @@ def train(
         distill=distill,
         alpha=alpha,
         temperature=temperature,
+        mean=mean,
+        std=std,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
         say=say,
     )
     if resume and out is None:
@@ -306,6 +326,7 @@ def prepare(
     convert = require_fit(
         start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True, class_names=class_names
     )
+    start = with_range_of(dataset, start)
     dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, say=say)
     validation = with_classes_of(start, validation, class_names=class_names, trains=True)
     asked = with_fitting_batch(asked, dataset, was=batch, say=say)
