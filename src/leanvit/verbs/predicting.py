@@ -263,7 +263,8 @@ def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, b
         raise BadInput("preprocess is needed: the model does not say how its images are prepared")
     names = getattr(model, "classes", None) or getattr(model, "labels", None) or ()
     names = tuple(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else ()
-    many = isinstance(model, Runner) and model.artefact.multi_label
+    stated_many = model.artefact.multi_label if isinstance(model, Runner) else getattr(model, "multi_label", False)
+    many = stated_many is True
     fixed = getattr(model, "batch", None)
     size = batch or (fixed if isinstance(fixed, int) else BATCH)
     outputs = model.artefact.num_classes if isinstance(model, Runner) else getattr(model, "num_classes", None)
