@@ -14,7 +14,7 @@ from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.verbs.folders import Command, commands_of, require_whole
-from leanvit.verbs.weights import load_weights
+from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
 Say = Callable[[str], None]
 _ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references)"
@@ -65,7 +65,8 @@ def load_model(
         spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package.
         model_args: constructor arguments of a timm name.
         pretrained: timm's pretrained weights.
-        weights: file of a timm name's state dict; leanvit's own architectures take their official checkpoints too.
+        weights: file with a timm name's weights, of any training loop (`load_weights`); leanvit's own architectures
+            take their official checkpoints too. With `adapt_to` classes, image size and channels may be others.
         seed: of a timm name's fresh weights.
         adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
 
@@ -82,10 +83,14 @@ def load_model(
             raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name")
         return _of_run(Path(spec)) if name is None else _of_reference(reference(name))
     kwargs = dict(model_args or {})
+    if pretrained and weights:
+        raise BadInput("give pretrained or weights, not both")
+    require_model(str(spec), kind="model")
+    held = read_weights(Path(weights)) if weights else None
     if adapt_to is not None:
-        kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
+        kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say, held)
     with keyed.global_rng(seed, "weights"):
-        loaded = _of_timm(str(spec), kwargs, pretrained, weights, say)
+        loaded = _of_timm(str(spec), kwargs, pretrained, held, say, adapt=adapt_to is not None)
     return loaded if adapt_to is None else replace(loaded, classes=tuple(adapt_to.classes))
 
 
@@ -238,22 +243,27 @@ def _of_reference(one: Reference) -> Loaded:
     return replace(loaded, name=one.spec, reference=one.name, info={**loaded.info, "reference": one.spec})
 
 
-def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None, say: Say) -> Loaded:
-    require_model(name, kind="model")
-    if pretrained and weights:
-        raise BadInput("give pretrained or weights, not both")
+def _of_timm(
+    name: str, kwargs: dict[str, Any], pretrained: bool, weights: Held | None, say: Say, *, adapt: bool
+) -> Loaded:
     try:
         model = create(Root(name, _json(kwargs)), pretrained=pretrained)
     except OSError as error:
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
-    if weights:
-        load_weights(model, Path(weights), name=name, say=say)
+    if weights is not None:
+        load_weights(model, weights, name=name, adapt=adapt, say=say)
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
 
 
-def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say) -> dict[str, Any]:
+def _adapted(
+    name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say, weights: Held | None
+) -> dict[str, Any]:
+    """Constructor arguments that fit the data; image and patch size are those of the weights, where they say."""
     fitted = adapted_kwargs(name, {**kwargs, **({"pretrained": True} if pretrained else {})}, dataset)
     fitted.pop("pretrained", None)
+    if weights is not None:
+        planned = create(Root(name, _json(fitted)), device="meta")
+        fitted |= as_in_file(weights, planned, name, kwargs)
     changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)
     say(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
     return fitted
