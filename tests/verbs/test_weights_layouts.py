@@ -279,7 +279,7 @@ def test_a_pre_trained_encoder_is_taken_without_what_it_was_pre_trained_with(tmp
     with pytest.raises(CheckpointError, match="classifier head has no classes in the file, 2 in the model"):
         load_weights(model, tmp_path / "mae.pth", name=NAME)
     load_weights(model, tmp_path / "mae.pth", name=NAME, adapt=True, say=said.append)
-    assert torch.equal(model.blocks[1].mlp.fc1.weight, state()["blocks.1.mlp.fc1.weight"])
+    assert torch.equal(model.blocks[1].mlp.fc1.weight, mae()["model"]["blocks.1.mlp.fc1.weight"])
     assert said == [
         "mae.pth: 33 tensors of its entry 'model'; mask_token, decoder_pos_embed, decoder_blocks.0.norm1.weight left "
         "out; the file has no classifier head: the model's is fresh, 2 classes"

@@ -188,7 +188,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _left(held: Held, start: str) -> tuple[str, ...]:
     """Names of what is beside the weights, each as short as it can be told from them."""
-    taken, names = start.split("."), {}
+    taken = start.split(".")
+    names: dict[str, None] = {}
     for key in held.tensors:
         if key.startswith(start):
             continue

@@ -20,7 +20,7 @@ _PATCH = (
     "patch_embed.projection.weight",
     "patch_embeddings.projection.weight",
 )
-_SIZES = {  # of plain ViTs in timm's names: (width, depth)
+_SIZES: dict[Any, str] = {  # of plain ViTs in timm's names: (width, depth)
     (192, 12): "tiny",
     (384, 12): "small",
     (512, 8): "medium",
@@ -100,7 +100,7 @@ def advice(file: Looks, model: Looks, host: nn.Module) -> list[str]:
         return []
     given = " ".join(f"--model-arg {arg}={short(value)}" for arg, value in differs.items())
     heads = " (and num_heads as it was trained with: a file does not tell)" if "embed_dim" in differs else ""
-    size = _SIZES.get((file.width or 0, file.depth)) if {"depth", "embed_dim", "patch_size"} & differs.keys() else None
+    size = _SIZES.get((file.width, file.depth)) if {"depth", "embed_dim", "patch_size"} & differs.keys() else None
     names = timm.list_models(f"vit_{size}_patch{file.patch[0]}_*") if size and file.patch else []
     if file.registers:
         names = [n for n in names if f"reg{file.registers}" in n]

@@ -75,7 +75,7 @@ _OBJECTS = (
 )
 # Of numbers, settings and paths beside the weights only the name is known to the unpickler: none of these classes or
 # functions is imported or called, and their values are not kept. Any other object refuses the file.
-_STAND_INS = [*((_StandIn, name) for name in _OBJECTS), *((_StandInDict, name) for name in _DICTS)]
+_STAND_INS: list[Any] = [*((_StandIn, name) for name in _OBJECTS), *((_StandInDict, name) for name in _DICTS)]
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,7 @@ def _refuse_text(start: bytes, what: str) -> None:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{what} is not a weights file, but a web page: the download failed or asked for a login")
     if text.startswith(b"{") or text.startswith(b"["):
-        raise CheckpointError(
-            f"{what} is not a safetensors file, but JSON text (an index names the files that hold them)"
-        )
+        raise CheckpointError(f"{what} is not a safetensors file, but JSON text (an index names other files)")
     kinds = {b"\x1f\x8b": "gzip", b"\x89HDF": "HDF5", b"\x93NUMPY": "a single NumPy array", b"7z\xbc\xaf": "7z"}
     for magic, kind in kinds.items():
         if start.startswith(magic):
