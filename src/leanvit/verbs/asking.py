@@ -17,6 +17,7 @@ from leanvit.recipe import Data, History, Root
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.presets import merged
 from leanvit.verbs.models import Loaded, Say, load_model, silent
+from leanvit.verbs.sources import has_source
 from leanvit.verbs.weights import load_weights
 
 
@@ -224,7 +225,7 @@ def _start_text(starts_from: str | None) -> str:
 
 def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tuple[nn.Module, Preprocess]:
     """A run folder, or a timm name with its pretrained weights or `weights`, and what it was trained with."""
-    if Path(spec).is_dir() or "/" in spec.removeprefix("hf-hub:"):
+    if Path(spec).is_dir() or "/" in spec or has_source(spec):
         loaded = load_model(spec)
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
             raise BadInput(f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order")

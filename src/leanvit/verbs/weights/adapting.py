@@ -54,7 +54,8 @@ def fitted(choice: Choice, host: nn.Module, held: Held, *, adapt: bool, option: 
     """
     own = host.state_dict()
     _refuse_odd(choice.raw, held.what)
-    found = Fitted(dict(choice.tensors))
+    dropped = [key for key in choice.raw if key not in choice.tensors and LEFT_OUT.search(key)]  # by the filter
+    found = Fitted(dict(choice.tensors), [f"{key} is left out" for key in dropped])
     _resampled(found, choice.raw)
     _classifier(found, own, modules_named(host, "classifier"))
     _channels(found, own, modules_named(host, "first_conv"), host)
