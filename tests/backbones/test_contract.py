@@ -9,6 +9,8 @@ import pytest
 import timm
 import timm.optim
 import torch
+from timm.layers import create_feature_extractor, get_graph_node_names
+from timm.models._features_fx import FeatureGraphNet
 from torch import nn
 
 from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
@@ -126,6 +128,36 @@ def test_intermediates(name: str) -> None:
 
 
 @names
+@pytest.mark.parametrize("training", [False, True])
+def test_torch_fx_traces_it(name: str, training: bool) -> None:
+    """As timm's feature extraction does; what decides by sizes is one step (`register_notrace_module`)."""
+    model = built(name)
+    nodes = get_graph_node_names(model)[0 if training else 1]
+    graph = create_feature_extractor(model, [nodes[-1]]).train(training)
+    x = picture(model)
+    (found,) = graph(x).values()
+    if not training:  # drop path draws otherwise in a graph, timm's own too
+        assert torch.equal(found, model(x))
+    found.square().mean().backward()
+    assert found.isfinite().all() and any(p.grad is not None and p.grad.abs().sum() > 0 for p in graph.parameters())
+
+
+@names
+def test_features_by_name_are_those_of_the_model(name: str) -> None:
+    model = built(name)
+    x = picture(model)
+    last = model.feature_info[-1]["module"]
+    kept: list[Any] = []
+    handle = model.get_submodule(last).register_forward_hook(lambda module, given, made: kept.append(made))
+    model(x)
+    handle.remove()
+    (found,) = FeatureGraphNet(model, (len(model.feature_info) - 1,))(x)
+    if kept:  # a last block that gives the class token alone is not called whole
+        assert any(torch.equal(found, made) for made in outputs(kept[0]))
+    assert found.shape[0] == 2 and found.isfinite().all()
+
+
+@names
 def test_features_only(name: str) -> None:
     model = built(name, features_only=True)
     want = model.feature_info.channels()
@@ -150,6 +182,12 @@ def test_what_timm_reads(name: str) -> None:
     assert {*classifiers, cfg["first_conv"]} <= modules.keys()
     assert isinstance(modules[cfg["first_conv"]], nn.Conv2d | nn.Linear)
     assert not timm.is_model_pretrained(name)
+    reductions = {info["reduction"] for info in model.feature_info}
+    assert (cfg["pool_size"] is not None) == (len(reductions) > 1)
+    if cfg["pool_size"] is not None:  # timm's: the last map of an image of the configuration's size
+        with torch.device("meta"):
+            full = timm.create_model(name)
+        assert cfg["pool_size"] == tuple(n // full.feature_info[-1]["reduction"] for n in cfg["input_size"][1:])
     parameters = dict(model.named_parameters())
     assert not any(isinstance(modules.get(n), nn.Linear) for n in model.no_weight_decay())
     for coarse in (False, True):
