@@ -9,8 +9,7 @@ import pytest
 import timm
 import timm.optim
 import torch
-from timm.layers import create_feature_extractor, get_graph_node_names
-from timm.models._features_fx import FeatureGraphNet
+from timm.layers import create_feature_extractor
 from torch import nn
 
 from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
@@ -127,34 +126,18 @@ def test_intermediates(name: str) -> None:
     torch.testing.assert_close(model.forward_intermediates(x, indices=kept, intermediates_only=True)[0], maps[-1])
 
 
-@names
-@pytest.mark.parametrize("training", [False, True])
-def test_torch_fx_traces_it(name: str, training: bool) -> None:
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
+def test_torch_fx_traces_it(name: str) -> None:
     """As timm's feature extraction does; what decides by sizes is one step (`register_notrace_module`)."""
     model = built(name)
-    nodes = get_graph_node_names(model)[0 if training else 1]
-    graph = create_feature_extractor(model, [nodes[-1]]).train(training)
     x = picture(model)
-    (found,) = graph(x).values()
-    if not training:  # drop path draws otherwise in a graph, timm's own too
-        assert torch.equal(found, model(x))
-    found.square().mean().backward()
-    assert found.isfinite().all() and any(p.grad is not None and p.grad.abs().sum() > 0 for p in graph.parameters())
-
-
-@names
-def test_features_by_name_are_those_of_the_model(name: str) -> None:
-    model = built(name)
-    x = picture(model)
-    last = model.feature_info[-1]["module"]
-    kept: list[Any] = []
-    handle = model.get_submodule(last).register_forward_hook(lambda module, given, made: kept.append(made))
-    model(x)
-    handle.remove()
-    (found,) = FeatureGraphNet(model, (len(model.feature_info) - 1,))(x)
-    if kept:  # a last block that gives the class token alone is not called whole
-        assert any(torch.equal(found, made) for made in outputs(kept[0]))
-    assert found.shape[0] == 2 and found.isfinite().all()
+    classifiers = model.pretrained_cfg["classifier"]
+    heads = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    graph = create_feature_extractor(model, [model.feature_info[-1]["module"], *heads])
+    features, *found = graph(x).values()
+    assert torch.equal(sum(found) / len(found), model(x)) and features.shape[0] == 2 and features.isfinite().all()
+    sum(y.square().mean() for y in graph.train()(x).values()).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in graph.parameters())
 
 
 @names
