@@ -78,7 +78,7 @@ def measure(
     for what, reason in left_out.items():
         say(f"{what} is left out: {reason}")
     validation = open_split(data, "val", limit=limit, say=say)
-    loaded = [_load(spec, model_args, pretrained, weights) for spec in (*against, run)]
+    loaded = [_load(spec, model_args, pretrained, weights, say) for spec in (*against, run)]
     for one in loaded:
         require_fit(one, validation, convert=convert, adaptable=False)
     _require_one_size(loaded)
@@ -133,11 +133,11 @@ def _require_one_size(loaded: Sequence[Loaded]) -> None:
 
 
 def _load(
-    spec: str | Path, model_args: Mapping[str, Any] | None, pretrained: bool, weights: str | Path | None
+    spec: str | Path, model_args: Mapping[str, Any] | None, pretrained: bool, weights: str | Path | None, say: Say
 ) -> Loaded:
     """Arguments of timm names go to the timm names only."""
     if is_built(spec):
-        return load_model(spec, model_args=model_args, pretrained=pretrained, weights=weights)
+        return load_model(spec, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     return load_model(spec)
 
 
