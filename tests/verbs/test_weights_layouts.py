@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from leanvit import verbs
 from leanvit.errors import CheckpointError
-from leanvit.recipe import Root, create
+from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.weights import as_in_file, load_weights, read_weights
 
 NAME = "vit_tiny_patch16_224"
@@ -338,6 +339,40 @@ def test_a_misfit_says_what_the_file_looks_like_and_what_would_help(case: str, t
     assert [word for word in words if word not in text] == [], text
     assert "The file looks like: " in text and "The model is: " in text
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_training_starts_from_a_file_and_the_run_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "in1k.pth"
+    torch.save({"model": state(num_classes=1000)}, path)
+    said: list[str] = []
+    arguments = {key: TINY[key] for key in ("depth", "embed_dim", "num_heads")}
+    settings_ = {"epochs": 1, "batch_size": 8, "lr": 0.0}
+    verbs.train(
+        NAME,
+        "digits",
+        weights=path,
+        adapt=True,
+        model_args=arguments,
+        limit=16,
+        settings=settings_,
+        out=tmp_path / "run",
+        say=said.append,
+    )
+    path.unlink()
+    model = load_run(tmp_path / "run").model
+    assert torch.equal(
+        model.blocks[0].attn.qkv.weight, OWN["blocks.0.attn.qkv.weight"]
+    )  # at no rate nothing is learned
+    assert {
+        "img_size": 16,
+        "patch_size": 8,
+        "in_chans": 1,
+        "num_classes": 10,
+    }.items() <= model.history.root.kwargs.items()
+    assert [line for line in said if line.startswith("in1k.pth: ")] == [
+        "in1k.pth: 32 tensors of its entry 'model'; classifier head (1000 classes) left out: the model has 10, its own "
+        "is fresh; patch_embed.proj.weight adapted, 3 to 1 channels"
+    ]
 
 
 def test_names_of_another_model_are_shown(tmp_path: Path) -> None:

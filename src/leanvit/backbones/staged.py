@@ -57,6 +57,7 @@ class Staged(nn.Module):
     """
 
     LEVELS: ClassVar[str]
+    output_fmt: ClassVar[str] = "NHWC"  # timm's word for how maps lie
     feature_info: list[dict[str, Any]]
     norm: Any
     head: nn.Module

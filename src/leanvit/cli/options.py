@@ -26,7 +26,7 @@ ModelArgs = Annotated[
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load timm's pretrained weights (downloads).")]
 Weights = Annotated[
     Path | None,
-    typer.Option("--weights", metavar="FILE", help="Weights of a timm name: .safetensors, .pth, .ckpt, .npz."),
+    typer.Option("--weights", metavar="FILE", help="Weights of a timm name: .safetensors, .pth, .npz."),
 ]
 DataSpec = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
 OptionalData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]

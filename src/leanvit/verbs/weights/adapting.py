@@ -39,7 +39,12 @@ class Fitted:
 
     @property
     def done(self) -> list[str]:
-        return [done for _, done in self.adapted]
+        """What was adapted; of many resized tables the first is named."""
+        resized = [done for _, done in self.adapted if " resized, " in done]
+        others = [done for _, done in self.adapted if " resized, " not in done]
+        if len(resized) > _SHOWN:
+            resized = [f"{resized[0]}, and {len(resized) - 1} more tables with it"]
+        return resized + others
 
 
 def fitted(choice: Choice, host: nn.Module, held: Held, *, adapt: bool, option: str) -> dict[str, Any]:

@@ -87,7 +87,6 @@ class Held:
     tensors: dict[str, Tensor]
     entries: frozenset[str] = frozenset()  # names that are mappings of the file itself, not parts of a key
     values: dict[str, str] = field(default_factory=dict)  # what is no tensor, by dotted name -> its type
-    numbered: tuple[str, ...] = ()  # entries that name tensors by numbers
     flax: bool = False  # the layout of AugReg: arrays of Flax
 
 
@@ -263,7 +262,7 @@ def _flattened(held: Mapping[Any, Any], path: Path, what: str) -> Held:
     if not tensors:
         at = f" (its tensors are named by numbers, not by text, in {numbered[0] or 'the file'})" if numbered else ""
         raise CheckpointError(f"{what} holds no state dict: there are no tensors by name{at}")
-    return Held(path, what, tensors, frozenset(entries), values, tuple(numbered))
+    return Held(path, what, tensors, frozenset(entries), values)
 
 
 def _sized(name: str, tensor: Tensor, what: str) -> Tensor:
