@@ -343,10 +343,11 @@ def test_a_misfit_says_what_the_file_looks_like_and_what_would_help(case: str, t
 
 def test_training_starts_from_a_file_and_the_run_stands_alone(tmp_path: Path) -> None:
     path = tmp_path / "in1k.pth"
-    torch.save({"model": state(num_classes=1000)}, path)
+    held = state(num_classes=1000)
+    torch.save({"model": held}, path)
     said: list[str] = []
     arguments = {key: TINY[key] for key in ("depth", "embed_dim", "num_heads")}
-    settings_ = {"epochs": 1, "batch_size": 8, "lr": 0.0}
+    settings_ = {"epochs": 1, "batch_size": 8, "lr": 1e-9, "min_lr": 0.0}
     verbs.train(
         NAME,
         "digits",
@@ -360,15 +361,9 @@ def test_training_starts_from_a_file_and_the_run_stands_alone(tmp_path: Path) ->
     )
     path.unlink()
     model = load_run(tmp_path / "run").model
-    assert torch.equal(
-        model.blocks[0].attn.qkv.weight, OWN["blocks.0.attn.qkv.weight"]
-    )  # at no rate nothing is learned
-    assert {
-        "img_size": 16,
-        "patch_size": 8,
-        "in_chans": 1,
-        "num_classes": 10,
-    }.items() <= model.history.root.kwargs.items()
+    torch.testing.assert_close(model.blocks[0].attn.qkv.weight, held["blocks.0.attn.qkv.weight"])  # hardly trained
+    fitted = {"img_size": 16, "patch_size": 8, "in_chans": 1, "num_classes": 10}
+    assert fitted.items() <= model.history.root.kwargs.items()
     assert [line for line in said if line.startswith("in1k.pth: ")] == [
         "in1k.pth: 32 tensors of its entry 'model'; classifier head (1000 classes) left out: the model has 10, its own "
         "is fresh; patch_embed.proj.weight adapted, 3 to 1 channels"
