@@ -20,6 +20,7 @@ from leanvit.recipe import Root, create, load_run
 from leanvit.verbs.weights import as_in_file, load_weights, read_weights
 
 NAME = "vit_tiny_patch16_224"
+DISTILLED = "deit_tiny_distilled_patch16_224"
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}
 
 
@@ -34,6 +35,10 @@ def built(name: str = NAME, seed: int = 1, **more: Any) -> nn.Module:
 
 def state(**more: Any) -> dict[str, Tensor]:
     return dict(built(**more).state_dict())
+
+
+def other(name: str, **more: Any) -> dict[str, Tensor]:
+    return dict(built(name, **more).state_dict())
 
 
 def under(prefix: str, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,6 +95,9 @@ LIKE_TIMM: dict[str, tuple[str, dict[str, Any], Callable[[], Any]]] = {
     "half precision": (NAME, {}, lambda: {key: value.half() for key, value in state(img_size=32).items()}),
     "DINOv2 with registers": (NAME, {"reg_tokens": 4, "no_embed_class": True}, dinov2),
     "DeiT III": ("deit3_small_patch16_224", {}, deit3),
+    "BEiT, larger": ("beit_base_patch16_224", {}, lambda: other("beit_base_patch16_224", img_size=32)),
+    "EVA-02, larger": ("eva02_tiny_patch14_224", {}, lambda: other("eva02_tiny_patch14_224", img_size=32)),
+    "DeiT, distilled": (DISTILLED, {}, lambda: {"model": other(DISTILLED, num_classes=1000)}),
     "OpenAI's CLIP": ("vit_base_patch16_clip_224", {}, clip),
 }
 
@@ -101,7 +109,7 @@ def test_what_timm_reads_is_read_as_timm_reads_it(case: str, tmp_path: Path) -> 
     torch.save(held(), path)
     model = create(Root(name, arguments))
     load_weights(model, path, name=name, adapt=True)
-    head = {key: value for key, value in model.state_dict().items() if key.startswith("head.")}
+    head = {key: value for key, value in model.state_dict().items() if key.startswith("head")}
     timms = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **arguments).eval()
     timms.load_state_dict(head, strict=False)  # the fresh classifier
     images = torch.randn(2, arguments.get("in_chans", 3), 16, 16)
