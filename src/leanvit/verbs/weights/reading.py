@@ -260,7 +260,11 @@ def _flattened(held: Mapping[Any, Any], path: Path, what: str) -> Held:
 
     walk(held, "", 0)
     if not tensors:
-        at = f" (its tensors are named by numbers, not by text, in {numbered[0] or 'the file'})" if numbered else ""
+        at = (
+            f" (its tensors are named by numbers or other values, not by text, in {numbered[0] or 'the file'})"
+            if numbered
+            else ""
+        )
         raise CheckpointError(f"{what} holds no state dict: there are no tensors by name{at}")
     return Held(path, what, tensors, frozenset(entries), values)
 
