@@ -157,7 +157,7 @@ def test_without_network_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_names_with_a_slash_are_no_run_folder() -> None:
-    with pytest.raises(BadInput, match=r"there is no run folder at runs/x; accepted: .*hf-hub:OWNER/NAME or "):
+    with pytest.raises(BadInput, match=r"there is no run folder at runs/x; accepted: .*hf-hub:OWNER/NAME, "):
         load_model("runs/x")
     with pytest.raises(BadInput, match="has no name behind its source"):
         load_model("hf-hub:")
