@@ -9,6 +9,7 @@ import pytest
 import timm
 import timm.optim
 import torch
+from timm.layers import create_feature_extractor
 from torch import nn
 
 from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
@@ -125,6 +126,20 @@ def test_intermediates(name: str) -> None:
     torch.testing.assert_close(model.forward_intermediates(x, indices=kept, intermediates_only=True)[0], maps[-1])
 
 
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
+def test_torch_fx_traces_it(name: str) -> None:
+    """As timm's feature extraction does; what decides by sizes is one step (`register_notrace_module`)."""
+    model = built(name)
+    x = picture(model)
+    classifiers = model.pretrained_cfg["classifier"]
+    heads = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    graph = create_feature_extractor(model, [model.feature_info[-1]["module"], *heads])
+    features, *found = graph(x).values()
+    assert torch.equal(sum(found) / len(found), model(x)) and features.shape[0] == 2 and features.isfinite().all()
+    sum(y.square().mean() for y in graph.train()(x).values()).backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in graph.parameters())
+
+
 @names
 def test_features_only(name: str) -> None:
     model = built(name, features_only=True)
@@ -150,6 +165,12 @@ def test_what_timm_reads(name: str) -> None:
     assert {*classifiers, cfg["first_conv"]} <= modules.keys()
     assert isinstance(modules[cfg["first_conv"]], nn.Conv2d | nn.Linear)
     assert not timm.is_model_pretrained(name)
+    reductions = {info["reduction"] for info in model.feature_info}
+    assert (cfg["pool_size"] is not None) == (len(reductions) > 1)
+    if cfg["pool_size"] is not None:  # timm's: the last map of an image of the configuration's size
+        with torch.device("meta"):
+            full = timm.create_model(name)
+        assert cfg["pool_size"] == tuple(n // full.feature_info[-1]["reduction"] for n in cfg["input_size"][1:])
     parameters = dict(model.named_parameters())
     assert not any(isinstance(modules.get(n), nn.Linear) for n in model.no_weight_decay())
     for coarse in (False, True):

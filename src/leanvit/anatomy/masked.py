@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import register_notrace_module
 from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class MaskedAttention(WideAttention):
         return masked(scores, self.mask, self.num_prefix)
 
 
+@register_notrace_module
 class MaskedWindowAttention(TimmWindowAttention):
     """Swin's attention in windows, its scores masked before relative positions and the shift mask are added."""
 

@@ -5,13 +5,14 @@ A model of timm that holds it runs, opens and closes like any other.
 
 from __future__ import annotations
 
-from timm.layers import use_fused_attn
+from timm.layers import register_notrace_module, use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.errors import BadInput
 
 
+@register_notrace_module
 class WideAttention(nn.Module):
     """Self-attention of (B, N, C) with `heads` heads of width `qk_dim` for scores and `v_dim` for values.
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from leanvit.anatomy.score import autocast_off
@@ -29,6 +30,7 @@ def resampling_matrix(size: int, kept: int) -> Tensor:
     return math.sqrt(kept / size) * dct_matrix(kept).T @ dct_matrix(size, kept)
 
 
+@register_notrace_module
 class SeparableMap(nn.Module):
     """A linear map of a grid, one matrix an axis: A X B^T for each channel. In float32 under autocast too.
 

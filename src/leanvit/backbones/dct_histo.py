@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import ConvNormAct, DropPath, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ConvNormAct, DropPath, Mlp, calculate_drop_path_rates, register_notrace_module, trunc_normal_
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -38,6 +38,7 @@ default_cfgs = {
     name: pretrained_cfg(
         num_classes=2,  # benign and malignant
         fixed_input_size=True,
+        pool_size=(7, 7),
         first_conv="stem.0.conv",
         paper_name="DCT-HistoTransformer: Efficient Lightweight Vision Transformer with DCT Integration",
         paper_ids="arXiv:2410.19166",
@@ -49,6 +50,7 @@ default_cfgs = {
 # --- the two branches ---------------------------------------------------------------------------
 
 
+@register_notrace_module
 class DctAttention(nn.Module):
     """Self-attention among the lowest frequencies of a map.
 
@@ -274,15 +276,15 @@ class DctHistoTransformer(Staged):
 
     def stemmed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> (B, H / 8, W / 8, C)."""
-        if not x.is_floating_point():
-            raise BadInput(f"images are {x.dtype}; accepted: floating-point numbers, normalised")
-        if tuple(x.shape[2:]) != self.img_size:
-            given, built = ("x".join(map(str, size)) for size in (x.shape[2:], self.img_size))
-            raise BadInput(
-                f"images are {given}, the model's transforms are made for {built}; accepted: that size, or another "
-                "after set_input_size(img_size, resize_pos=True), which interpolates the positions of frequencies"
-            )
-        return self.stem(x).permute(0, 2, 3, 1).contiguous()
+        return self.stem(self.sized(x)).permute(0, 2, 3, 1).contiguous()
+
+    def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
+        height, width = self.img_size
+        text = (
+            f", the model's transforms are made for {height}x{width}; accepted: that size, or another after "
+            "set_input_size(img_size, resize_pos=True), which interpolates the positions of frequencies"
+        )
+        return 1, (height, width), text
 
     def ended(self, x: Tensor) -> Tensor:
         """As it is: the norm comes behind the pooling."""

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 
 
+@register_notrace_module
 class HiLoAttention(nn.Module):
     """Heads for high frequencies (Hi-Fi), each inside a window, and for low ones (Lo-Fi), on pooled keys (section 3).
 

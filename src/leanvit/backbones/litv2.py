@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, calculate_drop_path_rates, register_notrace_module, trunc_normal_
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,14 +36,15 @@ _PAPER = {
     "paper_ids": "arXiv:2205.13213",
 }
 default_cfgs = {
-    **{f"litv2_{size}": pretrained_cfg(**_PAPER) for size in ("small", "medium", "base")},
-    "litv2_base_384": pretrained_cfg(input_size=(3, 384, 384), crop_pct=1.0, **_PAPER),
+    **{f"litv2_{size}": pretrained_cfg(pool_size=(7, 7), **_PAPER) for size in ("small", "medium", "base")},
+    "litv2_base_384": pretrained_cfg(input_size=(3, 384, 384), pool_size=(12, 12), crop_pct=1.0, **_PAPER),
 }
 
 
 # --- the other parts ----------------------------------------------------------------------------
 
 
+@register_notrace_module
 class ConvMlp(nn.Module):
     """An MLP with a depthwise 3x3 convolution before its activation, which tells tokens where they are."""
 
@@ -107,6 +108,7 @@ def displaced(x: Tensor, offset: Tensor) -> Tensor:
     return read.to(x.dtype)
 
 
+@register_notrace_module
 class DeformableMerging(nn.Module):
     """Halves a map's sides: 2x2 convolution of stride 2 at displaced places, batch norm, GELU (section 3.3).
 
@@ -138,6 +140,7 @@ class DeformableMerging(nn.Module):
             self.offset = None
 
 
+@register_notrace_module
 class PatchEmbed(nn.Module):
     """Patches to tokens: a convolution as large as its stride, then LN."""
 
@@ -259,9 +262,12 @@ class LITv2(Staged):
 
     def stemmed(self, x: Tensor) -> Tensor:
         """Raises `BadInput` for sides that `strict_img_size` refuses."""
-        self._check_size(*x.shape[2:])
-        out: Tensor = self.patch_embed(x)
+        out: Tensor = self.patch_embed(self.sized(x))
         return out
+
+    def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
+        text = f"; accepted: sides divisible by {self.reduction}, or any with strict_img_size=False, which pads"
+        return self.reduction if self.strict_img_size else 1, None, text
 
     def no_weight_decay(self) -> set[str]:
         """None by name: biases and norms are left out by their shape."""
@@ -289,11 +295,9 @@ class LITv2(Staged):
         return self
 
     def _check_size(self, height: Any, width: Any) -> None:
-        if self.strict_img_size and (height % self.reduction or width % self.reduction):
-            raise BadInput(
-                f"images are {height}x{width}; accepted: sides divisible by {self.reduction}, or any with "
-                "strict_img_size=False, which pads"
-            )
+        multiple, _, accepted = self.accepts()
+        if height % multiple or width % multiple:
+            raise BadInput(f"images are {height}x{width}{accepted}")
 
 
 def _check_stages(**lists: Sequence[Any]) -> None:

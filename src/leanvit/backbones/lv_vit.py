@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed, register_notrace_module, resample_abs_pos_embed
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
@@ -36,6 +36,7 @@ STEMS = ("4c", "6c", "naive")
 STRIDE = 16
 
 
+@register_notrace_module
 class ConvStem(nn.Module):
     """Patch embedding of 3x3 convolutions without bias, batch norm behind each and GELU between: (B, C, H, W) ->
     (B, H/16 · W/16, D). Widths D/8, D/4, D/2, D at stride 2; `extra` convolutions of stride 1 stand behind the first.

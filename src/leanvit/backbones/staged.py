@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from timm.layers import register_notrace_function
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -12,6 +13,25 @@ from torch import Tensor, nn
 from leanvit.errors import BadInput
 
 POOLS = ("avg", "")
+
+
+@register_notrace_function
+def of_size(images: Tensor, multiple: int, exact: tuple[int, int] | None, accepted: str) -> Tensor:
+    """The images (B, C, H, W) as they are. One step where `torch.fx` traces, which cannot follow what sizes decide.
+
+    Args:
+        multiple: of which both sides are. exact: the one size (H, W) there is, or None.
+        accepted: what an error says behind the size.
+
+    Raises:
+        BadInput: another size, or images of whole numbers.
+    """
+    if not images.is_floating_point():
+        raise BadInput(f"images are {images.dtype}; accepted: floating-point numbers, normalised")
+    height, width = images.shape[2:]
+    if height % multiple or width % multiple or exact not in (None, (height, width)):
+        raise BadInput(f"images are {height}x{width}{accepted}")
+    return images
 
 
 class Stage(nn.Module):
@@ -30,10 +50,14 @@ class Stage(nn.Module):
 
 
 class Staged(nn.Module):
-    """Base of such models. A subclass has its stages under the name `LEVELS`, `norm`, `head`, `head_drop`,
-    `head_hidden_size`, `num_classes`, `global_pool`, a row of `feature_info` for each stage, and `stemmed`."""
+    """Base of such models.
+
+    A subclass has its stages under the name `LEVELS`, `norm`, `head`, `head_drop`, `head_hidden_size`, `num_classes`,
+    `global_pool`, a row of `feature_info` for each stage, `accepts` and `stemmed`.
+    """
 
     LEVELS: ClassVar[str]
+    output_fmt: ClassVar[str] = "NHWC"  # timm's word for how maps lie
     feature_info: list[dict[str, Any]]
     norm: Any
     head: nn.Module
@@ -43,6 +67,14 @@ class Staged(nn.Module):
     def stemmed(self, x: Tensor) -> Tensor:
         """Images to the map that enters the first stage."""
         raise NotImplementedError
+
+    def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
+        """What `of_size` is told of this model's images."""
+        raise NotImplementedError
+
+    def sized(self, x: Tensor) -> Tensor:
+        """The images. Raises `BadInput` for a size that the model does not take."""
+        return of_size(x, *self.accepts())
 
     def ended(self, x: Tensor) -> Tensor:
         """The last stage's map as `forward_features` gives it: normed."""

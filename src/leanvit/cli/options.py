@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leanvit.recipe import Recovery
 
 DATA_HELP = "digits, an image folder, a table (csv), parquet, list:FILE, wds:PATTERN, or hf:NAME."
-MODEL_HELP = "A timm name, a run folder, or leanvit/NAME."
+MODEL_HELP = "A timm name, a run folder, leanvit/NAME, hf-hub:OWNER/NAME, or local-dir:FOLDER."
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
 ModelArgs = Annotated[
     list[str] | None,
@@ -25,7 +25,8 @@ ModelArgs = Annotated[
 ]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Load timm's pretrained weights (downloads).")]
 Weights = Annotated[
-    Path | None, typer.Option("--weights", metavar="FILE", help="Weights of a timm name: .safetensors, .pth.")
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Weights of a timm name: .safetensors, .pth, .npz."),
 ]
 Mean = Annotated[
     str | None,

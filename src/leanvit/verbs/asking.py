@@ -20,6 +20,7 @@ from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen
 from leanvit.training.presets import merged
 from leanvit.training.world import join_world
 from leanvit.verbs.models import Loaded, Say, load_model, silent
+from leanvit.verbs.sources import has_source
 from leanvit.verbs.weights import load_weights
 
 
@@ -199,7 +200,7 @@ def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> 
         return None, asked.config
     if asked.distill.teacher is None:
         raise BadInput(f"distill is {asked.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
-    teacher, own = _teacher(asked.distill.teacher, asked.teacher_weights, dataset)
+    teacher, own = _teacher(asked.distill.teacher, asked.teacher_weights, dataset, say)
     if asked.distill.kind == "method":
         config = replace(asked.config, label_smoothing=0.0)
         return _of_method(asked, start, teacher, own, dataset), config
@@ -264,10 +265,10 @@ def _start_text(starts_from: str | None) -> str:
     return "a dense run" if starts_from in (None, "run") else f"a run of {starts_from}"
 
 
-def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tuple[nn.Module, Preprocess]:
+def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset, say: Say) -> tuple[nn.Module, Preprocess]:
     """A run folder, or a timm name with its pretrained weights or `weights`, and what it was trained with."""
-    if Path(spec).is_dir() or "/" in spec.removeprefix("hf-hub:"):
-        loaded = load_model(spec)
+    if Path(spec).is_dir() or "/" in spec or has_source(spec):
+        loaded = load_model(spec, weights=weights, say=say)
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
             raise BadInput(
                 f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order: "
@@ -284,5 +285,5 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset) -> tupl
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeanvitError(f"the weights of teacher {spec} cannot be had ({reason}): give --teacher-weights") from error
     if weights is not None:
-        load_weights(teacher, Path(weights), name=spec, option="--teacher-weights")
+        load_weights(teacher, Path(weights), name=spec, option="--teacher-weights", say=say)
     return teacher.eval(), Preprocess.of(teacher)

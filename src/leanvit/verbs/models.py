@@ -24,10 +24,11 @@ from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
-from leanvit.verbs.weights import load_weights
+from leanvit.verbs.sources import Sourced, has_source, sourced
+from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
 Say = Callable[[str], None]
-_ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references)"
+_ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references); also hf-hub:OWNER/NAME, local-dir:FOLDER"
 _LISTED = 20  # images that are named one by one
 
 
@@ -80,10 +81,12 @@ def load_model(
     """A timm name, built, or a run folder, loaded.
 
     Args:
-        spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package.
+        spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package;
+            `hf-hub:OWNER/NAME` (or `timm/NAME`) and `local-dir:FOLDER` come with weights, settings and class names.
         model_args: constructor arguments of a timm name.
         pretrained: timm's pretrained weights.
-        weights: file of a timm name's state dict; leanvit's own architectures take their official checkpoints too.
+        weights: file with a timm name's weights, of any training loop (`load_weights`); leanvit's own architectures
+            take their official checkpoints too. With `adapt_to` classes, image size and channels may be others.
         seed: of a timm name's fresh weights.
         adapt_to: change the constructor arguments of a timm name so that it fits this data; said aloud.
         preprocess_settings: own `mean`, `std`, `crop_pct` and `interpolation` of a timm name; a run has its own.
@@ -102,14 +105,25 @@ def load_model(
             raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name")
         return _of_run(Path(spec)) if name is None else _of_reference(reference(name))
     kwargs = dict(model_args or {})
+    if pretrained and weights:
+        raise BadInput("give pretrained or weights, not both")
+    source = sourced(str(spec)) if has_source(spec) else None
+    architecture = source.name if source else str(spec)
+    require_model(architecture, kind="model")
+    held = read_weights(Path(weights)) if weights else None
+    if source is not None:
+        kwargs = {**(source.kwargs if adapt_to is None else source.adaptable()), **kwargs}
+        held = held or source.weights()
     if adapt_to is not None:
-        kwargs = _adapted(str(spec), kwargs, pretrained, adapt_to, say)
+        kwargs = _adapted(architecture, kwargs, pretrained or source is not None, adapt_to, say, held)
     with keyed.global_rng(seed, "weights"):
-        loaded = _of_timm(str(spec), kwargs, pretrained, weights, say)
+        loaded = _of_timm(
+            architecture, kwargs, pretrained and source is None, held, say, adapt=adapt_to is not None, source=source
+        )
     loaded = _with_settings(loaded, preprocess_settings, say)
     if adapt_to is not None:
         loaded = replace(loaded, classes=tuple(adapt_to.classes))
-        loaded.model.classes = loaded.classes
+    loaded.model.classes = loaded.classes
     return loaded
 
 
@@ -260,7 +274,9 @@ def _is_folder(spec: str | Path) -> bool:
         raise BadInput(f"MODEL {spec!r} cannot be read: {error.strerror or error}") from None
     if path.is_symlink():
         raise BadInput(f"MODEL {spec} is a link that leads nowhere; accepted: {_ACCEPTED}")
-    if isinstance(spec, Path) or "/" in spec.removeprefix("hf-hub:") or spec.startswith("."):
+    if isinstance(spec, str) and has_source(spec):
+        return False
+    if isinstance(spec, Path) or "/" in spec or spec.startswith("."):
         raise BadInput(f"there is no run folder at {spec}; accepted: {_ACCEPTED}")
     return False
 
@@ -303,25 +319,50 @@ def _of_reference(one: Reference) -> Loaded:
     return replace(loaded, name=one.spec, reference=one.name, info={**loaded.info, "reference": one.spec})
 
 
-def _of_timm(name: str, kwargs: dict[str, Any], pretrained: bool, weights: str | Path | None, say: Say) -> Loaded:
-    require_model(name, kind="model")
-    if pretrained and weights:
-        raise BadInput("give pretrained or weights, not both")
+def _of_timm(
+    name: str,
+    kwargs: dict[str, Any],
+    pretrained: bool,
+    weights: Held | None,
+    say: Say,
+    *,
+    adapt: bool,
+    source: Sourced | None = None,
+) -> Loaded:
     try:
         model = create(Root(name, _json(kwargs)), pretrained=pretrained)
     except OSError as error:
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
-    if weights:
-        load_weights(model, Path(weights), name=name, say=say)
-    return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
+    if source is not None:
+        source.describe(model, *(m for m in model._source if m is not None))
+        say(f"{source.spec}: {name} with {_listed(kwargs)}" if kwargs else f"{source.spec}: {name}")
+    if weights is not None:
+        load_weights(model, weights, name=name, adapt=adapt, say=say)
+    if source is None:
+        return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
+    fits = len(source.labels) == model.num_classes
+    if source.labels and not fits and not adapt:
+        say(f"{source.spec}: its {len(source.labels)} names of classes are left: the model has {model.num_classes}")
+    classes = source.labels if fits else ()
+    return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=classes, name=source.label)
 
 
-def _adapted(name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say) -> dict[str, Any]:
+def _adapted(
+    name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say, weights: Held | None
+) -> dict[str, Any]:
+    """Constructor arguments that fit the data; image and patch size are those of the weights, where they say."""
     fitted = adapted_kwargs(name, {**kwargs, **({"pretrained": True} if pretrained else {})}, dataset)
     fitted.pop("pretrained", None)
+    if weights is not None:
+        planned = create(Root(name, _json(fitted)), device="meta")
+        fitted |= as_in_file(weights, planned, name, kwargs)
     changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)
     say(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
     return fitted
+
+
+def _listed(kwargs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in kwargs.items())
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, register_notrace_function, to_2tuple, trunc_normal_
 from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class DHVT(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C, H, W) -> class token and patches, (B, 1 + h w, D), and the grid (h, w)."""
         x = self.patch_embed(x)
-        grid = (int(x.shape[-2]), int(x.shape[-1]))
+        grid = grid_of(x)
         x = x.flatten(2).transpose(1, 2)
         return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1), grid
 
@@ -231,6 +231,12 @@ class DHVT(nn.Module):
         """timm's patterns of parameter names by layer."""
         blocks: Any = r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
         return {"stem": r"^cls_token|patch_embed", "blocks": blocks}
+
+
+@register_notrace_function
+def grid_of(x: Tensor) -> tuple[int, int]:
+    """(H, W) of a map (..., H, W). One step where `torch.fx` traces."""
+    return int(x.shape[-2]), int(x.shape[-1])
 
 
 class _on_grid:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.layers import DropPath, use_fused_attn
+from timm.layers import DropPath, register_notrace_module, use_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -29,6 +29,7 @@ class Affine(nn.Module):
         return x * self.alpha + self.beta
 
 
+@register_notrace_module
 class OverlappingPatchEmbed(nn.Module):
     """Sequential overlapping patch embedding (SOPE): (B, C, H, W) -> grid (B, D, H / patch, W / patch).
 
@@ -73,6 +74,7 @@ class OverlappingPatchEmbed(nn.Module):
         return self
 
 
+@register_notrace_module
 class HeadTokenAttention(nn.Module):
     """Head-interacted multi-head self-attention (HI-MHSA): (B, 1 + patches, C) -> the same.
 
@@ -123,6 +125,7 @@ class HeadTokenAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+@register_notrace_module
 class AggregationFeedForward(nn.Module):
     """Dynamic aggregation feed-forward (DAFF): (B, 1 + H W, C) and the grid (H, W) -> (B, 1 + H W, C).
 

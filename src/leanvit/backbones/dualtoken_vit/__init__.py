@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from leanvit.backbones.dualtoken_vit.lightvit import LightViTStem, ResidualMerge
 from leanvit.backbones.dualtoken_vit.parts import EPS, DualTokenBlock, DualTokenStage, GlobalTokens, Shrink
 from leanvit.backbones.registration import pretrained_cfg, register
+from leanvit.backbones.staged import of_size
 from leanvit.errors import BadInput, is_number, is_whole
 
 STRIDES = (8, 16, 32)
@@ -39,7 +40,9 @@ G_MLPS = ("mix", "normal")
 LONG = 1.5  # sides that differ more: the square grid of global tokens distorts what it gathers
 
 default_cfgs = {
-    name: pretrained_cfg(first_conv="patch_embed.stem.0", paper_ids="arXiv:2309.12424", crop_pct=0.875)
+    name: pretrained_cfg(
+        pool_size=(7, 7), first_conv="patch_embed.stem.0", paper_ids="arXiv:2309.12424", crop_pct=0.875
+    )
     for name in ("dualtoken_vit_tiny_mix", "dualtoken_vit_small_mix", "dualtoken_vit_small")
 }
 
@@ -153,9 +156,7 @@ class DualTokenViT(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Any]:
         """(B, C, H, W) -> map (B, H / 8, W / 8, D) and the learned global tokens (B, T, D). Raises `BadInput`."""
-        height, width = x.shape[-2:]
-        if height % STRIDES[-1] or width % STRIDES[-1]:
-            raise BadInput(f"images are {height}x{width}; accepted: sides that are multiples of {STRIDES[-1]}")
+        x = of_size(x, STRIDES[-1], None, f"; accepted: sides that are multiples of {STRIDES[-1]}")
         tokens = None if self.global_tokens is None else self.global_tokens.expand(x.shape[0], -1, -1)
         return self.patch_embed(x), tokens
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 REDUCE = 4  # bi-dimensional attention looks at a quarter of the channels
 
 
+@register_notrace_module
 class LightViTStem(nn.Module):
     """Four convolutions with batch norms, then one of stride 2: (B, C, H, W) -> map (B, H / 8, W / 8, D)."""
 
@@ -50,6 +51,7 @@ class LightViTStem(nn.Module):
         return self
 
 
+@register_notrace_module
 class BiDimAttention(nn.Module):
     """Bi-dimensional attention: each channel and each place of (B, N, C) gets a gate in (0, 1)."""
 
@@ -84,6 +86,7 @@ class BiAttnMlp(Mlp):
         return self.attn(super().forward(x))
 
 
+@register_notrace_module
 class ResidualMerge(nn.Module):
     """Halves a map and widens map and global tokens: (B, H, W, C), (B, T, C) -> (B, H / 2, W / 2, D), (B, T, D).
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import Attention, DropPath, Mlp, use_fused_attn
+from timm.layers import Attention, DropPath, Mlp, register_notrace_module, use_fused_attn
 from timm.models.convnext import ConvNeXtBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +17,7 @@ from leanvit.backbones.dualtoken_vit.lightvit import BiAttnMlp, ResidualMerge
 EPS = 1e-6  # of its own norms; LightViT's parts have 1e-5
 
 
+@register_notrace_module
 class Shrink(nn.Module):
     """A map as `side` x `side` tokens: (B, H, W, C) -> (B, side^2, C).
 
@@ -44,6 +45,7 @@ class Shrink(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
+@register_notrace_module
 class Broadcast(nn.Module):
     """Attention of local tokens (B, N, C) over global ones (B, T, C) -> (B, N, C)."""
 

@@ -53,8 +53,10 @@ NAMES = {
 
 
 def _cfg(host: str, data: str) -> dict[str, Any]:
-    side, classes, _ = SIZES[data]
+    side, classes, larger = SIZES[data]
+    last = side // (4 * HOSTS[host][1] * larger) if host in ("pit", "swin") else None  # behind two mergings
     return pretrained_cfg(
+        pool_size=None if last is None else (last, last),
         num_classes=classes,
         input_size=(3, side, side),
         fixed_input_size=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from timm.layers import register_notrace_module
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class MaskedMean(SoftmaxMean):
         return (scores.softmax(dim=-1) @ v).squeeze(1)
 
 
+@register_notrace_module
 class SoftSplits(nn.Module):
     """Images to tokens by soft splits of 3x3 that each halve the grid, a cell of attention between two of them.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.layers import register_notrace_module
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from leanvit.anatomy.masked import masked
 from leanvit.anatomy.masks import ScoreMask
 
 
+@register_notrace_module
 class TalkingHeads(nn.Module):
     """Self-attention (B, N, C) -> (B, N, C) of patches; a mask multiplies the scaled scores, then heads are mixed."""
 
@@ -45,6 +47,7 @@ class TalkingHeads(nn.Module):
         return _weighed(self, scores, v)
 
 
+@register_notrace_module
 class ContextAttention(nn.Module):
     """Attention of some tokens to all, (B, M, C) and (B, N, C) -> (B, M, C), heads mixed; without a mask."""
 

@@ -43,6 +43,7 @@ _PAPER = {
     "paper_name": "Making Vision Transformers Efficient from A Token Sparsification View",
     "paper_ids": "arXiv:2303.08685",
     "first_conv": "patch_embed.conv1",
+    "pool_size": (7, 7),
 }
 default_cfgs = {f"stvit_r_swin_{size}": pretrained_cfg(**_PAPER) for size in ("tiny", "small", "base")}
 
@@ -144,9 +145,12 @@ class STViTR(Staged):
 
     def stemmed(self, x: Tensor) -> Tensor:
         """Raises `BadInput` for a size that only the padded form takes."""
-        self._check_size(*x.shape[2:])
-        out: Tensor = self.patch_embed(x)
+        out: Tensor = self.patch_embed(self.sized(x))
         return out
+
+    def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
+        text = f"; accepted: sides divisible by {self.reduction}, or any with padded=True"
+        return 1 if self.padded else self.reduction, None, text
 
     def no_weight_decay(self) -> set[str]:
         """Tables of relative positions (biases, norms and layer scales are left out by their shape)."""
@@ -162,10 +166,9 @@ class STViTR(Staged):
         return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
     def _check_size(self, height: Any, width: Any) -> None:
-        if not self.padded and (height % self.reduction or width % self.reduction):
-            raise BadInput(
-                f"images are {height}x{width}; accepted: sides divisible by {self.reduction}, or any with padded=True"
-            )
+        multiple, _, accepted = self.accepts()
+        if height % multiple or width % multiple:
+            raise BadInput(f"images are {height}x{width}{accepted}")
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerScale, Mlp
+from timm.layers import DropPath, LayerScale, Mlp, register_notrace_module
 from torch import Tensor, nn
 
 from leanvit.anatomy.positions import bias_of
@@ -37,6 +37,7 @@ class ConvStem(nn.Module):
         return x.permute(0, 2, 3, 1)
 
 
+@register_notrace_module
 class PatchMerging(nn.Module):
     """Swin's: four neighbours to one token of twice the channels, (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 2 C)."""
 
@@ -88,6 +89,7 @@ class _Biased(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
+@register_notrace_module
 class WindowAttention(_Biased):
     """Swin's: self-attention in a window, with a bias of relative positions."""
 
@@ -101,6 +103,7 @@ class WindowAttention(_Biased):
         return self.proj(self.attend(q, k, v, mask))
 
 
+@register_notrace_module
 class SwinBlock(nn.Module):
     """Swin's block: windows that may be shifted, no layer scale. Maps that windows do not fill are padded with zeros,
     which are attended to, as in Swin."""
@@ -128,6 +131,7 @@ class SwinBlock(nn.Module):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
+@register_notrace_module
 class SemanticAttention(_Biased):
     """Attention with queries of some tokens, and keys and values of others."""
 
@@ -147,6 +151,7 @@ class SemanticAttention(_Biased):
         return self.proj(self.attend(self.heads_of(self.q(x)), k, v, mask))
 
 
+@register_notrace_module
 class SemanticBlock(nn.Module):
     """h = x + ls1 * attention(norm1(x), norm1(y)); h + ls2 * MLP(norm2(h)), with drop path on both branches.
 

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ MASKED = -1000.0  # added to scores of padding: nothing after the softmax
 REACH = (2, 3, 9)  # windows a side that keys are of, in the padded form: of blocks 1, 2 and 5
 
 
+@register_notrace_module
 class SemanticStage(nn.Module):
     """A stage of dumbbell units, (B, H, W, C) -> (B, H', W', C').
 

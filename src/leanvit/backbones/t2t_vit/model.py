@@ -253,7 +253,7 @@ class T2TViT(nn.Module):
 def class_token_alone(block: Any, x: Tensor) -> Tensor:
     """What a plain block makes of the class token, (B, N, C) -> (B, 1, C), and nothing else. Eval mode."""
     attn, normed = block.attn, block.norm1(x)
-    weight, width, heads = attn.qkv.weight, x.shape[-1], attn.num_heads
+    weight, width, heads = attn.qkv.weight, attn.qkv.in_features, attn.num_heads  # plain numbers where fx traces
     q = F.linear(normed[:, :1], weight[:width]).unflatten(-1, (heads, -1)).transpose(1, 2)
     k, v = F.linear(normed, weight[width:]).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(q, k, v, scale=attn.scale)

@@ -10,7 +10,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -152,6 +152,7 @@ class TransformerCell(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+@register_notrace_module
 class TokensToToken(nn.Module):
     """Images to tokens, (B, C, H, W) -> (B, H W / 256, embed_dim).
 

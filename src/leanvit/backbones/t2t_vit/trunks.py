@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, calculate_drop_path_rates
+from timm.layers import DropPath, calculate_drop_path_rates, register_notrace_module
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,6 +34,7 @@ class ChannelGate(nn.Module):
         return x * self.fc(x.mean(dim=1, keepdim=True))
 
 
+@register_notrace_module
 class SEAttention(Attention):
     """Attention whose projection is gated by channel."""
 
@@ -62,6 +63,7 @@ class ChannelScale(nn.Module):
         return x * self.weight.flatten()
 
 
+@register_notrace_module
 class GhostAttention(nn.Module):
     """Attention whose q, k and v are half linear, half a scaled copy of that half."""
 
@@ -86,6 +88,7 @@ class GhostAttention(nn.Module):
         return whole.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
+@register_notrace_module
 class GhostMlp(nn.Module):
     """MLP with three times the tokens' channels inside, of which one third is linear and two are scaled copies."""
 
