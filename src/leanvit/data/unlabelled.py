@@ -17,6 +17,7 @@ from PIL import Image
 
 from leanvit.data.dataset import Dataset
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
+from leanvit.data.depth import PixelRange
 from leanvit.data.sources import SPLITS, open_dataset, source_of
 from leanvit.data.specs import parse_spec
 from leanvit.data.stream import AnyDataset, Stream
@@ -40,7 +41,7 @@ class Found:
         return sum(len(part) for part in self.parts)
 
 
-def find_images(given: Any, *, channels: int, split: str | None = None) -> Found:
+def find_images(given: Any, *, channels: int, pixel_range: PixelRange | None = None, split: str | None = None) -> Found:
     """The images that one argument or several name, sorted within each folder or pattern; each file comes once.
 
     Keys are the paths below a folder that is given, else the paths as they are given; of several folders, with the
@@ -49,6 +50,8 @@ def find_images(given: Any, *, channels: int, split: str | None = None) -> Found
     Args:
         given: a path, text, PIL image or data set, or a sequence of them.
         channels: of the model. Images are read in colour for it, however few of them are: nothing is judged by others.
+        pixel_range: of the model: the values of black and white of images with more than 8 bits; a data spec that says
+            its own (`?range=`) keeps it.
         split: "train" or "val" of data specs; None: all of them, in folders, lists and tables every image.
 
     Raises:
@@ -69,8 +72,8 @@ def find_images(given: Any, *, channels: int, split: str | None = None) -> Found
         elif not isinstance(one, str | os.PathLike):
             raise BadInput(f"images holds a {type(one).__name__}; accepted: {ACCEPTED}")
         elif split is not None or not _add_files(os.fspath(one), files, left_out, prefixed=len(folders) > 1):
-            sets += _of_spec(os.fspath(one), split)
-    own = [_dataset(files, channels)] if files.images else []
+            sets += [_in_range(part, pixel_range) for part in _of_spec(os.fspath(one), split)]
+    own = [replace(_dataset(files, channels), pixel_range=pixel_range)] if files.images else []
     return Found((*own, *sets), dict(left_out))
 
 
@@ -248,6 +251,12 @@ def _of_spec(text: str, split: str | None) -> Sequence[AnyDataset]:
     if len(source.splits) == 1 or "?" in text:  # options are about one split
         return [open_dataset(text, on_bad="skip")]
     return [_named(opened(), name) for name, opened in source.splits.items()]
+
+
+def _in_range(dataset: AnyDataset, pixel_range: PixelRange | None) -> AnyDataset:
+    if pixel_range is None or "range" in parse_spec(dataset.spec).options:
+        return dataset
+    return replace(dataset, pixel_range=pixel_range)
 
 
 def _named(dataset: AnyDataset, split: str) -> AnyDataset:

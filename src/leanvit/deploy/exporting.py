@@ -59,7 +59,7 @@ def export(
     batch: int | None = None,
     input_type: str = "float",
     labels: Sequence[str] | None = None,
-    multi_label: bool = False,
+    multi_label: bool | None = None,
     opset: int | None = None,
     overwrite: bool = False,
 ) -> Artefact:
@@ -81,6 +81,7 @@ def export(
             resized and cropped: the normalisation is in the graph.
         labels: class names in the order of the logits; default: the model's own (`model.classes`).
         multi_label: whether each class is a question by itself; it travels with the artefact, for `predict`.
+            Default: as the model says (`model.multi_label`).
         opset: of ONNX, 17 to 20; None: PyTorch's choice. `operators.json` beside the graph lists what it uses.
         overwrite: replace an artefact that is there.
 
@@ -96,6 +97,7 @@ def export(
             "a run, leanvit.Preprocess.of(model) that of a timm model"
         )
     labels = own_names(model, labels, argument="labels")
+    multi_label = bool(getattr(model, "multi_label", False)) if multi_label is None else multi_label
     if isinstance(getattr(model, "exits", None), Exits):
         from leanvit.deploy.segments import export_segments
 

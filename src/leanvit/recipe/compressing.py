@@ -117,6 +117,7 @@ def compress(
     if isinstance(data, Data):
         if not lean.classes and len(data.dataset.classes) == lean.num_classes:
             lean.classes = tuple(data.dataset.classes)
+        lean.multi_label = lean.multi_label or data.dataset.multi_label
         lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)

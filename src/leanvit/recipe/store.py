@@ -145,7 +145,7 @@ def save(
         "weights": weights,
         "preprocess": preprocess.to_json(),
         "classes": list(names),
-        "info": {**(info or {}), "made_with": made_with},
+        "info": {**(info or {}), **({"multi_label": True} if model.multi_label else {}), "made_with": made_with},
     }
     write_atomic(path / JSON_NAME, sealed_text(written))
     for old in path.glob("weights-*.safetensors"):
@@ -233,6 +233,7 @@ def load_run(path: str | Path) -> Run:
     classes = tuple(file.classes)
     model.classes = classes if len(classes) == model.num_classes else ()  # versions before 0.2 checked no number
     model.preprocess = _preprocess(path, file)
+    model.multi_label = file.info.get("multi_label") is True
     return Run(model.eval(), path, model.preprocess, classes, file.info, file.weights.stored_as)
 
 

@@ -20,6 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
@@ -226,8 +227,8 @@ def _run(
     _share_bad_images(run, dataset, validate)
     ema = _give_back(run, model)
     for trained in (model, ema):
-        if getattr(trained, "classes", None) == ():  # an opened model whose outputs this training gave their meaning
-            trained.classes = tuple(dataset.classes)  # type: ignore[union-attr, assignment]
+        if isinstance(trained, OpenModel):  # this training gave its outputs their meaning
+            trained.classes, trained.multi_label = tuple(dataset.classes), dataset.multi_label
     best = None if run.best_epoch is None else run.best_epoch + 1
     last = len(run.history)
     if keep == "best" and out and best not in (None, last):

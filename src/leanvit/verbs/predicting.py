@@ -179,7 +179,8 @@ def _opened(
             multi_label=one.multi_label if multi_label is None else multi_label,
         )
         _check_outputs(one.outputs, one.classes, top)
-        found = find_images(images, channels=one.preprocess.input_size[0], split=split)
+        taken = one.preprocess
+        found = find_images(images, channels=taken.input_size[0], pixel_range=taken.pixel_range, split=split)
         _say_images(found, say)
         yield _Answering(one, found, top=top, workers=workers)
 

@@ -253,7 +253,6 @@ def _trained(
         "top1": result.top1,
         "epoch": result.epoch,
         "machine": environment()["cpu"],
-        **({"multi_label": True} if dataset.multi_label else {}),
         **asked.record(),
         **_earlier(start),
     }
