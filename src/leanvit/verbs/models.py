@@ -18,7 +18,10 @@ from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
 Say = Callable[[str], None]
-_ACCEPTED = "a timm name, the path of a run folder, or a reference (leanvit references); also hf-hub:OWNER/NAME, local-dir:FOLDER"
+_ACCEPTED = (
+    "a timm name, the path of a run folder, or a reference (leanvit references); "
+    "also hf-hub:OWNER/NAME, local-dir:FOLDER"
+)
 _LISTED = 20  # images that are named one by one
 
 
