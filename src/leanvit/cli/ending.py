@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from importlib.metadata import PackageNotFoundError, metadata
 from types import FrameType
 
 from leanvit.cli.output import place, plain
 from leanvit.errors import BadInput, LeanvitError, Refused
 
+_PATIENCE = 8  # seconds that other threads have to end after a Ctrl-C
 _pressed = threading.Event()
 
 
@@ -70,6 +72,8 @@ def leave(code: object) -> None:
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
+    if code == 130:
+        threading.Thread(target=_give_up, args=(code,), daemon=True).start()
     threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are told, other threads waited for
     atexit._run_exitfuncs()
     try:
@@ -81,6 +85,12 @@ def leave(code: object) -> None:
         code = code or 1
     sys.stderr.flush()
     os._exit(code or 0)
+
+
+def _give_up(code: int) -> None:
+    """End the process in any case: an interrupt inside an import can leave a lock that nobody lets go."""
+    time.sleep(_PATIENCE)
+    os._exit(code)
 
 
 def _drop_stdout() -> None:

@@ -63,7 +63,7 @@ def steps_of_epoch(slug: str, batch_size: int, images: int) -> int:
     """Steps that a method's training takes through so many images. Raises `BadInput` where they do not fill a batch."""
     if images < batch_size:
         raise BadInput(
-            f"{slug} trains on batches of {batch_size} images, and there are {images} to train on; accepted: up to "
-            f"{images} (--with {slug}:batch_size={max(images, 1)}), or more images"
+            f"{slug} trains on batches of {batch_size} images (batch_size={batch_size}), and there are {images} to "
+            f"train on; accepted: up to {images} (--with {slug}:batch_size={max(images, 1)}), or more images"
         )
     return images // batch_size

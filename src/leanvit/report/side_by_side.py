@@ -266,20 +266,23 @@ def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figu
 
 
 def short_table(result: SideBySide, comparison: Comparison) -> Table:
-    """What was measured in five columns, for the terminal; what was left out is under it."""
+    """What was measured in five columns, for the terminal; what was left out is a row with its reason."""
     from rich.text import Text
 
     table = comparison.table(wide=False)
-    more = [
-        f"at {result.macs:g} of the MACs; accuracy off the shelf and MACs: --wide, and the report",
-        *_left_out(result),
-    ]
-    table.caption = Text("\n".join([str(table.caption), *more]))
+    _add_left_out(table, result)
+    more = f"at {result.macs:g} of the MACs; accuracy off the shelf and MACs: --wide, and the report"
+    table.caption = Text(f"{table.caption}\n{more}")
     return table
 
 
-def _left_out(result: SideBySide) -> list[str]:
-    return [f"left out: {name}: {why}" for name, why in result.left_out.items()]
+def _add_left_out(table: Table, result: SideBySide) -> None:
+    """A row for each method that there are no figures of: its name, why, and no figure."""
+    from rich.text import Text
+
+    for name, why in result.left_out.items():
+        told = Text.assemble(name, (f"\nleft out: {why}", "dim"))
+        table.add_row(told, *(Text(NONE) for _ in table.columns[1:]))
 
 
 def terminal_table(result: SideBySide, comparison: Comparison) -> Table:
@@ -288,11 +291,12 @@ def terminal_table(result: SideBySide, comparison: Comparison) -> Table:
     from rich.text import Text
 
     images = f"{comparison.images} images, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
-    caption = [images, *speed_lines(comparison), *_left_out(result)]
+    caption = [images, *speed_lines(comparison)]
     table = Table(caption=Text("\n".join(caption)), caption_justify="left")
     table.add_column("method")
     for heading, unit in headings(result, comparison):
         table.add_column(Text(f"{heading} [{unit}]"), justify="right")
     for line in lines(result, comparison):
         table.add_row(Text(line.name), *(Text(f"{text}\n{small}" if small else text) for text, small in line.cells))
+    _add_left_out(table, result)
     return table

@@ -63,7 +63,7 @@ def test_a_run_of_a_folder_stands_alone(folder: Path, tmp_path: Path) -> None:
     trained = verbs.train(name, "digits", adapt=True, limit=16, settings=settings, out=out / "dense")
     before = load_model(name)
     verbs.compress(name, methods=[ToMe(r=1)], out=out / "lean")
-    verbs.measure(name, "digits", limit=8, rounds=3, out=tmp_path / "m.json")
+    verbs.measure(name, "digits", limit=8, rounds=3, class_names="by-position", out=tmp_path / "m.json")
     shutil.rmtree(folder)
     lean = load_run(out / "lean")
     assert lean.model.history.root.name == ARCHITECTURE and lean.preprocess == before.preprocess
