@@ -40,7 +40,7 @@ $(BIN)/python:
 
 # A stamp for each set of extras: quick when nothing changed, made again when pyproject.toml did.
 EXTRAS_user := data
-EXTRAS_dev := data,onnx,dev
+EXTRAS_dev := data,onnx,heic,dev
 EXTRAS_bench := data,bench
 EXTRAS_docs := docs
 $(VENV)/.%: pyproject.toml | $(BIN)/python
