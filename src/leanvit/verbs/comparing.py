@@ -167,7 +167,7 @@ def compare_methods(
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, say)
-    val = open_split(data, "val", seed=seed, limit=limit, say=say)
+    val = open_split(data, "val", seed=seed, limit=limit, say=say, beside=train)
     some = val if train is None else train
     start = load_model(
         model,

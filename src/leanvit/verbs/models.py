@@ -13,6 +13,7 @@ from leanvit.builders import require_model
 from leanvit.data import (
     AnyDataset,
     Preprocess,
+    Stream,
     adapted_kwargs,
     check_fits,
     for_model,
@@ -20,6 +21,7 @@ from leanvit.data import (
     matched_with,
     open_dataset,
 )
+from leanvit.data.sources import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
@@ -163,11 +165,21 @@ def as_runner(model: OpenModel, preprocess: Preprocess) -> OpenModel:
     return model
 
 
-def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> AnyDataset:
+def open_split(
+    spec: str,
+    split: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    say: Say = silent,
+    beside: AnyDataset | None = None,
+) -> AnyDataset:
     """`open_dataset`, with what the data set has to say said aloud.
 
     Of a spec with `on_bad=skip` every image is decoded once, and those that cannot be read are left out from the start
     (a stream leaves them out as they come).
+
+    beside: the other split, opened before: what both have to say alike is not said twice.
     """
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise BadInput(f"data is {spec!r}; accepted: digits, a folder, a file, or hf:NAME (leanvit train --help)")
@@ -182,11 +194,27 @@ def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None
         raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {error.object!r}") from error
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
-    say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
-    if dataset.left_out:
+    say(f"data: {_in_words(dataset)}")
+    repeated = beside is not None and beside.note == dataset.note
+    if dataset.note and not repeated:
+        say(f"data: {dataset.note}")
+    if dataset.left_out and not (repeated and COUNTED_TOGETHER in dataset.note):
         reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.left_out.items())
         say(f"data: left out of {dataset.split}: {reasons}")
     return dataset
+
+
+def _in_words(dataset: AnyDataset) -> str:
+    """`photos/, train: 273 images, typically 282 wide and 256 high, colour, 5 classes`."""
+    height, width = dataset.image_size
+    size = f"{width}x{height}" if width == height else f"{width} wide and {height} high"
+    kind = {1: "grey", 3: "colour"}.get(dataset.channels, f"{dataset.channels} channels")
+    shards = ""
+    if isinstance(dataset, Stream):
+        shards = f" {'drawn from' if dataset.resampled else 'in'} {len(dataset.parts)} shards"
+    classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
+    images = f"{len(dataset)} images{shards}"
+    return f"{dataset.spec}, {dataset.split}: {images}, typically {size}, {kind}, {classes}"
 
 
 def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
