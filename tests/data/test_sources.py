@@ -37,7 +37,11 @@ def test_a_single_split_is_divided_by_the_hash_of_the_key(tmp_path):
     assert not set(train.keys) & set(val.keys)
     assert set(train.keys) | set(val.keys) == set(whole.keys) and len(whole) == 300
     assert 15 <= len(val) <= 50
-    assert "10% of the images, by a hash of their names, are held out as val" in val.note and "hash" in train.note and not whole.note
+    assert (
+        "10% of the images, by a hash of their names, are held out as val" in val.note
+        and "hash" in train.note
+        and not whole.note
+    )
 
     (root / "cat" / "150.png").write_bytes((root / "cat" / "000.png").read_bytes())
     assert set(open_dataset(root, "val").keys) - {"cat/150.png"} == set(val.keys)  # more images move none

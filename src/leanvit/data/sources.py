@@ -72,6 +72,8 @@ def open_dataset(
 
     Raises BadInput for an unknown spec, path or split, MissingExtra where an optional package is needed.
     """
+    if not isinstance(spec, (str, os.PathLike)):
+        raise BadInput(f"data is a {type(spec).__name__}; accepted: digits, a folder, a file, or hf:NAME")
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
