@@ -59,7 +59,7 @@ def require_dataset(value: object, name: str, split: str = "train", *, loaders: 
             f"{name} is {_shown(value)}; accepted: a data set, as leanvit.open_dataset({_shown(value)}, {split!r}) "
             "gives"
         )
-    if not loaders and not (hasattr(value, "classes") and hasattr(value, "targets") or hasattr(value, "parts")):
+    if not loaders and not ((hasattr(value, "classes") and hasattr(value, "targets")) or hasattr(value, "parts")):
         raise BadInput(
             f"{name} is {_kind(value)}; accepted: a data set, as leanvit.open_dataset('photos/', {split!r}) gives"
         )

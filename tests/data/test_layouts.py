@@ -298,7 +298,7 @@ def test_what_both_splits_have_to_say_is_said_once(tmp_path):
     open_split(str(tmp_path), "val", say=told.append, beside=train)
     firsts = [line.split(" images")[0].removeprefix(f"data: {tmp_path}, ") for line in (told[0], told[-1])]
     assert firsts == [f"train: {len(train)}", f"val: {24 - len(train)}"]
-    assert "are held out as val" in told[1] and told[2] == "data: left out of train: 1 with the ending .txt"
+    assert "holds out 10% of the images" in told[1] and told[2] == "data: left out of train: 1 with the ending .txt"
     assert len(told) == 4
 
 

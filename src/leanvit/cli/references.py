@@ -34,9 +34,17 @@ def _json(one: Reference) -> dict[str, object]:
 
 
 def _all(found: list[Reference]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("MODEL", "data", "accuracy", "parameters", "MACs", "size", "trained")
+    table = Table(
+        Column("MODEL", no_wrap=True, min_width=max(len(one.spec) for one in found)),
+        "data",
+        "accuracy",
+        "parameters",
+        "MACs",
+        "size",
+        "trained",
+    )
     for one in found:
         record = one.record
         table.add_row(

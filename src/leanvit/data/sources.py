@@ -239,7 +239,7 @@ def _hash_split(dataset: AnyDataset, split: str) -> AnyDataset:
     is_val = value < np.uint64(int(VAL_FRACTION * 2**64))
     if not is_val.any() or is_val.all():  # tiny sets only
         is_val = value == value.min()
-    note = f"no val split: {VAL_FRACTION:.0%} of the images, by a hash of their names, are held out as val"
+    note = f"no val split: a hash of their names holds out {VAL_FRACTION:.0%} of the images"
     note += f" ({COUNTED_TOGETHER})" if dataset.left_out else ""
     chosen = np.flatnonzero(is_val if split == "val" else ~is_val)
     return replace(dataset.take(chosen), note="; ".join(filter(None, (dataset.note, note))))

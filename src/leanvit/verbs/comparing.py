@@ -335,7 +335,8 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
     tally = Tally([one.method], last_share(contest.start.info))
 
     def judge(label: str, model: Any) -> None:
-        contest.say(f"{one.name}: {label}")
+        if label != "dense":
+            contest.say(f"{one.name}: {'compressed' if label == one.method.slug else label}")
         tally.take(label, model)
         if label == one.method.slug:
             answers = contest.judged(model)

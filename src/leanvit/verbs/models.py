@@ -25,6 +25,7 @@ from leanvit.data.sources import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
+from leanvit.recipe.course import counted
 from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
@@ -222,7 +223,7 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
     for dataset in datasets:
         if dataset is None or not dataset.bad:
             continue
-        say(f"{dataset.split}: {len(dataset.bad)} images could not be read and were left out:")
+        say(f"{dataset.split}: {counted(len(dataset.bad), 'image')} could not be read, left out:")
         for bad in dataset.bad[:_LISTED]:
             say(f"  {bad.reason}")
         if len(dataset.bad) > _LISTED:
