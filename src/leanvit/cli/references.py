@@ -34,17 +34,11 @@ def _json(one: Reference) -> dict[str, object]:
 
 
 def _all(found: list[Reference]) -> None:
+    from rich import box
     from rich.table import Column, Table
 
-    table = Table(
-        Column("MODEL", no_wrap=True, min_width=max(len(one.spec) for one in found)),
-        "data",
-        "accuracy",
-        "parameters",
-        "MACs",
-        "size",
-        "trained",
-    )
+    name = Column("MODEL", no_wrap=True, min_width=max(len(one.spec) for one in found))
+    table = Table(name, "data", "accuracy", "params", "MACs", "size", "trained", box=box.SIMPLE, pad_edge=False)
     for one in found:
         record = one.record
         table.add_row(
