@@ -38,7 +38,8 @@ def _all(found: list[Reference]) -> None:
     from rich.table import Column, Table
 
     name = Column("MODEL", no_wrap=True, min_width=max(len(one.spec) for one in found))
-    table = Table(name, "data", "accuracy", "params", "MACs", "size", "trained", box=box.SIMPLE, pad_edge=False)
+    data, accuracy = (Column(heading, min_width=8) for heading in ("data", "accuracy"))
+    table = Table(name, data, accuracy, "params", "MACs", "size", "trained", box=box.SIMPLE, pad_edge=False)
     for one in found:
         record = one.record
         table.add_row(

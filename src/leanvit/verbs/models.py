@@ -325,6 +325,13 @@ def is_built(spec: str | Path) -> bool:
     return reference_name(spec) is None and not _is_folder(spec)
 
 
+def is_fresh(spec: str | Path, built: Mapping[str, Any]) -> bool:
+    """Whether a MODEL gets random weights: a timm name without any. built: what `load_model` is given for it."""
+    if not is_built(spec) or (isinstance(spec, str) and has_source(spec)):
+        return False
+    return not (built["pretrained"] or built["weights"])
+
+
 def _at(error: OSError) -> str:
     return f": {error.filename}" if error.filename else ""
 
