@@ -18,11 +18,22 @@ CALLS: list[tuple[str, Callable[..., Any], str]] = [
     ("compress one", lambda m, d: lv.compress(m, lv.ToMe(r=2)), r"accepted: a list of them: \[ToMe\(r=2"),
     ("compress class", lambda m, d: lv.compress(m, lv.EViT), r"accepted: a list of them: \[EViT\(\)\]"),
     ("compress slug", lambda m, d: lv.compress(m, "tome"), r"\[parse_with\('tome'\)\]"),
-    ("compress number", lambda m, d: lv.compress(m, 3), "methods is a int; accepted: a list of methods"),
+    ("compress number", lambda m, d: lv.compress(m, 3), "methods is an int; accepted: a list of methods"),
     ("compress path", lambda m, d: lv.compress("runs/x", [lv.ToMe(r=2)]), MODEL),
     ("compress Path", lambda m, d: lv.compress(Path("runs/x"), []), MODEL),
     ("compress data", lambda m, d: lv.compress(m, [], "digits"), r"Data\(leanvit\.open_dataset\('digits', 'train'\)"),
     ("compress set", lambda m, d: lv.compress(m, [], d), r"data is a data set; accepted: Data\(dataset"),
+    (
+        "compress spec in Data",
+        lambda m, d: lv.compress(m, [lv.Int8()], lv.Data("digits", lv.Preprocess.of(m))),
+        r"data\.dataset is 'digits'; accepted: a data set",
+    ),
+    (
+        "compress bare",
+        lambda m, d: lv.compress(m, [lv.Int8()], lv.Data(d, None)),
+        r"data\.preprocess is None; accepted",
+    ),
+    ("open nothing", lambda m, d: lv.open_dataset(None), "data is a NoneType; accepted: digits, a folder"),
     ("compress epochs", lambda m, d: lv.compress(m, [], recovery=3), r"accepted: a Recovery, as Recovery\(epochs=3\)"),
     ("reapply", lambda m, d: lv.reapply("runs/x", []), MODEL),
     ("retune path", lambda m, d: lv.retune("runs/x", "lgvit", {}), MODEL),
@@ -45,6 +56,7 @@ CALLS: list[tuple[str, Callable[..., Any], str]] = [
     ("artefact", lambda m, d: lv.load_artefact(m), "source is a VisionTransformer; accepted: a path"),
     ("fit name", lambda m, d: lv.fit("runs/x", d, **FIT), MODEL),
     ("fit data", lambda m, d: lv.fit(m, "digits", **FIT), r"open_dataset\('digits', 'train'\)"),
+    ("fit loader", lambda m, d: lv.fit(m, [d], **FIT), "dataset is a list; accepted: a data set, as leanvit"),
     ("fit bare", lambda m, d: lv.fit(m, d, **FIT), r"preprocess is None; accepted: a Preprocess, as Preprocess\.of"),
     (
         "fit table",
@@ -69,3 +81,9 @@ def test_it_says_what_to_write(
     with pytest.raises(BadInput, match=says):
         call(tiny(), data)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_misspelt_name_has_its_suggestion() -> None:
+    with pytest.raises(AttributeError) as raised:
+        lv.Evit  # noqa: B018
+    assert raised.value.name == "Evit" and raised.value.obj is lv  # what Python's "Did you mean: 'EViT'?" is made from

@@ -5,6 +5,7 @@ Public names load on first use, so that `import leanvit` (and the command line) 
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -49,7 +50,7 @@ __all__ = [*_HOME, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'leanvit' has no attribute {name!r}")
+        raise AttributeError(f"module 'leanvit' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
     return getattr(import_module(_HOME[name]), name)
 
 

@@ -48,12 +48,17 @@ def is_number(value: object, *, least: float = -math.inf, most: float = math.inf
 def nearest(name: object, known: Iterable[str]) -> str:
     """Text that suggests the nearest known names, but never the very name, to append to an error message.
 
+    Names that begin with it come before those that look like it: `vit_tiny_patch16_224` for `vit_tiny`.
+
     >>> nearest("evitt", ["evit", "tome", "int8"])
     "did you mean 'evit'? Known: evit, int8, tome"
     """
     known = sorted(known)
-    close = get_close_matches(str(name), [other for other in known if other != str(name)], n=3, cutoff=0.6)
+    begun = sorted((other for other in known if other.startswith(f"{name}_")), key=len)[:3] if name else []
+    close = begun or get_close_matches(str(name), [other for other in known if other != str(name)], n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    if hint and len(known) > 100:
+        return f"{hint}{len(known)} are known"
     listed = ", ".join(known[:20]) + (f", … ({len(known)} in all)" if len(known) > 20 else "")
     return f"{hint}Known: {listed}"
 

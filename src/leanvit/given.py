@@ -43,14 +43,25 @@ def require_training_data(data: object) -> None:
         raise BadInput(f"data is {_shown(data)}; accepted: Data({dataset}, Preprocess.of(model)), of leanvit.recipe")
     if hasattr(data, "spec") and hasattr(data, "classes"):
         raise BadInput("data is a data set; accepted: Data(dataset, Preprocess.of(model)), of leanvit.recipe")
+    if hasattr(data, "dataset") and hasattr(data, "preprocess"):
+        require_dataset(data.dataset, "data.dataset")
+        if isinstance(data.preprocess, type) or not hasattr(data.preprocess, "input_size"):
+            raise BadInput(f"data.preprocess is {_kind(data.preprocess)}; accepted: Preprocess.of(model)")
 
 
-def require_dataset(value: object, name: str, split: str = "train") -> None:
-    """Raise `BadInput` for a data spec where a data set belongs."""
+def require_dataset(value: object, name: str, split: str = "train", *, loaders: bool = False) -> None:
+    """Raise `BadInput` for a data spec, or what is no data set of leanvit, where one belongs.
+
+    loaders: whether any iterable of batches will do.
+    """
     if _is_path(value):
         raise BadInput(
             f"{name} is {_shown(value)}; accepted: a data set, as leanvit.open_dataset({_shown(value)}, {split!r}) "
             "gives"
+        )
+    if not loaders and not ((hasattr(value, "classes") and hasattr(value, "targets")) or hasattr(value, "parts")):
+        raise BadInput(
+            f"{name} is {_kind(value)}; accepted: a data set, as leanvit.open_dataset('photos/', {split!r}) gives"
         )
 
 
@@ -80,4 +91,7 @@ def _shown(value: Any) -> str:
 
 
 def _kind(value: object) -> str:
-    return value.__name__ if isinstance(value, type) else f"a {type(value).__name__}"
+    if value is None or isinstance(value, type):
+        return "None" if value is None else value.__name__
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

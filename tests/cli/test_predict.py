@@ -32,7 +32,7 @@ def test_without_a_file_a_short_table_is_printed_and_names_are_escaped(place: Pa
     done = invoke("predict", place / "run", place / "photos", "--top", "2")
     assert done.exit_code == 0, done.output
     assert "\x1b" not in done.output and r"[red]x\x1b[31m.png" in done.stdout and "[b]bee" in done.stdout
-    assert "22 of 23 images answered" in done.stdout and "1 images could not be read:" in done.stdout
+    assert "22 of 23 images answered" in done.stdout and "1 image could not be read:" in done.stdout
     assert "… and 3 more: --out answers.csv keeps all of them" in done.stdout and "more19" not in done.stdout
 
 
@@ -45,7 +45,7 @@ def test_json_on_stdout_holds_every_answer(place: Path, invoke) -> None:
 @pytest.mark.parametrize(
     ("images", "code", "said"),
     [
-        (["photos/bad.jpg"], 1, "none of the 1 images could be read"),
+        (["photos/bad.jpg"], 1, "the image could not be read"),
         (["photos/bad.jpg", "photos/a.png"], 0, "1 of 2 images answered"),
         (["-"], 2, "images is '-'; accepted"),
         (["fotos"], 2, "did you mean 'photos'"),

@@ -286,8 +286,20 @@ def test_it_is_said_before_a_training(tmp_path):
     plant(tmp_path, {**split("train", TWO), "train/a/1.txt": None, "test": 5})
     told: list[str] = []
     open_split(str(tmp_path), "train", say=told.append)
-    assert "test/ has no class folders and is left out" in told[0]
-    assert told[1:] == ["data: left out of train: 5 in test/, which has no class folders, 1 with the ending .txt"]
+    assert told[0] == f"data: {tmp_path}, train: 3 images, typically 24 wide and 20 high, colour, 2 classes"
+    assert "test/ has no class folders and is left out" in told[1]
+    assert told[2:] == ["data: left out of train: 5 in test/, which has no class folders, 1 with the ending .txt"]
+
+
+def test_what_both_splits_have_to_say_is_said_once(tmp_path):
+    plant(tmp_path, {"a": 12, "b": 12, "b/notes.txt": None})
+    told: list[str] = []
+    train = open_split(str(tmp_path), "train", say=told.append)
+    open_split(str(tmp_path), "val", say=told.append, beside=train)
+    firsts = [line.split(" images")[0].removeprefix(f"data: {tmp_path}, ") for line in (told[0], told[-1])]
+    assert firsts == [f"train: {len(train)}", f"val: {24 - len(train)}"]
+    assert "holds out 10% of the images" in told[1] and told[2] == "data: left out of train: 1 with the ending .txt"
+    assert len(told) == 4
 
 
 # --- random trees -----------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_a_single_split_is_divided_by_the_hash_of_the_key(tmp_path):
     assert not set(train.keys) & set(val.keys)
     assert set(train.keys) | set(val.keys) == set(whole.keys) and len(whole) == 300
     assert 15 <= len(val) <= 50
-    assert "10% of the keys with the lowest hash are val" in val.note and "hash" in train.note and not whole.note
+    assert "a hash of their names holds out 10% of the images" in val.note and "hash" in train.note and not whole.note
 
     (root / "cat" / "150.png").write_bytes((root / "cat" / "000.png").read_bytes())
     assert set(open_dataset(root, "val").keys) - {"cat/150.png"} == set(val.keys)  # more images move none
@@ -105,6 +105,8 @@ def test_what_is_left_out_is_counted_for_both_parts_of_one_split(folder):
 
 
 def test_the_very_name_that_was_given_is_never_suggested(tmp_path):
+    many = ["revit_tiny", "vit_tiny_patch16_384", "vit_tiny_r_s16_p8_224", *map(str, range(100))]
+    assert nearest("vit_tiny", many) == "did you mean 'vit_tiny_patch16_384' or 'vit_tiny_r_s16_p8_224'? 103 are known"
     assert nearest("cat", ["cat", "cats"]) == "did you mean 'cats'? Known: cat, cats"
     (tmp_path / "broken").symlink_to("nothing")
     write_folder(tmp_path / "what", {"a": 1})

@@ -85,7 +85,9 @@ def test_choices_are_said_and_batches_that_cannot_be_filled_refused() -> None:
     given = [parse_with("evit"), parse_with("nvit:macs=0.7,batch_size=64")]
     methods, _ = fit_to_data(given, None, Images(38))
     assert choices(given, methods, Images(38)) == ["nvit: max_steps=200, chosen for 38 training images"]
-    with pytest.raises(BadInput, match=r"nvit trains on batches of 64 images, and there are 38.*nvit:batch_size=38"):
+    with pytest.raises(
+        BadInput, match=r"nvit trains on batches of 64 images \(batch_size=64\), and there are 38.*nvit:batch_size=38"
+    ):
         trainings(methods, None, Images(38))
 
 

@@ -121,7 +121,7 @@ def heeded_ctrl_c() -> Iterator[None]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_the_command_that_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     def stop(line: str) -> None:
-        if line == "tome: tome":
+        if line == "tome: compressed":
             os.kill(os.getpid(), number)
 
     out = tmp_path / "here"

@@ -17,7 +17,7 @@ from torch import nn
 from leanvit import ToMe, verbs
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.recipe import load_run
-from leanvit.verbs.models import is_built, load_model
+from leanvit.verbs.models import is_built, is_fresh, load_model
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 3, "in_chans": 1}
@@ -50,6 +50,8 @@ def test_a_folder_gives_model_settings_weights_and_names(folder: Path, model: nn
     loaded = load_model(f"local-dir:{folder}", say=said.append)
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(loaded.model(images), model(images)) and is_built(f"local-dir:{folder}")
+    without: dict[str, Any] = {"pretrained": False, "weights": None}
+    assert is_fresh(ARCHITECTURE, without) and not is_fresh(f"local-dir:{folder}", without)
     assert torch.equal(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images), model(images))
     assert loaded.classes == tuple(DIGITS) and loaded.name == loaded.base == "my-model"
     assert loaded.preprocess.mean == pytest.approx((0.1,)) and loaded.preprocess.interpolation == "bilinear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,7 +31,10 @@ def command(
     std: options.Std = None,
     crop_pct: options.CropPct = None,
     interpolation: options.Interpolation = None,
-    out: options.Out = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Of the artefact; default: RUN/artefacts/RUNTIME."),
+    ] = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:

@@ -32,11 +32,11 @@ def command(
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
-    out: options.Out = None,
+    out: options.OutFile = None,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure what a model's blocks take at other widths; interrupted, the same command goes on."""
+    """Time a model's blocks at other widths, for latency targets (nvit); interrupted, the same command goes on."""
     model_args = key_values(model_arg, "--model-arg")
     with output.stdout_for_result(), output.progress_bar("entries") as progress:
         result = load_verb("latencies")(

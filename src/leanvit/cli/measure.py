@@ -36,7 +36,7 @@ def command(
     classes: options.Classes = None,
     shots: options.Shots = None,
     on_bad: options.OnBad = None,
-    out: options.Out = None,
+    out: options.OutFile = None,
     overwrite: options.Overwrite = False,
     wide: options.Wide = False,
     as_json: options.Json = False,

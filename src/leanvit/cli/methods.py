@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import Annotated
 
 import typer
@@ -32,8 +35,16 @@ def _all(rows: list[Paper]) -> None:
         print(f"{kind}")
         for row in (r for r in rows if r.kind == kind):
             source = f"  [{row.arxiv}]" if row.arxiv else ""
-            print(f"  {row.slug:{width}}  {row.summary}{source}")
+            print(_wrapped(f"  {row.slug:{width}}  ", row.summary + source))
     print("\nMore of one: leanvit methods NAME")
+
+
+def _wrapped(name: str, text: str) -> str:
+    """On a terminal, lines that fit it, with the text in a column; elsewhere one line, for `grep`."""
+    if not sys.stdout.isatty():
+        return name + text
+    columns = max(shutil.get_terminal_size().columns, len(name) + 20)
+    return textwrap.fill(name + text, columns, subsequent_indent=" " * len(name), break_on_hyphens=False)
 
 
 def _one(slug: str, as_json: bool) -> None:

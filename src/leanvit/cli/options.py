@@ -30,17 +30,15 @@ Weights = Annotated[
 ]
 Mean = Annotated[
     str | None,
-    typer.Option("--mean", metavar="A,B,C", help="Own mean of a timm name, of pixels in 0 to 1; one a channel."),
+    typer.Option("--mean", metavar="A,B,C", help="Mean that a timm name normalises by, of pixels from 0 to 1."),
 ]
-Std = Annotated[
-    str | None, typer.Option("--std", metavar="A,B,C", help="Own standard deviation of a timm name; one a channel.")
-]
+Std = Annotated[str | None, typer.Option("--std", metavar="A,B,C", help="Standard deviation that it normalises by.")]
 CropPct = Annotated[
     float | None,
-    typer.Option("--crop-pct", metavar="X", help="Own share of the resized side that is cropped, like 0.9."),
+    typer.Option("--crop-pct", metavar="X", help="Share of the resized image that is cropped, like 0.9."),
 ]
 Interpolation = Annotated[
-    str | None, typer.Option("--interpolation", metavar="NAME", help="Own way to resize: bicubic, bilinear, ...")
+    str | None, typer.Option("--interpolation", metavar="NAME", help="How images are resized: bicubic, bilinear, ...")
 ]
 DataSpec = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
 OptionalData = Annotated[str | None, typer.Option("--data", metavar="DATA", help=DATA_HELP, show_default=False)]
@@ -58,7 +56,8 @@ OnBad = Annotated[
 Adapt = Annotated[
     bool,
     typer.Option(
-        "--adapt", help="Fit a timm name to the data (classes, channels, resolution); train: a run's classifier too."
+        "--adapt",
+        help="Fit a timm name to the data: classes, channels, resolution. train: a run's classifier too.",
     ),
 ]
 Convert = Annotated[
@@ -104,7 +103,7 @@ RecoverSet = Annotated[
     typer.Option(
         "--recover-set",
         metavar="K=V",
-        help="Any other number of the recovery: alpha, temperature, each, or a field of FitConfig. Repeats.",
+        help="Other settings of the recovery: alpha, temperature, each, or a field of FitConfig. Repeats.",
     ),
 ]
 Against = Annotated[
@@ -112,7 +111,7 @@ Against = Annotated[
     typer.Option(
         "--against",
         metavar="MODEL",
-        help="Likewise; the first is the baseline. Repeats.",
+        help="A model to compare with; the first is the baseline. Repeats.",
     ),
 ]
 Runtimes = Annotated[
@@ -125,11 +124,15 @@ Runtimes = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="K=V", help="Any other number of FitConfig, like ema_decay=0.999. Repeats."),
+    typer.Option("--set", metavar="K=V", help="Other settings, those of FitConfig: ema_decay=0.999. Repeats."),
 ]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="PATH", help="Where the result goes; by default a name under runs/."),
+]
+OutFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE.json", help="Where the result goes; by default in the run folder."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 Wide = Annotated[

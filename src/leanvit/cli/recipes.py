@@ -42,7 +42,7 @@ def listing(ctx: typer.Context, as_json: options.Json = False) -> None:
 
     table = Table()
     for heading in ("recipe", "what", "target"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for recipe in found:
         paper = f" [{recipe.arxiv}]" if recipe.arxiv else ""
         table.add_row(Text(recipe.name), Text(f"{recipe.title}{paper}"), Text(_target(recipe)))

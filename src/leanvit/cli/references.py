@@ -34,9 +34,12 @@ def _json(one: Reference) -> dict[str, object]:
 
 
 def _all(found: list[Reference]) -> None:
-    from rich.table import Table
+    from rich import box
+    from rich.table import Column, Table
 
-    table = Table("MODEL", "data", "accuracy", "parameters", "MACs", "size", "trained")
+    name = Column("MODEL", no_wrap=True, min_width=max(len(one.spec) for one in found))
+    data, accuracy = (Column(heading, min_width=8) for heading in ("data", "accuracy"))
+    table = Table(name, data, accuracy, "params", "MACs", "size", "trained", box=box.SIMPLE, pad_edge=False)
     for one in found:
         record = one.record
         table.add_row(

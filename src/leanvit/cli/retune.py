@@ -23,7 +23,7 @@ def command(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Change what no weight follows from, such as the thresholds of early exits; the result is a new run."""
+    """Change settings that need no training, such as the thresholds of early exits; the result is a new run."""
     with output.stdout_for_result():
         result = load_verb("retune")(run, with_, out=out, overwrite=overwrite, command=command_line())
     if as_json:

@@ -30,7 +30,7 @@ def command(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images a forward (default 128, fewer where there are few).")
+        int | None, typer.Option(help="Images in a batch (default 128, fewer where there are few).")
     ] = None,
     set_: options.Settings = None,
     teacher: Annotated[
@@ -40,7 +40,7 @@ def command(
     teacher_weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of a timm teacher.")] = None,
     distill: Annotated[str | None, typer.Option(metavar="KIND", help="soft, hard, token, or method.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Weight of the teacher, 0 to 1.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of soft distillation.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Temperature of soft distillation.")] = None,
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
@@ -60,7 +60,7 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, at its exact step.")] = False,
     overwrite: options.Overwrite = False,
     keep: Annotated[
-        str, typer.Option("--keep", metavar="WHICH", help="The weights that are saved: of the last epoch, or the best.")
+        str, typer.Option("--keep", metavar="WHICH", help="Which epoch's weights are saved: last or best.")
     ] = "last",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
     dry: Annotated[
@@ -116,8 +116,9 @@ def command(
         output.print_json(result.to_json())
         return
     score = result.top1_percent
-    shown = "" if score is None else f", {result.metric} {score:.2f} % on its validation split"
-    output.show(f"{result.folder}: {result.label}, {result.epochs} epochs in {result.seconds:.0f} s{shown}")
+    shown = "" if score is None else f", {result.metric} {score:.2f} % on val"
+    epochs_done = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
+    output.show(f"{result.folder}: {result.label}, {epochs_done} in {result.seconds:.0f} s{shown}")
 
 
 def _dry_run(name: str | None, spec: str | None, asked: dict[str, Any], as_json: bool) -> None:

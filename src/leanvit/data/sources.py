@@ -17,6 +17,7 @@ from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_optio
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, NoTrainingSplit, nearest, unknown
 
+COUNTED_TOGETHER = "what is left out is counted for both together"
 VAL_FRACTION = 0.1  # share of the keys held out when a source has a single split
 SPLITS = ("train", "val")
 _NAMED = 10  # classes without an image that are named
@@ -71,6 +72,8 @@ def open_dataset(
 
     Raises BadInput for an unknown spec, path or split, MissingExtra where an optional package is needed.
     """
+    if not isinstance(spec, (str, os.PathLike)):
+        raise BadInput(f"data is a {type(spec).__name__}; accepted: digits, a folder, a file, or hf:NAME")
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if limit is not None and limit < 1:
@@ -236,7 +239,7 @@ def _hash_split(dataset: AnyDataset, split: str) -> AnyDataset:
     is_val = value < np.uint64(int(VAL_FRACTION * 2**64))
     if not is_val.any() or is_val.all():  # tiny sets only
         is_val = value == value.min()
-    note = f"one split only: the {VAL_FRACTION:.0%} of the keys with the lowest hash are val, the others train"
-    note += " (what is left out is counted for both together)" if dataset.left_out else ""
+    note = f"no val split: a hash of their names holds out {VAL_FRACTION:.0%} of the images"
+    note += f" ({COUNTED_TOGETHER})" if dataset.left_out else ""
     chosen = np.flatnonzero(is_val if split == "val" else ~is_val)
     return replace(dataset.take(chosen), note="; ".join(filter(None, (dataset.note, note))))

@@ -78,7 +78,7 @@ def compare(
     Raises BadInput before any work when names, baseline, batch sizes, files, devices or classes do not fit.
     """
     require_named_models(models)
-    require_dataset(data, "data", "val")
+    require_dataset(data, "data", "val", loaders=True)
     models = dict(models)
     _check_models(models)
     baseline = _checked_baseline(models, baseline)

@@ -107,7 +107,8 @@ def require_kinds(model: Any, dataset: Any, preprocess: Any, config: Any, valida
     """Raise BadInput, with what to write, for an argument of `fit` that is a text, a path or another object."""
     require_model(model)
     require_dataset(dataset, "dataset")
-    require_dataset(validate, "validate", "val")
+    if validate is not None:
+        require_dataset(validate, "validate", "val")
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is {preprocess!r}; accepted: a Preprocess, as Preprocess.of(model) gives")
     if not isinstance(config, FitConfig):

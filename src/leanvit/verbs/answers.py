@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanvit.errors import LeanvitError
+from leanvit.recipe.course import counted
 
 ENDINGS = (".csv", ".jsonl")
 SHOWN = 20  # answers and bad images that are named one by one
@@ -75,7 +76,7 @@ class Predicted:
             if self.images > SHOWN:
                 yield f"… and {self.images - SHOWN} more: --out answers.csv keeps all of them"
         if self.failed:
-            yield f"{self.failed} images could not be read:"
+            yield f"{counted(self.failed, 'image')} could not be read:"
             yield from (Text(f"  {printable(one.error)}") for one in self.bad[:SHOWN])
             if self.failed > SHOWN:
                 yield f"  … and {self.failed - SHOWN} more"
@@ -85,7 +86,8 @@ class Predicted:
     def require_some(self) -> None:
         """Raise `LeanvitError` if no image at all could be read."""
         if self.failed and self.failed == self.images:
-            raise LeanvitError(f"none of the {self.images} images could be read")
+            which = "the image could not" if self.images == 1 else f"none of the {self.images} images could"
+            raise LeanvitError(f"{which} be read")
 
 
 # --- the terminal ---------------------------------------------------------------------------------------------------

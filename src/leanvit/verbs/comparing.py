@@ -167,7 +167,7 @@ def compare_methods(
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, say)
-    val = open_split(data, "val", seed=seed, limit=limit, say=say)
+    val = open_split(data, "val", seed=seed, limit=limit, say=say, beside=train)
     some = val if train is None else train
     start = load_model(
         model,
@@ -335,7 +335,8 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
     tally = Tally([one.method], last_share(contest.start.info))
 
     def judge(label: str, model: Any) -> None:
-        contest.say(f"{one.name}: {label}")
+        if label != "dense":
+            contest.say(f"{one.name}: {'compressed' if label == one.method.slug else label}")
         tally.take(label, model)
         if label == one.method.slug:
             answers = contest.judged(model)

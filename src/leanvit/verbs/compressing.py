@@ -189,7 +189,7 @@ def compress(
     given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
     plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
-    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say)
+    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say, beside=train)
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
@@ -365,7 +365,8 @@ class _Rows:
 
     def take(self, label: str, model: OpenModel) -> None:
         name = self._first if not self.models else self._free(f"+ {label}")
-        self._say(f"compress: {name}")
+        if self.models:
+            self._say(f"done: {name}")
         self.models[name] = copy.deepcopy(model).eval() if self._keep else model
 
     def _free(self, name: str) -> str:

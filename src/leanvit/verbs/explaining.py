@@ -5,7 +5,7 @@ Of an architecture: its models, and the recipes that train them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
 from importlib import import_module
 from typing import Any
@@ -54,8 +54,7 @@ class Explanation:
         for knob in self.knobs:
             table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
         yield table
-        for name, value in self.facts().items():
-            yield Text.assemble((f"{name:15}", "bold"), value)
+        yield _facts(self.facts())
         example = self.knobs[0] if self.knobs else None
         chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
         yield Text(f"\nleanvit compress MODEL --data DATA --with {self.paper.slug}{chosen}")
@@ -97,9 +96,8 @@ class Architecture:
         for name, text in self.models.items():
             table.add_row(Text(name), Text(text))
         yield table
-        for what, value in (("published", self.paper.published), ("recipes", ", ".join(self.recipes))):
-            if value:
-                yield Text.assemble((f"{what:15}", "bold"), value)
+        facts = {"published": self.paper.published, "recipes": ", ".join(self.recipes)}
+        yield _facts({what: value for what, value in facts.items() if value})
         yield Text(f"\nleanvit train {next(iter(self.models))} --data DATA --out RUN")
 
 
@@ -109,6 +107,18 @@ def _heading(row: Paper) -> Iterator[Any]:
     where = ", ".join(filter(None, (row.venue, row.arxiv and f"arXiv {row.arxiv}")))
     yield Text(f"{row.slug}: {row.title}" + (f" ({where})" if where else ""), style="bold")
     yield Text(f"{row.summary}\n")
+
+
+def _facts(facts: Mapping[str, str]) -> Any:
+    """A line for each, with its words in a column."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table.grid(padding=(0, 1, 0, 0))
+    shown.add_column(style="bold", min_width=14, no_wrap=True)
+    for name, value in facts.items():
+        shown.add_row(Text(name), Text(value))
+    return shown
 
 
 def explain(slug: str) -> Explanation | Architecture:

@@ -342,11 +342,16 @@ def _checked_grid(grid: str | Path | None, *, overwrite: bool) -> Path | None:
 def _split_table(splits: Iterable[SplitFound]) -> Table:
     table = Table("split", "images", "read", "width", "height", "format", "mode", "cannot be read")
     for split in splits:
-        sizes = [f"{low} … {middle} … {high}" for low, middle, high in (split.widths, split.heights)]
+        sizes = [_range(*side) for side in (split.widths, split.heights)]
         kinds = [", ".join(f"{name} {count}" for name, count in d.items()) for d in (split.formats, split.modes)]
         cells = [split.split, str(split.images), str(split.read), *sizes, *kinds, str(len(split.bad))]
         table.add_row(*map(Text, cells))
     return table
+
+
+def _range(low: int, middle: int, high: int) -> str:
+    """Smallest, median and largest; one number where all images have it."""
+    return str(low) if low == high else f"{low} … {middle} … {high}"
 
 
 def _class_table(looked: Looked) -> Table:
@@ -370,7 +375,11 @@ def _class_table(looked: Looked) -> Table:
 def _findings(split: SplitFound, *, sampled: bool) -> Iterator[Text]:
     if split.imbalance is not None and len(split.per_class) > 1:
         counted = "" if split.counted == split.images else f" (of the first {split.counted})"
-        yield Text(f"{split.split}: the largest class has {split.imbalance:.3g}x the images of the smallest{counted}")
+        if split.imbalance == 1:
+            yield Text(f"{split.split}: every class has the same number of images{counted}")
+        else:
+            times = f"{split.imbalance:.3g} times the images of the smallest{counted}"
+            yield Text(f"{split.split}: the largest class has {times}")
     of = f"of {split.read} that were read" if sampled and split.read < split.images else "of all"
     if split.note:
         yield Text(f"{split.split}: {split.note}")

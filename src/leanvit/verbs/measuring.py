@@ -20,6 +20,7 @@ from leanvit.verbs.models import (
     Loaded,
     Say,
     is_built,
+    is_fresh,
     load_model,
     open_split,
     require_fit,
@@ -160,7 +161,11 @@ def _require_one_size(loaded: Sequence[Loaded]) -> None:
 
 def _load(spec: str | Path, built: Mapping[str, Any], say: Say) -> Loaded:
     """Arguments of timm names go to the timm names only."""
-    return load_model(spec, **built, say=say) if is_built(spec) else load_model(spec)
+    if not is_built(spec):
+        return load_model(spec)
+    if is_fresh(spec, built):
+        say(f"{spec} has fresh weights, so its accuracy is chance: --pretrained or --weights gives it trained ones")
+    return load_model(spec, **built, say=say)
 
 
 @dataclass

@@ -13,6 +13,7 @@ from leanvit.builders import require_model
 from leanvit.data import (
     AnyDataset,
     Preprocess,
+    Stream,
     adapted_kwargs,
     check_fits,
     for_model,
@@ -20,9 +21,11 @@ from leanvit.data import (
     matched_with,
     open_dataset,
 )
+from leanvit.data.sources import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
+from leanvit.recipe.course import counted
 from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
@@ -163,11 +166,21 @@ def as_runner(model: OpenModel, preprocess: Preprocess) -> OpenModel:
     return model
 
 
-def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None, say: Say = silent) -> AnyDataset:
+def open_split(
+    spec: str,
+    split: str,
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    say: Say = silent,
+    beside: AnyDataset | None = None,
+) -> AnyDataset:
     """`open_dataset`, with what the data set has to say said aloud.
 
     Of a spec with `on_bad=skip` every image is decoded once, and those that cannot be read are left out from the start
     (a stream leaves them out as they come).
+
+    beside: the other split, opened before: what both have to say alike is not said twice.
     """
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise BadInput(f"data is {spec!r}; accepted: digits, a folder, a file, or hf:NAME (leanvit train --help)")
@@ -182,11 +195,27 @@ def open_split(spec: str, split: str, *, seed: int = 0, limit: int | None = None
         raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {error.object!r}") from error
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
-    say(f"data: {dataset!r}" + (f" ({dataset.note})" if dataset.note else ""))
-    if dataset.left_out:
+    say(f"data: {_in_words(dataset)}")
+    repeated = beside is not None and beside.note == dataset.note
+    if dataset.note and not repeated:
+        say(f"data: {dataset.note}")
+    if dataset.left_out and not (repeated and COUNTED_TOGETHER in dataset.note):
         reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.left_out.items())
         say(f"data: left out of {dataset.split}: {reasons}")
     return dataset
+
+
+def _in_words(dataset: AnyDataset) -> str:
+    """`photos/, train: 273 images, typically 282 wide and 256 high, colour, 5 classes`."""
+    height, width = dataset.image_size
+    size = f"{width}x{height}" if width == height else f"{width} wide and {height} high"
+    kind = {1: "grey", 3: "colour"}.get(dataset.channels, f"{dataset.channels} channels")
+    shards = ""
+    if isinstance(dataset, Stream):
+        shards = f" {'drawn from' if dataset.resampled else 'in'} {len(dataset.parts)} shards"
+    classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
+    images = f"{len(dataset)} images{shards}"
+    return f"{dataset.spec}, {dataset.split}: {images}, typically {size}, {kind}, {classes}"
 
 
 def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
@@ -194,7 +223,7 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
     for dataset in datasets:
         if dataset is None or not dataset.bad:
             continue
-        say(f"{dataset.split}: {len(dataset.bad)} images could not be read and were left out:")
+        say(f"{dataset.split}: {counted(len(dataset.bad), 'image')} could not be read, left out:")
         for bad in dataset.bad[:_LISTED]:
             say(f"  {bad.reason}")
         if len(dataset.bad) > _LISTED:
@@ -294,6 +323,13 @@ _FILE_HINTS = {
 def is_built(spec: str | Path) -> bool:
     """Whether a MODEL is a timm name, to which constructor arguments and weights belong. Raises `BadInput`."""
     return reference_name(spec) is None and not _is_folder(spec)
+
+
+def is_fresh(spec: str | Path, built: Mapping[str, Any]) -> bool:
+    """Whether a MODEL gets random weights: a timm name without any. built: what `load_model` is given for it."""
+    if not is_built(spec) or (isinstance(spec, str) and has_source(spec)):
+        return False
+    return not (built["pretrained"] or built["weights"])
 
 
 def _at(error: OSError) -> str:

@@ -22,7 +22,7 @@ from leanvit.measure.runners import evaluating, logits_of, recording
 from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, printable, write_answers
 from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import new_file, require_whole
-from leanvit.verbs.models import Loaded, Say, is_built, load_model, silent
+from leanvit.verbs.models import Loaded, Say, is_built, is_fresh, load_model, silent
 from leanvit.verbs.runtimes import RUNTIMES, Opener, outlet_of, require
 
 BATCH = 32
@@ -214,7 +214,7 @@ def _of_spec(
     require(runtime)
     fresh = is_built(model)
     loaded = load_model(model, say=say, **built)
-    if fresh and not (built["pretrained"] or built["weights"]):
+    if is_fresh(model, built):
         say(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
     size = batch or _kept_batch(loaded, runtime) or BATCH
     # an artefact of a fixed batch takes any number of images, in pieces: it is opened at its own batch

@@ -16,6 +16,7 @@ from PIL import Image
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
 from leanvit.errors import BadInput
 from leanvit.measure import count, environment
+from leanvit.recipe.course import counted
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
@@ -100,7 +101,7 @@ class DryRun:
         yield "global batch", f"{self.batch_size} images a forward"
         yield "effective batch", f"{self.effective_batch} images a step, in {self.accumulate} x {self.batch_size}"
         yield "learning rate", f"{self.lr_text}; from {self.first_lr:.3g}, to {self.min_lr:.3g}"
-        yield "steps", f"{self.epochs} epochs x {self.steps_per_epoch:,} = {self.steps:,}"
+        yield "steps", f"{counted(self.epochs, 'epoch')} x {self.steps_per_epoch:,} = {self.steps:,}"
         yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
         yield "loss at the start", f"{self.loss:.4f}"
         yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"

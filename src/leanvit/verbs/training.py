@@ -320,7 +320,7 @@ def prepare(
     seed = asked.config.seed
     start = None if adapt else start_model(asked, adapt_to=None, say=say)
     dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
-    validation = open_split(data, "val", seed=seed, limit=limit, say=say)
+    validation = open_split(data, "val", seed=seed, limit=limit, say=say, beside=dataset)
     start = start or start_model(asked, adapt_to=dataset, say=say)
     convert = require_fit(
         start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True, class_names=class_names
