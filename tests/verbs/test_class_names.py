@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -191,3 +192,11 @@ def test_a_published_figure_says_of_which_classes_it_is(pets: Path, tmp_path: Pa
     published = verbs.publish(pets / "run", str(pets / "two"), out=tmp_path / "small")
     assert published.record.split.endswith("2 of the 3 classes of the model, scored among themselves: dog, newt)")
     assert verbs.publish(pets / "run", str(pets / "data"), out=tmp_path / "whole").record.split == "val"
+
+
+def test_a_report_says_of_how_many_classes_its_accuracy_is(pets: Path, tmp_path: Path) -> None:
+    shutil.copytree(pets / "run", tmp_path / "run", ignore=shutil.ignore_patterns("training", "measure*"))
+    for data, words in (("data", 0), ("two", 1)):
+        verbs.measure(tmp_path / "run", str(pets / data), rounds=3)
+        page = lv.write_report([tmp_path / "run"], overwrite=True).read_text("utf-8")
+        assert page.count("Accuracy among 2 of the run&#39;s 3 classes.") == words
