@@ -221,6 +221,15 @@ def for_model(
     return dataset.onto(matched, names)
 
 
+def unseen_classes(dataset: AnyDataset) -> list[str]:
+    """The classes that no image of a data set carries; of a stream, which is not looked through, none."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        return []
+    seen = set((targets.any(axis=0).nonzero()[0] if dataset.multi_label else targets).tolist())
+    return [name for index, name in enumerate(dataset.classes) if index not in seen]
+
+
 def other_kind(model: object, dataset: AnyDataset) -> str:
     """In one line, that a model tells one class of all and the data has several labels an image, or the reverse.
 
