@@ -268,3 +268,11 @@ def test_a_split_in_0_and_1_is_no_label(folder, column):
 def test_classes_that_look_like_one_are_named(folder):
     found = opened(folder, "image,label\n0.png,Cat\n1.png,cat\n2.png,dog\n")
     assert found.note == "'Cat' and 'cat' are two classes each, though they look like one"
+
+
+def test_images_of_train_in_val_are_counted(folder):
+    text = "image,label,split\n0.png,a,train\n./1.png,b,train\n1.png,b,val\n2.png,a,val\n"
+    path = folder / "shared.csv"
+    path.write_text(text)
+    assert open_dataset(path, "val").note == "1 of its images are in train, too"
+    assert open_dataset(path, "train").note == "at most one training image a class: too few to learn from"

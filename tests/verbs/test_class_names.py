@@ -127,7 +127,9 @@ def test_a_recovery_learns_the_classes_by_their_names(pets: Path, tmp_path: Path
             recovery=Recovery(epochs=3, batch_size=6, lr=1e-3),
         )
     assert lean.classes == ("cat", "dog", "newt") and "2 of the 3" in str(said[0].message) and seen
-    assert str(said[1].message).startswith("no training image of 1 of the 3 classes of the model (cat): what is trained")
+    assert str(said[1].message).startswith(
+        "no training image of 1 of the 3 classes of the model (cat): what is trained"
+    )
     assert lv.compare({"lean": lean}, open_dataset(pets / "data", "val"), rounds=3).rows[0].top1_percent.value > 60
 
 
