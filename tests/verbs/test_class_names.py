@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 import leanvit as lv
@@ -203,3 +204,22 @@ def test_a_report_says_of_how_many_classes_its_accuracy_is(pets: Path, tmp_path:
         verbs.measure(tmp_path / "run", str(pets / data), rounds=3)
         page = lv.write_report([tmp_path / "run"], overwrite=True).read_text("utf-8")
         assert page.count("Accuracy among 2 of the run&#39;s 3 classes.") == words
+
+
+def test_a_model_without_names_beside_one_with_names_is_said(pets: Path) -> None:
+    run = load_run(pets / "run")
+    other = open_dataset(f"{pets / 'data'}?classes=newt,dog,cat", "val")
+    wrapped = torch.nn.DataParallel(run.model)
+    wrapped.preprocess = run.preprocess
+
+    class Nameless(torch.nn.Module):
+        preprocess = run.preprocess
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return run.model(images)
+
+    with pytest.warns(UserWarning) as said:
+        found = lv.compare({"run": run.model, "wrapped": wrapped, "nameless": Nameless()}, other, rounds=3)
+    assert [row.top1_percent.value for row in found.rows[:2]] == [100.0, 100.0]
+    told = [str(one.message) for one in said]
+    assert any(line.startswith("nameless: the outputs of the model have no names") for line in told)

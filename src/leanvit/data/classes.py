@@ -190,6 +190,8 @@ def matched_with(model: object, dataset: AnyDataset, *, class_names: str = "by-n
     model: anything that says `num_classes` and, where its outputs have names, `classes`; where it does not say how many
     outputs it has, as many as the data has classes. Raises BadInput.
     """
+    if not hasattr(model, "classes"):
+        model = getattr(model, "module", model)  # what DataParallel and DDP wrap
     known = tuple(getattr(model, "classes", ()))
     outputs = getattr(model, "num_classes", None) or len(known) or len(dataset.classes)
     return match_classes(known, outputs, dataset.classes, class_names=class_names, exact=exact)

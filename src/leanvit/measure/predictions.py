@@ -183,7 +183,8 @@ def matched_outputs(
     """Of the runners that do not have just the data's classes in their order: the output that stands for each.
 
     data: a data set, or a loader of one; nothing is known of other loaders. `say` is told what was matched, by default
-    as warnings, and then only what changes an answer. Raises BadInput for classes that a runner does not have.
+    as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner does
+    not have.
     """
     from leanvit.data import matched_with
     from leanvit.data.classes import other_kind
@@ -191,14 +192,15 @@ def matched_outputs(
     dataset = dataset_of(data)
     if dataset is None:
         return {}
-    found: dict[str, tuple[int, ...]] = {}
+    matches = {name: matched_with(one, dataset, class_names=class_names) for name, one in runners.items()}
+    found = {name: matched.positions for name, matched in matches.items() if not matched.same}
+    every = (
+        say is not None or bool(found) or class_names == "by-position"
+    )  # beside names in another order, none is news
     said: dict[str, str] = {}
     for name, runner in runners.items():
-        matched = matched_with(runner, dataset, class_names=class_names)
-        if not matched.same:
-            found[name] = matched.positions
-        if matched.said and (say or not matched.same or class_names == "by-position"):
-            said.setdefault(matched.said, name)
+        if matches[name].said and every:
+            said.setdefault(matches[name].said, name)
         if kind := other_kind(runner, dataset):
             said.setdefault(kind, name)
     for line, name in said.items():
