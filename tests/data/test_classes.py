@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,8 @@ PETS = ("cat", "dog", "newt")
         ((), 1000, ("n01443537", "n01440764"), (1, 0), "WordNet"),
         ((), 1000, ("n01443537_goldfish", "n01440764_tench"), (1, 0), "WordNet"),
         (("0", "10", "2"), 3, ("0", "2", "10"), (0, 2, 1), "another order"),
+        (("a", "a"), 2, ("a (0)", "a (1)"), (0, 1), ""),  # a run of an older leanvit
+        (("b", "e\u0301"), 2, ("b", "\xe9"), (0, 1), ""),  # one accent, in two encodings
     ],
 )
 def test_what_is_matched(
@@ -126,3 +130,9 @@ def test_for_model_says_what_it_matched_once() -> None:
     model = torch.nn.Identity()
     model.num_classes, model.classes = 10, tuple(reversed(digits.classes))  # type: ignore[assignment]
     assert for_model(digits, model, say=lines.append).classes == list(model.classes) and len(lines) == 1
+
+
+def test_names_that_come_twice_are_refused_before_a_training() -> None:
+    digits = open_dataset("digits", "val").take(range(8))
+    with pytest.raises(BadInput, match="'0' comes twice"):
+        for_model(replace(digits, classes=["0", *digits.classes[:9]]), torch.nn.Identity())

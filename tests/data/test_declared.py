@@ -70,6 +70,8 @@ def test_every_split_has_the_range_of_the_training_split(tmp_path):
     assert val.pixel_range == open_dataset(root, "train").pixel_range == (0, 4095)
     assert values(val).max() == round(255 * 255 / 4095), "its own values would have made it 8 bits"
     assert open_dataset(f"{root}?range=0-1000", "val").pixel_range == (0, 1000)
+    assert "look like 0-255, but are read as 0-4095" in val.note
+    assert "look like" not in open_dataset(root, "train").note + open_dataset(f"{root}?range=0-4095", "val").note
 
 
 def test_a_value_outside_of_the_range_is_an_error_that_names_image_and_option(tmp_path):

@@ -55,9 +55,33 @@ def test_labels_that_the_record_names():
         (["a,b", "b,c", "a,c"], "separator=%2C"),
         (["great white shark", "tiger shark", "hammerhead", "whale shark"], ""),
         (["golden retriever", "tabby cat", "cat"], ""),
+        (["cat dog", "dog", "cat"], "separator=space"),
+        (["['cat', 'dog']", "['cat']"], "look like lists, as \"['cat', 'dog']\""),
         ([f"photo {n}" for n in range(60)], "ids or captions"),
         ([str(n % 55) for n in range(200)], ""),
     ],
 )
 def test_hints_on_labels_that_are_none(texts, hint):
     assert hint in labels.hint(texts) and bool(hint) == bool(labels.hint(texts))
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["Cat", "cat", "dog"], [("Cat", "cat")]),
+        (["cat", "cat\u200b", "a b", "a_b", "a-b"], [("cat", "cat\u200b"), ("a b", "a_b"), ("a b", "a-b")]),
+        (["C", "C#", "C++", "1", "10"], []),
+    ],
+)
+def test_names_that_look_alike(names, pairs):
+    assert labels.alike(names) == pairs
+
+
+def test_an_accent_has_one_encoding():
+    assert labels.label_text("e\u0301") == labels.label_text("\xe9") == "\xe9"
+
+
+def test_names_of_a_record_are_told_apart():
+    given = ["crane", "cat", "crane", "", " "]
+    assert labels.told_apart(given) == ["crane (0)", "cat", "crane (2)", "class (3)", "class (4)"]
+    assert labels.told_apart(["a", "b"]) == ["a", "b"]

@@ -222,6 +222,12 @@ def test_missing_pyarrow_gives_the_pip_command(tmp_path, monkeypatch):
         open_dataset(tmp_path)
 
 
+def test_names_of_a_record_that_come_twice_or_are_blank_get_their_index(tmp_path):
+    found = open_dataset(write(tmp_path / "train.parquet", [0, 1, 2, 0], names=["crane", "", "crane"]))
+    assert found.classes == ["crane (0)", "class (1)", "crane (2)"] and found.targets.tolist() == [0, 1, 2, 0]
+    assert "get their index: 'crane (0)', 'class (1)', 'crane (2)'" in found.note
+
+
 def test_cifar10(real):
     train, val = open_dataset(real("cifar10"), "train"), open_dataset(real("cifar10"), "val")
     assert (len(train), len(val), train.image_size, train.channels) == (50_000, 10_000, (32, 32), 3)

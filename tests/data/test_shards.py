@@ -185,3 +185,24 @@ def test_bad_images_leave_their_batch_and_no_other(tmp_path):
     assert keys_of(loader(stream, SMALL, batch_size=3, skip=1))[0] == ["0003", "0005"]
     with pytest.raises(BadInput, match="image '0004' cannot be decoded"):
         list(loader(stream, SMALL, batch_size=3, on_bad="error"))
+
+
+def test_what_else_a_sample_holds_is_said(tmp_path):
+    members = {"0.png": png(picture(0)), "0.jpg": png(picture(1)), "0.cls": b"1", "0.json": b"{}"}
+    stream = open_dataset(
+        f"wds:{write_shard(tmp_path / 's.tar', {**members, '1.png': png(picture(2)), '1.cls': b'2'})}"
+    )
+    assert "labels are those of cls, not of json" in stream.note
+    assert stream.left_out == {"further images of a sample, of which the first is taken": 1}
+
+
+def test_vectors_of_0_and_1_are_no_lists_of_labels(tmp_path):
+    def opened(*labels):
+        held = {f"{i}.{end}": made for i, one in enumerate(labels) for end, made in
+                (("png", png(picture(i))), ("json", json.dumps({"label": one}).encode()))}  # fmt: skip
+        return open_dataset(f"wds:{write_shard(tmp_path / 's.tar', held)}")
+
+    assert "every image has every label" in opened([0, 1], [1, 0]).note
+    assert "every image" not in opened(["ab"], ["b", "ab"]).note
+    with pytest.raises(BadInput, match=r"sample '1': its json member lists a label twice, \[0, 1, 0\]"):
+        opened([1], [0, 1, 0])

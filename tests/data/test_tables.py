@@ -245,3 +245,34 @@ def test_what_csv_writes_is_read_as_it_was(folder, labels):
     else:
         assert texts and [dataset.classes[target] for target in dataset.targets] == texts
         assert dataset.keys == tuple(f"{n}.png" for n in range(len(labels)))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("data set", "train test"), ("purpose", "TRAIN Valid"), ("is_train", "1 0"), ("validation", "0 1")],
+)
+@pytest.mark.parametrize("options", ["", "?label=label"])
+def test_a_column_that_says_what_is_held_out_is_named(folder, column, values, options):
+    one, other = values.split()
+    found = opened(folder, f"image,label,{column}\n0.png,a,{one}\n1.png,b,{other}\n", options)
+    assert f"not used: {column} (only a column split says what is held out)" in found.note
+
+
+@pytest.mark.parametrize("column", ["train", "valid", "test"])
+def test_a_split_in_0_and_1_is_no_label(folder, column):
+    found = opened(folder, f"image,a,b,{column}\n0.png,1,0,0\n1.png,1,1,1\n")
+    assert found.classes == ["a", "b"] and f"not used: {column}" in found.note
+    assert "labels are the columns of 0 and 1, a, b (label=COLUMN,COLUMN takes others)" in found.note
+
+
+def test_classes_that_look_like_one_are_named(folder):
+    found = opened(folder, "image,label\n0.png,Cat\n1.png,cat\n2.png,dog\n")
+    assert found.note == "'Cat' and 'cat' are two classes each, though they look like one"
+
+
+def test_images_of_train_in_val_are_counted(folder):
+    text = "image,label,split\n0.png,a,train\n./1.png,b,train\n1.png,b,val\n2.png,a,val\n"
+    path = folder / "shared.csv"
+    path.write_text(text)
+    assert open_dataset(path, "val").note == "1 of its images are in train, too"
+    assert open_dataset(path, "train").note == "at most one training image a class: too few to learn from"

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 import leanvit as lv
 from leanvit import verbs
-from leanvit.data import open_dataset
+from leanvit.data import loader, open_dataset
 from leanvit.errors import BadInput
+from leanvit.measure import accuracy, predict
 from leanvit.recipe import Data, Recovery, Root, create, load_run
+from leanvit.training import SoftDistillation
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 COLOURS = {"cat": (220, 20, 20), "dog": (20, 220, 20), "newt": (20, 20, 220)}
@@ -123,6 +128,9 @@ def test_a_recovery_learns_the_classes_by_their_names(pets: Path, tmp_path: Path
             recovery=Recovery(epochs=3, batch_size=6, lr=1e-3),
         )
     assert lean.classes == ("cat", "dog", "newt") and "2 of the 3" in str(said[0].message) and seen
+    assert str(said[1].message).startswith(
+        "no training image of 1 of the 3 classes of the model (cat): what is trained"
+    )
     assert lv.compare({"lean": lean}, open_dataset(pets / "data", "val"), rounds=3).rows[0].top1_percent.value > 60
 
 
@@ -156,3 +164,62 @@ def test_save_never_replaces_the_names_of_a_model(tmp_path: Path) -> None:
         lv.save(model, tmp_path / "run", classes=("a", "b"))
     with pytest.raises(BadInput, match=r"model\.classes to rename"):
         lv.export(model, tmp_path / "art", preprocess=lv.Preprocess.of(model), labels=("a", "b"))
+
+
+def test_loaders_and_teachers_are_matched_by_name_too(pets: Path, tmp_path: Path) -> None:
+    run = load_run(pets / "run")
+    other = open_dataset(f"{pets / 'data'}?classes=newt,dog,cat", "val")
+    with pytest.warns(UserWarning, match="another order"):
+        answers = predict(run.model, loader(other, run.preprocess, batch_size=4))
+    assert accuracy(answers).value == 1.0
+    with pytest.warns(UserWarning, match="another order"):
+        compared = lv.compare({"run": run.model}, loader(other, run.preprocess, batch_size=4), rounds=3)
+    assert compared.rows[0].top1_percent.value == 100.0 and compared.classes == ("newt", "dog", "cat")
+    with pytest.raises(BadInput, match="x, y, z"):
+        predict(run.model, loader(replace(other, classes=["x", "y", "z"]), run.preprocess, batch_size=4))
+
+    student = create(Root("vit_tiny_patch16_224", {**TINY, "num_classes": 3}))
+    taught = SoftDistillation(run.model, teacher_preprocess=run.preprocess)
+    with pytest.raises(BadInput, match="teacher knows the classes cat, dog, newt, the student learns newt, dog, cat"):
+        lv.fit(student, other, preprocess=run.preprocess, config=lv.FitConfig(epochs=1, batch_size=2), objective=taught)
+
+
+def test_labels_of_another_kind_are_said(pets: Path, tmp_path: Path) -> None:
+    rows = "".join(f"data/val/{name}/{i}.png,{name}|{name}\n" for name in COLOURS for i in range(6))
+    (pets / "several.csv").write_text(f"image,label\n{rows}")
+    said: list[str] = []
+    verbs.measure(pets / "run", str(pets / "several.csv"), rounds=3, out=tmp_path / "m.json", say=said.append)
+    assert any("was trained for one class an image, the data has several labels an image" in line for line in said)
+
+
+def test_a_published_figure_says_of_which_classes_it_is(pets: Path, tmp_path: Path) -> None:
+    published = verbs.publish(pets / "run", str(pets / "two"), out=tmp_path / "small")
+    assert published.record.split.endswith("2 of the 3 classes of the model, scored among themselves: dog, newt)")
+    assert verbs.publish(pets / "run", str(pets / "data"), out=tmp_path / "whole").record.split == "val"
+
+
+def test_a_report_says_of_how_many_classes_its_accuracy_is(pets: Path, tmp_path: Path) -> None:
+    shutil.copytree(pets / "run", tmp_path / "run", ignore=shutil.ignore_patterns("training", "measure*"))
+    for data, words in (("data", 0), ("two", 1)):
+        verbs.measure(tmp_path / "run", str(pets / data), rounds=3)
+        page = lv.write_report([tmp_path / "run"], overwrite=True).read_text("utf-8")
+        assert page.count("Accuracy among 2 of the run&#39;s 3 classes.") == words
+
+
+def test_a_model_without_names_beside_one_with_names_is_said(pets: Path) -> None:
+    run = load_run(pets / "run")
+    other = open_dataset(f"{pets / 'data'}?classes=newt,dog,cat", "val")
+    wrapped = torch.nn.DataParallel(run.model)
+    wrapped.preprocess = run.preprocess
+
+    class Nameless(torch.nn.Module):
+        preprocess = run.preprocess
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return run.model(images)
+
+    with pytest.warns(UserWarning) as said:
+        found = lv.compare({"run": run.model, "wrapped": wrapped, "nameless": Nameless()}, other, rounds=3)
+    assert [row.top1_percent.value for row in found.rows[:2]] == [100.0, 100.0]
+    told = [str(one.message) for one in said]
+    assert any(line.startswith("nameless: the outputs of the model have no names") for line in told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,3 +273,14 @@ def test_early_exits_answer_by_their_own_rule_and_say_where(tiny, tmp_path: Path
     found = predict(model, pictures, batch=5)
     assert [one.exit for one in found] == state.left.tolist() and len({one.exit for one in found}) == 2
     assert [int(one.label) for one in found] == logits.argmax(1).tolist()
+
+
+@pytest.mark.parametrize(("scale", "dark"), [(16, False), (1, True)])
+def test_pictures_of_fewer_bits_than_the_training_had_are_said(tmp_path: Path, scale: int, dark: bool) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint16)
+    Image.fromarray(grey * scale).save(tmp_path / "a.png")
+    model = create(lv.Root("vit_tiny_patch16_224", {**SMALL, "in_chans": 1, "num_classes": 2})).eval()
+    model.preprocess = replace(lv.Preprocess.of(model), pixel_range=(0, 4095))
+    said: list[str] = []
+    predict(model, tmp_path / "a.png", say=said.append)
+    assert any("look like 0-255, but are read as 0-4095" in line for line in said) == dark

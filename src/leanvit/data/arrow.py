@@ -67,12 +67,16 @@ def find_columns(schema: pa.Schema, *, where: str) -> Columns:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         names = []
     labelling.check_count(len(names), where)
-    notes = (
+    notes = [
         f"{what} are those of column {found[0]!r}, not of {', '.join(found[1:])}"
         for what, found in (("images", images), ("labels", labels))
         if len(found) > 1
-    )
-    return Columns(images[0], labels[0], tuple(names) or None, "; ".join(notes))
+    ]
+    told = labelling.told_apart(names)
+    if told != names:
+        new = ", ".join(repr(name) for name, old in zip(told, names, strict=True) if name != old)
+        notes.append(f"names of classes that are blank or come twice get their index: {new[:120]}")
+    return Columns(images[0], labels[0], tuple(told) or None, "; ".join(notes))
 
 
 def same_names(columns: Iterable[Columns], *, where: str) -> tuple[str, ...] | None:

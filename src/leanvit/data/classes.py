@@ -7,11 +7,13 @@ outputs in an order that only its maker knows: then positions are taken, and tha
 from __future__ import annotations
 
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leanvit.data.labels import told_apart
 from leanvit.errors import BadInput, unknown
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ def match_classes(
             fewer whose names are numbers of outputs.
         model, data: what to call the two in messages.
 
-    Equal names are matched whatever their order. A part of the model's classes is enough: they are scored among
-    themselves. Where the model has no names: as many classes as outputs are taken in order, and ImageNet's WordNet ids
-    say themselves which output is meant.
+    Equal names are matched whatever their order, and however their accents are encoded (Unicode's NFC or NFD). A part
+    of the model's classes is enough: they are scored among themselves. Where the model has no names: as many classes
+    as outputs are taken in order, and ImageNet's WordNet ids say themselves which output is meant.
 
     Raises:
         BadInput: names that the model does not know (both lists are named), or another number of classes.
@@ -82,18 +84,24 @@ def match_classes(
         raise BadInput(_other_number(outputs, len(found), model, data))
     if not known:
         return _without_names(outputs, found, exact, model, data)
-    if known == found:
+    if known == found or told_apart(known) == told_apart(found):
         return Matched(tuple(range(outputs)), outputs)
-    position = {name: index for index, name in enumerate(known)}
-    for what, names in ((model, known), (data, found)):
+    ours, theirs = (tuple(map(_normal, names)) for names in (known, found))
+    for what, names in ((model, ours), (data, theirs)):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise BadInput(f"classes: {what} has {twice!r} twice, so its classes cannot be told apart by name")
-    strange = [name for name in found if name not in position]
+    position = {name: index for index, name in enumerate(ours)}
+    strange = [name for name in found if _normal(name) not in position]
     if strange:
         raise BadInput(_difference(known, found, strange, model, data))
-    positions = tuple(position[name] for name in found)
+    positions = tuple(position[name] for name in theirs)
     return Matched(positions, outputs, _said(known, found, positions, model, data))
+
+
+def _normal(name: str) -> str:
+    """A name in one encoding: file systems and tables write accents in two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _by_position(known: Sequence[str], outputs: int, found: Sequence[str], model: str, data: str) -> Matched:
@@ -182,6 +190,8 @@ def matched_with(model: object, dataset: AnyDataset, *, class_names: str = "by-n
     model: anything that says `num_classes` and, where its outputs have names, `classes`; where it does not say how many
     outputs it has, as many as the data has classes. Raises BadInput.
     """
+    if not hasattr(model, "classes"):
+        model = getattr(model, "module", model)  # what DataParallel and DDP wrap
     known = tuple(getattr(model, "classes", ()))
     outputs = getattr(model, "num_classes", None) or len(known) or len(dataset.classes)
     return match_classes(known, outputs, dataset.classes, class_names=class_names, exact=exact)
@@ -200,12 +210,39 @@ def for_model(
     Raises BadInput for classes that the model does not know.
     """
     matched = matched_with(model, dataset, class_names=class_names, exact=exact)
+    if kind := other_kind(model, dataset):
+        say(kind)
     names = matched.names(tuple(getattr(model, "classes", ())), dataset.classes)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"classes: {twice!r} comes twice; accepted: a name of its own for each output")
     if matched.same and names == list(dataset.classes):
         return dataset
     if matched.said:
         say(matched.said)
     return dataset.onto(matched, names)
+
+
+def unseen_classes(dataset: AnyDataset) -> list[str]:
+    """The classes that no image of a data set carries; of a stream, which is not looked through, none."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        return []
+    seen = set((targets.any(axis=0).nonzero()[0] if dataset.multi_label else targets).tolist())
+    return [name for index, name in enumerate(dataset.classes) if index not in seen]
+
+
+def other_kind(model: object, dataset: AnyDataset) -> str:
+    """In one line, that a model tells one class of all and the data has several labels an image, or the reverse.
+
+    Empty where they are of one kind, and of a model without names of classes: nothing says what it was trained for.
+    """
+    several = getattr(model, "multi_label", None)
+    if several is None or not getattr(model, "classes", ()) or several == dataset.multi_label:
+        return ""
+    kinds = "one class an image", "several labels an image"
+    was, now = kinds[several], kinds[dataset.multi_label]
+    return f"the model was trained for {was}, the data has {now}: its answers are read as {now}"
 
 
 def own_names(model: object, given: Sequence[str] | None, *, argument: str = "classes") -> tuple[str, ...]:

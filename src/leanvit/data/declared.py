@@ -51,7 +51,27 @@ def as_declared(dataset: AnyDataset, source: Source, spec: Spec) -> AnyDataset:
     if found is None:  # their headers were read, their pixels cannot be: each says so when it is met
         return dataset
     chosen = found.range(f"data {spec.text!r}")
-    return replace(dataset, pixel_range=chosen, note=_joined(dataset.note, found.text(chosen)))
+    decided = replace(dataset, pixel_range=chosen)
+    own = unlike_range(decided) if len(source.splits) > 1 else ""
+    return replace(decided, note=_joined(dataset.note, found.text(chosen), own))
+
+
+def unlike_range(dataset: AnyDataset) -> str:
+    """In one line, that the images of a data set look like ones of fewer bits than its range has; empty otherwise.
+
+    Read so, they come out dark. Values beyond the range need no word: they are refused.
+    """
+    if dataset.pixel_range is None or not _some_deep(dataset):
+        return ""
+    found = _values(dataset)
+    likely = None if found is None else found.likely
+    if found is None or likely is None or likely[1] >= dataset.pixel_range[1]:
+        return ""
+    read_as = range_text(dataset.pixel_range)
+    return (
+        f"{found.values} look like {range_text(likely)}, but are read as {read_as}, the range of the training: they "
+        "come out dark if that is not meant"
+    )
 
 
 @dataclass(frozen=True)
@@ -66,9 +86,7 @@ class _Values:
     looked: int
 
     def range(self, where: str) -> PixelRange:
-        floats = self.modes == ("F",)
-        mixed = "F" in self.modes and not floats
-        found = None if mixed else smallest_range(self.low, self.high, floats=floats)
+        found = self.likely
         if found is None or (self.upper_byte and found != (0, 65535)):
             more = "; 16-bit colour is read by its upper byte: convert it to 8 bits, or say range=0-65535"
             raise BadInput(
@@ -76,6 +94,13 @@ class _Values:
                 f"?range=LOW-HIGH, as in ?range=0-4095{more if self.upper_byte else ''}"
             )
         return found
+
+    @property
+    def likely(self) -> PixelRange | None:
+        """The smallest range that holds them; None where that would be a guess."""
+        floats = self.modes == ("F",)
+        mixed = "F" in self.modes and not floats
+        return None if mixed else smallest_range(self.low, self.high, floats=floats)
 
     @property
     def kind(self) -> str:

@@ -1,9 +1,10 @@
 """What a label is, in every source, and from labels to targets: class indices, or vectors of 0 and 1 over the classes.
 
 A label is a name of 1 to `MOST_CHARACTERS` characters without control characters, or a whole number from 0. Blanks
-around it do not count, 2.0 is 2, and True and False are names. Refused, with the place where it stands: what is empty
-or missing, a negative number, one with a fraction, nan. The classes of a data set are the distinct labels of all its
-splits: in the order of numbers if every one is a whole number, else in the order of texts.
+around it do not count, nor how an accent is encoded (texts are in Unicode's NFC); 2.0 is 2, and True and False are
+names. Refused, with the place where it stands: what is empty or missing, a negative number, one with a fraction, nan.
+The classes of a data set are the distinct labels of all its splits: in the order of numbers if every one is a whole
+number, else in the order of texts.
 """
 
 from __future__ import annotations
@@ -193,19 +194,45 @@ def without_repeats(keys: Sequence[str], targets: np.ndarray, places: Places) ->
 def hint(labels: Sequence[str]) -> str:
     """What the labels, one an image, look like if not like classes; empty where they do.
 
-    Lists of words: labels of several words, most of which come in several labels. Ids or captions: more than 50, and
-    more than half as many as images.
+    Lists of words: labels in square brackets, labels that are made of other labels, or three of several words, most of
+    which come in several labels. Ids or captions: more than 50, and more than half as many as images.
     """
     distinct = set(labels)
+    brackets = next((label for label in sorted(distinct) if label[0] == "[" and label[-1] == "]"), None)
+    if brackets is not None:
+        return f"labels look like lists, as {brackets!r}, each list is a class now: write a|b for several labels"
     for mark, name in ((",", "%2C"), (" ", "space")):
         lists = [{part.strip() for part in label.split(mark) if part.strip()} for label in distinct if mark in label]
         words = Counter(word for words in lists for word in words)
+        made_of_labels = any(len(words) > 1 and words <= distinct for words in lists)
         words.update(label for label in distinct if label in words)
-        if len(lists) >= 3 and sum(count > 1 for count in words.values()) * 2 >= len(words):
+        if made_of_labels or (len(lists) >= 3 and sum(count > 1 for count in words.values()) * 2 >= len(words)):
             return f"labels look like lists of words, each list is a class now: ?separator={name} splits them"
     if len(distinct) > 50 and len(distinct) > len(labels) // 2:
         return f"{len(distinct)} different labels for {len(labels)} images: they look like ids or captions"
     return ""
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names of a record, those that are blank or come twice with their index: ImageNet has two "crane"."""
+    counts = Counter(names)
+    blank = ("class" if not name.strip() else name for name in names)
+    return [
+        f"{name} ({index})" if counts[given] > 1 or not given.strip() else given
+        for index, (name, given) in enumerate(zip(blank, names, strict=True))
+    ]
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in case, blanks, `_`, `-` and characters that are not seen: "Cat" and "cat"."""
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        shape = "".join(mark for mark in unicodedata.normalize("NFKC", name) if unicodedata.category(mark) != "Cf")
+        shape = re.sub(r"[\s_-]+", " ", shape).strip().casefold()
+        if first.setdefault(shape, name) != name:
+            pairs.append((first[shape], name))
+    return pairs
 
 
 def rarest_label(vectors: np.ndarray) -> np.ndarray:
@@ -217,6 +244,7 @@ def rarest_label(vectors: np.ndarray) -> np.ndarray:
 
 def _checked(text: str, given: str) -> str:
     """A label's text in one spelling. Raises BadInput."""
+    text = unicodedata.normalize("NFC", text)
     if not text:
         raise _odd(given, "is blank" if given else "is empty")
     if len(text) > MOST_CHARACTERS:

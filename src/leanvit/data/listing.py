@@ -94,6 +94,7 @@ def listing_source(spec: Spec) -> Source:
     classes, targets = _targets(spec, splits, separator, policy)
     if not classes:
         raise BadInput(f"data {spec.text!r}: {spec.path.name} has no labels")
+    splits = _noted_where_shared(splits)
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, split, listing, classes, targets[split], separator)
         for split, listing in splits.items()
@@ -364,6 +365,20 @@ def _names_in(folder: Path) -> Iterator[str]:
 
 def _normal(path: str) -> str:
     return os.path.normpath(path.replace("\\", "/"))
+
+
+def _noted_where_shared(splits: dict[str, Listing]) -> dict[str, Listing]:
+    """With a note on each split that shares images with the training split: it says nothing of unseen ones."""
+    train = splits.get("train")
+    if train is None or len(splits) < 2:
+        return splits
+    learned = {os.path.join(train.folder, _normal(path)) for path in train.paths}
+    noted = {}
+    for split, listing in splits.items():
+        shared = sum(os.path.join(listing.folder, _normal(path)) in learned for path in listing.paths)
+        note = f"{shared} of its images are in train, too" if shared and split != "train" else ""
+        noted[split] = replace(listing, notes=(*listing.notes, note))
+    return noted
 
 
 def _keys(paths: tuple[str, ...]) -> tuple[str, ...]:

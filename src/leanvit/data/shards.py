@@ -42,6 +42,7 @@ class _Scan:
     keys: tuple[str, ...]
     labels: tuple[Label, ...]
     left_out: Mapping[str, int]
+    other_labels: frozenset[str] = frozenset()  # endings of members that could be labels, too
 
     @property
     def places(self) -> Places:
@@ -113,11 +114,16 @@ def shards_source(spec: Spec) -> Source:
 def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes: list[str], multi: bool) -> Stream:
     keys = Counter(key for scan in scans for key in scan.keys)
     twice = len(keys) < sum(keys.values())
+    others = sorted(set().union(*(scan.other_labels for scan in scans)))
     prefixes = _prefixes([scan.path for scan in scans]) if twice else [""] * len(scans)
     parts = tuple(
         Shard(scan.path, label, tuple(classes), multi, prefix) for scan, prefix in zip(scans, prefixes, strict=True)
     )
+    given = [label for scan in scans for label in scan.labels]
+    every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
     notes = (
+        "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
+        f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others else "",
         "keys are not unique over the shards: each has its shard's name in front" if twice else "",
         "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in scans) else "",
     )
@@ -202,8 +208,11 @@ def _scan(path: Path, label: str) -> _Scan:
     without: list[str] = []
     places = Places(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
     ending = label.split(".")[0]
+    others: set[str] = set()
     for key, members in tars.samples(path, left_out):
         keys.append(key)
+        others |= {one for one in members if one in LABELS and one != ending}
+        left_out["further images of a sample, of which the first is taken"] += sum(one in IMAGES for one in members) - 1
         if ending not in members:
             without.append(key)
             continue
@@ -214,7 +223,7 @@ def _scan(path: Path, label: str) -> _Scan:
             f"shard {path.name}: {len(without)} of {len(keys)} images have no {ending} member, {without[0]!r} the "
             f"first{links}"
         )
-    return _Scan(path, tuple(keys), tuple(labels), dict(left_out))
+    return _Scan(path, tuple(keys), tuple(labels), dict(+left_out), frozenset(others))
 
 
 def _place(path: Path, key: str) -> Places:
@@ -275,9 +284,17 @@ def _label(encoded: bytes, label: str, places: Places, row: int) -> Label:
         name = name or next((field for field in _FIELDS if field in value), "")
         value = value.get(name)
     try:
-        return tuple(map(labelling.label_text, value)) if isinstance(value, list) else labelling.label_text(value)
+        if not isinstance(value, list):
+            return labelling.label_text(value)
+        names = tuple(map(labelling.label_text, value))
     except BadInput as error:
         raise BadInput(f"{places(row)}: {error}") from None
+    if len(set(names)) < len(names):
+        raise BadInput(
+            f"{places(row)}: its {ending} member lists a label twice, {value!r:.60}: is it a vector of 0 and 1? "
+            "Accepted: the labels of the image, each once"
+        )
+    return names
 
 
 def _classes(spec: Spec, scans: Sequence[_Scan], label: str) -> list[str]:

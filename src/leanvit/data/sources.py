@@ -13,6 +13,7 @@ import numpy as np
 from leanvit.data import keyed
 from leanvit.data.dataset import Dataset
 from leanvit.data.declared import as_declared
+from leanvit.data.labels import alike
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, NoTrainingSplit, nearest, unknown
@@ -151,6 +152,9 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
     warnings = []
     if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
         warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to tell apart")
+    if pairs := alike(dataset.classes):
+        shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:3]) + (", …" if len(pairs) > 3 else "")
+        warnings.append(f"{shown} are two classes each, though they look like one")
     if dataset.split == "train" and isinstance(dataset, Dataset):  # what a stream holds is seen when it is read
         warnings += _sparse_classes(dataset)
     return replace(dataset, note="; ".join(filter(None, (dataset.note, *warnings)))) if warnings else dataset

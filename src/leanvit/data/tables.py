@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanvit.data.decode import EXTENSIONS
+from leanvit.data.sources import canonical_split
 from leanvit.data.specs import Spec
 from leanvit.errors import BadInput, nearest
 
@@ -118,6 +119,9 @@ def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tu
     table, image = _image_column(spec, table)
     split = next((name for name in table.columns if _plain(name) == "split" and name != image), None)
     table, labels = _label_columns(spec, table, image, split)
+    held_out = [name for name in table.columns if name not in (image, split, *labels) and _says_split(table, name)]
+    if held_out:
+        table = table.noted(f"not used: {_listed(held_out)} (only a column split says what is held out)")
     _refuse_swallowed(table, image, labels)
     empty = next((line for line, path in zip(table.lines, table.columns[image], strict=True) if not path), None)
     if empty is not None:
@@ -259,11 +263,10 @@ def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> t
                 _refuse_other_values(table, name)
         return table, tuple(chosen)
     named = _known(others, _LABELS)
-    held_out = [name for name in others if _plain(name) in _HELD_OUT]
-    note = f"not used: {_listed(held_out)} (only a column split says what is held out)" if held_out else ""
     if named:
-        return table.noted(_taken("labels", named, "label"), note), (named[0],)
-    chosen = [name for name in others if _plain(name) not in _NO_LABELS and _is_truths(table.columns[name])]
+        return table.noted(_taken("labels", named, "label")), (named[0],)
+    possible = [name for name in others if _plain(name) not in _NO_LABELS and not _says_split(table, name)]
+    chosen = [name for name in possible if _is_truths(table.columns[name])]
     if len(chosen) < 2:
         raise BadInput(
             f"{table.where}: no label column; columns: {', '.join(table.columns)}; accepted: one of "
@@ -271,7 +274,16 @@ def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> t
         )
     unused = [name for name in others if name not in chosen]
     unused_note = f"columns that are no label: {_listed(unused)}" if unused else ""
-    return table.noted(unused_note), tuple(chosen)
+    taken = f"labels are the columns of 0 and 1, {_listed(chosen)} (label=COLUMN,COLUMN takes others)"
+    return table.noted(unused_note, taken), tuple(chosen)
+
+
+def _says_split(table: Table, name: str) -> bool:
+    """Whether a column says, by its name or its values, which images are held out."""
+    if _plain(name) in _HELD_OUT or canonical_split(_plain(name)) is not None:
+        return True
+    distinct = {cell.casefold() for cell in table.columns[name]}
+    return len(distinct) < 10 and all(canonical_split(cell) is not None for cell in distinct)
 
 
 def _taken(what: str, found: Sequence[str], option: str) -> str:

@@ -66,6 +66,7 @@ class Runner:
         self.preprocess: Preprocess = artefact.preprocess
         self.labels = self.classes = artefact.labels
         self.num_classes = artefact.num_classes
+        self.multi_label = artefact.multi_label
         mixed = "bf16" if artefact.precision == "f32" else f"{artefact.precision}+bf16"
         self.precision = artefact.precision if options.precision == "f32" else mixed
         self._call = call

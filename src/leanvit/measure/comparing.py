@@ -21,7 +21,7 @@ from leanvit.measure.latency import Latency, Spread, paired_latency
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
 from leanvit.measure.multilabel import label_accuracy, map_interval
-from leanvit.measure.predictions import Batch, Predictions, predict_all
+from leanvit.measure.predictions import Batch, Predictions, dataset_of, matched_outputs, predict_all
 from leanvit.measure.runners import (
     Runner,
     device_of,
@@ -70,9 +70,9 @@ def compare(
             the name without " (RUNTIME)" at its end.
         progress: called with a line of text before each stage.
         meter: what counts energy; by default the counter of the models' device, where the machine offers one.
-        class_names: how the classes of a data set are found among a model's outputs: "by-name" where the model has
-            names (`model.classes`), or "by-position" (`data.match_classes`). A part of a model's classes is scored
-            among themselves.
+        class_names: how the classes of a data set, or of a loader's, are found among a model's outputs: "by-name"
+            where the model has names (`model.classes`), or "by-position" (`data.match_classes`). A part of a model's
+            classes is scored among themselves.
         on_predictions: called once with what each model answered, by name: for those who keep it.
 
     Raises BadInput before any work when names, baseline, batch sizes, files, devices or classes do not fit.
@@ -91,7 +91,7 @@ def compare(
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
     sources = _sources(models, data, preprocess, batch, class_names)
-    outputs = _outputs(models, data, class_names, progress)
+    outputs = matched_outputs(models, data, class_names, say=progress)
 
     tell(f"accuracy of {', '.join(models)}")
     with ExitStack() as stack:
@@ -132,7 +132,7 @@ def compare(
         environment=environment(),
         multi_label=predictions[baseline].multi_label,
         idle_watts=energy.idle_watts if isinstance(energy, Energy) else None,
-        classes=tuple(getattr(data, "classes", ())),
+        classes=tuple(getattr(dataset_of(data), "classes", ())),
     )
 
 
@@ -233,27 +233,6 @@ def _notes(model: Runner, latency_batch: int) -> tuple[str, ...]:
 
 
 # --- the data -------------------------------------------------------------------------------------------------------
-
-
-def _outputs(
-    models: Mapping[str, Runner], data: Any, class_names: str, progress: Callable[[str], None] | None
-) -> dict[str, tuple[int, ...]]:
-    """Of the models that do not have just the data's classes in their order: the output that stands for each."""
-    if not hasattr(data, "classes"):
-        return {}
-    from leanvit.data import matched_with
-
-    found: dict[str, tuple[int, ...]] = {}
-    said: dict[str, str] = {}
-    for name, model in models.items():
-        matched = matched_with(model, data, class_names=class_names)
-        if not matched.same:
-            found[name] = matched.positions
-        if matched.said and (progress or not matched.same or class_names == "by-position"):
-            said.setdefault(matched.said, name)
-    for line, name in said.items():
-        (progress or warnings.warn)(f"{name}: {line}")
-    return found
 
 
 def _sources(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -130,15 +131,22 @@ class Predictions:
             raise CheckpointError(f"{path} cannot be read as predictions: {error}") from error
 
 
-def predict(runner: Runner, loader: Iterable[Batch], *, outputs: Sequence[int] | None = None) -> Predictions:
+def predict(
+    runner: Runner,
+    loader: Iterable[Batch],
+    *,
+    outputs: Sequence[int] | None = None,
+    class_names: str = "by-name",
+) -> Predictions:
     """Run every batch of a loader (eval mode, inference mode) and keep the logits.
 
-    outputs: which of the runner's outputs stands for each class of the targets, if not each for its own.
+    outputs: which of the runner's outputs stands for each class of the targets. By default those that a loader's data
+    set and the runner call the same (`data.match_classes`, with `class_names`), else each for its own.
 
-    Raises BadInput for an empty loader, for an output that is not (B, classes), and for logits that are not finite;
-    the text names keys of the batch.
+    Raises BadInput for an empty loader, for classes that do not fit, for an output that is not (B, classes), and for
+    logits that are not finite; the text names keys of the batch.
     """
-    return predict_all({"runner": runner}, loader, outputs={"runner": outputs})["runner"]
+    return predict_all({"runner": runner}, loader, outputs={"runner": outputs}, class_names=class_names)["runner"]
 
 
 def predict_all(
@@ -146,9 +154,12 @@ def predict_all(
     loader: Iterable[Batch],
     *,
     outputs: Mapping[str, Sequence[int] | None] | None = None,
+    class_names: str = "by-name",
 ) -> dict[str, Predictions]:
     """`predict` for several runners in one pass over the data, so that each image is decoded once."""
     chosen = {name: list(places) for name, places in (outputs or {}).items() if places is not None}
+    unmatched = {name: runner for name, runner in runners.items() if name not in chosen}
+    chosen |= {name: list(places) for name, places in matched_outputs(unmatched, loader, class_names).items()}
     logits: dict[str, list[Tensor]] = {name: [] for name in runners}
     targets: list[Tensor] = []
     keys: list[str] = []
@@ -164,6 +175,46 @@ def predict_all(
     # Clones made outside inference mode are ordinary tensors.
     truth = torch.cat(targets).clone()
     return {name: Predictions(torch.cat(parts).clone(), truth, tuple(keys)) for name, parts in logits.items()}
+
+
+def matched_outputs(
+    runners: Mapping[str, Runner], data: object, class_names: str, *, say: Callable[[str], object] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Of the runners that do not have just the data's classes in their order: the output that stands for each.
+
+    data: a data set, or a loader of one; nothing is known of other loaders. `say` is told what was matched, by default
+    as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner does
+    not have.
+    """
+    from leanvit.data import matched_with
+    from leanvit.data.classes import other_kind
+
+    dataset = dataset_of(data)
+    if dataset is None:
+        return {}
+    matches = {name: matched_with(one, dataset, class_names=class_names) for name, one in runners.items()}
+    found = {name: matched.positions for name, matched in matches.items() if not matched.same}
+    every = (
+        say is not None or bool(found) or class_names == "by-position"
+    )  # beside names in another order, none is news
+    said: dict[str, str] = {}
+    for name, runner in runners.items():
+        if matches[name].said and every:
+            said.setdefault(matches[name].said, name)
+        if kind := other_kind(runner, dataset):
+            said.setdefault(kind, name)
+    for line, name in said.items():
+        (say or warnings.warn)(f"{name}: {line}")
+    return found
+
+
+def dataset_of(data: object) -> Any:
+    """The data set itself, or that of a loader of `leanvit.data`; None for other loaders."""
+    from leanvit.data.loading import Loader
+
+    if isinstance(data, Loader):
+        return data.dataset
+    return data if hasattr(data, "classes") else None
 
 
 def _named(name: str, runner: Runner, batch: Batch) -> Tensor:

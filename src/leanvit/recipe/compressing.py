@@ -15,7 +15,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.data import AnyDataset
-from leanvit.data.classes import for_model, listed
+from leanvit.data.classes import for_model, listed, unseen_classes
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.given import require_methods, require_model, require_training_data
@@ -101,6 +101,9 @@ def compress(
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
+        if trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
+            some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
+            warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
         from leanvit.training.assemble import require_float32
 

@@ -271,9 +271,12 @@ def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) ->
 
 def _table(material: Material, measurement: Measurement, *, several: bool) -> Table:
     comparison = measurement.comparison
+    known, scored = len(material.classes), len(comparison.classes)
+    part = f" Accuracy among {scored} of the run's {known} classes." if 0 < scored < known else ""
+    rounds = f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}."
     return Table(
         title=f"{material.folder.name} · {measurement.file}" if several else "",
-        note=f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}.",
+        note=f"{rounds}{part}",
         table=rows.table(comparison),
         command=measurement.command,
         earlier=measurement.earlier,

@@ -57,6 +57,7 @@ def assemble(
         )
     default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
     objective = objective or default(config.label_smoothing)
+    objective.check_classes(dataset.classes)
     objective.to(next(model.parameters()).device)
     trained, averager, forward = _spread(model, objective, preprocess, config, world)
     mixup = Mixup(

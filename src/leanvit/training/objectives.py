@@ -21,7 +21,7 @@ An objective needs nothing of `fit`. In a loop of your own:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.data import Batch, Preprocess
+from leanvit.data.classes import listed
 from leanvit.errors import BadInput
 
 
@@ -49,6 +50,9 @@ class Objective(nn.Module):
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Called once by `fit` with the names of the classes that the model learns. Refuse here (`BadInput`) others."""
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimiser groups of the objective's own parameters; a group may carry `lr_scale` (factor on the rate), or
@@ -129,6 +133,15 @@ class Distillation(Objective):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuse a teacher whose outputs have other names, or the same in another order."""
+        taught = tuple(getattr(self._teacher[0], "classes", ()))
+        if taught and taught != tuple(classes):
+            raise BadInput(
+                f"teacher knows the classes {listed(taught)}, the student learns {listed(classes)}: give one with the "
+                "student's classes, in their order"
+            )
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Refuse a teacher that would mislead; switch a distilled network's second head on for training."""

@@ -79,6 +79,7 @@ class Seen(nn.Module):
         super().__init__()
         self.teacher = teacher
         self.num_classes = getattr(teacher, "num_classes", None)
+        self.classes = tuple(getattr(teacher, "classes", ()))
         self.size = tuple(own.input_size[1:]) if own.input_size != student.input_size else None
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (own.mean, own.std))
         given_mean, given_std = (torch.tensor(values).view(-1, 1, 1) for values in (student.mean, student.std))

@@ -341,7 +341,7 @@ def _of_run(path: Path) -> Loaded:
         run = load_run(path)
     except OSError as error:
         raise BadInput(f"MODEL {path} cannot be read: {error.strerror or error}{_at(error)}") from error
-    return Loaded(
+    loaded = Loaded(
         model=run.model,
         preprocess=run.preprocess or Preprocess.of(run.model),
         classes=tuple(run.classes),
@@ -350,6 +350,8 @@ def _of_run(path: Path) -> Loaded:
         commands=commands_of(path),
         info=run.info,
     )
+    run.model.multi_label = loaded.multi_label  # older runs say it in their log only
+    return loaded
 
 
 def _of_reference(one: Reference) -> Loaded:

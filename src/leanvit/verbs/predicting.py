@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
+from leanvit.data.declared import unlike_range
+from leanvit.data.depth import PixelRange
 from leanvit.data.unlabelled import Found, find_images
 from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
@@ -181,7 +183,7 @@ def _opened(
         _check_outputs(one.outputs, one.classes, top)
         taken = one.preprocess
         found = find_images(images, channels=taken.input_size[0], pixel_range=taken.pixel_range, split=split)
-        _say_images(found, say)
+        _say_images(found, taken.pixel_range, say)
         yield _Answering(one, found, top=top, workers=workers)
 
 
@@ -344,8 +346,9 @@ def _unread(bad: Any) -> Answer:
     return Answer(bad.key, error=bad.reason)
 
 
-def _say_images(found: Found, say: Say) -> None:
+def _say_images(found: Found, pixel_range: PixelRange | None, say: Say) -> None:
     notes = [part.note for part in found.parts if isinstance(part, Dataset) and part.note and part.split == "all"]
+    notes += filter(None, (unlike_range(part) for part in found.parts if part.pixel_range == pixel_range))
     if found.left_out:
         endings = ", ".join(f"{count} {printable(ending)}" for ending, count in found.left_out.items())
         notes.append(f"left out, no images by their endings: {endings}")

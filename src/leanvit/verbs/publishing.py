@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from leanvit.data import AnyDataset, loader, matched_with
+from leanvit.data.classes import Matched
 from leanvit.errors import BadInput, CheckpointError, Refused, is_number, unknown
 from leanvit.files import file_sha256, write_atomic
 from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
@@ -106,7 +107,7 @@ def publish(
         save(one.model, made, preprocess=one.preprocess, info=info, stored_as=stored_as)
         say(f"measuring the run and its copy in {store} on {len(validation)} images")
         record = replace(
-            _measured(one, made, validation, matched.positions),
+            _measured(one, made, validation, matched),
             title=title or f"{one.model.history.root.name} on {_placeless(data)}",
             data=_placeless(data),
             presets=tuple(presets) or _recipes(one.info),
@@ -126,12 +127,14 @@ def publish(
     return Published(folder, size, record)
 
 
-def _measured(one: Loaded, made: Path, validation: AnyDataset, outputs: Sequence[int]) -> Record:
-    """Both models on the same images, and what the run says of its training. outputs: that stand for the classes."""
+def _measured(one: Loaded, made: Path, validation: AnyDataset, matched: Matched) -> Record:
+    """Both models on the same images, and what the run says of its training."""
     copy = load_run(made)
     batches = loader(validation, one.preprocess, batch_size=64)
     both = {"run": one.model, "copy": copy.model}
-    answers = predict_all(both, batches, outputs=dict.fromkeys(both, outputs))
+    answers = predict_all(both, batches, outputs=dict.fromkeys(both, matched.positions))
+    part = matched.said if len(matched.positions) < matched.outputs else ""
+    note = "; ".join(filter(None, (validation.note, part)))
     cost = count(one.model, one.preprocess.input_size)
     trainings = [_training(log) for log in training_logs(one.folder or made)]
     return Record(
@@ -143,7 +146,7 @@ def _measured(one: Loaded, made: Path, validation: AnyDataset, outputs: Sequence
         parameters=cost.params,
         macs=cost.macs,
         data="",
-        split=f"{validation.split} ({validation.note})" if validation.note else validation.split,
+        split=f"{validation.split} ({note})" if note else validation.split,
         images=len(answers["run"]),
         metric="mAP" if validation.multi_label else "top-1",
         accuracy_percent=_percent(_score(answers["run"])),
