@@ -150,6 +150,16 @@ def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
     return replace(loaded, preprocess=preprocess)
 
 
+def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
+    """A timm name that is judged by this data: whether its classes are questions by themselves is as the data has it.
+
+    A run says so itself.
+    """
+    if loaded.folder is None:
+        loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label
+    return loaded
+
+
 def row_name(model: OpenModel) -> str:
     """`dense`, or the methods in order: `evit + int8`."""
     plans = model.history.plans if model.history else ()
@@ -305,6 +315,8 @@ def _of_run(path: Path) -> Loaded:
         run = load_run(path)
     except OSError as error:
         raise BadInput(f"MODEL {path} cannot be read: {error.strerror or error}{_at(error)}") from error
+    if "multi_label" not in run.info:
+        run.model.multi_label = trained_on_labels(path)  # an older run: what is made from it says so itself
     return Loaded(
         model=run.model,
         preprocess=run.preprocess or Preprocess.of(run.model),
