@@ -15,6 +15,8 @@ from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, Root, compress, create, load, save
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
+from leanvit.verbs import measure
+from leanvit.verbs.compressing import compress as verb
 
 HALF = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 3, "num_heads": 1, "in_chans": 1, "num_classes": 10}
 
@@ -43,3 +45,17 @@ def test_half_precision_runs_or_says_so(dtype: torch.dtype, tmp_path: Path) -> N
         with pytest.raises(BadInput, match=rf"the model holds (torch\.)?{name}.*model\.float\(\)"):
             work()
     assert not seen and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_run_is_measured_beside_its_dense_one(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = create(Root("vit_tiny_patch16_224", HALF))
+    save(compress(model, []), tmp_path / "dense")
+    save(compress(model.to(dtype), []), tmp_path / "half")
+    given = {"data": "digits", "limit": 20, "latency_batch": 2}
+    found = measure(tmp_path / "half", against=[tmp_path / "dense"], rounds=3, **given).comparison
+    short = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
+    assert sorted(str(row.precision) for row in found.rows) == sorted([short, "f32"])
+    assert all(row.latency_ms and row.peak_memory_bytes and row.macs_per_image for row in found.rows)
+    made = verb(tmp_path / "half", [EViT(blocks=(1,))], out=tmp_path / "lean", **given)  # with token maps
+    assert made.comparison is not None and len(made.comparison.rows) == 2

@@ -42,6 +42,7 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
         ('slug = "int8"', "bits = 8", "number 2 has no slug"),
         ('data = "digits"', "data = 3", "data"),
         ("[recovery]", "[recovery", "not TOML"),
+        ("[recovery]", f"[recovery]\na = {'9' * 5000}", "not TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -54,6 +54,17 @@ def test_damaged_weights_of_the_best_epoch_are_refused(data, val_data, preproces
         trained(data, preprocess, val_data, tmp_path, resume=True, keep="best")
 
 
+def test_weights_of_the_best_epoch_that_are_gone_and_changed_validation_data_are_named(
+    data, val_data, preprocess, tmp_path
+):
+    trained(data, preprocess, val_data, tmp_path)
+    with pytest.raises(BadInput, match=r"validation data\.images was \d+ and is now \d+"):
+        trained(data, preprocess, val_data.take(range(len(val_data) - 1)), tmp_path, resume=True, keep="best")
+    (tmp_path / BEST).unlink()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is gone.*keep='last'"):
+        trained(data, preprocess, val_data, tmp_path, resume=True, keep="best")
+
+
 @pytest.mark.parametrize(("given", "says"), [({"keep": "first"}, "'last', 'best'"), ({"keep": "best"}, "validate=")])
 def test_what_to_keep_is_checked_first(data, preprocess, given, says):
     with pytest.raises(BadInput, match=says):

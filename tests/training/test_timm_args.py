@@ -19,6 +19,7 @@ TABLE = {
     "too many bytes": ("# " + "x" * LARGEST + "\nmodel: x\n", "bytes"),
     "one long word": ("model: " + "x" * (LARGEST - 100), ""),
     "many quotes": ("model: '" + "''" * 100_000, "not YAML"),
+    "a number without end": ("model: " + "9" * 5000, "not YAML"),
     "code": ("model: !!python/object/apply:os.system [ls]\n", "not YAML"),
 }
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from leanvit.errors import BadInput, CheckpointError, Refused
+from leanvit.files import sealed_text, write_atomic
 from leanvit.recipe import Recovery, load
 from leanvit.report import write_report
 from leanvit.report.side_by_side import BASELINE, COMPARED, SideBySide, lines
 from leanvit.training import Interrupted
-from leanvit.verbs.comparing import Compared, compare_methods
+from leanvit.verbs.comparing import ABOUT, Compared, _about, compare_methods
 from leanvit.verbs.contenders import choose
 from leanvit.verbs.models import load_model, silent
 
@@ -144,6 +148,34 @@ def test_replacing_removes_what_the_comparison_made_and_nothing_else(compared: C
 def test_what_is_resumed_must_be_the_same(compared: Compared) -> None:
     with pytest.raises(BadInput, match=r"macs was 0\.7 and is 0\.5"):
         compare_methods(NAME, "digits", out=compared.folder, resume=True, **{**GIVEN, "macs": 0.5})
+
+
+def test_a_comparison_is_not_resumed_with_other_images_or_weights(tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    for split, (number, name) in itertools.product(("train", "val"), enumerate("ab")):
+        (root / split / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 99 * number + 7 * i).save(root / split / name / f"{i}.png")
+    own = {**ARGS, "num_classes": 2, "depth": 2}
+    given = {"contenders": ["tome"], "macs": 0.7, "tolerance": 0.5, "controls": False, "rounds": 3, "latency_batch": 1}
+    out = tmp_path / "out"
+    compare_methods(NAME, str(root), out=out, model_args=own, **given)
+    again = {**given, "model_args": own, "out": out, "resume": True}
+    with pytest.raises(BadInput, match=f"the weights of {NAME} changed"):
+        compare_methods(NAME, str(root), weights=_weights(tmp_path, own), **again)
+    with pytest.raises(BadInput, match="class_names was 'by-name' and is 'by-position'"):
+        compare_methods(NAME, str(root), class_names="by-position", **again)
+    Image.new("L", (8, 8), 200).save(root / "val" / "a" / "0.png")
+    with pytest.raises(BadInput, match=r"is of other data: data: the pixels changed of 'a/0\.png'"):
+        compare_methods(NAME, str(root), **again)
+    about = {k: v for k, v in _about(out).items() if k not in ("class_names", "weights", "images")}  # as 0.1 wrote it
+    write_atomic(out / ABOUT, sealed_text({"kind": "leanvit-comparison", "format": 1, "about": about}))
+    assert [one.name for one in compare_methods(NAME, str(root), **again).result.standings] == ["tome"]
+
+
+def _weights(folder: Path, kwargs: dict[str, Any]) -> Path:
+    save_file(load_model(NAME, model_args=kwargs, seed=1).model.state_dict(), folder / "other.safetensors")
+    return folder / "other.safetensors"
 
 
 def test_a_damaged_result_is_named(compared: Compared, tmp_path: Path) -> None:

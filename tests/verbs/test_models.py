@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import leanvit as lv
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
+from leanvit.verbs.compressing import compress
 from leanvit.verbs.models import load_model, require_fit
 
 ARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "depth": 2, "embed_dim": 24, "num_heads": 3}
@@ -29,6 +31,20 @@ def test_a_run_comes_back_with_what_belongs_to_it(tmp_path) -> None:
     loaded = load_model(tmp_path / "slim")
     assert (loaded.name, loaded.base, loaded.preprocess) == ("dense", "slim", preprocess)
     assert loaded.classes[3] == "3"
+
+
+def test_what_is_made_from_a_multi_label_model_says_so(tmp_path) -> None:
+    rows = "".join(f"{i}.png,{i % 2},{i // 2 % 2}\n" for i in range(30))
+    (tmp_path / "table.csv").write_text(f"image,sun,sea\n{rows}")
+    for i in range(30):
+        Image.new("L", (8, 8), 8 * i).save(tmp_path / f"{i}.png")
+    args, data = {**ARGS, "num_classes": 2}, str(tmp_path / "table.csv")
+    save(create(Root(NAME, args)), tmp_path / "older", classes=["sun", "sea"])
+    (tmp_path / "older" / "train.jsonl").write_text('{"event": "epoch", "map": 0.5}\n')  # what a run of 0.1 has
+    compress(tmp_path / "older", [lv.ToMe(r=2)], out=tmp_path / "run")
+    compress(NAME, [lv.ToMe(r=2)], data, model_args=args, measured=False, out=tmp_path / "name")
+    for made in (tmp_path / "run", tmp_path / "name"):
+        assert load_model(made).multi_label and lv.load(made).multi_label
 
 
 def test_weights_are_loaded_strictly(tmp_path) -> None:

@@ -15,6 +15,7 @@ from leanvit.errors import BadInput
 from leanvit.recipe import load_run
 from leanvit.report.thumbnails import encoded
 from leanvit.verbs import export, look, measure, train
+from leanvit.verbs.comparing import compare_methods
 
 ARGS = {"depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
 SETTINGS = {"epochs": 1, "batch_size": 4}
@@ -61,6 +62,13 @@ def test_what_is_averaged_is_said(four, tmp_path):
         MODEL, f"{four}?channels=4", adapt=True, model_args=ARGS, settings=SETTINGS, out=tmp_path / "r", say=said.append
     )
     assert f"{MODEL}: mean 0.5, std 0.5 for each of 4 channels, an average; --mean and --std for others" in said
+
+
+def test_what_compare_makes_keeps_the_range_of_its_images(tmp_path):
+    root = write(tmp_path / "d", lambda draw, kind: draw.integers(0, 4000, (16, 16)).astype(np.uint16))
+    given = {"adapt": True, "model_args": ARGS, "controls": False, "tolerance": 0.5, "rounds": 3, "latency_batch": 1}
+    compare_methods(MODEL, str(root), ["tome"], macs=0.7, out=tmp_path / "c", **given)
+    assert {load_run(tmp_path / "c" / name).preprocess.pixel_range for name in ("baseline", "tome")} == {(0, 4095)}
 
 
 def test_a_run_keeps_the_range_of_its_training(tmp_path):

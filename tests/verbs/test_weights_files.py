@@ -208,6 +208,16 @@ def test_other_floats_are_converted_and_that_is_said(dtype: torch.dtype, tmp_pat
     assert said == [f"half.bin: 2 tensors; {name} values are converted to float32"]
 
 
+@pytest.mark.parametrize("zipfile_", [True, False])
+def test_a_wrong_ending_is_in_nobody_s_way(zipfile_: bool, tmp_path: Path) -> None:
+    torch.save({"model": STATE}, tmp_path / "file.safetensors", _use_new_zipfile_serialization=zipfile_)
+    if zipfile_:
+        assert torch.equal(read_weights(tmp_path / "file.safetensors").tensors["model.weight"], STATE["weight"])
+        return
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        read_weights(tmp_path / "file.safetensors")
+
+
 def test_arrays_by_the_model_s_names(tmp_path: Path) -> None:
     (tmp_path / "file.npz").write_bytes(npz(**STATE))
     model = linear()

@@ -158,6 +158,10 @@ LOOPS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: {"checkpoint": {"model": OTHER, "ema": {"module": OWN}}},
         "32 tensors of its entry 'checkpoint.ema.module'; checkpoint.model is left",
     ),
+    "an average of ema_pytorch": (
+        lambda: {"ema": {**under("online_model.", OTHER), **under("ema_model.", OWN), "step": torch.tensor(3)}},
+        "32 tensors of its entry 'ema' under the prefix 'ema_model.'; ema.online_model, ema.step is left",
+    ),
     "SWA": (lambda: {**under("module.", OWN), "n_averaged": torch.tensor(3)}, "32 tensors; n_averaged is left"),
     "SWA, bare": (lambda: {**OWN, "n_averaged": torch.tensor(3)}, "33 tensors; n_averaged left out"),
     "a smaller model beside it": (

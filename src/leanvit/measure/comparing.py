@@ -24,6 +24,7 @@ from leanvit.measure.multilabel import label_accuracy, map_interval
 from leanvit.measure.predictions import Batch, Predictions, dataset_of, matched_outputs, predict_all
 from leanvit.measure.runners import (
     Runner,
+    as_taken,
     device_of,
     evaluating,
     fixed_batch_of,
@@ -211,7 +212,7 @@ def _left(work: Any) -> tuple[str, ...]:
 def _macs(model: nn.Module, x: Tensor) -> tuple[int | None, tuple[str, ...]]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="MACs are a lower bound")  # said in the row's notes
-        cost = count(model, x.shape[1:], batch=len(x), make_input=lambda _: x)
+        cost = count(model, x.shape[1:], batch=len(x), make_input=lambda _: as_taken(model, x))
     if cost.uncounted:
         return None, (f"MACs at least {cost.gmacs:.4g} G; not counted: {cost.gaps()}",)
     return cost.macs, ()
@@ -222,6 +223,7 @@ def _weights_bytes(model: nn.Module) -> int:
 
 
 def _peak_bytes(model: nn.Module, x: Tensor) -> int:
+    x = as_taken(model, x)
     with evaluating(model), torch.inference_mode():
         return peak_memory(lambda: model(x), device=x.device).peak_bytes
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.measure.latency import Spread
-from leanvit.measure.runners import evaluating
+from leanvit.measure.runners import as_taken, evaluating
 
 ROUNDS = 5
 
@@ -106,13 +106,14 @@ def paired_energy(
     joules: dict[str, list[float]] = {name: [] for name in names}
     idle: list[float] = []
     with evaluating(*candidates.values()), torch.inference_mode(), _open(meter):
-        repeats = {name: _repeats(fn, x, seconds) for name, fn in candidates.items()}
+        inputs = {name: as_taken(fn, x) for name, fn in candidates.items()}
+        repeats = {name: _repeats(fn, inputs[name], seconds) for name, fn in candidates.items()}
         for r in range(rounds):
             taken, lasted = _sample(meter, lambda: time.sleep(seconds))
             idle.append(taken / lasted)
             shift = r % len(names)
             for name in names[shift:] + names[:shift]:
-                taken, _ = _sample(meter, lambda name=name: _run(candidates[name], x, repeats[name]))  # type: ignore[misc]
+                taken, _ = _sample(meter, lambda name=name: _run(candidates[name], inputs[name], repeats[name]))  # type: ignore[misc]
                 joules[name].append(taken / (repeats[name] * len(x)))
     return Energy({name: Spread.of(taken) for name, taken in joules.items()}, Spread.of(idle), seconds, meter.source)
 

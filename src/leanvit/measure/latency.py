@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from leanvit.errors import BadInput
-from leanvit.measure.runners import evaluating
+from leanvit.measure.runners import as_taken, evaluating
 
 Progress = Callable[[int, int], None]  # (rounds done, rounds in all)
 
@@ -87,7 +87,8 @@ def paired_latency(
 
     Args:
         candidates: name -> callable of one tensor. Modules are timed in eval mode; all calls run in inference mode.
-        make_input: batch -> the tensor that all candidates get, made once, with `batch` images first.
+        make_input: batch -> the tensor that all candidates get, made once, with `batch` images first; a module in
+            half precision gets it in that, converted before anything is timed.
         batch: images a call; kept in each Latency.
         rounds: samples of each candidate; the order of the candidates rotates from round to round.
         warmup: calls of each candidate before anything is timed.
@@ -106,11 +107,12 @@ def paired_latency(
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
     with evaluating(*candidates.values()), torch.inference_mode(), _no_garbage_collection():
-        repeats = {name: _settle(fn, x, sample, warmup, min_seconds) for name, fn in candidates.items()}
+        inputs = {name: as_taken(fn, x) for name, fn in candidates.items()}
+        repeats = {name: _settle(fn, inputs[name], sample, warmup, min_seconds) for name, fn in candidates.items()}
         for r in range(rounds):
             shift = r % len(names)
             for name in names[shift:] + names[:shift]:
-                samples[name].append(sample(candidates[name], x, repeats[name]))
+                samples[name].append(sample(candidates[name], inputs[name], repeats[name]))
             if progress:
                 progress(r + 1, rounds)
     run = uuid.uuid4().hex

@@ -57,6 +57,13 @@ def float_dtype_of(runner: Any) -> torch.dtype:
     return next((t.dtype for t in _tensors_of(runner) if t.is_floating_point()), torch.float32)
 
 
+def as_taken(candidate: Any, images: Tensor) -> Tensor:
+    """The images in the precision of a module's parameters; as they are for integers, and for what is no module."""
+    if not images.is_floating_point():
+        return images
+    return images.to(next((t.dtype for t in _tensors_of(candidate) if t.is_floating_point()), images.dtype))
+
+
 def fixed_batch_of(runner: Any) -> int | None:
     """The only batch size that a runner takes, or None when it takes any."""
     batch = getattr(runner, "batch", None)

@@ -28,6 +28,7 @@ from leanvit.recipe.planning import fit_to_data, trainings
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
 from leanvit.recipe.rehearsal import check_fits
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
+from leanvit.recipe.structure import check_structure
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -345,6 +346,7 @@ def _retuned(model: OpenModel, plans: Sequence[Plan]) -> OpenModel:
     lean = copy.deepcopy(model)
     for was, now in zip(model.history.plans, plans, strict=True):
         if dict(was.structure) != dict(now.structure):
+            check_structure(now.method(), now.structure)
             now.method().retune(lean, dict(was.structure), dict(now.structure))
     lean.history = replace(model.history, plans=tuple(plans))
     return lean.eval()

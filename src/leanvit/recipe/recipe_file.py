@@ -77,7 +77,7 @@ def load_recipe(path: str | Path) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"recipe {path}: {error.strerror}; accepted: the path of a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"recipe {path} is not TOML: {error}") from error
     try:
         file = _RecipeFile.model_validate(content)

@@ -100,13 +100,14 @@ def trace_tokens(
     import torch
 
     from leanvit.data import loader
+    from leanvit.measure.runners import as_taken
 
     chosen = dataset.limited(count).cached()  # read once: what cannot be read is left out here and in the pictures
     batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
     training = model.training
     model.eval()
     with torch.inference_mode():
-        x = batch.images.to(next(model.parameters()).device)
+        x = as_taken(model, batch.images.to(next(model.parameters()).device))
         state = model.start(x, trace=True)
         tokens, state = model.embed(x, state)
         length, grid, reductions = tokens.shape[1], state.grid, []

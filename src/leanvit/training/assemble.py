@@ -20,7 +20,7 @@ from leanvit.errors import BadInput, CheckpointError
 from leanvit.given import require_dataset, require_model
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
-from leanvit.training.checkpoint import BEST, DATA, STATE, read_position
+from leanvit.training.checkpoint import BEST, DATA, STATE, VALIDATION, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
@@ -211,7 +211,7 @@ def modules_of(run: Run) -> dict[str, nn.Module]:
     return modules if run.ema is None else {**modules, "ema": run.ema}
 
 
-def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
+def about_run(run: Run, dataset: AnyDataset, validate: AnyDataset | None) -> dict[str, Any]:
     """What must be equal for a run to be resumed (JSON)."""
     return {
         **recipe_of(run.config),
@@ -219,6 +219,7 @@ def about_run(run: Run, dataset: AnyDataset) -> dict[str, Any]:
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
         DATA: identity(dataset),
+        **({} if validate is None else {VALIDATION: identity(validate)}),
     }
 
 

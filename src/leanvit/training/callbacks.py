@@ -229,7 +229,7 @@ class ProgressBar:
 def _row(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:  # a killed run can leave its last line half written
+    except ValueError:  # a killed run can leave its last line half written
         return None
     return row if isinstance(row, dict) else None
 

@@ -31,6 +31,7 @@ FORMAT = 2  # 1: without a seal, and without the identity of its data
 STATE = Path("training/state.safetensors")  # in the folder of the run
 BEST = Path("training/best.safetensors")
 DATA = "data"  # in `Position.about`: what identifies the training data (`data.identity`)
+VALIDATION = "validation"  # likewise, of the data that tells the best epoch, where there are such
 _HEADER = "leanvit.training"
 
 
@@ -185,7 +186,7 @@ def _position(metadata: Mapping[str, str] | None, path: Path) -> Position:
     try:
         header = json.loads((metadata or {})[_HEADER])
         version, about, progress = header["format"], header["about"], header["progress"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is a safetensors file, but no training state of leanvit") from error
     if version not in range(1, FORMAT + 1) or isinstance(version, bool):
         raise CheckpointError(
@@ -201,10 +202,11 @@ def _same_run(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) ->
     """Raise BadInput, naming each difference, unless both are of one run."""
     differing = [
         f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
-        for name in sorted({*saved, *given} - {DATA})
+        for name in sorted({*saved, *given} - {DATA, VALIDATION})
         if saved.get(name) != given.get(name)
     ]
     differing += changes(saved.get(DATA), given.get(DATA))
+    differing += [f"validation {text}" for text in changes(saved.get(VALIDATION), given.get(VALIDATION))]
     if differing:
         raise BadInput(f"resume=True, but {path} is of another run: {'; '.join(differing)}{_way_out(saved, given)}")
 

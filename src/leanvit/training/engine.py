@@ -168,7 +168,7 @@ def _run(
 ) -> FitResult[M]:
     """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
     config, world = run.config, run.world
-    about = about_run(run, dataset)
+    about = about_run(run, dataset, validate)
     with world.together():
         if out and world.first:
             claim_folder(out, run, resume=resume)
@@ -262,6 +262,8 @@ def _give_back(run: Run, model: M) -> M | None:
 
 def _take_best(model: nn.Module, path: Path) -> None:
     """Put the weights of the best epoch into the model. Raises CheckpointError for damaged ones, or another model's."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is gone, which held the weights of the best epoch: resume with keep='last'")
     try:
         model.load_state_dict(read_weights(path))
     except RuntimeError as error:

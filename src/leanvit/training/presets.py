@@ -200,7 +200,7 @@ def _folder() -> Any:
 def _parsed(text: str, name: str, where: str) -> TrainRecipe:
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not TOML: {error}") from error
     if "method" in content:
         raise BadInput(f"{where} is of compress (it has methods): leanvit compress --recipe FILE")

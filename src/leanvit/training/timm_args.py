@@ -88,7 +88,7 @@ def read_args(text: str, path: Path) -> TrainRecipe:
     try:
         _refuse_large(yaml.parse(text, Loader=yaml.SafeLoader), path)
         args = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise BadInput(f"recipe {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(args, dict) or not isinstance(args.get("model"), str):
         raise BadInput(

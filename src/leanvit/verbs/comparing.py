@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.data import AnyDataset, loader, matched_with
+from leanvit.data.identity import changes, identity
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, NoTrainingSplit, is_number
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
@@ -27,6 +28,7 @@ from leanvit.recipe import (
 )
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
+from leanvit.recipe.steps import fingerprint
 from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
 from leanvit.report.keeping import keep
@@ -37,7 +39,18 @@ from leanvit.verbs.contenders import Contender, checked, choose
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
 from leanvit.verbs.guarding import ENDING, LeftOut
 from leanvit.verbs.locking import locked, refuse_if_held
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, require_fit, say_bad, silent, with_classes_of
+from leanvit.verbs.models import (
+    Loaded,
+    Say,
+    load_model,
+    open_split,
+    require_fit,
+    say_bad,
+    silent,
+    with_classes_of,
+    with_labels_of,
+    with_range_of,
+)
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener, require
 from leanvit.verbs.shares import Tally
@@ -49,6 +62,7 @@ if TYPE_CHECKING:
 ABOUT = "about.json"  # what is compared (sealed): written first, compared when it is resumed
 STANDING = "standing.json"  # of each method that is through
 _KIND = "leanvit-comparison"
+_NEW = ("weights", "images")  # of what is compared when it is resumed: 0.1 did not write it down
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,7 @@ def compare_methods(
         say=say,
     )
     require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names)
+    start = with_labels_of(some, with_range_of(some, start))
     learned = with_classes_of(start, some, class_names=class_names, say=say)
     train = None if train is None else learned
     chosen, left_out = choose(start, contenders, macs, tolerance=tolerance, controls=controls, say=say)
@@ -197,6 +212,9 @@ def compare_methods(
         "seed": seed,
         "recovery": None if recovery is None else recovery.to_json(),
         "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
+        "class_names": class_names,
+        "weights": fingerprint(start.model),
+        "images": {one.split: identity(one) for one in (train, val) if one is not None},
     }
     with locked(folder, command=command, say=say):
         if overwrite and not resume:
@@ -297,10 +315,18 @@ def _begin(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(file, sealed_text({"kind": _KIND, "format": 1, "about": asked}))
         return
-    was = _about(folder)
+    was = {"class_names": "by-name", **_about(folder)}
     for key in dict.fromkeys([*was, *asked]):
+        if (key in _NEW and key not in was) or key == "images":  # an older version did not write it down
+            continue
+        if key == "weights" and was[key] != asked[key]:
+            raise BadInput(f"--resume: the weights of {asked['model']} changed; accepted: the same")
         if was.get(key) != asked.get(key):
             raise BadInput(f"--resume: {key} was {was.get(key)!r} and is {asked.get(key)!r}; accepted: the same")
+    before, now = was.get("images", {}), asked["images"]
+    changed = [text for split in now for text in changes(before.get(split), now[split])]
+    if changed:
+        raise BadInput(f"--resume: the comparison in {folder} is of other data: {'; '.join(changed)}")
 
 
 # --- one method after another -------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from leanvit.verbs.models import (
     say_bad,
     silent,
     with_classes_of,
+    with_labels_of,
     with_range_of,
 )
 from leanvit.verbs.progress import progress
@@ -193,7 +194,7 @@ def compress(
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
-        start = with_range_of(known, start)
+        start = with_labels_of(known, with_range_of(known, start))
     train = None if train is None else with_classes_of(start, train, class_names=class_names, say=say)
     validation = validation.cached() if validation is not None else None
     told = say if train is None else silent

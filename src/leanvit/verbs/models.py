@@ -153,6 +153,16 @@ def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
     return replace(loaded, preprocess=preprocess)
 
 
+def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
+    """A timm name that is judged by this data: whether its classes are questions by themselves is as the data has it.
+
+    A run says so itself.
+    """
+    if loaded.folder is None:
+        loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label
+    return loaded
+
+
 def row_name(model: OpenModel) -> str:
     """`dense`, or the methods in order: `evit + int8`."""
     plans = model.history.plans if model.history else ()

@@ -22,6 +22,7 @@ Filter = Callable[..., Mapping[str, Any]]
 _WRAPPERS = ("module", "_orig_mod", "_forward_module")  # of parallel, compiled and strategy modules: no choice in them
 _LOOPS = (*_WRAPPERS, "model", "net", "network", "backbone", "encoder", "student", "teacher", "ema", "trunk", "visual")
 _AVERAGES = {"ema", "averaged", "average", "swa"}
+_STUDENTS = {"student", "online"}
 _TEACHERS = {"teacher", "target", "momentum", "k"}
 _TRIED = 12  # prefixes at most
 _SHOWN = 4
@@ -160,7 +161,7 @@ def _rank(start: str) -> tuple[int, int]:
     words = set(re.split(r"[._]", start.lower()))
     parts = start.split(".")
     known = min((ENTRIES.index(part) for part in parts if part in ENTRIES), default=len(ENTRIES))
-    kind = 0 if words & _AVERAGES else 3 if "student" in words else 2 if words & _TEACHERS else 1
+    kind = 3 if words & _STUDENTS else 0 if words & _AVERAGES else 2 if words & _TEACHERS else 1
     return kind, known
 
 

@@ -209,8 +209,8 @@ def _npz(path: Path, what: str) -> Held:
 
 def _torch_file(path: Path, what: str) -> Held:
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
-            held = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS), path.open("rb") as file:  # by a name it may be safetensors
+            held = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # what an altered pickle makes of the unpickler has no one kind
         raise CheckpointError(
             f"{what} is not a safetensors file, nor one of torch.save that holds tensors and plain values "
