@@ -223,3 +223,14 @@ def test_a_model_without_names_beside_one_with_names_is_said(pets: Path) -> None
     assert [row.top1_percent.value for row in found.rows[:2]] == [100.0, 100.0]
     told = [str(one.message) for one in said]
     assert any(line.startswith("nameless: the outputs of the model have no names") for line in told)
+
+
+def test_a_closed_model_keeps_what_was_said_of_it(pets: Path) -> None:
+    run = load_run(pets / "run")
+    run.model.preprocess = run.preprocess
+    closed = lv.close_model(run.model)
+    assert (closed.classes, closed.preprocess) == (("cat", "dog", "newt"), run.preprocess)
+    other = open_dataset(f"{pets / 'data'}?classes=newt,dog,cat", "val")
+    with pytest.warns(UserWarning, match="another order"):
+        assert lv.compare({"closed": closed}, other, rounds=3).rows[0].top1_percent.value == 100.0
+    assert lv.open_model(closed).classes == ("cat", "dog", "newt")

@@ -34,6 +34,7 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
     for family in FAMILIES:
         if family.understands(model):
             opened = family.open_family(model)
+            _hand_on(model, opened)
             if check:
                 _compare(model, opened)
             return opened
@@ -43,6 +44,8 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
 
 def close_model(opened: OpenModel) -> nn.Module:
     """The timm model again, with the opened one's children (new classifiers and changed weights included).
+
+    What was set on the opened one goes along as attributes: `classes`, `multi_label`, `preprocess`.
 
     Raises:
         BadInput: no opened model.
@@ -67,8 +70,17 @@ def close_model(opened: OpenModel) -> nn.Module:
         raise Refused("cannot close: this model was not opened from a timm model")
     for family in FAMILIES:
         if family.understands(source):
-            return family.close_family(opened, source)
+            closed = family.close_family(opened, source)
+            _hand_on(opened, closed)
+            return closed
     raise Refused(f"cannot close {_named(source)}")
+
+
+def _hand_on(given: nn.Module, made: Any) -> None:
+    """What a model says of its outputs and images, where it says it."""
+    for name in ("classes", "multi_label", "preprocess"):
+        if value := getattr(given, name, None):
+            setattr(made, name, tuple(value) if name == "classes" else value)
 
 
 @torch.no_grad()
