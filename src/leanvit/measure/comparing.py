@@ -23,8 +23,8 @@ from leanvit.measure.memory import peak_memory
 from leanvit.measure.multilabel import label_accuracy, map_interval
 from leanvit.measure.predictions import Batch, Predictions, predict_all
 from leanvit.measure.runners import (
-    as_taken,
     Runner,
+    as_taken,
     device_of,
     evaluating,
     fixed_batch_of,
