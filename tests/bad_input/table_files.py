@@ -85,8 +85,13 @@ CLI = [
             "an image": "flat/0.png",
             "a tar": "shards.tar",
             "parquet": "garbage.parquet",
-            "pickle": "weights-pickled/weights-p.safetensors",
         }.items()
+    ),
+    Cli(
+        "pickle in place of weights",  # read by its content, not by its ending; it runs no code
+        ("export", NAME, *tiny(), "--weights", "weights-pickled/weights-p.safetensors", "--out", "new"),
+        ("weights-p.safetensors does not fit", "cls_token is missing"),
+        1,
     ),
     Cli(
         "weights of another model",
