@@ -1,4 +1,4 @@
-"""Small runs of every method and architecture, saved by the code of their day: `python tests/saved/make.py [NAME ...]`.
+"""Small runs of every method and architecture, saved by the code of their day: `python tests/saved/make.py`.
 
 Makes the rows of `RUNS` that `tests/saved/runs/` lacks: NAME.zip, the run folder, and NAME.json, what it loads as. A
 run that is there is never made again: that today's code loads what earlier code saved is what `test_saved_runs.py` is
@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from leanvit.recipe import Data, Root, compress, load_run, make_method, save
 from leanvit.recipe.store import Run
 
 FOLDER = Path(__file__).parent / "runs"
-CLASSES = ("zero", "one", "two", "three", "four")
 PERIOD = 251  # of the noise that weights are made of: zip files of it are small
 
 
@@ -55,10 +53,12 @@ def swin(stored_as: str = "", *, name: str = "swin_tiny_patch4_window7_224", mor
 
 
 def model(name: str, stored_as: str = "float16", *, methods: Any = None, **kwargs: Any) -> Saved:
+    """Any other one."""
     return Saved(name, {**kwargs, "num_classes": 5}, methods or {}, stored_as)
 
 
 def t2t(name: str, **more: Any) -> Saved:
+    """Images of 32 pixels: 2x2 tokens."""
     small = {"img_size": 32, "embed_dim": 16, "num_heads": 2, "token_dim": 8, "mlp_ratio": 2.0}
     return model(name, **(small | more))
 
@@ -67,13 +67,15 @@ DEIT, EVA, EVA02 = "deit_tiny_distilled_patch16_224", "eva_giant_patch14_224", "
 WIDE = {"embed_dim": 32, "num_heads": 4}  # something to cut
 FEW_STEPS = {"interval": 1, "max_steps": 4, "prune_per_step": 2, "batch_size": 4, "embed_group": 4, "mlp_group": 4}
 CUT = {"macs": 0.8, "head_group": 1, "qk_group": 2, "v_group": 2, **FEW_STEPS}
-EXITS = {"threshold": 0.7, "epochs": 0, "held_out": 0}
+EXITS = {"epochs": 0, "held_out": 0}
 LVVIT = {"img_size": 32, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
+DCT_HISTO = {"img_size": 64, "dims": [8, 8, 16], "depths": [1, 1, 1], "num_heads": [1, 1, 2]}
+DHVT = {"img_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
 INT8 = {"int8": {"images": 8}}
 
 RUNS = {
     # each method by itself, in float32 and rounded
-    "evit": vit(evit={"keep_rate": 0.5, "blocks": [1]}),
+    "evit": vit(evit={"keep_rate": 0.5, "blocks": [0]}),
     "evit-distilled": vit(DEIT, "float16", evit={"tokens": [9, 5], "fuse": False}),
     "tome": vit(tome={"r": 3}),
     "tome-swin": swin("float16", tome={"r": 2}),
@@ -90,15 +92,17 @@ RUNS = {
     "nvit": vit(more=WIDE, nvit=CUT),
     "nvit-exact": vit(stored_as="float16", more=WIDE, nvit={**CUT, "emb_norm": "exact"}),
     "nvit-swin": swin("float16", nvit={**CUT, "kinds": ["mlp", "qk"]}),
-    "lgvit": vit(more={"depth": 3}, lgvit={**EXITS, "threshold": 0.8, "exits": [1, 2], "heads": ["lph_dw", "gah2"]}),
+    "lgvit": vit(more={"depth": 3}, lgvit={**EXITS, "threshold": 0.985, "exits": [1, 2], "heads": ["lph_dw", "gah2"]}),
     "lgvit-swin": swin(
         "float16", lgvit={**EXITS, "exits": [1, 2], "heads": ["linear"] * 2, "rule": "patience", "threshold": 1}
     ),
     "gmm_mask": vit(gmm_mask={"num_kernels": 3, "init": "paper"}),
     "gmm_mask-swin": swin("float16", gmm_mask={"mask": "elm", "blocks": [0]}),
     # compositions
-    "nvit-evit-int8": vit(more=WIDE, nvit=CUT, evit={"keep_rate": 0.6, "blocks": [1]}, **INT8),
-    "gmm_mask-tome-int8": vit(DEIT, gmm_mask={"blocks": [1]}, tome={"r": [3, 0]}, **INT8),
+    "nvit-evit-int8": vit(more=WIDE, nvit=CUT, evit={"keep_rate": 0.6, "blocks": [0]}, **INT8),
+    "gmm_mask-tome-int8": vit(
+        DEIT, more={"depth": 3}, gmm_mask={"blocks": [1], "init": "paper"}, tome={"r": [3, 0, 0]}, **INT8
+    ),
     "lgvit-int8": vit(
         "deit3_small_patch16_224",
         "float16",
@@ -117,14 +121,10 @@ RUNS = {
     ),
     "int8-cait": model("cait_xxs24_224", img_size=32, embed_dim=16, depth=2, num_heads=2, methods=INT8),
     # architectures of ours, dense and with methods
-    "dct_histo": model("dct_histo_tiny", img_size=64, dims=[8, 8, 16], depths=[1, 1, 1], num_heads=[1, 1, 2]),
-    "dct_histo-int8": model(
-        "dct_histo_tiny", img_size=64, dims=[8, 8, 16], depths=[1, 1, 1], num_heads=[1, 1, 2], methods=INT8
-    ),
-    "dhvt": model("dhvt_tiny_cifar_patch4", img_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0),
-    "dhvt-int8": model(
-        "dhvt_tiny_cifar_patch4", img_size=16, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2.0, methods=INT8
-    ),
+    "dct_histo": model("dct_histo_tiny", **DCT_HISTO),
+    "dct_histo-int8": model("dct_histo_tiny", **DCT_HISTO, methods=INT8),
+    "dhvt": model("dhvt_tiny_cifar_patch4", **DHVT),
+    "dhvt-int8": model("dhvt_tiny_cifar_patch4", **DHVT, methods=INT8),
     "dualtoken_vit": model(
         "dualtoken_vit_small", img_size=64, dims=[8, 8, 16], depths=[1, 1, 1], num_heads=[2, 2, 2], token_side=2
     ),
@@ -156,13 +156,17 @@ RUNS = {
 }
 
 
+def noise(tensor: Tensor, offset: int) -> Tensor:
+    values = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
+    return values[(torch.arange(tensor.numel()) + 7 * offset) % PERIOD].view(tensor.shape)
+
+
 @torch.no_grad()
 def randomised(model: nn.Module) -> nn.Module:
     """Every parameter and statistic at a size that keeps activations of order one, so that a wrong detail shows."""
-    noise = torch.randn(PERIOD, generator=torch.Generator().manual_seed(0))
     values = [*model.named_parameters(), *(row for row in model.named_buffers() if "running" in row[0])]
     for offset, (name, tensor) in enumerate(values):
-        some = noise[(torch.arange(tensor.numel()) + 7 * offset) % PERIOD].view(tensor.shape)
+        some = noise(tensor, offset)
         if name.endswith("running_var"):
             tensor.copy_(some.abs() + 0.5)
         elif tensor.ndim == 1 and name.endswith(("weight", "gamma", "gamma_1", "gamma_2")):
@@ -170,6 +174,15 @@ def randomised(model: nn.Module) -> nn.Module:
         else:
             tensor.copy_(some * (1.5 / tensor[0].numel() ** 0.5 if tensor.ndim in (2, 4) else 0.5))
     return model.eval()
+
+
+@torch.no_grad()
+def move_new(lean: nn.Module, dense: nn.Module) -> None:
+    """Noise on the parameters that methods added: at their initial values many of them change nothing."""
+    known = dict(dense.named_parameters())
+    for offset, (name, parameter) in enumerate(lean.named_parameters()):
+        if name not in known:
+            parameter.add_(0.1 * noise(parameter, offset))
 
 
 def make(name: str) -> None:
@@ -182,9 +195,10 @@ def make(name: str) -> None:
     preprocess = Preprocess(dense.probe_size(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", 0.9, "center")
     digits = open_dataset("digits", "train", limit=32, classes=[str(digit) for digit in range(5)])
     lean = compress(dense, methods, Data(digits, preprocess, batch_size=8))
+    move_new(lean, dense)
     FOLDER.mkdir(exist_ok=True)
     with TemporaryDirectory() as folder:
-        save(lean, folder, preprocess=preprocess, classes=lean.classes or CLASSES, stored_as=row.stored_as)
+        save(lean, folder, stored_as=row.stored_as)
         text = json.dumps(described(load_run(folder)), indent=0)
         shutil.make_archive(str(FOLDER / name), "zip", folder)
     (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
@@ -211,7 +225,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def images(run: Run) -> Tensor:
-    """Two images of noise, (2, C, H, W) in [-1, 1), the same on every machine."""
+    """Two images of noise, (2, C, H, W), float32 in [-1, 1), the same on every machine."""
     size = run.model.probe_size()
     numbers = torch.arange(1, 2 * math.prod(size) + 1) * 2654435761 % 2**32
     return (numbers.double() / 2**31 - 1).float().view(2, *size)
@@ -219,11 +233,11 @@ def images(run: Run) -> Tensor:
 
 @torch.no_grad()
 def exact_logits(run: Run) -> list[list[float]]:
-    """Logits of `images`, computed in float64: float32 sums differ between CPUs, and int8 rounds what differs."""
+    """Logits of `images`, computed in float64: a CPU's own order of sums is not seen, nor rounded up by int8."""
     return run.model.double()(images(run).double()).tolist()
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or [name for name in RUNS if not (FOLDER / f"{name}.json").is_file()]:
-        make(wanted)
-        print(f"{wanted}: {(FOLDER / f'{wanted}.zip').stat().st_size / 1024:.1f} KiB")
+    for lacking in [name for name in RUNS if not (FOLDER / f"{name}.json").is_file()]:
+        make(lacking)
+        print(f"{lacking}: {(FOLDER / f'{lacking}.zip').stat().st_size / 1024:.1f} KiB")
