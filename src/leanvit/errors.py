@@ -45,6 +45,11 @@ def is_number(value: object, *, least: float = -math.inf, most: float = math.inf
     return least <= value <= most and value > above
 
 
+def printable(name: str) -> str:
+    """A name of a file or class in one line of text: what is no printable character is spelt out, as `\\n`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Text that suggests the nearest known names, but never the very name, to append to an error message.
 

@@ -136,3 +136,9 @@ def test_names_that_come_twice_are_refused_before_a_training() -> None:
     digits = open_dataset("digits", "val").take(range(8))
     with pytest.raises(BadInput, match="'0' comes twice"):
         for_model(replace(digits, classes=["0", *digits.classes[:9]]), torch.nn.Identity())
+
+
+def test_names_stay_in_their_line() -> None:
+    with pytest.raises(BadInput, match=r"b\\nc") as error:
+        match_classes(("a", "b"), 2, ("a", "b\nc"))
+    assert "b\nc" not in str(error.value)

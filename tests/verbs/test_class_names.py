@@ -105,6 +105,10 @@ def test_by_position_is_an_explicit_word_and_the_runs_names_stay(pets: Path, tmp
     )
     assert load_run(made.folder).classes == ("cat", "dog", "newt")
     assert any("taken by position: eft as cat, kat as dog, mutt as newt" in line for line in lines)
+    found = verbs.measure(
+        made.folder, str(pets / "other"), class_names="by-position", rounds=3, out=tmp_path / "m.json"
+    )
+    assert top1(found) == 0  # eft is no cat
 
 
 def test_a_recovery_learns_the_classes_by_their_names(pets: Path, tmp_path: Path) -> None:

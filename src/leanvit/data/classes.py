@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from leanvit.data.labels import told_apart
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, printable, unknown
 
 if TYPE_CHECKING:
     from leanvit.data.stream import AnyDataset
@@ -272,4 +272,4 @@ def own_names(model: object, given: Sequence[str] | None, *, argument: str = "cl
 def listed(names: Sequence[str]) -> str:
     """The first names, with commas between."""
     more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
-    return ", ".join(str(name) for name in names[:_SHOWN]) + more
+    return ", ".join(printable(str(name)) for name in names[:_SHOWN]) + more

@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 from leanvit.data import foldertree
 from leanvit.data.decode import EXTENSIONS
-from leanvit.data.foldertree import Identity, LeftOut, Sub, shown, some
+from leanvit.data.foldertree import Identity, LeftOut, Sub, some
 from leanvit.data.sources import canonical_split
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, printable
 
 LAYOUTS = ("classes", "splits")
 _IN_NO_CLASS = "in no class folder"
@@ -105,9 +105,9 @@ def _as_splits(
     beside = [
         (
             sub,
-            f"in {shown(sub.name)}/, which has no class folders"
+            f"in {printable(sub.name)}/, which has no class folders"
             if sub in unlabelled
-            else f"in {shown(sub.name)}/, beside the splits"
+            else f"in {printable(sub.name)}/, beside the splits"
             if by_name
             else "in other folders beside the splits",
         )
@@ -174,7 +174,7 @@ def _nothing(root: Path, place: Place, outer: frozenset[Identity]) -> str:
 
 
 def _folders(subs: Iterable[Sub]) -> str:
-    names = [f"{shown(sub.name)}/" for sub in subs]
+    names = [f"{printable(sub.name)}/" for sub in subs]
     if len(names) > _NAMED:
         return some(names, _NAMED)
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

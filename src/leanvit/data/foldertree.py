@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from leanvit.data.decode import EXTENSIONS
+from leanvit.errors import printable
 
 _SYSTEM = {"__MACOSX", "@eaDir"}  # what zip files of macOS and Synology's thumbnails bring along
 _ENDINGS = 8  # that are named, the commonest
@@ -118,17 +119,17 @@ def listing(path: Path, outer: frozenset[Identity], *, where: str = "") -> Listi
         elif kind == "hidden folder":
             count = _count(entry.path)
             if count:
-                left_out.files[f"in {shown(entry.name)}/"] += count
+                left_out.files[f"in {printable(entry.name)}/"] += count
             elif entry.name in _SYSTEM:
-                left_out.name(EMPTY, shown(where + entry.name))
+                left_out.name(EMPTY, printable(where + entry.name))
         elif kind == "broken":
-            left_out.name(_BROKEN, shown(where + entry.name))
+            left_out.name(_BROKEN, printable(where + entry.name))
         else:
             left_out.files[kind] += 1
     seen = {folder.identity for folder in folders}
     for link in links:
         if link.identity in outer or link.identity in seen:
-            left_out.name(_AROUND if link.identity in outer else _AGAIN, shown(where + link.name))
+            left_out.name(_AROUND if link.identity in outer else _AGAIN, printable(where + link.name))
         else:
             seen.add(link.identity)
             folders.append(link)
@@ -166,7 +167,7 @@ def survey(folder: Sub, outer: frozenset[Identity], *, where: str) -> Survey:
         if not waiting:
             below, link = links.pop(0)
             if link.identity in seen:
-                left_out.name(_AGAIN, shown(where + below[:-1]))
+                left_out.name(_AGAIN, printable(where + below[:-1]))
                 continue
             seen.add(link.identity)
             waiting.append((below, link.path, True))
@@ -184,19 +185,14 @@ def survey(folder: Sub, outer: frozenset[Identity], *, where: str) -> Survey:
                 links.append((inner, sub))
                 occupied.update(_upwards(below))
             elif sub.identity in seen:  # inside what a link led to
-                left_out.name(_AGAIN, shown(where + inner[:-1]))
+                left_out.name(_AGAIN, printable(where + inner[:-1]))
             else:
                 seen.add(sub.identity)
                 waiting.append((inner, sub.path, through_link))
     for below in walked:  # the outermost of empty folders
         if below not in occupied and (not below or _parent(below) in occupied):
-            left_out.name(EMPTY, shown((where + below).rstrip("/")))
+            left_out.name(EMPTY, printable((where + below).rstrip("/")))
     return Survey(tuple(sorted(images)), linked, left_out)
-
-
-def shown(name: str) -> str:
-    """A name as it can be printed; spelt out where it holds line ends, escapes or bytes that are no text."""
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def some(names: Iterable[str], most: int = _NAMES) -> str:

@@ -15,10 +15,10 @@ from leanvit.data import foldertree
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import decode
 from leanvit.data.folderlayout import LAYOUTS, Layout, layout_of
-from leanvit.data.foldertree import LeftOut, shown, some
+from leanvit.data.foldertree import LeftOut, some
 from leanvit.data.labels import sorted_names
 from leanvit.data.sources import Source
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, printable, unknown
 
 
 def imagefolder_source(spec: str, path: Path, layout: str | None = None) -> Source:
@@ -73,7 +73,7 @@ def _open(spec: str, name: str, layout: Layout, split: str, classes: list[str]) 
     extra = sorted({folder.name for folder in place.classes} - set(classes))
     if extra:
         raise BadInput(
-            f"data {spec!r}: {place.path.name}/ has classes that train/ has not: {some(map(shown, extra), 10)}"
+            f"data {spec!r}: {place.path.name}/ has classes that train/ has not: {some(map(printable, extra), 10)}"
         )
     with _listed(spec):
         keys, targets, linked, left_out = _samples(layout, split, classes)
@@ -114,7 +114,7 @@ def _samples(layout: Layout, split: str, classes: list[str]) -> tuple[list[str],
             below = foldertree.survey(folder, layout.around, where=f"{where}{label}/")
             left_out.add(below.left_out)
             if below.left_out.files:
-                left_out.name(foldertree.NO_IMAGE, shown(where + label))
+                left_out.name(foldertree.NO_IMAGE, printable(where + label))
     for target, label in enumerate(classes):
         if label not in folders:
             continue
@@ -146,12 +146,12 @@ def _inner_folders(spec: str, layout: Layout, keys: list[str]) -> str:
     if example is None:
         return ""
     first = next(iter(inner.values()))
-    told = f"folders inside class folders belong to the class, like {shown(example)}/"
+    told = f"folders inside class folders belong to the class, like {printable(example)}/"
     if loose or len(first) < 2 or any(names != first for names in inner.values()):
         return told
-    names = some(f"{shown(name)}/" for name in sorted(first))
+    names = some(f"{printable(name)}/" for name in sorted(first))
     if len(inner) == 1:
-        return f"{told} (where {names} are the classes or splits, open {shown(next(iter(inner)))}/ itself)"
+        return f"{told} (where {names} are the classes or splits, open {printable(next(iter(inner)))}/ itself)"
     return told if layout.note else f"{told} (where {names} are the classes, name the outer folders train/ and val/)"
 
 

@@ -285,7 +285,8 @@ def _predict(
             yield batch
 
     for names, loader in sources:
-        predictions |= predict_all({name: models[name] for name in names}, keeping(names, loader), outputs=outputs)
+        some = {name: models[name] for name in names}  # matched already: `keeping` says nothing of its data set
+        predictions |= predict_all(some, keeping(names, loader), outputs=outputs)
     return predictions, kept[baseline]
 
 

@@ -37,9 +37,7 @@ class Row:
     agreement_percent: Interval | None  # with the baseline's answers
     latency_ms: Spread | None  # of one batch
     images_per_s: float | None
-    speedup_vs_baseline: (
-        Spread | None
-    )  # time of the baseline model in this runtime / this time (`Comparison.reference`)
+    speedup_vs_baseline: Spread | None  # time of `Comparison.reference` (in this runtime) / this time
     peak_memory_bytes: int | None  # above the start of one call, weights excluded
     samples_s: tuple[float, ...]  # latency round by round, the same rounds in every row
     notes: tuple[str, ...]
@@ -50,9 +48,7 @@ class Row:
     model: str = ""  # what ran: rows of one model in several runtimes share it; by default the name without the runtime
 
     def __post_init__(self) -> None:
-        if (
-            not self.model
-        ):  # files of 0.1.0 have the runtime in the name alone, with its variant: "lean (openvino-bf16)"
+        if not self.model:  # files of 0.1.0 have the runtime in the name alone: "lean (openvino-bf16)"
             own = re.fullmatch(rf"(.+) \(({re.escape(self.runtime)}(?:-\w+)?)\)", self.name) if self.runtime else None
             object.__setattr__(self, "model", own[1] if own else self.name)
             object.__setattr__(self, "runtime", own[2] if own else self.runtime)

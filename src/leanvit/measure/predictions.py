@@ -194,9 +194,8 @@ def matched_outputs(
         return {}
     matches = {name: matched_with(one, dataset, class_names=class_names) for name, one in runners.items()}
     found = {name: matched.positions for name, matched in matches.items() if not matched.same}
-    every = (
-        say is not None or bool(found) or class_names == "by-position"
-    )  # beside names in another order, none is news
+    # beside a model whose names are in another order, one without names is news
+    every = say is not None or bool(found) or class_names == "by-position"
     said: dict[str, str] = {}
     for name, runner in runners.items():
         if matches[name].said and every:

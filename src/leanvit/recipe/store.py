@@ -231,7 +231,7 @@ def load_run(path: str | Path) -> Run:
     _derive_buffers(model)
     _refuse_unfilled(path, model)
     classes = tuple(file.classes)
-    model.classes = classes if len(classes) == model.num_classes else ()  # versions before 0.2 checked no number
+    model.classes = classes if len(classes) == model.num_classes else ()  # 0.1.0 did not count them
     model.preprocess = _preprocess(path, file)
     model.multi_label = file.info.get("multi_label") is True
     return Run(model.eval(), path, model.preprocess, classes, file.info, file.weights.stored_as)

@@ -13,7 +13,7 @@ from typing import IO, Any
 from rich.table import Table
 from rich.text import Text
 
-from leanvit.errors import LeanvitError
+from leanvit.errors import LeanvitError, printable
 from leanvit.recipe.course import counted
 
 ENDINGS = (".csv", ".jsonl")
@@ -112,11 +112,6 @@ def _table(answers: Sequence[Answer]) -> Table:
 
 def _ranked(rank: int) -> str:
     return "class" if rank == 0 else f"class {rank + 1}"
-
-
-def printable(text: str) -> str:
-    """Text of a file's name or content for a terminal: what is no printable character is spelt out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from leanvit.data.depth import PixelRange
 from leanvit.data.unlabelled import Found, find_images
 from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
 from leanvit.measure.runners import evaluating, logits_of, recording
-from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, printable, write_answers
+from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, write_answers
 from leanvit.verbs.exporting import artefact_folder
 from leanvit.verbs.folders import new_file, require_whole
 from leanvit.verbs.models import Loaded, Say, is_built, is_fresh, load_model, silent

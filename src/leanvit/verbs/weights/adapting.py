@@ -32,9 +32,7 @@ class Fitted:
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)  # what was done and left, for people
-    adapted: list[tuple[str, str]] = field(
-        default_factory=list
-    )  # what only `adapt` allows: how it differs, what is done
+    adapted: list[tuple[str, str]] = field(default_factory=list)  # how it differs, what is done: for `adapt` alone
     problems: list[str] = field(default_factory=list)
 
     @property
