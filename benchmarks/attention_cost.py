@@ -29,9 +29,9 @@ from timm.models.pvt_v2 import Attention as SpatialReduction
 from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
-from leanvit.backbones.hilo import HiLoAttention
 from leanvit.files import write_atomic
 from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.models.hilo import HiLoAttention
 
 CLAIMS = {"spatial reduction": 1.4, "windows 7x7": 1.6}  # how many times as fast HiLo is said to be
 CLAIMED_GRID = 14

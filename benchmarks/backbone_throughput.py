@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kept_rows import KeptRows
-from leanvit.builders import BUILDERS, require_model
 from leanvit.data import keyed
 from leanvit.measure import count, paired_latency, ratio
+from leanvit.models.registry import BUILDERS, require_model
 
 ANCHOR = "deit_tiny_patch16_224"
 GROUPS = {  # by parameters; leanvit's first

@@ -34,7 +34,7 @@ from torch import nn
 
 from kept_rows import KeptRows
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.widths import set_attention_widths, set_mlp_width
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_mlp_width
 from leanvit.data import Dataset, Preprocess, keyed
 from leanvit.deploy.block_latency import measure_table
 from leanvit.recipe import Root, create, load_recipe, make_method, parse_with

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kept_rows import KeptRows
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.exit_rules import Rule
+from leanvit.anatomy.exits.rules import Rule
 from leanvit.data import Dataset, Preprocess
 from leanvit.exits.calibration import Collected, Point, collect, curve, replay
 from leanvit.exits.lgvit import LGViT

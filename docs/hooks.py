@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from leanvit.report.docs_pages import method_pages, reference_pages
-
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from pages.docs_pages import method_pages, reference_pages  # noqa: E402
+
 PAGES = {**method_pages(ROOT / "benchmarks" / "results"), **reference_pages()}
 # Texts of the repository's root, with their links turned round.
 TEXTS = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from leanvit.anatomy import OpenModel, OpenViT
-from leanvit.anatomy.widths import set_attention_widths
+from leanvit.anatomy.surgery.widths import set_attention_widths
 from leanvit.data import loader
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Data, register

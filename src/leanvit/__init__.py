@@ -28,7 +28,7 @@ _HOME = {  # public name -> module that defines it
     "SiT": "leanvit.tokens.sit",
     "STViT": "leanvit.tokens.stvit",
     "NViT": "leanvit.prune.nvit",
-    "GmmMask": "leanvit.attention.gmm_mask",
+    "GmmMask": "leanvit.backbones.gmm_mask",
     "Int8": "leanvit.quantize.int8",
     "LGViT": "leanvit.exits.lgvit",
     "open_dataset": "leanvit.data",

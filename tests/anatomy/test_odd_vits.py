@@ -10,9 +10,9 @@ import torch
 from test_plain_vit import FEATURE_OPTIONS, gradients, pair, same
 
 from leanvit.anatomy import OpenModel, close_model, open_model
-from leanvit.anatomy.blocks import Heads
-from leanvit.anatomy.quant_ops import ObserverOps
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width
+from leanvit.anatomy.arithmetic.quant_ops import ObserverOps
+from leanvit.anatomy.parts.blocks import Heads
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width
 from leanvit.errors import BadInput, Refused
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from leanvit.anatomy.quant_ops import ObserverOps, QuantOps
-from leanvit.anatomy.quantizers import (
+from leanvit.anatomy.arithmetic.quant_ops import ObserverOps, QuantOps
+from leanvit.anatomy.arithmetic.quantizers import (
     RANGES,
     ActQuantizer,
     SignedActQuantizer,

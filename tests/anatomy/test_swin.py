@@ -13,8 +13,8 @@ from torch import nn
 
 from anatomy.test_plain_vit import gradients, same
 from leanvit.anatomy import OpenSwin, Step, close_model, open_model
-from leanvit.anatomy.ops import TORCH, Ops
-from leanvit.anatomy.widths import set_attention_widths, set_mlp_width, set_stage_width
+from leanvit.anatomy.arithmetic.ops import TORCH, Ops
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_mlp_width, set_stage_width
 from leanvit.errors import BadInput, Refused
 from zoo import SMALL_SWIN, ZOO_SWIN, build_swin, images
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanvit.anatomy.tokens import complement, moved_owner, new_places, take_tokens, unmerge, with_prefix
+from leanvit.anatomy.parts.tokens import complement, moved_owner, new_places, take_tokens, unmerge, with_prefix
 
 
 @settings(max_examples=30, deadline=None)

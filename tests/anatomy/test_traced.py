@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hybrid_zoo import HYBRIDS, build, images
 from leanvit.anatomy import Ops, close_model, open_model
-from leanvit.anatomy.traced import OpenTraced
+from leanvit.anatomy.traced.model import OpenTraced
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe.compat import check_order

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from leanvit.anatomy import close_model, open_model
-from leanvit.anatomy.blocks import merge_heads
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.anatomy.parts.blocks import merge_heads
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.errors import BadInput, Refused
 from zoo import build, images
 

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from leanvit.anatomy import State
-from leanvit.anatomy.ops import TORCH
-from leanvit.anatomy.windows import PADDINGS, WindowAttention, Windows
+from leanvit.anatomy.arithmetic.ops import TORCH
+from leanvit.anatomy.parts.windows import PADDINGS, WindowAttention, Windows
 from leanvit.errors import BadInput, Refused
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from backbones.small import SMALL
 from leanvit.anatomy import OpenModel, Ops, close_model, open_model
-from leanvit.anatomy.masks import ElementMask, GaussianMixtureMask, ScoreMask, gaussian_mixture, offsets
-from leanvit.attention.gmm_mask import GmmMask
+from leanvit.anatomy.parts.masks import ElementMask, GaussianMixtureMask, ScoreMask, gaussian_mixture, offsets
 from leanvit.backbones.gmm_mask import fuse
+from leanvit.backbones.gmm_mask.method import GmmMask
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count

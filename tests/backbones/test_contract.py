@@ -14,10 +14,10 @@ from torch import nn
 
 from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
 from leanvit.anatomy import close_model, open_model
-from leanvit.backbones.registration import register, renamed
-from leanvit.builders import BUILDERS, MODULES
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
+from leanvit.models.registration import register, renamed
+from leanvit.models.registry import BUILDERS, MODULES
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 names = pytest.mark.parametrize("name", SMALL)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import open_model
-from leanvit.backbones.dct import SeparableMap, dct_matrix
 from leanvit.backbones.dct_histo import DctAttention, DctHistoTransformer, checkpoint_filter_fn
+from leanvit.backbones.dct_histo.dct import SeparableMap, dct_matrix
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Root, compress, create, load, save
 from leanvit.training import FitConfig, fit
 from training.tiny_training import make_data

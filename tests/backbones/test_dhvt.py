@@ -15,7 +15,7 @@ from backbones.small import SMALL
 from leanvit.anatomy import close_model, open_model
 from leanvit.backbones.dhvt import DHVT, checkpoint_filter_fn
 from leanvit.errors import BadInput, Refused
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Root, compress, create, load, save
 from leanvit.recipe.method import Data
 from leanvit.tokens.evit import EViT

@@ -21,7 +21,7 @@ from leanvit.backbones.dualtoken_vit.parts import Broadcast, GlobalTokens, Shrin
 from leanvit.data import Preprocess, check_fits
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Root, compress, create, load, save
 from leanvit.recipe.method import Data
 from leanvit.tokens.tome import ToMe

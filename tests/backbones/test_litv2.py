@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from backbones.small import SMALL
-from leanvit.backbones.hilo import HiLoAttention
 from leanvit.backbones.litv2 import DeformableMerging, LITv2, checkpoint_filter_fn, displaced
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure import count
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.models.hilo import HiLoAttention
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Root, compress, create, load, save
 from leanvit.training import CrossEntropy, FitConfig, fit
 from leanvit.training.optimizers import make_optimizer

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import open_model
-from leanvit.anatomy.semantic import neighbourhoods, starts
-from leanvit.anatomy.windows import Windows
-from leanvit.backbones.stvit import checkpoint_filter_fn
-from leanvit.backbones.stvit.parts import SwinBlock
-from leanvit.backbones.stvit.unit import SemanticStage
+from leanvit.anatomy.parts.windows import Windows
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Root, compress, create, load, save
-from leanvit.tokens.stvit import STViT
+from leanvit.tokens.stvit import STViT, checkpoint_filter_fn
+from leanvit.tokens.stvit.parts import SwinBlock
+from leanvit.tokens.stvit.semantic import neighbourhoods, starts
+from leanvit.tokens.stvit.unit import SemanticStage
 from leanvit.training import CrossEntropy, FitConfig
 from leanvit.training.optimizers import make_optimizer
 from training.tiny_training import make_data, make_preprocess

@@ -14,9 +14,9 @@ from torch import nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import close_model, open_model
-from leanvit.anatomy.t2t import OpenT2TViT
 from leanvit.backbones.t2t_vit import checkpoint_filter_fn
 from leanvit.backbones.t2t_vit.model import sinusoid
+from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.backbones.t2t_vit.tokenizer import PerformerCell
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
@@ -28,7 +28,7 @@ from leanvit.prune.nvit.cost import Macs, Parameters
 from leanvit.prune.nvit.masking import close_units
 from leanvit.prune.nvit.structure import cut, structure_of
 from leanvit.prune.nvit.units import layout
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Root, compress, create, load, save
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe

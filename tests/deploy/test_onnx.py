@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from deploy_models import PREPROCESS, small, small_int8
-from leanvit.anatomy.quant_ops import QuantOps
-from leanvit.anatomy.quantizers import ActQuantizer, WeightQuantizer
+from leanvit.anatomy.arithmetic.quant_ops import QuantOps
+from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, WeightQuantizer
 from leanvit.deploy import Options, export, load_artefact, read_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.quantize.int8 import Int8

@@ -11,7 +11,7 @@ import torch
 
 from exits.exiting import exiting, images, split_threshold
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.exit_rules import Rule
+from leanvit.anatomy.exits.rules import Rule
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, CheckpointError, Refused

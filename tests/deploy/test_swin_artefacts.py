@@ -14,7 +14,7 @@ from leanvit.anatomy import open_model
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.deploy.openvino import MODEL, compile_model, core
 from leanvit.deploy.openvino_graph import product_precisions
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import compress, load, save
 from leanvit.recipe.history import Root
 from leanvit.tokens.tome import ToMe

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from leanvit.builders import BUILDERS, MODULES
 from leanvit.cli.main import app
 from leanvit.errors import BadInput
+from leanvit.models.registry import BUILDERS, MODULES
 from leanvit.recipe import methods, own_methods, papers, parse_with
-from leanvit.report.docs_pages import method_pages
+from pages.docs_pages import method_pages
 
 ROWS = [row for row in papers().values() if not row.is_method]
 

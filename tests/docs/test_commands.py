@@ -31,7 +31,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leanvit.cli.main import app
-from leanvit.report.docs_pages import method_pages
+from pages.docs_pages import method_pages
 
 ROOT = Path(__file__).parents[2]
 FIRST = "docs/quickstart.md"  # the other pages go on in the folder that it leaves

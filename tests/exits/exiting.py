@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.anatomy.exit_rules import Rule
-from leanvit.anatomy.exits import Exits, Leaving
+from leanvit.anatomy.exits.rules import Rule
+from leanvit.anatomy.exits.running import Exits, Leaving
 from leanvit.exits.cost import exit_macs
 from leanvit.exits.lgvit.heads import build_heads
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from exits.exiting import NEVER, ROWS, exiting, images, split_threshold
 from leanvit.anatomy import State, close_model
-from leanvit.anatomy.exit_rules import Evidence, Rule, check_rule
-from leanvit.anatomy.exits import leave
-from leanvit.anatomy.ops import TORCH
+from leanvit.anatomy.arithmetic.ops import TORCH
+from leanvit.anatomy.exits.rules import Evidence, Rule, check_rule
+from leanvit.anatomy.exits.running import leave
 from leanvit.errors import BadInput, Refused
 from leanvit.exits.lgvit.losses import run_all
 from leanvit.measure import compare, count

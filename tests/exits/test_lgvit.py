@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from exits.exiting import exiting, images
 from leanvit.anatomy import OpenModel, State
-from leanvit.anatomy.ops import TORCH
+from leanvit.anatomy.arithmetic.ops import TORCH
 from leanvit.cli.main import app
 from leanvit.data import Batch, Preprocess, open_dataset
 from leanvit.errors import BadInput, Refused
@@ -26,7 +26,7 @@ from leanvit.exits.lgvit.heads import FoldedLocalMap, GlobalMap, LocalMap, build
 from leanvit.exits.lgvit.losses import SelfDistillation, Weights, heterogeneous, joint_loss, kinds_of, run_all, taught
 from leanvit.exits.lgvit.method import DEFAULTS, default_exits, default_heads
 from leanvit.exits.lgvit.training import only_heads_learn
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Plan, Root, compatibility, compress, create, load, load_run, reapply, retune, save
 from leanvit.tokens.evit import EViT
 from leanvit.verbs.folders import commands_of
@@ -139,7 +139,7 @@ def test_terms_of_stage_2_are_divided_as_published() -> None:
 
 def test_the_deployed_end_teaches(model, data) -> None:
     model = copy.deepcopy(model)
-    from leanvit.anatomy.exits import Exits, Leaving
+    from leanvit.anatomy.exits.running import Exits, Leaving
 
     heads = build_heads(model, [(1, "lph_pw"), (2, "linear"), (3, "gah2")])
     model.exits = Exits(heads, Leaving((1, 2, 3), 4, None), source="lgvit").eval()
@@ -244,7 +244,7 @@ def test_a_replayed_rule_is_what_the_model_does(lean, data) -> None:
 
 
 def _rule(kind: str) -> Any:
-    from leanvit.anatomy.exit_rules import Rule
+    from leanvit.anatomy.exits.rules import Rule
 
     return Rule(kind, (), 2)
 

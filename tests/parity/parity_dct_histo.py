@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from leanvit.backbones.dct import SeparableMap
+from leanvit.backbones.dct_histo.dct import SeparableMap
 from parity.cases import Case, handler
 
 

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from torch.nn.functional import one_hot
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.tokens import take_tokens
-from leanvit.tokens.diffrate import DiffRate, match, merge, merged_sizes
-from leanvit.tokens.diffrate_cost import Costs
-from leanvit.tokens.diffrate_search import KEY, Rate, lists_of, masked_softmax, rates, searching
-from leanvit.tokens.diffrate_search import _merged as merged_in_training
+from leanvit.anatomy.parts.tokens import take_tokens
+from leanvit.tokens.diffrate.cost import Costs
+from leanvit.tokens.diffrate.method import DiffRate, match, merge, merged_sizes
+from leanvit.tokens.diffrate.search import KEY, Rate, lists_of, masked_softmax, rates, searching
+from leanvit.tokens.diffrate.search import _merged as merged_in_training
 from parity.cases import Case, handler
 from parity.timm_model import opened_vit
 

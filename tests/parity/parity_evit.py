@@ -9,9 +9,9 @@ import timm
 import torch
 
 from leanvit.anatomy import OpenViT, open_model
-from leanvit.anatomy.tokens import complement
+from leanvit.anatomy.parts.tokens import complement
 from leanvit.measure import count
-from leanvit.tokens.evit import EViT, keep_rate_at
+from leanvit.tokens.evit.method import EViT, keep_rate_at
 from parity.cases import Case, handler
 from parity.timm_model import opened_vit
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.anatomy import Ops, open_model
-from leanvit.anatomy.masks import gaussian_mixture
+from leanvit.anatomy.parts.masks import gaussian_mixture
 from leanvit.backbones.gmm_mask import checkpoint_filter_fn
 from leanvit.measure import count
 from parity.cases import Case, handler

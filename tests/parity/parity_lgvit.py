@@ -13,9 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, State, open_model
-from leanvit.anatomy.exit_rules import RULES, Evidence, Rule
-from leanvit.anatomy.exits import Exits, Leaving
-from leanvit.anatomy.ops import TORCH
+from leanvit.anatomy.arithmetic.ops import TORCH
+from leanvit.anatomy.exits.rules import RULES, Evidence, Rule
+from leanvit.anatomy.exits.running import Exits, Leaving
 from leanvit.data import Batch
 from leanvit.exits.cost import exit_macs
 from leanvit.exits.lgvit.heads import build_heads, build_map, parse_rows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.anatomy.slimming import TokenSlimming
+from leanvit.anatomy.parts.slimming import TokenSlimming
 from leanvit.backbones.lv_vit import LVViT, checkpoint_filter_fn
 from leanvit.data import Batch, Preprocess
 from leanvit.measure import count

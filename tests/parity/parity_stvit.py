@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
-from leanvit.anatomy.semantic import adaptive_max
-from leanvit.backbones.stvit import STViTR, checkpoint_filter_fn, official_name
-from leanvit.backbones.stvit.parts import PatchMerging
-from leanvit.backbones.stvit.unit import SemanticStage
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
+from leanvit.tokens.stvit import STViTR, checkpoint_filter_fn
+from leanvit.tokens.stvit.parts import PatchMerging
+from leanvit.tokens.stvit.semantic import adaptive_max
+from leanvit.tokens.stvit.stvit_r import official_name
+from leanvit.tokens.stvit.unit import SemanticStage
 from parity.cases import Case, handler
 
 STAGE = {  # official argument -> ours

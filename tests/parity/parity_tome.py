@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from leanvit.anatomy.tokens import take_tokens
-from leanvit.tokens.tome import ToMe, match, merge, schedule, shares
+from leanvit.anatomy.parts.tokens import take_tokens
+from leanvit.tokens.tome.method import ToMe, match, merge, schedule, shares
 from parity.cases import Case, handler
 from parity.timm_model import opened_vit
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from leanvit.anatomy.norms import PhantomNorm
+from leanvit.anatomy.surgery.norms import PhantomNorm
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.measure.counting import parameters

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenViT, open_model
-from leanvit.anatomy.quant_ops import QuantOps
+from leanvit.anatomy.arithmetic.quant_ops import QuantOps
 from leanvit.errors import BadInput, Refused
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe.method import knobs_of, make_method
 
 CLASSES = 6
@@ -89,8 +89,8 @@ def test_logits_stay_close_and_accuracy_stays(method: Int8) -> None:
 
 
 def test_fewer_bits_more_error() -> None:
-    from leanvit.anatomy.quant_ops import ObserverOps
-    from leanvit.anatomy.quantizers import ActQuantizer, WeightQuantizer
+    from leanvit.anatomy.arithmetic.quant_ops import ObserverOps
+    from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, WeightQuantizer
 
     model, observer = trained(), ObserverOps()
     with torch.no_grad():

@@ -17,7 +17,7 @@ from leanvit.data import Preprocess
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.deploy.openvino import MODEL, compile_model, core
 from leanvit.deploy.openvino_graph import product_precisions
-from leanvit.quantize.int8 import Int8, describe
+from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import compress, load, save
 
 SIZES = {"mobilevit_xxs": 64, "efficientformer_l1": 224}
@@ -96,7 +96,7 @@ def test_what_stays_float_is_listed(dense: Any) -> None:
 
 def test_a_convolution_of_another_kind_stays_float_and_is_listed() -> None:
     """Padding of TensorFlow's kind is a class of its own, which int8 does not round."""
-    from leanvit.anatomy.traced import OpenTraced
+    from leanvit.anatomy.traced.model import OpenTraced
 
     class Toy(nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from leanvit.attention.gmm_mask import GmmMask
+from leanvit.backbones.gmm_mask.method import GmmMask
 from leanvit.errors import BadInput, Refused
 from leanvit.exits.lgvit import LGViT
 from leanvit.prune.nvit import NViT

@@ -14,7 +14,7 @@ from gates import digits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanvit.attention.gmm_mask import GmmMask
+from leanvit.backbones.gmm_mask.method import GmmMask
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.exits.lgvit import LGViT

@@ -8,8 +8,8 @@ import pytest
 
 from leanvit.deploy import RUNTIMES
 from leanvit.errors import BadInput
-from leanvit.report import outlets
-from leanvit.report.outlets import Cell
+from pages import outlets
+from pages.outlets import Cell
 
 PAGE = Path(__file__).parents[2] / "docs" / "outlets.md"
 
@@ -22,7 +22,7 @@ def cells() -> list[Cell]:
 
 def test_the_page_is_current(cells: list[Cell]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert outlets.renewed(text, cells) == text, "run: python -m leanvit.report.outlets"
+    assert outlets.renewed(text, cells) == text, "run: python -m pages.outlets"
 
 
 def test_every_method_reaches_every_outlet(cells: list[Cell]) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from leanvit.report.performance import SECTIONS, page
+from pages.performance import SECTIONS, page
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -164,7 +164,7 @@ FOUND: dict[str, dict[str, Any]] = {
 
 def test_the_committed_page_is_current() -> None:
     committed = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert committed == page(RESULTS), "run: python -m leanvit.report.performance"
+    assert committed == page(RESULTS), "run: python -m pages.performance"
 
 
 def test_every_section_says_the_figures_or_how_to_make_them(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import leanvit
 from leanvit.cli.main import app
 from leanvit.errors import BadInput
 from leanvit.recipe.papers import papers
-from leanvit.report import readme
+from pages import readme
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ COMMANDS = [
 
 
 def test_the_table_is_current() -> None:
-    assert readme.renewed(TEXT) == TEXT, "run: python -m leanvit.report.readme"
+    assert readme.renewed(TEXT) == TEXT, "run: python -m pages.readme"
     for slug in papers():
         assert f"| `{slug}` |" in TEXT
 

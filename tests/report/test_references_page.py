@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from leanvit.recipe import Reference, references
-from leanvit.report.references import NONE, page
+from pages.references import NONE, page
 from record_example import record
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "references.md"
 
 
 def test_the_committed_page_is_current() -> None:
-    assert COMMITTED.read_text(encoding="utf-8") == page(), "run: python -m leanvit.report.references"
+    assert COMMITTED.read_text(encoding="utf-8") == page(), "run: python -m pages.references"
     assert (NONE in page()) == (not references())
 
 

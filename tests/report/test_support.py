@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from leanvit.anatomy import OpenModel
-from leanvit.quantize.int8 import describe
+from leanvit.quantize.int8.method import describe
 from leanvit.recipe import Root, create, load, save
 from leanvit.recipe.papers import own_methods
-from leanvit.report import support
-from leanvit.report.support import EXAMPLES, Example, Support, attempt
+from pages import support
+from pages.support import EXAMPLES, Example, Support, attempt
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "support.md"
 
@@ -25,7 +25,7 @@ def tried() -> list[tuple[Support, OpenModel | None]]:
 
 def test_the_committed_page_is_what_the_generator_gives(tried):
     assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), (
-        "run: python -m leanvit.report.support"
+        "run: python -m pages.support"
     )
 
 

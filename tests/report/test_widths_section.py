@@ -10,8 +10,8 @@ import pytest
 from browsing import browsing, find_chromium
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.anatomy.block_widths import BlockWidths, block_widths
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.recipe import Plan, Root, compress, create, register, save
 from leanvit.recipe.method import make_method
 from leanvit.report.material import Material, read_run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from leanvit.builders import MODULES
+from leanvit.models.registry import MODULES
 from leanvit.recipe import load_run, own_methods
 from saved.make import FOLDER, RUNS, described
 

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import open_model
-from leanvit.anatomy.score import Phases, proportional
+from leanvit.anatomy.arithmetic.score import Phases, proportional
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe import Root, compress, create, load, save
 from leanvit.recipe.method import Data
-from leanvit.tokens.diffrate import DiffRate, match, merge, merged_sizes
-from leanvit.tokens.diffrate_cost import Costs, uniform
-from leanvit.tokens.diffrate_search import Rate, lists_of, masked_softmax, rates, searching, settled
+from leanvit.tokens.diffrate.cost import Costs, uniform
+from leanvit.tokens.diffrate.method import DiffRate, match, merge, merged_sizes
+from leanvit.tokens.diffrate.search import Rate, lists_of, masked_softmax, rates, searching, settled
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, recover
 from tokens.reduction import VARIANTS, explicit, images, lengths_in_mlps, operators, reduced

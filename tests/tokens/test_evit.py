@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from leanvit.anatomy import Ops, open_model
-from leanvit.anatomy.tokens import take_tokens, unmerge
+from leanvit.anatomy.parts.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
-from leanvit.tokens.evit import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
+from leanvit.tokens.evit.method import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 from leanvit.tokens.tome import ToMe
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.anatomy import OpenViT, Ops, open_model
-from leanvit.anatomy.slimming import TokenSlimming
-from leanvit.attention.gmm_mask import GmmMask
+from leanvit.anatomy.parts.slimming import TokenSlimming
+from leanvit.backbones.gmm_mask.method import GmmMask
 from leanvit.data import Batch
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanvit.anatomy import close_model, open_model
-from leanvit.anatomy.semantic import adaptive_max, adaptive_mean, cells, owners
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
@@ -22,6 +21,7 @@ from leanvit.recipe import Data, Recovery, compress, load, save
 from leanvit.recipe.method import make_method
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.stvit import STViT
+from leanvit.tokens.stvit.semantic import adaptive_max, adaptive_mean, cells, owners
 from leanvit.tokens.tome import ToMe
 from tokens.reduction import VARIANTS, gradients, images, lengths_in_mlps, reduced
 from training.tiny_training import make_data, make_preprocess

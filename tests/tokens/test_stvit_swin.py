@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import close_model
-from leanvit.backbones.stvit.unit import SemanticStage
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, compress, load, save
 from leanvit.tokens.stvit import STViT
+from leanvit.tokens.stvit.unit import SemanticStage
 from leanvit.tokens.tome import ToMe
 from tokens.reduction import gradients, reduced
 from training.tiny_training import make_data, make_preprocess

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanvit.anatomy import Phases, State, open_model
-from leanvit.anatomy.ops import TORCH
-from leanvit.anatomy.score import proportional
-from leanvit.anatomy.tokens import take_tokens, unmerge
+from leanvit.anatomy.arithmetic.ops import TORCH
+from leanvit.anatomy.arithmetic.score import proportional
+from leanvit.anatomy.parts.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.method import make_method, parse_with
 from leanvit.tokens.evit import EViT
-from leanvit.tokens.tome import ToMe, match, merge, schedule, shares
+from leanvit.tokens.tome.method import ToMe, match, merge, schedule, shares
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 GAP = {"class_token": False, "global_pool": "avg"}

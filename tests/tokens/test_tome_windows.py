@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenSwin, open_model
-from leanvit.anatomy.tokens import take_tokens
-from leanvit.anatomy.windows import Windows
+from leanvit.anatomy.parts.tokens import take_tokens
+from leanvit.anatomy.parts.windows import Windows
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe import compress, load, save
 from leanvit.recipe.history import Root
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
-from leanvit.tokens.tome_windows import Merged, owners, restored
+from leanvit.tokens.tome.windows import Merged, owners, restored
 from tokens.reduction import gradients, lengths_in_mlps, operators
 from zoo import SMALL_SWIN, build_swin, images
 

@@ -8,8 +8,8 @@ import torch
 from tiny_training import make_data, make_model, make_preprocess
 
 from leanvit.anatomy import open_model
-from leanvit.builders import require_model
 from leanvit.errors import BadInput
+from leanvit.models.registry import require_model
 from leanvit.training import CrossEntropy, FitConfig, fit
 from leanvit.training.config import OPTIMIZERS
 from leanvit.training.optimizers import make_optimizer

@@ -17,7 +17,7 @@ from PIL import Image
 
 import leanvit as lv
 from exits.exiting import exiting, split_threshold
-from leanvit.anatomy.exit_rules import Rule
+from leanvit.anatomy.exits.rules import Rule
 from leanvit.data import loader, open_dataset
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.measure.predictions import predict as measured

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from timm.layers import DropPath
 
 from leanvit import verbs
-from leanvit.builders import require_model
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import BadInput, Refused
+from leanvit.models.registry import require_model
 from leanvit.prune.nvit import NViT
 from leanvit.recipe import Data, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT

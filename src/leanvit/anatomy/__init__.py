@@ -1,13 +1,13 @@
 """Floor 0: the vision transformer written once (operations, score pipeline, state, adapters)."""
 
 from leanvit.anatomy.adapters import close_model, open_model
-from leanvit.anatomy.blocks import Attention, Block, Mlp, Step
+from leanvit.anatomy.arithmetic.ops import TORCH, Ops
+from leanvit.anatomy.arithmetic.score import Phases, attend, score_rows
+from leanvit.anatomy.families.swin import OpenSwin
+from leanvit.anatomy.families.vit import OpenViT
 from leanvit.anatomy.model import OpenModel
-from leanvit.anatomy.ops import TORCH, Ops
-from leanvit.anatomy.score import Phases, attend, score_rows
+from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, Step
 from leanvit.anatomy.state import State
-from leanvit.anatomy.swin import OpenSwin
-from leanvit.anatomy.vit import OpenViT
 
 __all__ = [
     "TORCH",

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from leanvit.anatomy.blocks import Step
-from leanvit.anatomy.ops import TORCH, Ops
+from leanvit.anatomy.arithmetic.ops import TORCH, Ops
+from leanvit.anatomy.parts.blocks import Step
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from leanvit.anatomy.ops import Ops
-    from leanvit.anatomy.windows import Windows
+    from leanvit.anatomy.arithmetic.ops import Ops
+    from leanvit.anatomy.parts.windows import Windows
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from leanvit.builders import MODULES
+from leanvit.models.registry import HOMES
 
-for _module in MODULES:
-    import_module(f"{__name__}.{_module}")
+for _module in HOMES.values():
+    import_module(_module)

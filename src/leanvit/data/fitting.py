@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from leanvit.builders import require_model
 from leanvit.data.classes import matched_with
 from leanvit.data.decode import CHANNELS
 from leanvit.data.depth import range_text
@@ -17,6 +16,7 @@ from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_s
 from leanvit.data.specs import parse_spec
 from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput
+from leanvit.models.registry import require_model
 
 MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: most of the tokens would be made up
 TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for token reduction to have a choice

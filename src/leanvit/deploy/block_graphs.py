@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
-from leanvit.anatomy.blocks import Attention, Block, Mlp
-from leanvit.anatomy.quant_ops import ObserverOps, QuantOps
-from leanvit.anatomy.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer
+from leanvit.anatomy.arithmetic.quant_ops import ObserverOps, QuantOps
+from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer
+from leanvit.anatomy.parts.blocks import Attention, Block, Mlp
 from leanvit.anatomy.state import State
-from leanvit.anatomy.t2t import OpenT2TViT
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.deploy.exporting import trace
 from leanvit.deploy.running import Options, open_runtime, require_runtime, runtime_module
 from leanvit.errors import Refused, unknown
@@ -183,7 +183,7 @@ def randomised(model: OpenViT) -> OpenViT:
 
 @torch.no_grad()
 def rounded(runs: Any, model: OpenViT, x: Tensor) -> None:
-    """Make the arithmetic of a model int8, as `leanvit.quantize.int8` does, with the ranges of `runs(x)`."""
+    """Make the arithmetic of a model int8, as `leanvit.quantize.int8.method` does, with the ranges of `runs(x)`."""
     observer = ObserverOps()
     runs(x, ops=observer)
     quantizers: dict[str, dict[str, nn.Module]] = {site: {} for site in observer.kinds}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from leanvit import __version__
-from leanvit.anatomy.exits import Exits
+from leanvit.anatomy.exits.running import Exits
 from leanvit.data import Preprocess
 from leanvit.data.classes import own_names
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact

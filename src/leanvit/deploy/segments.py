@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from leanvit.anatomy.exit_rules import check_rule
-from leanvit.anatomy.exits import Leaving, leave, segments
+from leanvit.anatomy.exits.rules import check_rule
+from leanvit.anatomy.exits.running import Leaving, leave, segments
 from leanvit.data import Preprocess
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
 from leanvit.deploy.exporting import (

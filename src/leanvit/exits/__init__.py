@@ -1,5 +1,4 @@
 """Floor 2: early exits. A paper a folder; beside them what every method of the room shares (`cost`, `calibration`).
 
-Rules and the run that lets images leave are on floor 0 (`anatomy/exit_rules.py`, `anatomy/exits.py`): artefacts use
-them too.
+Rules and the run that lets images leave are on floor 0 (`anatomy/exits/`): artefacts use them too.
 """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.exit_rules import Evidence, Memory, Rule
+from leanvit.anatomy.exits.rules import Evidence, Memory, Rule
 from leanvit.data import AnyDataset, Dataset, Preprocess, keyed, loader
 from leanvit.errors import BadInput, Refused
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.exits import Segment
+from leanvit.anatomy.exits.running import Segment
 from leanvit.measure import count
 
 

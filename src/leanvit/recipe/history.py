@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.builders import require_model
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
+from leanvit.models.registry import require_model
 from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.method import Plan
 from leanvit.recipe.structure import check_structure

@@ -1,7 +1,8 @@
 """The one table of papers, `papers.toml`: what README, `leanvit methods` and the registry read. Light to import.
 
-A row is a method, or an architecture (kind "build"), whose models have names of their own (`builders.py`). Methods
-from outside the package get a row when their module registers them; they are not in the table of the package.
+A row is a method, or an architecture (kind "build"), whose models have names of their own
+(`models/registry.py`). Methods from
+outside the package get a row when their module registers them; they are not in the table of the package.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanvit.anatomy.block_widths import BlockWidths, block_widths
+from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
 from leanvit.recipe.history import Root, replay
 from leanvit.recipe.method import Plan
 from leanvit.report.figures import Colours, Figure, entry, plain

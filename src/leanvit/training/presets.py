@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leanvit.builders import MODULES
 from leanvit.errors import BadInput, nearest, unknown
 from leanvit.files import strict_message
+from leanvit.models.registry import MODULES
 from leanvit.training.config import FitConfig
 from leanvit.training.teachers import Distill
 

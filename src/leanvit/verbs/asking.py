@@ -10,10 +10,10 @@ from typing import Any
 import timm
 from torch import nn
 
-from leanvit.builders import require_model
 from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, LeanvitError, Refused
+from leanvit.models.registry import require_model
 from leanvit.recipe import Data, History, Root
 from leanvit.recipe.course import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe

@@ -10,7 +10,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from importlib import import_module
 from typing import Any
 
-from leanvit.builders import MODULES
+from leanvit.models.registry import MODULES
 from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
 from leanvit.training.presets import preset, preset_names

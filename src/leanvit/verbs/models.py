@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.builders import require_model
 from leanvit.data import (
     AnyDataset,
     Preprocess,
@@ -23,6 +22,7 @@ from leanvit.data import (
 )
 from leanvit.data.sources import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.recipe.course import counted

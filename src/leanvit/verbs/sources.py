@@ -17,9 +17,9 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
-from leanvit.builders import require_model
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.models.registry import require_model
 from leanvit.verbs.weights import Held, read_weights
 
 HUB, LOCAL, TIMM = "hf-hub:", "local-dir:", "timm/"

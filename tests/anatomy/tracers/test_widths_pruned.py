@@ -5,7 +5,7 @@ from timm.models.deit import VisionTransformerDistilled
 
 from golden import Case, cases, vit
 from leanvit.anatomy import open_model
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from nvit_layout import as_timm
 
 # the units (e: residual channel, h: head, q: q/k dim, v: v dim, m: hidden) along the axes of each official tensor

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from leanvit.anatomy.adapters import eva, hybrid, lv_vit, plain_vit, relpos, swin, t2t_vit
+from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos, swin
+from leanvit.anatomy.adapters.parts import opens_itself
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
 from leanvit.errors import BadInput, Refused
 from leanvit.given import require_model
 
 # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
-FAMILIES = (plain_vit, eva, relpos, swin, t2t_vit, lv_vit, hybrid)
+FAMILIES = (plain_vit, eva, relpos, swin, hybrid)
 
 
 def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
@@ -31,7 +34,7 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
     if isinstance(model, OpenModel):
         return model
     require_model(model)
-    for family in FAMILIES:
+    for family in _adapters(model):
         if family.understands(model):
             opened = family.open_family(model)
             _hand_on(model, opened)
@@ -39,7 +42,10 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
                 _compare(model, opened)
             return opened
     kinds = "; ".join(family.SUPPORTED for family in FAMILIES)
-    raise Refused(f"{_named(model)} is not of a family that leanvit can open: {reason(model)}. Supported: {kinds}")
+    raise Refused(
+        f"{_named(model)} is not of a family that leanvit can open: {reason(model)}. "
+        f"Supported: {kinds}; the architectures of `leanvit methods`"
+    )
 
 
 def close_model(opened: OpenModel) -> nn.Module:
@@ -68,12 +74,21 @@ def close_model(opened: OpenModel) -> nn.Module:
         raise Refused(f"cannot close: the model holds exits of {opened.exits.source}, which timm's class would not run")
     if source is None:
         raise Refused("cannot close: this model was not opened from a timm model")
-    for family in FAMILIES:
+    for family in _adapters(source):
         if family.understands(source):
             closed = family.close_family(opened, source)
             _hand_on(opened, closed)
             return closed
     raise Refused(f"cannot close {_named(source)}")
+
+
+def _adapters(model: nn.Module) -> Iterator[Any]:
+    """What may open a model: the adapter that its class names (`OPENS`), or else those of timm's families."""
+    named = opens_itself(type(model))
+    if named is None:
+        yield from FAMILIES
+    else:
+        yield import_module(named)
 
 
 def _hand_on(given: nn.Module, made: Any) -> None:

@@ -12,8 +12,8 @@ from timm.models.eva import Eva
 from torch import nn
 
 from leanvit.anatomy.adapters import plain_vit
-from leanvit.anatomy.eva import OpenEva
-from leanvit.anatomy.positions import Rotary
+from leanvit.anatomy.families.eva import OpenEva
+from leanvit.anatomy.parts.positions import Rotary
 from leanvit.errors import Refused
 
 SUPPORTED = "rotary vision transformers of timm (eva_*, eva02_*, vit_*_rope_*, vit_*_dinov3*, vit_pe_*)"

@@ -1,7 +1,7 @@
-"""Adapter for hybrids of convolution and attention, opened as a traced graph (`anatomy/traced.py`).
+"""Adapter for hybrids of convolution and attention, opened as a traced graph (`anatomy/traced/model.py`).
 
 The classes named here are those for which opening was proven (`tests/anatomy/test_traced.py`); what their forwards may
-hold is whitelisted by module and by function in `anatomy/traced_rules.py`. Read from timm 1.0.31.
+hold is whitelisted by module and by function in `anatomy/traced/rules.py`. Read from timm 1.0.31.
 """
 
 from __future__ import annotations
@@ -10,26 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from leanvit.anatomy.adapters.parts import check_untouched
-from leanvit.anatomy.traced import OpenTraced
-from leanvit.anatomy.traced_rules import CACHES
+from leanvit.anatomy.adapters.parts import check_untouched, opens_itself
+from leanvit.anatomy.traced.model import OpenTraced
+from leanvit.anatomy.traced.rules import CACHES
 from leanvit.errors import Refused
 
 SUPPORTED = (
     "hybrids and hierarchies of timm as a traced graph (mobilevit_*, mobilevitv2_*, efficientformer_*, "
     "efficientformerv2_*, tiny_vit_*, levit_*, fastvit_*, repvit_*, edgenext_*, efficientvit_*, maxvit_*, coatnet_*, "
     "pvt_v2_*, davit_*, nextvit_*, poolformer_*, caformer_*, shvit_*, nest_*, gcvit_*, visformer_*, iformer_*, pit_*, "
-    "cait_*, swinv2_cr_*, botnet*) and of leanvit (dct_histo_*, dhvt_*, dualtoken_vit_*, litv2_*, stvit_r_*; "
-    "gmm_* and elm_* of cait, pit and t2t; t2t_vit_14_se, t2t_vit_16_ghost, t2t_vit_dense)"
+    "cait_*, swinv2_cr_*, botnet*)"
 )
 
-CLASSES = {  # module of timm, or of leanvit's backbones: classes
+CLASSES = {  # module of timm: classes
     "byobnet": ("ByobNet",),
     "cait": ("Cait",),
     "davit": ("DaVit",),
-    "dct_histo": ("DctHistoTransformer",),
-    "dhvt": ("DHVT",),
-    "dualtoken_vit": ("DualTokenViT",),
     "edgenext": ("EdgeNeXt",),
     "efficientformer": ("EfficientFormer",),
     "efficientformer_v2": ("EfficientFormerV2",),
@@ -39,29 +35,27 @@ CLASSES = {  # module of timm, or of leanvit's backbones: classes
     "gcvit": ("GlobalContextVit",),
     "iformer": ("IFormer",),
     "levit": ("Levit", "LevitDistilled"),
-    "litv2": ("LITv2",),
     "maxxvit": ("MaxxVit",),
     "metaformer": ("MetaFormer",),
     "nest": ("Nest",),
     "nextvit": ("NextViT",),
-    "pit": ("PoolingVisionTransformer", "MaskedPiT"),
+    "pit": ("PoolingVisionTransformer",),
     "pvt_v2": ("PyramidVisionTransformerV2",),
     "repvit": ("RepVit",),
     "shvit": ("SHViT",),
-    "stvit": ("STViTR",),
     "swin_transformer_v2_cr": ("SwinTransformerV2Cr",),
-    "t2t": ("MaskedT2T",),  # of leanvit's gmm_mask
     "tiny_vit": ("TinyVit",),
-    "trunks": ("T2TViTSE", "T2TViTGhost", "T2TViTDense"),  # of leanvit's t2t_vit
     "visformer": ("Visformer",),
 }
-_HOMES = ("timm.models.", "leanvit.backbones.")
+_HOME = "timm.models."
 _ATTENDING = ("MobileVitBlock", "MobileVitV2Block", "BottleneckAttn")  # else a ByobNet is only convolutions
 
 
 def understands(model: nn.Module) -> bool:
     home, name = type(model).__module__, type(model).__name__
-    if not home.startswith(_HOMES) or name not in CLASSES.get(home.rpartition(".")[2], ()):
+    if opens_itself(type(model)) == __name__:
+        return True
+    if not home.startswith(_HOME) or name not in CLASSES.get(home.rpartition(".")[2], ()):
         return False
     return name != "ByobNet" or any(type(m).__name__ in _ATTENDING for m in model.modules())
 

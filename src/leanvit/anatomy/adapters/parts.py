@@ -17,15 +17,15 @@ from timm.layers import RelPosMlp as TimmRelPosMlp
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import nn
 
-from leanvit.anatomy.blocks import Attention, Block, Heads, Mlp, PackedGluMlp, PostNormBlock, SplitGluMlp
-from leanvit.anatomy.differential import LAMBDAS, DifferentialAttention, DifferentialHeads, DifferentialJointBlock
-from leanvit.anatomy.masked import MaskedAttention
-from leanvit.anatomy.parallel import AttentionBranch, Branch, JointBlock, ManyBlock, MlpBranch
-from leanvit.anatomy.pooling import AttentionPool
-from leanvit.anatomy.positions import Rotary
-from leanvit.anatomy.projections import BeitAttention, BiasedAttention, RelPosAttention, SplitAttention
-from leanvit.anatomy.scaled import ScaledBlock
-from leanvit.anatomy.wide import WideAttention
+from leanvit.anatomy.parts.blocks import Attention, Block, Heads, Mlp, PackedGluMlp, PostNormBlock, SplitGluMlp
+from leanvit.anatomy.parts.differential import LAMBDAS, DifferentialAttention, DifferentialHeads, DifferentialJointBlock
+from leanvit.anatomy.parts.masked import MaskedAttention
+from leanvit.anatomy.parts.parallel import AttentionBranch, Branch, JointBlock, ManyBlock, MlpBranch
+from leanvit.anatomy.parts.pooling import AttentionPool
+from leanvit.anatomy.parts.positions import Rotary
+from leanvit.anatomy.parts.projections import BeitAttention, BiasedAttention, RelPosAttention, SplitAttention
+from leanvit.anatomy.parts.scaled import ScaledBlock
+from leanvit.anatomy.parts.wide import WideAttention
 from leanvit.errors import Refused
 
 # --- attention -------------------------------------------------------------------
@@ -279,6 +279,12 @@ def open_block(name: str, block: Any, rotary: Rotary | None = None) -> Block:
 # --- checks ----------------------------------------------------------------------
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def opens_itself(kind: type) -> str | None:
+    """The adapter module that a class of models names itself (`OPENS`, its own, not inherited); None for any other."""
+    named = vars(kind).get("OPENS")
+    return None if named is None else str(named)
 
 
 def check_untouched(model: nn.Module) -> None:

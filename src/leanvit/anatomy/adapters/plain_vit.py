@@ -16,8 +16,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from leanvit.anatomy.adapters.parts import check_closable, check_untouched, hand_back, only, open_block, open_pool
-from leanvit.anatomy.positions import Rotary
-from leanvit.anatomy.vit import OpenViT
+from leanvit.anatomy.families.vit import OpenViT
+from leanvit.anatomy.parts.positions import Rotary
 from leanvit.errors import Refused
 
 SUPPORTED = (

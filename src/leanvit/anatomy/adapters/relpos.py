@@ -10,7 +10,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from leanvit.anatomy.adapters import plain_vit
-from leanvit.anatomy.eva import OpenRelViT
+from leanvit.anatomy.families.eva import OpenRelViT
 from leanvit.errors import Refused
 
 SUPPORTED = "vision transformers with relative position biases of timm (vit_relpos_*, vit_srelpos_*, beit_*, beitv2_*)"

@@ -11,10 +11,8 @@ from timm.models import swin_transformer_v2 as v2
 from torch import nn
 
 from leanvit.anatomy.adapters.parts import check_untouched, foreign_terms, only
-from leanvit.anatomy.blocks import Block, Mlp, PostNormBlock
-from leanvit.anatomy.masked import MaskedWindowAttention
-from leanvit.anatomy.swin import POOLS, OpenSwin
-from leanvit.anatomy.swin_parts import (
+from leanvit.anatomy.families.swin import POOLS, OpenSwin
+from leanvit.anatomy.families.swin_parts import (
     PatchMerging,
     PlacedPatchEmbed,
     PostNormPatchMerging,
@@ -23,6 +21,8 @@ from leanvit.anatomy.swin_parts import (
     SwinV2Attention,
     UnitNorm,
 )
+from leanvit.anatomy.parts.blocks import Block, Mlp, PostNormBlock
+from leanvit.anatomy.parts.masked import MaskedWindowAttention
 from leanvit.errors import Refused
 
 SUPPORTED = "Swin (swin_*, swin_s3_*) and Swin V2 (swinv2_*) of timm"

@@ -22,8 +22,8 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.backbones.dhvt.parts import EPS, WIDTHS, DHVTBlock, HeadTokenAttention, OverlappingPatchEmbed
-from leanvit.backbones.registration import pretrained_cfg, register, renamed
 from leanvit.errors import BadInput, is_whole
+from leanvit.models.registration import pretrained_cfg, register, renamed
 
 NORMS = {"bn": nn.BatchNorm2d, "syncbn": nn.SyncBatchNorm}
 
@@ -61,6 +61,8 @@ class DHVT(nn.Module):
     Raises:
         BadInput: a size, patch or width that does not fit; names the argument.
     """
+
+    OPENS = "leanvit.anatomy.adapters.hybrid"
 
     def __init__(
         self,

@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from leanvit.backbones.dualtoken_vit.lightvit import LightViTStem, ResidualMerge
 from leanvit.backbones.dualtoken_vit.parts import EPS, DualTokenBlock, DualTokenStage, GlobalTokens, Shrink
-from leanvit.backbones.registration import pretrained_cfg, register
-from leanvit.backbones.staged import of_size
 from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.models.registration import pretrained_cfg, register
+from leanvit.models.stages import of_size
 
 STRIDES = (8, 16, 32)
 SIDE = 7  # of the grid of global tokens
@@ -66,6 +66,8 @@ class DualTokenViT(nn.Module):
     Raises:
         BadInput: an argument that is not accepted, named.
     """
+
+    OPENS = "leanvit.anatomy.adapters.hybrid"
 
     def __init__(
         self,

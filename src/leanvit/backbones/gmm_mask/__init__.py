@@ -2,7 +2,8 @@
 
 "Toward a Deeper Understanding: RetNet Viewed through Convolution", arXiv 2309.05375, Pattern Recognition 2024. Each
 name is a host with the mask in front: `gmm_vit_cifar`, `elm_cait_cifar`, ...; `mask="none"` builds the host without
-one. The masks themselves are in `leanvit.anatomy.masks`; `leanvit.attention.gmm_mask` puts them into any transformer.
+one. The masks themselves are in `leanvit.anatomy.parts.masks`; the method
+`GmmMask` puts them into any transformer.
 
 Of the hosts, ViT is held to the official code by values, the others by their exact number of parameters: their details
 are a reconstruction from the paper's description and the architectures that it names. The official ELM never reached
@@ -18,10 +19,11 @@ from timm.models import build_model_with_cfg
 from torch import nn
 
 from leanvit.backbones.gmm_mask.hosts import cait, masks_of, pit, swin, t2t, vit
+from leanvit.backbones.gmm_mask.method import GmmMask
 from leanvit.backbones.gmm_mask.official import checkpoint_filter_fn
-from leanvit.backbones.registration import pretrained_cfg, register
+from leanvit.models.registration import pretrained_cfg, register
 
-__all__ = ["checkpoint_filter_fn", "fuse"]
+__all__ = ["GmmMask", "checkpoint_filter_fn", "fuse"]
 
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
 SIZES = {  # data set: image side, classes, how many times larger a patch is than at 32 pixels

@@ -17,10 +17,10 @@ from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from timm.models.vision_transformer import VisionTransformer, init_weights_vit_timm
 from torch import Tensor, nn
 
-from leanvit.anatomy.masked import MaskedAttention, MaskedWindowAttention
-from leanvit.anatomy.masks import KERNELS, MASKS, ScoreMask, make_mask
-from leanvit.anatomy.swin_parts import PlacedPatchEmbed
-from leanvit.anatomy.wide import WideAttention
+from leanvit.anatomy.families.swin_parts import PlacedPatchEmbed
+from leanvit.anatomy.parts.masked import MaskedAttention, MaskedWindowAttention
+from leanvit.anatomy.parts.masks import KERNELS, MASKS, ScoreMask, make_mask
+from leanvit.anatomy.parts.wide import WideAttention
 from leanvit.backbones.gmm_mask.pit import MaskedPiT
 from leanvit.backbones.gmm_mask.t2t import MaskedT2T, SoftSplits
 from leanvit.backbones.gmm_mask.talking import ContextAttention, ContextBlock, TalkingHeads

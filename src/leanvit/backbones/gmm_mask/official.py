@@ -10,8 +10,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from leanvit.anatomy.masks import ElementMask
-from leanvit.backbones.registration import renamed
+from leanvit.anatomy.parts.masks import ElementMask
+from leanvit.models.registration import renamed
 
 _AROUND = {
     "to_patch_embedding.1": "patch_embed.proj",

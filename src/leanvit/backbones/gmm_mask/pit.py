@@ -18,6 +18,8 @@ class MaskedPiT(PoolingVisionTransformer):
     The masks are in the attentions of its blocks (`hosts.pit`).
     """
 
+    OPENS = "leanvit.anatomy.adapters.hybrid"
+
     def __init__(self, **arguments: Any) -> None:
         """`arguments`: those of timm's class."""
         super().__init__(**arguments)

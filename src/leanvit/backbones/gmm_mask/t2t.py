@@ -9,8 +9,8 @@ from timm.layers import register_notrace_module
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from leanvit.anatomy.masked import masked
-from leanvit.anatomy.masks import ScoreMask
+from leanvit.anatomy.parts.masked import masked
+from leanvit.anatomy.parts.masks import ScoreMask
 from leanvit.backbones.t2t_vit.model import sinusoid
 from leanvit.backbones.t2t_vit.tokenizer import SoftmaxMean, TransformerCell, as_map
 from leanvit.errors import BadInput
@@ -83,6 +83,8 @@ class SoftSplits(nn.Module):
 
 class MaskedT2T(VisionTransformer):
     """timm's vision transformer behind soft splits, with a fixed table of positions."""
+
+    OPENS = "leanvit.anatomy.adapters.hybrid"
 
     def __init__(self, **arguments: Any) -> None:
         """`arguments`: those of timm's class; `embed_layer` makes a `SoftSplits`."""

@@ -13,8 +13,8 @@ from timm.layers import register_notrace_module
 from timm.models.cait import LayerScaleBlockClassAttn
 from torch import Tensor, nn
 
-from leanvit.anatomy.masked import masked
-from leanvit.anatomy.masks import ScoreMask
+from leanvit.anatomy.parts.masked import masked
+from leanvit.anatomy.parts.masks import ScoreMask
 
 
 @register_notrace_module

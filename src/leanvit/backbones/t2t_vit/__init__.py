@@ -20,9 +20,9 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from leanvit.backbones.registration import pretrained_cfg, register, renamed, weights_of
 from leanvit.backbones.t2t_vit.model import T2TViT, sinusoid
 from leanvit.backbones.t2t_vit.trunks import T2TViTDense, T2TViTGhost, T2TViTSE
+from leanvit.models.registration import pretrained_cfg, register, renamed, weights_of
 
 _PERFORMER, _TRANSFORMER = "tokens_to_token.attention1.kqv", "tokens_to_token.attention1.attn.qkv"
 

@@ -43,6 +43,8 @@ class T2TViT(nn.Module):
         BadInput: an argument that is not accepted (named).
     """
 
+    OPENS = "leanvit.backbones.t2t_vit.adapter"
+
     attention: ClassVar[type[nn.Module]] = Attention  # of each block
     pos_embed: Tensor
 

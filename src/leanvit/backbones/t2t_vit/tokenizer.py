@@ -14,7 +14,7 @@ from timm.layers import Mlp, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanvit.anatomy.score import autocast_off
+from leanvit.anatomy.arithmetic.score import autocast_off
 from leanvit.errors import BadInput, is_whole
 
 STRIDE = 16  # pixels of the image a side of a token's cell: 4 x 2 x 2

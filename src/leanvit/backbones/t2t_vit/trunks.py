@@ -49,6 +49,8 @@ class SEAttention(Attention):
 class T2TViTSE(T2TViT):
     """T2T-ViT with gated channels in every attention."""
 
+    OPENS = "leanvit.anatomy.adapters.hybrid"
+
     attention = SEAttention
 
 
@@ -128,6 +130,8 @@ class GhostBlock(nn.Module):
 class T2TViTGhost(T2TViT):
     """T2T-ViT of ghost features. Its MLP is three tokens wide: `mlp_ratio` must be 3, the width even."""
 
+    OPENS = "leanvit.anatomy.adapters.hybrid"
+
     def block(self, dim: int, num_heads: int, mlp_ratio: float, **drops: float) -> nn.Module:
         check_heads(dim, num_heads)
         if mlp_ratio != 3 or dim % 2:
@@ -175,6 +179,8 @@ class T2TViTDense(T2TViT):
         growth: channels that each block adds.
         kwargs: those of `T2TViT`, without `depth`.
     """
+
+    OPENS = "leanvit.anatomy.adapters.hybrid"
 
     def __init__(self, *args: Any, depths: Sequence[int] = (3, 6, 6, 4), growth: int = 64, **kwargs: Any) -> None:
         if "depth" in kwargs:

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field, field_validator
 
 from leanvit.anatomy import OpenModel, OpenSwin
-from leanvit.anatomy.exit_rules import Rule, check_rule, check_threshold
-from leanvit.anatomy.exits import Exits, Leaving
+from leanvit.anatomy.exits.rules import Rule, check_rule, check_threshold
+from leanvit.anatomy.exits.running import Exits, Leaving
 from leanvit.data import AnyDataset, Augment, keyed
 from leanvit.data.dataset import Dataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, Ops
-from leanvit.anatomy.swin import OpenSwin
+from leanvit.anatomy.families.swin import OpenSwin
 from leanvit.errors import Refused
 from leanvit.measure import count
 from leanvit.prune.nvit.units import Dims, Layout, layout

@@ -23,7 +23,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.norms import statistics
+from leanvit.anatomy.surgery.norms import statistics
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, is_number, is_whole, unknown
 from leanvit.measure import count

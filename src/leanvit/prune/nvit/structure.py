@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.widths import set_attention_widths, set_embed_width, set_mlp_width
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.errors import BadInput
 from leanvit.prune.nvit.masking import shrunk
 from leanvit.prune.nvit.units import KINDS, Layout, layout

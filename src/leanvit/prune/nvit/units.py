@@ -16,13 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
-from leanvit.anatomy.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
-from leanvit.anatomy.lv_vit import OpenLVViT
-from leanvit.anatomy.masks import GaussianMixtureMask
-from leanvit.anatomy.swin import OpenSwin
-from leanvit.anatomy.swin_parts import SwinAttention, SwinV2Attention
-from leanvit.anatomy.t2t import OpenT2TViT
-from leanvit.anatomy.windows import WindowAttention
+from leanvit.anatomy.families.swin import OpenSwin
+from leanvit.anatomy.families.swin_parts import SwinAttention, SwinV2Attention
+from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy.parts.masks import GaussianMixtureMask
+from leanvit.anatomy.parts.windows import WindowAttention
+from leanvit.backbones.lv_vit.opened import OpenLVViT
+from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.errors import Refused
 
 KINDS = ("embed", "head", "qk", "v", "mlp")

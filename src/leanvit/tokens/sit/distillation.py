@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.anatomy.slimming import reset_linear
+from leanvit.anatomy.parts.slimming import reset_linear
 from leanvit.data import Batch, Preprocess, keyed
 from leanvit.errors import BadInput, Refused
 from leanvit.training import BinaryDistillation, Loss, Objective, SoftDistillation

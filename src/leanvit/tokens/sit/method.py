@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, OpenViT
-from leanvit.anatomy.slimming import TokenSlimming
+from leanvit.anatomy.parts.slimming import TokenSlimming
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 from leanvit.recipe.equal_macs import nearest_setting

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from leanvit.anatomy import State
-from leanvit.anatomy.blocks import Block, apply_norm, layer_scale
-from leanvit.anatomy.cross import CrossAttention
-from leanvit.anatomy.semantic import adaptive_max, adaptive_mean, owners
-from leanvit.anatomy.windows import Windows
+from leanvit.anatomy.parts.blocks import Block, apply_norm, layer_scale
+from leanvit.anatomy.parts.cross import CrossAttention
+from leanvit.anatomy.parts.windows import Windows
 from leanvit.errors import BadInput, Refused
+from leanvit.tokens.stvit.semantic import adaptive_max, adaptive_mean, owners
 
 IMAGE = "stvit"  # key of the image tokens that wait in `State.extra`
 Pool = Callable[[Tensor, int], Tensor]  # (B, h, w, C) and tokens a side -> (B, tokens, C)

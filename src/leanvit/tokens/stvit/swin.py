@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from leanvit.anatomy.blocks import Attention, Block, apply_norm, layer_scale
-from leanvit.anatomy.cross import PARTS, CrossAttention
-from leanvit.anatomy.semantic import adaptive_max, neighbourhoods, starts
+from leanvit.anatomy.families.swin import OpenSwin
+from leanvit.anatomy.families.swin_parts import SwinAttention
+from leanvit.anatomy.parts.blocks import Attention, Block, apply_norm, layer_scale
+from leanvit.anatomy.parts.cross import PARTS, CrossAttention
 from leanvit.anatomy.state import State
-from leanvit.anatomy.swin import OpenSwin
-from leanvit.anatomy.swin_parts import SwinAttention
 from leanvit.errors import BadInput, Refused, is_whole
 from leanvit.tokens.stvit.blocks import IMAGE, CentredGeneration, Generation, children, cuts, waiting
+from leanvit.tokens.stvit.semantic import adaptive_max, neighbourhoods, starts
 
 UNIT = 6  # blocks: one of Swin, two generations, two of semantic tokens, the recovery
 KEY_MARGIN = 3  # image tokens that the windows of keys are larger a side

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from leanvit.builders import ENTRIES, checkpoint_filter
 from leanvit.errors import CheckpointError
+from leanvit.models.registry import ENTRIES, checkpoint_filter
 from leanvit.verbs.weights.reading import Held
 
 Filter = Callable[..., Mapping[str, Any]]

@@ -1,0 +1,1 @@
+"""One opened model a family: plain ViT, EVA, Swin."""

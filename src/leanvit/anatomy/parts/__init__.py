@@ -1,0 +1,1 @@
+"""Parts of transformers that families share: blocks, attentions, projections, masks, positions, windows."""

@@ -1,0 +1,209 @@
+"""Attention in windows: how a grid of tokens is cut and put back, and the attention that runs inside.
+
+Grids that the windows do not divide are padded at the bottom and on the right. Where the padding enters, and whether it
+is attended to, is a fact of the family, named by `PADDINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanvit.anatomy.arithmetic.score import Phases
+from leanvit.anatomy.parts.blocks import Attention
+from leanvit.anatomy.state import State
+from leanvit.errors import Refused, unknown
+
+PADDINGS = {
+    "tokens": "zero tokens before the projection, so padded keys are its bias; attended to (Swin, EfficientTAM)",
+    "projections": "zero queries, keys and values after the projection; attended to (ViT-CoMer)",
+    "masked": "padding that nothing attends to",
+}
+STRANGERS = -100.0  # added to scores between tokens that only a cyclic shift brought together (Swin)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Grids cut into windows: cyclic shift towards the top left, padding, then windows row by row.
+
+    Pairs are (rows, columns). Pure functions of shapes: what is built from them exports with static shapes.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    shift: tuple[int, int] = (0, 0)
+    images: int = 1  # grids in the batch
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Windows down and across."""
+        return -(-self.grid[0] // self.size[0]), -(-self.grid[1] // self.size[1])
+
+    @property
+    def number(self) -> int:
+        return self.counts[0] * self.counts[1]
+
+    @property
+    def area(self) -> int:
+        """Places in a window, padding included."""
+        return self.size[0] * self.size[1]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows below and columns on the right that the windows add to the grid."""
+        return self.counts[0] * self.size[0] - self.grid[0], self.counts[1] * self.size[1] - self.grid[1]
+
+    def partition(self, x: Tensor) -> Tensor:
+        """(B, rows columns, C) -> (B windows, area, C), the windows of one image one after another; padding is zero."""
+        (high, wide), (down, across) = self.size, self.counts
+        x = x.unflatten(1, self.grid)
+        if any(self.shift):
+            x = torch.roll(x, (-self.shift[0], -self.shift[1]), dims=(1, 2))
+        if any(self.padding):
+            x = F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0]))
+        x = x.unflatten(2, (across, wide)).unflatten(1, (down, high))  # (B, down, high, across, wide, C)
+        return x.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    def reverse(self, x: Tensor) -> Tensor:
+        """The way back, (B windows, area, C) -> (B, rows columns, C); what stands in the padding is dropped."""
+        x = x.unflatten(1, self.size).unflatten(0, (-1, *self.counts))  # (B, down, across, high, wide, C)
+        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = x[:, : self.grid[0], : self.grid[1]]
+        if any(self.shift):
+            x = torch.roll(x, self.shift, dims=(1, 2))
+        return x.flatten(1, 2)
+
+    def inside(self, device: torch.device) -> Tensor:
+        """(windows, area) bool: which places hold tokens and not padding."""
+        ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
+        return self.partition(ones)[..., 0] > 0
+
+    def strangers(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(windows, area, area): -100 between tokens that only the shift brought together, else 0.
+
+        As Swin does, the seam is taken at the shift's distance from the padded edge (arXiv 2103.14030, figure 4).
+        """
+        rows, columns = (
+            _regions(count * size, size, shift, device)
+            for count, size, shift in zip(self.counts, self.size, self.shift, strict=True)
+        )
+        region = (3 * rows.unsqueeze(1) + columns).reshape(1, -1, 1)
+        padded = Windows((rows.numel(), columns.numel()), self.size)
+        region = padded.partition(region)[..., 0]  # (windows, area)
+        apart = region.unsqueeze(1) != region.unsqueeze(2)
+        return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, STRANGERS)
+
+
+def _regions(length: int, size: int, shift: int, device: torch.device) -> Tensor:
+    """(length,) int64 along one side: 0 up to the last window, 1 in it, 2 where the shift wrapped around."""
+    place = torch.arange(length, device=device)
+    return (place >= length - size).long() + (place >= length - shift).long() if shift else torch.zeros_like(place)
+
+
+class WindowAttention(Attention):
+    """Attention among the tokens of a window: (B, rows columns, C) -> the same, with `state.grid` (rows, columns).
+
+    Inside, sequences are windows: score terms, `keys` and the op set see (B windows, heads, area, d), and
+    `state.windows` says how they were cut.
+    """
+
+    strangers: Tensor
+
+    def __init__(
+        self,
+        *,
+        window: tuple[int, int],
+        shift: tuple[int, int] = (0, 0),
+        padding: str = "tokens",
+        grid: tuple[int, int] | None = None,
+        **parts: Any,
+    ) -> None:
+        """`parts` are those of `Attention`.
+
+        Args:
+            window, shift: (rows, columns); a shift moves the grid towards the top left before it is cut.
+            padding: one of `PADDINGS`.
+            grid: the grid that the model is built for, whose shift mask is kept; other grids get theirs as they come.
+        """
+        super().__init__(**parts)
+        if padding not in PADDINGS:
+            raise unknown("padding", padding, PADDINGS)
+        self.window, self.shift, self.padding = window, shift, padding
+        self.grid = grid
+        weight = self.proj.weight
+        self.keep("strangers", torch.zeros(0, dtype=weight.dtype, device="cpu"))
+        if grid is not None and any(shift):
+            self.keep("strangers", self.cut(grid).strangers(self.strangers.device, weight.dtype))
+
+    def keep(self, name: str, constant: Tensor) -> None:
+        """A constant that moves with the module and is in no state dict, so never on the meta device: none fills it."""
+        weight = self.proj.weight
+        self.register_buffer(name, constant if weight.is_meta else constant.to(weight.device), persistent=False)
+
+    def cut(self, grid: tuple[int, int], images: int = 1) -> Windows:
+        return Windows(grid, self.window, self.shift, images)
+
+    def forward(self, x: Any, state: State, needs: frozenset[str] = frozenset()) -> tuple[Any, State]:
+        ops, at = state.ops, self.name
+        images, tokens = ops.shape(x)[:2]
+        self._check(tokens, state, needs)
+        windows = self.cut(state.grid, images)
+        state = state.with_(windows=windows)
+        if self.padding == "projections":  # `weigh` cuts and puts back
+            x, state = super().forward(x, state, needs)
+        else:
+            x = ops.rearrange(f"{at}.partition", x, windows.partition)
+            x, state = super().forward(x, state, needs)
+            x = ops.rearrange(f"{at}.reverse", x, windows.reverse)
+        return x, state if "keys" in needs else state.with_(windows=None)
+
+    def weigh(
+        self, q: Any, k: Any, v: Any, state: State, needs: frozenset[str], dropout: nn.Module | None = None
+    ) -> tuple[Any, State]:
+        if self.padding != "projections":
+            return super().weigh(q, k, v, state, needs, dropout)
+        ops, at, windows = state.ops, self.name, state.windows
+        assert windows is not None
+        q, k, v = (
+            ops.rearrange(f"{at}.{letter}_partition", t, _for_heads(windows.partition))
+            for letter, t in zip("qkv", (q, k, v), strict=True)
+        )
+        x, state = super().weigh(q, k, v, state, needs, dropout)
+        return ops.rearrange(f"{at}.reverse", x, _for_heads(windows.reverse)), state
+
+    def own_phases(self, state: State) -> Phases:
+        """The shift mask, additive as in Swin, and the mask of padding where it is masked."""
+        windows, phases = state.windows, Phases()
+        assert windows is not None
+        if any(self.shift):
+            kept = self.strangers
+            apart = kept if state.grid == self.grid else windows.strangers(kept.device, kept.dtype)
+            phases = phases.with_(bias=apart.unsqueeze(1).repeat(windows.images, 1, 1, 1))  # (B n, 1, area, area)
+        if self.padding == "masked" and any(windows.padding):  # every window holds a token: no row of scores is empty
+            inside = windows.inside(self.strangers.device)[:, None, None]
+            phases = phases.with_(mask=inside.repeat(windows.images, 1, 1, 1))
+        return phases
+
+    def _check(self, tokens: int, state: State, needs: frozenset[str]) -> None:
+        if "cls_attn" in needs:
+            raise Refused(f"{self.name} attends in windows: there is no class token to give the attention of")
+        if state.num_prefix or tokens != state.grid[0] * state.grid[1]:
+            raise Refused(
+                f"{self.name} attends in windows and needs the full grid of {state.grid[0]}x{state.grid[1]} tokens and "
+                f"no others; it was given {tokens}, {state.num_prefix} of them prefix tokens"
+            )
+
+
+def _for_heads(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A move of (B, N, C) for (B, heads, N, d)."""
+
+    def moved(t: Tensor) -> Tensor:
+        heads = t.shape[1]
+        return move(t.transpose(1, 2).flatten(2)).unflatten(2, (heads, -1)).transpose(1, 2)
+
+    return moved

@@ -1,0 +1,1 @@
+"""Changing widths of a model that is open."""

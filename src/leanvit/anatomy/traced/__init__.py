@@ -1,0 +1,1 @@
+"""Opening by recording: models whose own forward is replayed, operation by operation."""

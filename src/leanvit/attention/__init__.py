@@ -1,1 +1,0 @@
-"""Methods that change how attention scores are made."""

@@ -1,0 +1,80 @@
+"""A plain vision transformer behind a tokens-to-token module (T2T-ViT, arXiv 2101.11986)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from leanvit.anatomy.arithmetic.ops import Ops
+from leanvit.anatomy.families.vit import OpenViT
+from leanvit.anatomy.parts.blocks import apply_norm
+from leanvit.anatomy.state import State
+from leanvit.anatomy.traced.rules import runs_whole
+
+
+class OpenT2TViT(OpenViT):
+    """T2T-ViT: three soft splits, a cell of attention behind the first two, then the blocks of the plain family.
+
+    What says `RUNS_WHOLE` runs as it is, in float, whatever the op set: cells with random features, and the softmax
+    attention over thousands of tokens. The other steps of softmax cells run through the op set.
+    """
+
+    family = "t2t_vit"
+    STEM = "tokens_to_token"
+    tokens_to_token: Any
+
+    @property
+    def patch_embed(self) -> Any:
+        return self.tokens_to_token
+
+    def embed(self, images: Any, state: State) -> tuple[Any, State]:
+        ops, t2t, at = state.ops, self.tokens_to_token, self.STEM
+        x = ops.rearrange(f"{at}.soft_split0", images, lambda t: t2t.soft_split0(t).transpose(1, 2))
+        for i, (stride, split) in enumerate(((4, t2t.soft_split1), (8, t2t.soft_split2)), start=1):
+            x = _cell(ops, f"{at}.attention{i}", getattr(t2t, f"attention{i}"), x)
+            x = ops.rearrange(f"{at}.soft_split{i}", x, _resplit(split, t2t.grid(stride)))
+        return self._with_positions(ops.linear(f"{at}.project", t2t.project, x), state)
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return super().group_matcher(coarse) | {"stem": r"^cls_token|tokens_to_token"}
+
+    def sites(self) -> dict[str, nn.Module]:
+        """Without the linears inside of cells that are one float step."""
+        t2t = self.tokens_to_token
+        whole = tuple(f"{self.STEM}.{name}." for name, part in t2t.named_children() if runs_whole(part))
+        return {site: module for site, module in super().sites().items() if not site.startswith(whole or ("\0",))}
+
+    def make(self) -> dict[str, Any]:
+        t2t = self.tokens_to_token
+        cells = {f"{self.STEM}.attention{i}": getattr(t2t, f"attention{i}").extra_repr() for i in (1, 2)}
+        return super().make() | cells
+
+    def input_size(self) -> tuple[int, int, int]:
+        t2t = self.tokens_to_token
+        return (t2t.in_chans, *t2t.img_size)
+
+    def probe_size(self) -> tuple[int, int, int]:
+        return self.input_size()
+
+
+def _resplit(split: nn.Module, grid: tuple[int, int]) -> Any:
+    """Tokens in rows to a map, and to overlapping windows of it, a token each."""
+    return lambda t: split(t.transpose(1, 2).unflatten(2, grid)).transpose(1, 2)
+
+
+def _cell(ops: Ops, at: str, cell: Any, x: Any) -> Any:
+    """Attention whose skip comes from the values, and an MLP: (B, N, dim) -> (B, N, width)."""
+    if runs_whole(cell):
+        return cell(x)
+    x = apply_norm(ops, f"{at}.norm1", cell.norm1, x)
+    qkv, width = ops.linear(f"{at}.attn.qkv", cell.attn.qkv, x), cell.attn.proj.in_features
+    values = ops.rearrange(f"{at}.attn.v", qkv, lambda t: t[..., 2 * width :])
+    y = ops.linear(f"{at}.attn.proj", cell.attn.proj, cell.attn.mean(qkv))
+    x = ops.add(f"{at}.add1", values, y)
+    branch = apply_norm(ops, f"{at}.norm2", cell.norm2, x)
+    branch = ops.act(f"{at}.mlp.act", cell.mlp.act, ops.linear(f"{at}.mlp.fc1", cell.mlp.fc1, branch))
+    return ops.add(f"{at}.add2", x, ops.linear(f"{at}.mlp.fc2", cell.mlp.fc2, branch))

@@ -1,0 +1,1 @@
+"""How leanvit's own architectures enter timm, and the parts that several of them share."""

@@ -1,0 +1,219 @@
+"""Pages of the documentation that are made, not written: one a method, and the reference of the public names.
+
+`docs/hooks.py` puts them into the site when it is built, so they cannot fall behind what they describe.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from leanvit.models.registry import MODULES
+from leanvit.recipe.papers import own_methods, papers
+from leanvit.verbs.explaining import Architecture, Explanation, explain
+
+# Rooms whose names are documented, with what they are for.
+ROOMS = {
+    "leanvit": "the verbs",
+    "leanvit.recipe": "methods, runs and recipes",
+    "leanvit.data": "data sets, preprocessing, loaders",
+    "leanvit.measure": "cost, speed, energy, accuracy",
+    "leanvit.training": "the one training loop",
+    "leanvit.deploy": "artefacts of other runtimes",
+    "leanvit.anatomy": "the opened model",
+    "leanvit.verbs": "the command line as Python calls",
+}
+_RATIOS = ("ratio_vs_dense_same_runtime", "speedup_same_runtime")
+
+
+def method_pages(results: Path) -> dict[str, str]:
+    """Path in the docs -> markdown: `methods/index.md` and one page a method of `papers.toml`.
+
+    `results` is the folder of the benchmarks' JSON files; every measured figure names the file that it comes from.
+    """
+    pages = {f"methods/{slug}.md": "\n".join(_page(explain(slug), results)) for slug in papers()}
+    return {"methods/index.md": "\n".join(_index()), **pages}
+
+
+def reference_pages() -> dict[str, str]:
+    """Path in the docs -> markdown of mkdocstrings, a page for each of `ROOMS`."""
+    return {f"reference/{room}.md": "\n".join(_reference_page(room, purpose)) for room, purpose in ROOMS.items()}
+
+
+# --- a method -------------------------------------------------------------------------------------------------------
+
+
+def _index() -> Iterator[str]:
+    yield "# Methods\n"
+    yield "Every method is a published one, and all stand on one [anatomy](../concepts.md). In the terminal: "
+    yield "`leanvit methods`.\n"
+    yield from markdown_table(
+        ("method", "what it does", "paper"),
+        [(f"[`{p.slug}`]({p.slug}.md)", p.summary, p.title) for p in papers().values()],
+    )
+    yield "\n## What composes\n"
+    yield "Whether the method of the column may follow that of the row on one model, from what each declares.\n"
+    slugs = own_methods()
+    from leanvit.recipe.compat import cell
+
+    rows = [(f"`{a}`", *(cell(a, b).verdict for b in slugs)) for a in slugs]
+    yield from markdown_table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
+
+
+# Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
+_ASKED = {
+    "diffrate": ("diffrate:macs=0.6", "diffrate:macs=0.8,max_steps=1,batch_size=4"),
+    "lgvit": ("lgvit:points=1", "lgvit:exits=[1],epochs=1,batch_size=4,held_out=0.2"),
+    "nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4"),
+}
+_SMALLER = {  # how the test of its commands builds an architecture
+    "dhvt": "depth=2",
+    "t2t_vit": "depth=2",
+    "litv2": "depths=[1,1,1,1]",
+    "dct_histo": "depths=[1,1,1]",
+}
+
+
+def _page(told: Explanation | Architecture, results: Path) -> Iterator[str]:
+    row = told.paper
+    yield f"# {row.slug}\n"
+    link = f" ([arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
+    yield f"**{row.title}**{', ' + row.venue if row.venue else ''}{link}: {row.summary}.\n"
+    yield from _architecture(told, results) if isinstance(told, Architecture) else _method(told, results)
+
+
+def _architecture(told: Architecture, results: Path) -> Iterator[str]:
+    row, first = told.paper, next(iter(told.models))
+    yield "```python\nimport timm\n\nimport leanvit.backbones  # registers the names\n"
+    yield f'model = timm.create_model("{first}", num_classes=10)\n```\n'
+    for name in told.recipes[:1]:
+        marker = f"<!-- test: model-arg={_SMALLER[row.slug]} -->\n" if row.slug in _SMALLER else ""
+        yield f"{marker}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
+    yield _text(import_module(row.module).__doc__)
+    yield "\n## Models\n"
+    yield from markdown_table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
+    yield "Which methods run on them: [support](../support.md).\n"
+    if told.recipes:
+        yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
+    yield "\n## Figures\n"
+    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _measured(row.slug, results)
+
+
+def _method(told: Explanation, results: Path) -> Iterator[str]:
+    row = told.paper
+    with_, tried = _ASKED.get(row.slug, (row.slug, ""))
+    marker = f"<!-- test: with={tried} -->\n" if tried else ""
+    yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
+    yield _text(import_module(row.module).__doc__)
+    yield "\n## Knobs\n"
+    said = _comments(told)
+    yield from markdown_table(
+        ("knob", "kind", "default", "meaning"),
+        [
+            (f"`{k.name}`", f"`{k.kind.replace(' | ', ' or ')}`", f"`{json.dumps(k.default)}`", said.get(k.name, ""))
+            for k in told.knobs
+        ],
+    )
+    if row.slug in MODULES:
+        yield "\n## Models\n"
+        yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in MODULES[row.slug])}.\n"
+    yield "\n## What it asks and changes\n"
+    yield from markdown_table(
+        ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
+    )
+    yield "\n## Figures\n"
+    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _measured(row.slug, results)
+
+
+_ELSEWHERE = ("published", "measured", "by")  # facts that have a section of their own
+
+
+def _comments(told: Explanation) -> dict[str, str]:
+    """The comment that stands behind each knob in the source."""
+    from leanvit.recipe import method_class
+
+    source = inspect.getsource(method_class(told.paper.slug))
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, flags=re.MULTILINE))
+
+
+def _measured(slug: str, results: Path) -> Iterator[str]:
+    """What the benchmarks found for a method, file by file."""
+    found = False
+    for file in sorted(results.glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = [r for r in _rows(content) if slug in r["method"].split(" + ")]
+        if not rows:
+            continue
+        found = True
+        machine = content.get("environment") or content.get("comparison", {}).get("environment", {})
+        yield f"\n**Measured** by `{content['command']}` on {machine.get('cpu', 'an unnamed CPU')}, "
+        yield f"{machine.get('threads', '?')} threads of torch, on `{content['model']}`: "
+        yield f"`benchmarks/results/{file.name}`.\n"
+        yield from markdown_table(
+            ("methods", "runtime", "precision", "batch", "speed, × dense in the same runtime", "top-1 change, points"),
+            [_figures(r) for r in rows],
+        )
+    if not found:
+        yield "\n**Measured**: not yet.\n"
+
+
+def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = content.get("rows", [])
+    return [r for r in rows if isinstance(r, dict) and "method" in r and any(key in r for key in _RATIOS)]
+
+
+def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
+    ratio = next((row[key] for key in _RATIOS if row.get(key) is not None), None)
+    change, interval = row.get("change_points"), row.get("change_interval")
+    return (
+        row["method"],
+        row["runtime"],
+        row["precision"],
+        str(row["batch"]),
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if change is None or interval is None else f"{change:+.2f} ({interval[0]:+.2f} … {interval[1]:+.2f})",
+    )
+
+
+# --- the reference --------------------------------------------------------------------------------------------------
+
+
+def _reference_page(room: str, purpose: str) -> Iterator[str]:
+    yield f"# `{room}`: {purpose}\n"
+    package = import_module(room)
+    for name in sorted(package.__all__, key=str.lower):
+        home = _home(package, name)
+        if home is not None:
+            yield f"::: {home}.{name}\n"
+
+
+def _home(package: Any, name: str) -> str | None:
+    """The module that defines a public name; None for what is no class, function or documented value of leanvit."""
+    value = getattr(package, name)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return value.__module__
+    return None
+
+
+# --- markdown -------------------------------------------------------------------------------------------------------
+
+
+def _text(docstring: str | None) -> str:
+    return inspect.cleandoc(docstring or "").replace("<", "&lt;")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Lines of a table, and an empty one behind it."""
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{'---|' * len(headings)}"
+    for row in rows:
+        cells = (str(cell).replace("|", "\\|").replace("\n", " ") for cell in row)
+        yield f"| {' | '.join(cells)} |"
+    yield ""

@@ -1,0 +1,182 @@
+"""Which method runs on which family, found by doing it: `python -m pages.support [docs/support.md]` renews it.
+
+Each family has one small example, opened with random weights; each method of `papers.toml` is applied to it with its
+default knobs on a few digits, and the lean model run once. A refusal is a cell's reason, in the words of the refusal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanvit.anatomy import OpenModel
+from leanvit.anatomy.adapters.refusals import REASONS
+from leanvit.data import Preprocess, open_dataset
+from leanvit.errors import Refused
+from leanvit.files import write_atomic
+from leanvit.recipe import Data, Root, compress, create, make_method, method_class, own_methods
+
+
+@dataclass(frozen=True)
+class Example:
+    """One family: what people call it, a timm name of it, and arguments that make the model small."""
+
+    family: str
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Support:
+    """Whether a method runs on a family."""
+
+    family: str
+    name: str
+    slug: str
+    works: bool
+    reason: str = ""
+
+
+def _vit(**changes: Any) -> dict[str, Any]:
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
+    return small | changes
+
+
+def _swin(**changes: Any) -> dict[str, Any]:
+    sizes = {"img_size": 56, "patch_size": 2, "window_size": 7, "embed_dim": 12, "num_classes": 7}
+    return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]} | changes
+
+
+def _t2t() -> dict[str, Any]:
+    return {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "token_dim": 16, "num_classes": 7}
+
+
+EXAMPLES = (
+    Example("ViT (AugReg, DeiT)", "vit_tiny_patch16_224", _vit()),
+    Example("DeiT, distilled", "deit_tiny_distilled_patch16_224", _vit()),
+    Example("DeiT III", "deit3_small_patch16_224", _vit()),
+    Example("CLIP towers", "vit_base_patch32_clip_224", _vit()),
+    Example("DINOv2, registers", "vit_small_patch14_reg4_dinov2", _vit()),
+    Example("AIMv2", "aimv2_large_patch14_224", _vit()),
+    Example("ViT, mean-pooled", "vit_medium_patch16_gap_240", _vit()),
+    Example("SigLIP (attention-pooled)", "vit_base_patch16_siglip_224", _vit()),
+    Example("ViT, attention and MLP in parallel", "vit_base_patch16_xp_224", _vit()),
+    Example("ViT, two attentions side by side", "vit_small_patch16_18x2_224", _vit()),
+    Example("ViT, post-norm", "vit_base_patch16_rpn_224", _vit()),
+    Example("ViT, differential attention", "vit_dwee_patch16_reg1_gap_256", _vit(num_heads=4)),
+    Example("ViT, relative positions", "vit_relpos_base_patch16_clsgap_224", _vit()),
+    Example("BEiT, BEiT v2", "beit_base_patch16_224", _vit()),
+    Example("EVA", "eva_giant_patch14_224", _vit()),
+    Example("EVA-02", "eva02_base_patch14_224", _vit()),
+    Example("ROPE-ViT, axial", "vit_small_patch16_rope_224", _vit()),
+    Example("ROPE-ViT, mixed", "vit_small_patch16_rope_mixed_224", _vit()),
+    Example("DINOv3", "vit_small_patch16_dinov3", _vit()),
+    Example("Sapiens2 (grouped queries)", "vit_base_patch16_sapiens2", _vit(num_heads=4, num_kv_heads=2)),
+    Example("Perception Encoder", "vit_pe_core_tiny_patch16_384", _vit(attn_pool_num_heads=3)),
+    Example("Swin", "swin_tiny_patch4_window7_224", _swin(depths=[2, 6, 1])),
+    Example("ViT with a mask (GMM)", "gmm_vit_cifar", {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
+    Example("Swin V2", "swinv2_tiny_window8_256", _swin()),
+    Example("MobileViT (traced)", "mobilevit_xxs", {"num_classes": 7}),
+    Example("MobileViT V2 (traced)", "mobilevitv2_050", {"num_classes": 7}),
+    Example("EfficientFormer (traced)", "efficientformer_l1", {"depths": [1, 1, 1, 2], "num_classes": 7}),
+    Example("EfficientFormer V2 (traced)", "efficientformerv2_s0", {"depths": [1, 1, 2, 3], "num_classes": 7}),
+    Example("TinyViT (traced)", "tiny_vit_5m_224", {"depths": [1, 1, 2, 1], "num_classes": 7}),
+    Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
+    Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
+    Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
+    Example("PiT with a mask (traced)", "gmm_pit_cifar", {"depth": [1, 1, 1], "num_classes": 7}),
+    Example("CaiT (traced)", "cait_xxs24_224", {"img_size": 64, "depth": 2, "num_classes": 7}),
+    Example("T2T-ViT", "t2t_vit_7", _t2t()),
+    Example("T2T-ViT, softmax tokenizer", "t2t_vit_t_14", _t2t()),
+    Example("T2T-ViT, gated channels (traced)", "t2t_vit_14_se", _t2t()),
+    Example("T2T-ViT, ghost features (traced)", "t2t_vit_16_ghost", _t2t()),
+    Example(
+        "STViT-R (traced)",
+        "stvit_r_swin_tiny",
+        {"img_size": 128, "depths": [1, 1, 6, 1], "embed_dim": 12, "window_size": 4, "num_classes": 7},
+    ),
+    Example("LV-ViT", "lvvit_tiny", {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
+    Example("LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1] * 4, "embed_dim": 24, "num_classes": 7}),
+    Example("DCT-HistoTransformer (traced)", "dct_histo_tiny", {"img_size": 64, "depths": [1] * 3, "num_classes": 7}),
+    Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
+    Example("DualToken-ViT (traced)", "dualtoken_vit_small", {"img_size": 64, "depths": [1, 1, 1], "num_classes": 7}),
+)
+
+_CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
+# knobs that only say how much data is looked at, those without a default, and what small grids ask for
+_QUICK = {"samples": 1, "images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "epochs": 1, "batch_size": 8}
+
+
+def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tuple[Support, OpenModel | None]:
+    """Apply one method to one family for real; the lean model where it worked.
+
+    Anything but a refusal is raised: a cell never hides an error.
+    """
+    dense = model or create(Root(example.name, example.kwargs))
+    knobs = {f.name: _QUICK[f.name] for f in fields(method_class(slug)) if f.name in _QUICK}  # type: ignore[arg-type]
+    data = Data(open_dataset("digits", "train", limit=32, classes=_CLASSES), Preprocess.of(dense), batch_size=16)
+    try:
+        lean = compress(dense, [make_method(slug, knobs)], data)
+    except Refused as refusal:
+        return Support(example.family, example.name, slug, False, str(refusal)), None
+    with torch.no_grad():
+        out = lean(torch.zeros(2, *dense.probe_size()))
+    if not torch.isfinite(out).all():
+        raise ArithmeticError(f"{slug} on {example.name}: the lean model's output is not finite")
+    return Support(example.family, example.name, slug, True), lean
+
+
+def cells(examples: Sequence[Example] = EXAMPLES, slugs: Sequence[str] | None = None) -> Iterator[Support]:
+    """Every family with every method (`slugs`: all methods of `papers.toml`), row by row."""
+    slugs = own_methods() if slugs is None else slugs
+    for example in examples:
+        dense = create(Root(example.name, example.kwargs))
+        for slug in slugs:
+            yield attempt(example, slug, dense)[0]
+
+
+def page(found: Sequence[Support]) -> str:
+    """The table as markdown, reasons below it, and what is not opened at all."""
+    slugs = list(dict.fromkeys(cell.slug for cell in found))
+    reasons = list(dict.fromkeys(cell.reason for cell in found if not cell.works))
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for cell in found:
+        mark = "yes" if cell.works else f"no [{reasons.index(cell.reason) + 1}]"
+        rows.setdefault((cell.family, cell.name), {})[cell.slug] = mark
+    lines = [
+        "# Support",
+        "",
+        "Made by `python -m pages.support`: a small model of each family is opened, each method applied,",
+        'and the result run. "yes" means that this worked; a number leads to the refusal below.',
+        "",
+        f"| family | for example | {' | '.join(f'`{slug}`' for slug in slugs)} |",
+        f"|---|---|{'---|' * len(slugs)}",
+    ]
+    for (family, name), marks in rows.items():
+        lines.append(f"| {family} | `{name}` | {' | '.join(marks.get(slug, '–') for slug in slugs)} |")
+    lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, start=1))]
+    lines += [
+        "",
+        "## Not opened",
+        "",
+        "`open_model` refuses these classes of timm by name. Others without attention are refused as what they are.",
+        "",
+        "| class | why |",
+        "|---|---|",
+        *(f"| `{name}` | {reason} |" for name, reason in sorted(REASONS.items(), key=lambda row: row[0].lower())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/support.md")
+    write_atomic(path, page(list(cells())).encode())
+
+
+if __name__ == "__main__":
+    main()
