@@ -31,7 +31,7 @@ from leanvit.deploy.openvino import compile_model, convert
 from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.deploy.running import Options
 from leanvit.measure import count, environment, paired_latency, ratio
-from leanvit.recipe.method import make_method
+from leanvit.recipe.registry import make_method
 from tokens_speed import cut_like
 
 METHODS: dict[str, dict[str, Any] | None] = {"dense": None, "evit": {"keep_rate": 0.7}, "tome": {"r": 13}}

@@ -26,7 +26,7 @@ from leanvit.prune.nvit.structure import cut, structure_of
 from leanvit.prune.nvit.units import layout
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Root, compress, create, load, save
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from leanvit.training import FitConfig, fit

@@ -17,7 +17,7 @@ from leanvit.backbones.dhvt import DHVT, checkpoint_filter_fn
 from leanvit.errors import BadInput, Refused
 from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Root, compress, create, load, save
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.evit import EViT
 from training.tiny_training import make_data, make_preprocess
 from zoo import randomise

@@ -23,7 +23,7 @@ from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Root, compress, create, load, save
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.tome import ToMe
 from training.tiny_training import make_data, make_preprocess
 from zoo import randomise

@@ -14,7 +14,7 @@ from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Root, compress, create, load, root_of, save
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 from training.tiny_training import make_data, make_preprocess

@@ -15,7 +15,8 @@ from leanvit.errors import LeanvitError
 from leanvit.measure import compare, count, paired_latency
 from leanvit.recipe import Plan, Root, create, load, load_run, reapply
 from leanvit.recipe.compressing import Recovery, compress
-from leanvit.recipe.method import Data, parse_with
+from leanvit.recipe.learning import Data
+from leanvit.recipe.text import parse_with
 from leanvit.training import FitConfig, fit
 
 TOO_LARGE = {

@@ -19,7 +19,8 @@ from leanvit.prune.nvit import NViT, method, timing
 from leanvit.prune.nvit.loop import GlobalPruning
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import compress, load, save
-from leanvit.recipe.method import Data, parse_with
+from leanvit.recipe.learning import Data
+from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from training.tiny_training import make_data, make_preprocess

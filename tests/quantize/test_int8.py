@@ -17,7 +17,7 @@ from leanvit.anatomy import OpenViT, open_model
 from leanvit.anatomy.arithmetic.quant_ops import QuantOps
 from leanvit.errors import BadInput, Refused
 from leanvit.quantize.int8.method import Int8, describe
-from leanvit.recipe.method import knobs_of, make_method
+from leanvit.recipe.registry import knobs_of, make_method
 
 CLASSES = 6
 

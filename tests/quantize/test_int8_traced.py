@@ -25,7 +25,7 @@ NAMES = sorted(SIZES)
 
 
 class Noise:
-    """The part of `recipe.method.Data` that a method asks for."""
+    """The part of `recipe.Data` that a method asks for."""
 
     def __init__(self, size: int) -> None:
         self.size = size

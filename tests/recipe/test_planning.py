@@ -10,7 +10,7 @@ from leanvit import NViT
 from leanvit.errors import BadInput
 from leanvit.exits.lgvit import LGViT
 from leanvit.recipe import Recovery, choices, fit_to_data, parse_with, trainings
-from leanvit.recipe.method import knobs_of
+from leanvit.recipe.registry import knobs_of
 
 
 class Images:

@@ -13,7 +13,7 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.recipe import Plan, Root, compress, create, register, save
-from leanvit.recipe.method import make_method
+from leanvit.recipe.registry import make_method
 from leanvit.report.material import Material, read_run
 from leanvit.report.page import render
 from leanvit.report.values import shown

@@ -15,7 +15,7 @@ from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe import Root, compress, create, load, save
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.diffrate.cost import Costs, uniform
 from leanvit.tokens.diffrate.method import DiffRate, match, merge, merged_sizes
 from leanvit.tokens.diffrate.search import Rate, lists_of, masked_softmax, rates, searching, settled

@@ -11,7 +11,8 @@ import torch
 from leanvit.anatomy import Ops, open_model
 from leanvit.anatomy.parts.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe.method import make_method, parse_with
+from leanvit.recipe.registry import make_method
+from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit.method import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 from leanvit.tokens.tome import ToMe
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced

@@ -18,7 +18,7 @@ from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, compress, load, save
-from leanvit.recipe.method import make_method
+from leanvit.recipe.registry import make_method
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.stvit import STViT
 from leanvit.tokens.stvit.semantic import adaptive_max, adaptive_mean, cells, owners

@@ -12,7 +12,8 @@ from leanvit.anatomy.arithmetic.ops import TORCH
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe.method import make_method, parse_with
+from leanvit.recipe.registry import make_method
+from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome.method import ToMe, match, merge, schedule, shares
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced

@@ -20,7 +20,8 @@ from leanvit.data import Preprocess, keyed, loader, open_dataset
 from leanvit.deploy import RUNTIMES, Artefact, export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Root, compress, create
-from leanvit.recipe.method import Data, make_method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.registry import make_method
 
 BEGIN = "<!-- outlets: made by `python -m pages.outlets`; not by hand -->"
 END = "<!-- end of outlets -->"

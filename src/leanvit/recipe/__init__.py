@@ -12,14 +12,14 @@ from leanvit.recipe.catalogue import Reference, reference, references
 from leanvit.recipe.papers import Paper, known_papers, own_methods, paper, papers
 
 _HOME = {
-    "register": "method",
-    "make_method": "method",
-    "method_class": "method",
-    "knobs_of": "method",
-    "parse_with": "method",
-    "split_with": "method",
-    "Data": "method",
-    "Plan": "method",
+    "register": "registry",
+    "make_method": "registry",
+    "method_class": "registry",
+    "knobs_of": "registry",
+    "parse_with": "text",
+    "split_with": "text",
+    "Data": "learning",
+    "Plan": "plan",
     "Root": "history",
     "History": "history",
     "create": "history",

@@ -8,8 +8,8 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe.method import method_class
 from leanvit.recipe.papers import own_methods
+from leanvit.recipe.registry import method_class
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel

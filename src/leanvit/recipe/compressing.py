@@ -23,9 +23,11 @@ from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
 from leanvit.recipe.course import chosen_for
 from leanvit.recipe.history import History, Root, root_of
-from leanvit.recipe.method import Data, Plan, knobs_of
+from leanvit.recipe.learning import Data
+from leanvit.recipe.plan import Plan
 from leanvit.recipe.planning import fit_to_data, trainings
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
+from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.rehearsal import check_fits
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure

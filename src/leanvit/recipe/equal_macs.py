@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leanvit.errors import BadInput, Refused, is_number
 from leanvit.measure import count
-from leanvit.recipe.method import check_knobs, frozen, method_class
+from leanvit.recipe.registry import check_knobs, frozen, method_class
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel

@@ -22,7 +22,7 @@ from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.models.registry import require_model
 from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
-from leanvit.recipe.method import Plan
+from leanvit.recipe.plan import Plan
 from leanvit.recipe.structure import check_structure
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leanvit.recipe.course import Training, chosen_for
-from leanvit.recipe.method import knobs_of
 from leanvit.recipe.recovering import Recovery, recovery_points
+from leanvit.recipe.registry import knobs_of
 
 if TYPE_CHECKING:
     from leanvit.data import AnyDataset

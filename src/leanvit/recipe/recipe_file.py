@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanvit.errors import BadInput
 from leanvit.files import strict_message
-from leanvit.recipe.method import make_method
 from leanvit.recipe.recovering import Recovery
+from leanvit.recipe.registry import make_method
 
 
 class _Strict(BaseModel):

@@ -11,7 +11,7 @@ from torch import nn
 
 from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
 from leanvit.recipe.course import BATCH, Training, fitting_batch
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel

@@ -9,7 +9,9 @@ from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.recipe import history as histories
-from leanvit.recipe.method import Data, Plan, knobs_of
+from leanvit.recipe.learning import Data
+from leanvit.recipe.plan import Plan
+from leanvit.recipe.registry import knobs_of
 
 
 def check_fits(model: OpenModel, methods: Sequence[Any], data: Data | None) -> None:

@@ -27,8 +27,9 @@ from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed,
 from leanvit.given import require_model, require_path
 from leanvit.recipe.catalogue import run_folder
 from leanvit.recipe.history import History, Root, replay
-from leanvit.recipe.method import Plan, outside_module
 from leanvit.recipe.papers import known_papers
+from leanvit.recipe.plan import Plan
+from leanvit.recipe.registry import outside_module
 
 if TYPE_CHECKING:
     from leanvit.data import Preprocess

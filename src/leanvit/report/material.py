@@ -13,8 +13,8 @@ from leanvit.files import JSON_LIMIT
 from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
 from leanvit.recipe.history import Root
-from leanvit.recipe.method import Plan
 from leanvit.recipe.papers import known_papers
+from leanvit.recipe.plan import Plan
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
 from leanvit.report.curves import Curve, read_curve
 from leanvit.report.disagreements import load_pictures

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
 from leanvit.recipe.history import Root, replay
-from leanvit.recipe.method import Plan
+from leanvit.recipe.plan import Plan
 from leanvit.report.figures import Colours, Figure, entry, plain
 
 # field of `BlockWidths`: heading, unit

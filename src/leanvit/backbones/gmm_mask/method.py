@@ -31,7 +31,8 @@ from leanvit.anatomy.parts.masks import INITS, KERNELS, MASKS, ScoreMask, make_m
 from leanvit.anatomy.parts.windows import WindowAttention
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
-from leanvit.recipe.method import Structure, method
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import Index, Rising, StructureModel
 
 

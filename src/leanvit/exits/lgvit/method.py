@@ -20,7 +20,9 @@ from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES
 from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
-from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import Count, Index, Share, StructureModel, distinct
 
 AMPS = ("fp32", "bf16")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset
 from leanvit.exits.lgvit.losses import Joint, SelfDistillation, Weights, kinds_of
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.training import FitConfig, Objective, check_run, fit
 
 if TYPE_CHECKING:

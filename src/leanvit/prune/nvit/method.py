@@ -37,7 +37,9 @@ from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
 from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
-from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import Count, Index, StructureModel
 
 TARGETS = ("latency", "macs", "params")

@@ -18,7 +18,7 @@ from leanvit.prune.nvit.structure import cut, structure_of
 from leanvit.prune.nvit.units import Layout
 
 if TYPE_CHECKING:
-    from leanvit.recipe.method import Data
+    from leanvit.recipe.learning import Data
 
 RUNTIMES = ("torch", "openvino", "openvino-int8", "onnx", "onnx-int8")
 
@@ -78,7 +78,7 @@ def _runner(model: OpenModel, folder: Path, runtime: str, batch: int, data: Data
 def _rounded(model: OpenModel, data: Data) -> OpenModel:
     """A copy rounded by the method int8; times do not depend on its ranges, so a few images calibrate it."""
     from leanvit.recipe.compressing import apply
-    from leanvit.recipe.method import make_method
+    from leanvit.recipe.registry import make_method
 
     lean = copy.deepcopy(model)
     apply(lean, make_method("int8", {"images": 8}), data)

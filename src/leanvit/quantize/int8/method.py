@@ -15,7 +15,9 @@ from leanvit.anatomy import OpenModel
 from leanvit.anatomy.arithmetic.quant_ops import OPERANDS, ObserverOps, QuantOps
 from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
 from leanvit.errors import BadInput, Refused, nearest
-from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import StructureModel, distinct
 
 BITS = 8

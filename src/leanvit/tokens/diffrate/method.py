@@ -20,7 +20,9 @@ from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
 from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
-from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.diffrate.cost import TOLERANCE, Costs, reducing, uniform
 

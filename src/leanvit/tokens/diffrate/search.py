@@ -25,7 +25,7 @@ from leanvit.anatomy import OpenModel, Ops, Phases, State, Step
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import take_tokens, with_prefix
 from leanvit.data import Batch
-from leanvit.recipe.method import Data
+from leanvit.recipe.learning import Data
 from leanvit.tokens.diffrate.cost import Costs, Lists, require_reached
 from leanvit.tokens.diffrate.method import match
 from leanvit.tokens.diffrate.method import merge as means

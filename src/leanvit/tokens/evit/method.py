@@ -16,7 +16,8 @@ from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe.equal_macs import nearest_setting
-from leanvit.recipe.method import Structure, method
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 
 SELECTIONS = ("attention", "random", "lowest")

@@ -14,7 +14,9 @@ from leanvit.anatomy.parts.slimming import TokenSlimming
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 from leanvit.recipe.equal_macs import nearest_setting
-from leanvit.recipe.method import Data, Structure, method
+from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.sit.distillation import FeatureRecalibration, check_pair
 from leanvit.training import FitConfig

@@ -19,7 +19,8 @@ from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
 from leanvit.recipe.equal_macs import nearest_setting
-from leanvit.recipe.method import Structure, method
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import StructureModel
 from leanvit.tokens.stvit import swin
 from leanvit.tokens.stvit.blocks import AveragedBlock, CentredGeneration, PooledGeneration, children

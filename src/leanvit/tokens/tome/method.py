@@ -15,7 +15,8 @@ from leanvit.anatomy.parts.tokens import complement, moved_owner, new_places, ta
 from leanvit.anatomy.parts.windows import WindowAttention
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.equal_macs import nearest_setting
-from leanvit.recipe.method import Structure, method
+from leanvit.recipe.protocol import Structure
+from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 
 # --- the algorithm ---------------------------------------------------------------

@@ -1,0 +1,26 @@
+"""What one method decided, as it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from leanvit.recipe.registry import make_method
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one method decided: JSON only. `structure` builds shapes; values live in the state dict."""
+
+    slug: str
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    structure: Mapping[str, Any] = field(default_factory=dict)
+    finished: bool = True  # False: what `prepare` put in for a while is still in the model
+
+    def method(self) -> Any:
+        return make_method(self.slug, self.knobs)
+
+    def to_json(self) -> dict[str, Any]:
+        told = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+        return told if self.finished else {**told, "finished": False}

@@ -1,0 +1,126 @@
+"""The methods by their slugs: registered by a decorator, imported when first asked for, made from knobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from typing import Any
+
+from leanvit.errors import BadInput, nearest
+from leanvit.recipe.papers import Paper, add_paper, paper, papers
+
+_DEFAULTS: dict[str, Any] = {
+    "requires": frozenset(),
+    "destroys": frozenset(),
+    "slot": "",
+    "blends": False,
+    "export": "whole",
+    "needs_data": False,
+    "trains": False,
+    "trainable_after": True,
+}
+_REGISTRY: dict[str, type] = {}
+
+
+def method(slug: str) -> Callable[[type], type]:
+    """Class decorator: register a method under the slug of its row in `papers.toml`."""
+
+    def register(cls: type) -> type:
+        _check_shape(cls)
+        cls.slug = slug  # type: ignore[attr-defined]
+        for key, value in _DEFAULTS.items():
+            if not hasattr(cls, key):
+                setattr(cls, key, value)
+        _REGISTRY[slug] = cls
+        return cls
+
+    return register
+
+
+def _check_shape(cls: type) -> None:
+    if not callable(getattr(cls, "shape", None)):
+        raise TypeError(f"{cls.__name__} has no shape(model, structure)")
+
+
+def register(slug: str, *, title: str, summary: str, **more: str) -> Callable[[type], type]:
+    """Class decorator: register a method that is not part of leanvit, from a module of your own.
+
+    Afterwards it is a method like any other: `leanvit methods`, `--with SLUG`, recipe files, compatibility. A run that
+    was made with it names this module, and loads in a process that has imported it.
+
+    Args:
+        slug: lower-case letters, digits and `_`; not one that is taken.
+        title: of the paper, or of the idea.
+        summary: what it does, in half a sentence.
+        more: other columns of `Paper`: arxiv, venue, kind (default "compress"), family (default "outside"), ...
+
+    Raises:
+        BadInput: the slug is malformed, or belongs to another module's method; a column that `Paper` does not have.
+        TypeError: the class has no `shape`.
+    """
+    columns = {f.name for f in fields(Paper)} - {"slug", "title", "summary", "module"}
+    for name in more:
+        if name not in columns:
+            raise BadInput(f"register has no column {name!r}: {nearest(name, columns)}")
+
+    def decorate(cls: type) -> type:
+        row = {"kind": "compress", "family": "outside", **more}
+        _check_shape(cls)
+        add_paper(Paper(slug=slug, title=title, summary=summary, module=cls.__module__, **row))
+        return method(slug)(cls)
+
+    return decorate
+
+
+def outside_module(slug: str) -> str:
+    """The module that registered a method from outside; "" for leanvit's own."""
+    return "" if slug in papers() else paper(slug).module
+
+
+def method_class(slug: str) -> type:
+    """The class behind a slug, imported when first asked for. Raises `BadInput` for any other, with the nearest."""
+    row = paper(slug)
+    if not row.is_method:
+        raise BadInput(
+            f"{slug} is an architecture, not a method: its models are built by name (leanvit methods {slug})"
+        )
+    if slug not in _REGISTRY:
+        import_module(row.module)
+    return _REGISTRY[slug]
+
+
+def make_method(slug: str, knobs: Mapping[str, Any]) -> Any:
+    """A method from its slug and its knobs as JSON values. Raises `BadInput` naming an unknown knob or a bad value."""
+    known = check_knobs(slug, knobs)
+    missing = [n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING and n not in knobs]
+    if missing:
+        raise BadInput(f"method {slug!r} needs {', '.join(missing)}")
+    return method_class(slug)(**frozen(knobs))
+
+
+def check_knobs(slug: str, names: Iterable[str]) -> dict[str, Field[Any]]:
+    """The knobs of a method, by name. Raises `BadInput` for a name that is none of them."""
+    known = {f.name: f for f in fields(method_class(slug)) if f.init}
+    for name in names:
+        if name not in known:
+            raise BadInput(f"method {slug!r} has no knob {name!r}: {nearest(name, known)}")
+    return known
+
+
+def frozen(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs as a method holds them: lists are tuples."""
+    return {name: _frozen(value) for name, value in knobs.items()}
+
+
+def knobs_of(m: Any) -> dict[str, Any]:
+    """A method's knobs as JSON values."""
+    return {f.name: _thawed(getattr(m, f.name)) for f in fields(m) if f.init}
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(v) for v in value] if isinstance(value, tuple | list) else value
