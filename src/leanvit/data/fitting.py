@@ -22,10 +22,10 @@ MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: mo
 TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for token reduction to have a choice
 
 # timm modules whose models take both img_size and patch_size
-_PLAIN_FAMILIES = {"beit", "deit", "eva", "revit", "vision_transformer", "vision_transformer_relpos"}
+_PLAIN_FAMILIES = {"beit", "deit", "eva", "nvit", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
 # Families whose tokens are a fixed number of pixels apart: what sides are multiples of, and the least side.
-_STRIDES = {"lv_vit": (16, 16), "t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
+_STRIDES = {"lv_vit": (16, 16), "sit": (16, 16), "t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
 _PATCHED = {"dhvt": (2, 4, 16), "litv2": None}  # of leanvit's own with a choice of patches: which (None: any)
 
 
