@@ -42,6 +42,8 @@ def test_every_class_of_timm_with_attention_has_its_reason():
     classes = set()
     for name in timm.list_modules():
         module = importlib.import_module(timm.model_entrypoint(timm.list_models(module=name)[0]).__module__)
+        if not module.__name__.startswith("timm."):
+            continue  # of leanvit: those say themselves what opens them
         source = inspect.getsource(module)
         if "softmax" not in source and "Attention" not in source:
             continue
