@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import CheckpointError
 from leanvit.measure import Change, Comparison, Interval, Row
-from leanvit.measure.comparison import runtime_name
+from leanvit.measure.rows import runtime_name
 from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
 from leanvit.report.rows import NONE, signed

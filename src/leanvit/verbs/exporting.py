@@ -11,7 +11,7 @@ from leanvit.data.preprocess import own_settings
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
-from leanvit.deploy.exporting import check_opset
+from leanvit.deploy.runtimes import check_opset
 from leanvit.errors import unknown
 from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
 from leanvit.verbs.locking import locked

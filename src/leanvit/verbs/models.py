@@ -20,7 +20,7 @@ from leanvit.data import (
     matched_with,
     open_dataset,
 )
-from leanvit.data.sources import COUNTED_TOGETHER
+from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run

@@ -21,7 +21,7 @@ from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
 from leanvit.training.engine import mixed
-from leanvit.training.presets import MeantFor
+from leanvit.training.train_recipe import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.models import Say, require_fit, row_name, silent, with_classes_of
