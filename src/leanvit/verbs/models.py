@@ -22,11 +22,13 @@ from leanvit.data import (
 )
 from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.given import require_whole
 from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.recipe.course import counted
-from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
+from leanvit.runs.commands import Command, commands_of
+from leanvit.runs.logs import trained_on_labels
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.report.thumbnails import encoded
+from leanvit.files import write_atomic
+from leanvit.runs.layout import TOKENS
+from leanvit.runs.thumbnails import encoded
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset, Preprocess
 
-TOKENS = "tokens.json"
 FORMAT = 2
 IMAGES = 6
 MOST_TOKENS = 10**7
@@ -128,6 +130,12 @@ def trace_tokens(
         reductions=tuple(reductions),
         pictures=_pictures(chosen, preprocess, dict(zip(batch.keys, answers, strict=True))) if reductions else (),
     )
+
+
+def keep_tokens(folder: Path, model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, name: str) -> None:
+    """Write the maps of a model, as `trace_tokens` gives them, into its run folder."""
+    maps = trace_tokens(model, dataset, preprocess, name=name)
+    write_atomic(folder / TOKENS, maps.to_json().encode())
 
 
 def _source(block: Any) -> str:
