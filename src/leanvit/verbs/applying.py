@@ -24,8 +24,9 @@ from leanvit.runs.saving import Asked, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.verbs.compressing import asked_of
 from leanvit.verbs.contenders import Contender
+from leanvit.verbs.fitting import with_classes_of
 from leanvit.verbs.guarding import LeftOut
-from leanvit.verbs.models import Loaded, Say, load_model, with_classes_of
+from leanvit.verbs.models import Loaded, Say, load_model
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener
 from leanvit.verbs.shares import Tally

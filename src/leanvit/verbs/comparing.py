@@ -32,18 +32,8 @@ from leanvit.runs.layout import MEASURED
 from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.verbs.applying import Conditions, apply_all, keep_baseline, measure_all, round_all
 from leanvit.verbs.contenders import checked, choose
-from leanvit.verbs.models import (
-    Loaded,
-    Say,
-    load_model,
-    open_split,
-    require_fit,
-    say_bad,
-    silent,
-    with_classes_of,
-    with_labels_of,
-    with_range_of,
-)
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
+from leanvit.verbs.models import Loaded, Say, load_model, open_split, say_bad, silent
 from leanvit.verbs.runtimes import require
 from leanvit.verbs.stopping import says_how_to_go_on
 

@@ -42,19 +42,16 @@ from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.measurements import keep
 from leanvit.runs.saving import Asked, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import (
     Loaded,
     Say,
     as_runner,
     load_model,
     open_split,
-    require_fit,
     row_name,
     say_bad,
     silent,
-    with_classes_of,
-    with_labels_of,
-    with_range_of,
 )
 from leanvit.verbs.progress import progress
 from leanvit.verbs.shares import KINDS, Tally

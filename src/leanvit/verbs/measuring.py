@@ -18,6 +18,7 @@ from leanvit.runs.folders import new_file
 from leanvit.runs.layout import MEASURED, TOKENS
 from leanvit.runs.measurements import keep
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.verbs.fitting import require_fit, with_classes_of
 from leanvit.verbs.models import (
     Loaded,
     Say,
@@ -25,10 +26,8 @@ from leanvit.verbs.models import (
     is_fresh,
     load_model,
     open_split,
-    require_fit,
     say_bad,
     silent,
-    with_classes_of,
 )
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 

@@ -27,7 +27,8 @@ from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import RUN
 from leanvit.runs.locking import locked
 from leanvit.runs.logs import training_logs
-from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
+from leanvit.verbs.fitting import require_fit
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, say_bad, silent
 
 PRECISIONS = ("float32", *STORED_AS)
 LOGGED_STEPS = 400  # kept of a training log; epochs are all kept

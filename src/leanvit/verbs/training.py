@@ -28,17 +28,8 @@ from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
-from leanvit.verbs.models import (
-    Loaded,
-    Say,
-    open_split,
-    require_fit,
-    row_name,
-    say_bad,
-    silent,
-    with_classes_of,
-    with_range_of,
-)
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of
+from leanvit.verbs.models import Loaded, Say, open_split, row_name, say_bad, silent
 from leanvit.verbs.progress import progress
 
 
