@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 from leanvit.recipe.store import JSON_NAME
+from leanvit.training.checkpoint import LOG
 
 RUN = (JSON_NAME, "weights-*.safetensors")
 COMMANDS = "commands.jsonl"
 MEASURED = "measure.json"
 TOKENS = "tokens.json"
-TRAINING_LOG = "train.jsonl"
+TRAINING_LOG = LOG
 EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
 TENSORBOARD = "tensorboard"
 ARTEFACTS = "artefacts"
