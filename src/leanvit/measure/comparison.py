@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import CheckpointError
+from leanvit.files import read_strict
 from leanvit.measure.rows import FORMAT, Rows
 
 if TYPE_CHECKING:
@@ -27,15 +28,8 @@ class Comparison(Rows):
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
         """Read `to_json`'s text. An unknown, missing or mistyped key, or another format, raises CheckpointError."""
-        from pydantic import TypeAdapter, ValidationError
-
         _check_format(text)
-        try:
-            found = TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the text"
-            raise CheckpointError(f"not a comparison: {where}: {first['msg']}") from None
+        found = read_strict(cls, text, "not a comparison")
         for where, reason in _implausible(found):
             raise CheckpointError(f"not a comparison: {where}: {reason}")
         return found

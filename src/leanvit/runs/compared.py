@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from leanvit.data.identity import changes
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
+from leanvit.files import Sealed, read_sealed, read_strict, sealed_text, write_atomic
 from leanvit.measure import Change, Interval
 
 ABOUT = "about.json"  # what is compared (sealed): written first, compared when it is resumed
@@ -52,17 +52,8 @@ class Standing:
     @classmethod
     def read(cls, folder: Path) -> Standing | None:
         """That of a run folder; None where the method is not through. Raises `CheckpointError` if it is damaged."""
-        from pydantic import TypeAdapter, ValidationError
-
         file = folder / STANDING
-        if not file.is_file():
-            return None
-        try:
-            return TypeAdapter(cls).validate_json(file.read_bytes())
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CheckpointError(f"{file} is damaged: {where}: {first['msg']}; remove its folder") from None
+        return read_strict(cls, file.read_bytes(), f"{file} is damaged, remove its folder") if file.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -88,15 +79,7 @@ class SideBySide:
     @classmethod
     def from_json(cls, text: str | bytes) -> SideBySide:
         """Read `to_json`'s text, strictly. Raises `CheckpointError`."""
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            found = TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise CheckpointError(
-                f"not a comparison: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
-            ) from None
+        found = read_strict(cls, text, "not a comparison")
         if found.format != FORMAT:
             raise CheckpointError(f"comparison of format {found.format}; this leanvit reads format {FORMAT}")
         if any(Path(one.name).name != one.name for one in found.standings):

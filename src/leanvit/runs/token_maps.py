@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.files import write_atomic
+from leanvit.files import read_strict, write_atomic
 from leanvit.runs.layout import TOKENS
 from leanvit.runs.thumbnails import encoded
 
@@ -76,15 +76,8 @@ class TokenMaps:
     @classmethod
     def from_json(cls, text: str | bytes) -> TokenMaps:
         """Read `to_json`'s text, or format 1's, strictly. Raises `CheckpointError`."""
-        from pydantic import TypeAdapter, ValidationError
-
         try:
-            maps = TypeAdapter(cls).validate_json(_newest(text))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise CheckpointError(
-                f"not token maps: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
-            ) from None
+            maps = read_strict(cls, _newest(text), "not token maps")
         except BadInput as error:
             raise CheckpointError(f"not token maps: {error}") from None
         if maps.format != FORMAT:

@@ -25,39 +25,35 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import Field, ValidationError
 
 from leanvit.errors import BadInput, nearest, unknown
-from leanvit.files import strict_message
+from leanvit.files import Strict, strict_message
 from leanvit.models.registry import MODULES
 from leanvit.training.teachers import Distill
 from leanvit.training.timm_args import read_args
-from leanvit.training.train_recipe import STRICT, MeantFor, Target, TrainRecipe, check_fields
+from leanvit.training.train_recipe import MeantFor, Target, TrainRecipe, check_fields
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 LARGEST = 2**18  # bytes of a recipe file; ours and timm's have some thousands
 
 
-class _Model(BaseModel):
-    model_config = STRICT
-
+class _Model(Strict):
     name: str | None = None
-    also: list[str] = []
-    args: dict[str, Any] = {}
+    also: list[str] = Field(default_factory=list)
+    args: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool = False
     convert: bool = False
     starts_from: str | None = None
 
 
-class _File(BaseModel):
-    model_config = STRICT
-
+class _File(Strict):
     title: str
     paper: str = ""
     arxiv: str = ""
     source: str = ""
     notes: str = ""
-    unverified: list[str] = []
+    unverified: list[str] = Field(default_factory=list)
     target: Target | None = None
     data: MeantFor | None = None
     model: _Model

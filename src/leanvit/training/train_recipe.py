@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from leanvit.errors import BadInput, nearest
+from leanvit.files import Strict
 from leanvit.training.config import FitConfig
 from leanvit.training.teachers import Distill
 
-STRICT = ConfigDict(extra="forbid", strict=True)  # of a table in a recipe file
 _LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
 
 
-class Target(BaseModel):
+class Target(Strict):
     """What the recipe is said to reach, and under which conditions."""
-
-    model_config = STRICT
 
     percent: float | None = None  # None: no figure yet, `conditions` says why
     metric: str = "top-1"
@@ -27,10 +25,8 @@ class Target(BaseModel):
     conditions: str
 
 
-class MeantFor(BaseModel):
+class MeantFor(Strict):
     """The training split that the numbers of a recipe were chosen for."""
-
-    model_config = STRICT
 
     name: str
     images: int = Field(ge=1, le=50_000_000)
