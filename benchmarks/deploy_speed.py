@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenViT, open_model
-from leanvit.deploy.exporting import trace
 from leanvit.deploy.onnx import open_files as open_onnx
 from leanvit.deploy.onnx import write_files as write_onnx
 from leanvit.deploy.openvino import compile_model, convert
 from leanvit.deploy.openvino_graph import product_precisions
-from leanvit.deploy.running import Options
+from leanvit.deploy.runtimes import Options
+from leanvit.deploy.tracing import trace
 from leanvit.measure import count, environment, paired_latency, ratio
 from leanvit.recipe.registry import make_method
 from tokens_speed import cut_like

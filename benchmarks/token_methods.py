@@ -26,7 +26,8 @@ from typing import Any
 from kept_rows import KeptRows
 from leanvit.measure import Comparison
 from leanvit.recipe import Recovery
-from leanvit.report.side_by_side import BASELINE, INT8, SideBySide, macs_ratio
+from leanvit.report.side_by_side import macs_ratio
+from leanvit.runs.compared import BASELINE, INT8, SideBySide
 from leanvit.training import RECOVERY
 from leanvit.verbs.comparing import compare_methods
 from reference_study import SMOKE, over_seeds, verdict

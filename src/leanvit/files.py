@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from leanvit.errors import CheckpointError, LeanvitError, nearest
@@ -37,6 +37,7 @@ class Sealed(Strict):
 
 
 S = TypeVar("S", bound=Sealed)
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, content: bytes | Callable[[Path], object]) -> None:
@@ -184,6 +185,16 @@ def plain_name(folder: Path, name: str) -> Path:
     if Path(name).name != name:
         raise CheckpointError(f"{folder}: {name!r} is not a plain file name")
     return folder / name
+
+
+def read_strict(kind: type[T], text: str | bytes, what: str) -> T:
+    """A dataclass from JSON text, each key and type as it says. Raises `CheckpointError` that begins with `what`."""
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the text"
+        raise CheckpointError(f"{what}: {where}: {first['msg']}") from None
 
 
 def strict_message(error: ValidationError, model: type[BaseModel]) -> str:

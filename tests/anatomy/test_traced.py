@@ -315,7 +315,7 @@ def test_methods_that_need_blocks_are_refused_by_name(method: Any) -> None:
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "efficientformer_l1"])
 def test_exported_for_any_batch(name: str) -> None:
-    from leanvit.deploy.exporting import trace
+    from leanvit.deploy.tracing import trace
 
     model, opened = pair(name)
     with torch.no_grad():

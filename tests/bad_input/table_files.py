@@ -8,7 +8,7 @@ from leanvit.deploy import load_artefact, read_artefact
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure import Comparison
 from leanvit.recipe import load, load_recipe, load_run, reapply
-from leanvit.report.token_maps import TokenMaps
+from leanvit.runs.token_maps import TokenMaps
 
 DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "json-truncated": ("json-truncated/leanvit.json is not valid JSON", "truncated"),

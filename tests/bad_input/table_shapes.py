@@ -10,7 +10,8 @@ from wrong import NAME, Case, Cli, tiny
 
 from leanvit.data import Preprocess, adapted_kwargs, check_fits, open_dataset
 from leanvit.deploy import export, read_artefact
-from leanvit.deploy.running import Options, Runner
+from leanvit.deploy.running import Runner
+from leanvit.deploy.runtimes import Options
 from leanvit.errors import LeanvitError
 from leanvit.measure import compare, count, paired_latency
 from leanvit.recipe import Plan, Root, create, load, load_run, reapply

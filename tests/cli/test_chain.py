@@ -10,11 +10,12 @@ from PIL import Image
 
 from leanvit.measure import Comparison
 from leanvit.recipe import load_run
-from leanvit.report.disagreements import load_pictures, worst
-from leanvit.report.evidence import Evidence
-from leanvit.report.keeping import evidence_file, pairs, pictures_file
-from leanvit.report.token_maps import TokenMaps
-from leanvit.verbs.folders import commands_of
+from leanvit.runs.commands import commands_of
+from leanvit.runs.disagreements import load_pictures, worst
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.layout import evidence_file, pictures_file
+from leanvit.runs.measurements import pairs
+from leanvit.runs.token_maps import TokenMaps
 
 VERBS = ["train", "compress", "export", "measure", "report"]
 

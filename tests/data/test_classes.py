@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanvit.data import match_classes, open_dataset
-from leanvit.data.classes import Matched, for_model, own_names
+from leanvit.data.classes import Matched, own_names
+from leanvit.data.matching import for_model
 from leanvit.errors import BadInput
 
 PETS = ("cat", "dog", "newt")

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from leanvit.data import open_dataset
-from leanvit.data.sources import canonical_split
+from leanvit.data.splits import canonical_split
 from leanvit.errors import BadInput, nearest
 from pictures import write_folder
 

@@ -17,9 +17,9 @@ from leanvit.deploy import Nodes, block_shapes, check_table, latencies, measure_
 from leanvit.deploy.block_graphs import HalfBlocks, half_blocks, opened, reshaped, rounded, skeleton
 from leanvit.deploy.block_grid import Entry, anchor_of, entries
 from leanvit.deploy.block_latency import Bench
-from leanvit.deploy.exporting import trace
 from leanvit.deploy.openvino import integer_products, write_files
 from leanvit.deploy.table_check import held_out, nodes_of, partial_of
+from leanvit.deploy.tracing import trace
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import BlockShape, Latency, LatencyTable
 from leanvit.tokens.evit import EViT

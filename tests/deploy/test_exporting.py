@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from deploy_models import PREPROCESS, small
-from leanvit.deploy import Options, export, running
-from leanvit.deploy.exporting import compare_logits
+from leanvit.deploy import Options, export, runtimes
+from leanvit.deploy.tracing import compare_logits
 from leanvit.errors import BadInput, MissingExtra, Refused
 
 
@@ -39,7 +39,7 @@ def test_half_precision_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "find_spec", lambda name: None if name == "onnxruntime" else object())
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(MissingExtra, match=r"onnxruntime is not installed: pip install 'leanvit\[onnx\]'"):
         export(small(), tmp_path / "a", to="onnx", preprocess=PREPROCESS)
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,6 @@ from torch import nn
 
 from deploy_models import PREPROCESS, small, small_int8
 from leanvit.deploy import Artefact, Options, export, load_artefact
-from leanvit.deploy.exporting import trace
 from leanvit.deploy.openvino import MODEL, compile_model, convert, core
 from leanvit.deploy.openvino_graph import (
     executed,
@@ -23,6 +22,7 @@ from leanvit.deploy.openvino_graph import (
     slice_before_heads,
     split_projections,
 )
+from leanvit.deploy.tracing import trace
 from leanvit.quantize.int8 import Int8
 from leanvit.tokens.evit import EViT
 

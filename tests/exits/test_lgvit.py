@@ -28,8 +28,8 @@ from leanvit.exits.lgvit.method import DEFAULTS, default_exits, default_heads
 from leanvit.exits.lgvit.training import only_heads_learn
 from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Plan, Root, compatibility, compress, create, load, load_run, reapply, retune, save
+from leanvit.runs.commands import commands_of
 from leanvit.tokens.evit import EViT
-from leanvit.verbs.folders import commands_of
 from zoo import build_swin
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "in_chans": 1, "num_classes": 10}

@@ -16,7 +16,7 @@ from torch import nn
 
 from leanvit.errors import BadInput
 from leanvit.measure import Comparison, Meter, NoMeter, compare, find_meter, paired_energy
-from leanvit.measure.energy import NotMeasurable
+from leanvit.measure.meter import NotMeasurable
 from leanvit.measure.nvml import BoardCounter, SampledPower, meter_of
 from leanvit.measure.rapl import find_rapl
 

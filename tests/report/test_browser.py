@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from browsing import Browser, Page, browsing, find_chromium
 
-from leanvit.report.material import Material
 from leanvit.report.page import render
+from leanvit.runs.record import RunRecord
 
 VISIBLE = "document.getElementById('plot-0').data.filter(t => t.visible !== false).map(t => t.name)"
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
@@ -25,9 +25,9 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture
-def url(material: Material, tmp_path: Path) -> str:
+def url(record: RunRecord, tmp_path: Path) -> str:
     page = tmp_path / "page.html"
-    page.write_text(render([material]), encoding="utf-8")
+    page.write_text(render([record]), encoding="utf-8")
     return page.as_uri()
 
 
@@ -140,9 +140,9 @@ def test_it_prints_light_with_plots_that_fit_and_comes_back(browser, url) -> Non
     assert page.complaints() == []
 
 
-def test_a_page_without_measurements_complains_of_nothing(browser, material, tmp_path) -> None:
+def test_a_page_without_measurements_complains_of_nothing(browser, record, tmp_path) -> None:
     path = tmp_path / "bare.html"
-    path.write_text(render([replace(material, measurements=(), tokens=None, curve=None)]), encoding="utf-8")
+    path.write_text(render([replace(record, measurements=(), tokens=None, curve=None)]), encoding="utf-8")
     page = browser.open(path.as_uri(), width=400)
     assert fits(page) and page.complaints() == []
 

@@ -4,10 +4,10 @@ import pytest
 
 from leanvit.measure.intervals import tango
 from leanvit.report.changes import changes, class_changes
-from leanvit.report.disagreements import worst
-from leanvit.report.evidence import Evidence
-from leanvit.report.keeping import pairs
-from leanvit.report.thumbnails import data_uri
+from leanvit.runs.disagreements import worst
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.measurements import pairs
+from leanvit.runs.thumbnails import data_uri
 
 CLASSES = ("cat", "dog")
 

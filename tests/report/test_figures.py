@@ -3,9 +3,9 @@
 import pytest
 
 from leanvit.report import figures
-from leanvit.report.curves import Curve
 from leanvit.report.figures import Colours
 from leanvit.report.pareto import Point, accuracy_against_cost, frontier
+from leanvit.runs.logs import Curve
 
 
 def costs(comparison):

@@ -11,10 +11,11 @@ import pytest
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
 from leanvit.report import write_report
-from leanvit.report.material import Material, Measurement, read_run
 from leanvit.report.page import render
 from leanvit.report.sections import sections
-from leanvit.verbs.folders import Command
+from leanvit.runs.commands import Command
+from leanvit.runs.record import Measurement, RunRecord, read_run
+from leanvit.runs.saving import Asked
 
 HOSTILE = """</script><script>alert('x')</script>"><img src=x onerror=alert(1)>{{ 7*7 }}"""
 
@@ -24,8 +25,8 @@ def own_text(page: str) -> str:
     return page[: page.index('<script type="application/json"')] + page[page.index('id="figures"') :][:20_000]
 
 
-def test_the_page_holds_everything(material) -> None:
-    text = own_text(render([material]))
+def test_the_page_holds_everything(record) -> None:
+    text = own_text(render([record]))
     for part in (
         "4.00×",
         "both in openvino, batch 8",
@@ -48,7 +49,7 @@ def test_the_page_holds_everything(material) -> None:
         assert part in text, part
 
 
-def test_what_comes_from_runs_is_escaped(material, make_row, compare_rows, maps, evidence) -> None:
+def test_what_comes_from_runs_is_escaped(record, make_row, compare_rows, maps, evidence) -> None:
     hostile_row = replace(make_row(HOSTILE), notes=(HOSTILE,))
     comparison = replace(compare_rows(make_row("dense"), hostile_row), environment={"cpu": HOSTILE, HOSTILE: HOSTILE})
     dense = evidence.answers["dense"]
@@ -59,34 +60,34 @@ def test_what_comes_from_runs_is_escaped(material, make_row, compare_rows, maps,
         answers={"dense": dense, HOSTILE: replace(dense, classes=1 - dense.classes)},
     )
     hostile = replace(
-        material,
+        record,
         name=HOSTILE,
         model=HOSTILE,
         model_args={HOSTILE: HOSTILE},
         classes=(HOSTILE, HOSTILE),
         data=HOSTILE,
-        asked=({"method": HOSTILE, "asked": {HOSTILE: HOSTILE}, "achieved": {HOSTILE: [HOSTILE]}},),
+        asked=(Asked(HOSTILE, {HOSTILE: HOSTILE}, {HOSTILE: [HOSTILE]}, (HOSTILE,)),),
         commands=(Command(HOSTILE, HOSTILE, HOSTILE, 1.0, {HOSTILE: HOSTILE}, HOSTILE),),
         measurements=(Measurement(HOSTILE, comparison, HOSTILE, answers, {HOSTILE: HOSTILE}),),
         tokens=replace(maps, name=HOSTILE, pictures=(replace(maps.pictures[0], key=HOSTILE, image=HOSTILE),)),
         made_with={HOSTILE: HOSTILE},
     )
-    page = render([hostile, material])
+    page = render([hostile, record])
     assert "alert('x')" in own_text(page).replace("&#39;", "'"), "the text itself is shown"
     assert "<script>alert" not in page and "<img src=x" not in page
     assert "</script><script>alert" not in page
     assert ">49<" not in page, "nothing is evaluated"
 
 
-def test_the_page_asks_the_network_for_nothing(material) -> None:
-    text = own_text(render([material]))
+def test_the_page_asks_the_network_for_nothing(record) -> None:
+    text = own_text(render([record]))
     links = re.findall(r"""(?:src|href)=["']?([^"'\s>]+)""", text)
     assert links and all(link.startswith(("data:", "#")) for link in links)
     assert "@import" not in text and "url(" not in text
 
 
-def test_nothing_is_fetched_and_only_the_pages_own_scripts_run(material) -> None:
-    page = render([material])
+def test_nothing_is_fetched_and_only_the_pages_own_scripts_run(record) -> None:
+    page = render([record])
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1].replace("&#39;", "'")
     assert "default-src 'none'" in policy and "unsafe-eval" not in policy
     allowed = set(re.findall(r"'sha256-([^']*)'", policy))
@@ -95,48 +96,48 @@ def test_nothing_is_fetched_and_only_the_pages_own_scripts_run(material) -> None
     assert len(scripts) == 3 and found == allowed
 
 
-def test_a_run_that_was_not_measured_says_so(material) -> None:
-    text = own_text(render([replace(material, measurements=(), tokens=None, curve=None)]))
+def test_a_run_that_was_not_measured_says_so(record) -> None:
+    text = own_text(render([replace(record, measurements=(), tokens=None, curve=None)]))
     assert "leanvit measure RUN --data DATA" in text
     assert "tokens were not traced" in text
 
 
-def test_a_run_of_an_older_leanvit_says_what_is_missing_and_what_makes_it(material) -> None:
-    old = replace(material.measurements[0], evidence=None, pictures={})
-    text = own_text(render([replace(material, measurements=(old,))]))
+def test_a_run_of_an_older_leanvit_says_what_is_missing_and_what_makes_it(record) -> None:
+    old = replace(record.measurements[0], evidence=None, pictures={})
+    text = own_text(render([replace(record, measurements=(old,))]))
     assert "4.00×" in text and "expected calibration error" not in text
     assert "Measuring anew keeps them" in text and text.count("<code>leanvit measure runs/slim</code>") == 2
 
 
-def test_counted_parameters_of_int8_are_shown(material, make_row, compare_rows) -> None:
+def test_counted_parameters_of_int8_are_shown(record, make_row, compare_rows) -> None:
     slim = replace(make_row("slim"), precision="int8 simulated", params=804_234, weights_bytes=871_520)
     measured = Measurement("measure.json", compare_rows(make_row("dense"), slim), "")
-    text = own_text(render([replace(material, measurements=(measured,))]))
+    text = own_text(render([replace(record, measurements=(measured,))]))
     assert ">0.804</td>" in text and ">0.831</td>" in text
 
 
-def other_run(material: Material, comparison, data: str, evidence=None) -> Material:
+def other_run(record: RunRecord, comparison, data: str, evidence=None) -> RunRecord:
     measured = Measurement("measure.json", comparison, "", evidence)
-    return replace(material, folder=Path("runs/other"), data=data, measurements=(measured,), tokens=None, curve=None)
+    return replace(record, folder=Path("runs/other"), data=data, measurements=(measured,), tokens=None, curve=None)
 
 
-def test_runs_on_other_data_are_never_in_one_plot(material, comparison) -> None:
-    made = sections([material, other_run(material, replace(comparison, images=50), "photos")])
+def test_runs_on_other_data_are_never_in_one_plot(record, comparison) -> None:
+    made = sections([record, other_run(record, replace(comparison, images=50), "photos")])
     assert [(part.title, part.images) for part in made.data] == [("digits", 4), ("photos", 50)]
     assert [len(part.benches[0].tables) for part in made.data] == [1, 1]
-    text = own_text(render([material, other_run(material, replace(comparison, images=50), "photos")]))
+    text = own_text(render([record, other_run(record, replace(comparison, images=50), "photos")]))
     assert "figures of one part are not comparable" in text
 
 
-def test_the_same_name_with_other_images_is_other_data(material, comparison, evidence) -> None:
+def test_the_same_name_with_other_images_is_other_data(record, comparison, evidence) -> None:
     moved = replace(evidence, keys=("e", "f", "g", "h"))
-    made = sections([material, other_run(material, comparison, "digits", moved)])
+    made = sections([record, other_run(record, comparison, "digits", moved)])
     assert len(made.data) == 2
     assert len({part.title for part in made.data}) == 2, "told apart by their images"
 
 
-def test_runs_on_the_same_images_share_a_plot_and_keep_their_names(material, comparison, evidence) -> None:
-    made = sections([material, other_run(material, comparison, "digits", evidence)])
+def test_runs_on_the_same_images_share_a_plot_and_keep_their_names(record, comparison, evidence) -> None:
+    made = sections([record, other_run(record, comparison, "digits", evidence)])
     (part,) = made.data
     (bench,) = part.benches
     assert [table.title for table in bench.tables] == ["slim · measure.json", "other · measure.json"]
@@ -144,9 +145,9 @@ def test_runs_on_the_same_images_share_a_plot_and_keep_their_names(material, com
     assert {"dense [slim]", "dense [other]"} <= names and "did not take turns" in bench.note
 
 
-def test_another_machine_or_batch_gets_its_own_plot(material, comparison, evidence) -> None:
+def test_another_machine_or_batch_gets_its_own_plot(record, comparison, evidence) -> None:
     elsewhere = replace(comparison, environment={"cpu": "Another", "threads": 1})
-    (part,) = sections([material, other_run(material, elsewhere, "digits", evidence)]).data
+    (part,) = sections([record, other_run(record, elsewhere, "digits", evidence)]).data
     assert [bench.conditions for bench in part.benches] == [
         "images of 1×8×8, batch 8, A Processor, 2 threads",
         "images of 1×8×8, batch 8, Another, 1 thread",
@@ -192,7 +193,7 @@ def test_a_comparison_is_one_section_however_often_it_was_made(run, comparison) 
     assert len(sections([read_run(run)]).data[0].benches[0].tables) == 2, "measure-10 has rows that 11 lacks"
 
 
-def test_the_headline_is_of_what_was_measured_last_in_a_runtime_of_deployment(material, make_row, compare_rows) -> None:
+def test_the_headline_is_of_what_was_measured_last_in_a_runtime_of_deployment(record, make_row, compare_rows) -> None:
     def measured(at: str, ms: float, runtime: str) -> Measurement:
         mark = "" if runtime == "torch" else f" ({runtime})"
         pair = make_row(f"dense{mark}", runtime=runtime), make_row(f"slim{mark}", runtime=runtime, ms=ms)
@@ -200,19 +201,19 @@ def test_the_headline_is_of_what_was_measured_last_in_a_runtime_of_deployment(ma
         return Measurement(f"measure-{at}.json", replace(compare_rows(*rows), environment={"cpu": at}), "", at=at)
 
     found = measured("3", 5.0, "torch"), measured("2", 4.0, "onnx"), measured("1", 1.0, "openvino")
-    assert sections([replace(material, measurements=found)]).headline.runtime == "onnx"
-    assert sections([replace(material, measurements=found[:1])]).headline.runtime == "torch"
+    assert sections([replace(record, measurements=found)]).headline.runtime == "onnx"
+    assert sections([replace(record, measurements=found[:1])]).headline.runtime == "torch"
 
 
-def test_a_model_has_one_colour_on_the_page(material, make_row, compare_rows, comparison, evidence) -> None:
+def test_a_model_has_one_colour_on_the_page(record, make_row, compare_rows, comparison, evidence) -> None:
     """In other runtimes, plots and sections too; what is named alike and is another model has its own."""
     steps = compare_rows(make_row("dense"), make_row("+ evit", macs=3_000_000))
     whole = compare_rows(make_row("dense"), make_row("evit"), make_row("evit (onnx)", runtime="onnx"))
     own = replace(
-        material, measurements=(Measurement("measure.json", steps, ""), Measurement("measure-2.json", whole, ""))
+        record, measurements=(Measurement("measure.json", steps, ""), Measurement("measure-2.json", whole, ""))
     )
     other = compare_rows(make_row("dense", macs=9_000_000), make_row("slim"))
-    far = replace(material, folder=Path("runs/far"), name="slim", measurements=(Measurement("m.json", other, ""),))
+    far = replace(record, folder=Path("runs/far"), name="slim", measurements=(Measurement("m.json", other, ""),))
     made = sections([own, far])
     colours = {
         (trace["name"], trace["meta"]["series"])

@@ -17,9 +17,9 @@ from leanvit.measure import Comparison
 from leanvit.recipe import Root, create, save
 from leanvit.report import page as page_module
 from leanvit.report import write_report
-from leanvit.report.evidence import Evidence
-from leanvit.report.token_maps import TokenMaps
-from leanvit.verbs.folders import Command
+from leanvit.runs.commands import Command
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.token_maps import TokenMaps
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}%{y}[bold]\x1b[31m"
 VALUES: tuple[Any, ...] = (

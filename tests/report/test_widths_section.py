@@ -14,10 +14,12 @@ from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.recipe import Plan, Root, compress, create, register, save
 from leanvit.recipe.registry import make_method
-from leanvit.report.material import Material, read_run
 from leanvit.report.page import render
 from leanvit.report.values import shown
-from leanvit.report.widths import Widths, read_widths, rows
+from leanvit.report.widths import rows
+from leanvit.runs.record import RunRecord, read_run
+from leanvit.runs.saving import Asked
+from leanvit.runs.widths import Widths, read_widths
 from zoo import build, build_swin
 
 ROOT = Root(
@@ -90,9 +92,9 @@ def test_a_run_is_read_from_its_plans_and_one_without_changes_has_no_section(tmp
     assert '<section id="widths">' not in render([dense])
 
 
-def test_fewer_blocks_than_the_root_are_said(material: Material) -> None:
+def test_fewer_blocks_than_the_root_are_said(record: RunRecord) -> None:
     root = _widths(4).root
-    page = render([replace(material, widths=Widths(root, root[:3]))])
+    page = render([replace(record, widths=Widths(root, root[:3]))])
     assert "3 blocks, the root has 4" in page and "768 → <b>gone</b>" in page
 
 
@@ -104,13 +106,13 @@ def test_long_values_stay_short() -> None:
 
 
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_section_fits_and_is_drawn_in_both_themes(material: Material, tmp_path: Path, width: int) -> None:
+def test_the_section_fits_and_is_drawn_in_both_themes(record: RunRecord, tmp_path: Path, width: int) -> None:
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on this machine (looked for chromium, chromium-browser, google-chrome)")
-    asked = {"method": "nvit", "asked": {"macs": 0.5}, "achieved": {"heads": list(range(40)), "mlp": [700, 649] * 30}}
+    asked = Asked("nvit", {"macs": 0.5}, {"heads": list(range(40)), "mlp": [700, 649] * 30})
     page_file = tmp_path / "page.html"
-    page_file.write_text(render([replace(material, widths=_widths(), asked=(asked,))]), encoding="utf-8")
+    page_file.write_text(render([replace(record, widths=_widths(), asked=(asked,))]), encoding="utf-8")
     with browsing(program, tmp_path / "profile") as browser:
         page = browser.open(page_file.as_uri(), width=width)
         bars = "document.querySelectorAll('#widths .plot .barlayer .point').length"

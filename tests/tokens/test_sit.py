@@ -22,7 +22,7 @@ from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, compress, load, make_method, missed, reapply, register, save
 from leanvit.recipe.compat import cell
-from leanvit.report.token_maps import trace_tokens
+from leanvit.runs.token_maps import trace_tokens
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.sit import FeatureRecalibration, SiT
 from leanvit.tokens.sit.distillation import check_pair

@@ -19,9 +19,11 @@ from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.files import sealed_text, write_atomic
 from leanvit.recipe import Recovery, load
 from leanvit.report import write_report
-from leanvit.report.side_by_side import BASELINE, COMPARED, SideBySide, lines
+from leanvit.report.side_by_side import lines
+from leanvit.runs.compared import ABOUT, BASELINE, COMPARED, SideBySide, read_about
+from leanvit.runs.record import read_run
 from leanvit.training import Interrupted
-from leanvit.verbs.comparing import ABOUT, Compared, _about, compare_methods
+from leanvit.verbs.comparing import Compared, compare_methods
 from leanvit.verbs.contenders import choose
 from leanvit.verbs.models import load_model, silent
 
@@ -71,11 +73,14 @@ def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
     own = lines(found.result, found.comparison)[1]
     assert own.cells[-1][0] == f"{lean.speedup_vs_baseline.median:.2f}", "one speed-up in every table"
     assert own.name == "tome" and all(float(text) > 0 for text, _ in own.cells[-3:])  # torch, OpenVINO f32 and int8
+    float_run, int8_run = (read_run(found.folder / name).asked for name in ("tome", "tome-int8"))
+    assert [row.method for row in int8_run] == ["tome", "int8"] and int8_run[:1] == float_run
 
 
 def test_the_recovery_changed_the_weights_and_off_the_shelf_is_before_it(compared: Compared) -> None:
     dense, lean = (load(compared.folder / name).state_dict() for name in (BASELINE, "tome"))
     assert any(not dense[key].equal(lean[key]) for key in dense)
+    assert read_run(compared.folder / "tome").curve is not None, "the log of the recovery is kept, as compress does"
     again = compare_methods(NAME, "digits", ["tome"], out=compared.folder.parent / "shelf", **_without_training())
     (alone,) = again.result.standings
     before = next(one for one in compared.result.standings if one.name == "tome")
@@ -168,7 +173,9 @@ def test_a_comparison_is_not_resumed_with_other_images_or_weights(tmp_path: Path
     Image.new("L", (8, 8), 200).save(root / "val" / "a" / "0.png")
     with pytest.raises(BadInput, match=r"is of other data: data: the pixels changed of 'a/0\.png'"):
         compare_methods(NAME, str(root), **again)
-    about = {k: v for k, v in _about(out).items() if k not in ("class_names", "weights", "images")}  # as 0.1 wrote it
+    about = {
+        k: v for k, v in read_about(out).items() if k not in ("class_names", "weights", "images")
+    }  # as 0.1 wrote it
     write_atomic(out / ABOUT, sealed_text({"kind": "leanvit-comparison", "format": 1, "about": about}))
     assert [one.name for one in compare_methods(NAME, str(root), **again).result.standings] == ["tome"]
 

@@ -10,7 +10,8 @@ import pytest
 from leanvit.cli.main import app
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.recipe import at_macs
-from leanvit.report.side_by_side import BASELINE, SideBySide
+from leanvit.runs.compared import BASELINE, SideBySide
+from leanvit.runs.token_maps import keep_tokens
 from leanvit.tokens.tome import ToMe
 from leanvit.verbs.comparing import compare_methods
 from leanvit.verbs.contenders import choose
@@ -31,7 +32,7 @@ def test_a_method_that_breaks_is_left_out_with_a_traceback_and_tried_again(
 ) -> None:
     out, said = tmp_path / "here", []
     with monkeypatch.context() as patch:
-        patch.setattr("leanvit.verbs.comparing.trace_tokens", _breaks_at_tome)
+        patch.setattr("leanvit.verbs.applying.keep_tokens", _breaks_at_tome)
         found = compare_methods(NAME, "digits", ["tome", "evit"], out=out, say=said.append, **GIVEN)
     assert [one.name for one in found.result.standings] == ["evit"]
     assert found.result.left_out == {"tome": "unexpected IndexError: list index out of range"}
@@ -43,13 +44,11 @@ def test_a_method_that_breaks_is_left_out_with_a_traceback_and_tried_again(
 
 
 def _breaks_at_tome(*given: Any, name: str) -> Any:
-    from leanvit.report.token_maps import trace_tokens
-
-    return broken() if name == "tome" else trace_tokens(*given, name=name)
+    return broken() if name == "tome" else keep_tokens(*given, name=name)
 
 
 def test_where_none_comes_through_the_reasons_are_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanvit.verbs.comparing.trace_tokens", lambda *_, **__: broken())
+    monkeypatch.setattr("leanvit.verbs.applying.keep_tokens", lambda *_, **__: broken())
     with pytest.raises(LeanvitError, match=r"no method came through: unexpected IndexError"):
         compare_methods(NAME, "digits", ["tome"], out=tmp_path / "here", **GIVEN)
 

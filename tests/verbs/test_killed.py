@@ -20,12 +20,12 @@ from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Recovery, load_run
 from leanvit.recipe.steps import ABOUT
 from leanvit.recipe.store import JSON_NAME
+from leanvit.runs.folders import new_folder
+from leanvit.runs.layout import TRAINING_LOG
+from leanvit.runs.locking import LOCK, locked
 from leanvit.tokens.evit import EViT
 from leanvit.training.checkpoint import STATE
-from leanvit.verbs.clearing import TRAINING_LOG
 from leanvit.verbs.compressing import compress
-from leanvit.verbs.folders import new_folder
-from leanvit.verbs.locking import LOCK, locked
 from leanvit.verbs.publishing import publish
 from leanvit.verbs.training import train
 
@@ -125,7 +125,7 @@ def test_a_kill_at_any_moment_leaves_a_folder_that_is_let_in(verb, replacing, ru
 def test_the_second_process_is_told_who_is_there(tmp_path) -> None:
     """And a process that was killed holds nothing any more."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom leanvit.verbs.locking import locked\n"
+        "import sys, time\nfrom pathlib import Path\nfrom leanvit.runs.locking import locked\n"
         "with locked(Path(sys.argv[1]), command='leanvit train first', say=print):\n"
         "    print('in', flush=True)\n    time.sleep(60)"
     )
@@ -152,7 +152,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch) -> None:
     def none(*_: Any) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("leanvit.verbs.locking.fcntl.flock", none)
+    monkeypatch.setattr("leanvit.runs.locking.fcntl.flock", none)
     said: list[str] = []
     with locked(tmp_path / "run", command="", say=said.append):
         (tmp_path / "run" / "mine").touch()

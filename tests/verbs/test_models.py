@@ -9,7 +9,8 @@ import leanvit as lv
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
 from leanvit.verbs.compressing import compress
-from leanvit.verbs.models import load_model, require_fit
+from leanvit.verbs.fitting import require_fit
+from leanvit.verbs.models import load_model
 
 ARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "depth": 2, "embed_dim": 24, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"

@@ -13,7 +13,7 @@ from leanvit.cli.main import app
 from leanvit.deploy import load_artefact
 from leanvit.errors import BadInput
 from leanvit.recipe import load_run
-from leanvit.report.thumbnails import encoded
+from leanvit.runs.thumbnails import encoded
 from leanvit.verbs import export, look, measure, train
 from leanvit.verbs.comparing import compare_methods
 

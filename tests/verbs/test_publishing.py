@@ -15,8 +15,9 @@ from leanvit.files import file_sha256
 from leanvit.measure import accuracy, agreement, count, predict
 from leanvit.recipe import load_run
 from leanvit.recipe.catalogue import read_record
+from leanvit.runs.commands import commands_of
+from leanvit.runs.logs import training_logs
 from leanvit.verbs import publish
-from leanvit.verbs.folders import commands_of, training_logs
 from leanvit.verbs.publishing import _placeless, _placeless_command, _recipes, _thinned
 
 

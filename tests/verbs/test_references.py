@@ -20,7 +20,8 @@ from leanvit.files import file_sha256
 from leanvit.measure import accuracy, count, predict
 from leanvit.recipe import Reference, catalogue, load_run, references
 from leanvit.recipe.store import STORED_AS
-from leanvit.verbs.folders import commands_of, training_logs
+from leanvit.runs.commands import commands_of
+from leanvit.runs.logs import training_logs
 from leanvit.verbs.models import load_model
 
 DIGITS = ["--data", "digits", "--limit", "40"]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from leanvit.deploy import export, running
+from leanvit.deploy import export
+from leanvit.deploy import runtimes as deployed
 from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.verbs import runtimes
 from leanvit.verbs.measuring import measure
@@ -17,7 +18,7 @@ from leanvit.verbs.runtimes import Compiled, Opener
 
 ARGS = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "depth": 1, "embed_dim": 24, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"
-find_spec = running.find_spec
+find_spec = deployed.find_spec
 
 
 def without(*absent: str) -> Any:
@@ -31,7 +32,7 @@ def fails(graph: Any, inputs: Any) -> Any:
 def test_names_are_checked_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match="unknown runtime 'opnvino': did you mean 'openvino"):
         measure("no such model", "no such data", runtimes=["torch", "opnvino"])
-    monkeypatch.setattr(running, "find_spec", without("onnxruntime"))
+    monkeypatch.setattr(deployed, "find_spec", without("onnxruntime"))
     with pytest.raises(MissingExtra, match=r"pip install 'leanvit\[onnx\]'"):
         measure("no such model", "no such data", runtimes=["onnx"])
     with pytest.raises(BadInput, match="not both"):
@@ -39,7 +40,7 @@ def test_names_are_checked_before_anything_is_loaded(monkeypatch: pytest.MonkeyP
 
 
 def test_all_runtimes_are_one_table_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "find_spec", without("onnxruntime"))
+    monkeypatch.setattr(deployed, "find_spec", without("onnxruntime"))
     monkeypatch.setattr("leanvit.deploy.openvino.bf16_runs", lambda: False)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
     said: list[str] = []

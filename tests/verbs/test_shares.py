@@ -10,9 +10,9 @@ import pytest
 
 from leanvit.measure import count
 from leanvit.recipe import Recovery, load, parse_with
-from leanvit.report.material import read_run
 from leanvit.report.page import render
 from leanvit.report.values import share_in_words
+from leanvit.runs.record import read_run
 from leanvit.verbs.compressing import Compressed, compress
 
 ARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 3, "embed_dim": 24, "num_heads": 3}
@@ -51,9 +51,9 @@ def test_the_own_share_is_of_the_model_as_the_method_met_it(both: Compressed, de
 
 def test_shares_are_kept_shown_and_gone_on_with(both: Compressed, tmp_path: Path) -> None:
     assert json.loads(json.dumps(both.to_json()))["asked"][0]["share"] == both.asked[0].share
-    material = read_run(both.folder)
-    assert material.asked[1]["share"] == both.asked[1].share
-    page = render([material])
+    record = read_run(both.folder)
+    assert record.asked[1].share == both.asked[1].share
+    page = render([record])
     for line in share_in_words(both.asked[1].share):
         assert line in page
     again = made(tmp_path / "again", "tome:r=[4,0,0]", model=both.folder)

@@ -11,10 +11,11 @@ from two_stages import LIMIT, Stages
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import compress, load_run, save
+from leanvit.runs.commands import commands_of
+from leanvit.runs.logs import training_logs
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 from leanvit.verbs import train
-from leanvit.verbs.folders import commands_of, training_logs
 
 
 def test_the_second_stage_starts_from_the_weights_of_the_first(stages: Stages, tmp_path) -> None:

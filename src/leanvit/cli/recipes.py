@@ -70,8 +70,8 @@ def copy(
 ) -> None:
     """Copy a recipe into a file to edit; `leanvit train --recipe FILE` reads it."""
     from leanvit.files import write_atomic
+    from leanvit.runs.folders import new_file
     from leanvit.training import preset
-    from leanvit.verbs.folders import new_file
 
     recipe = preset(name)
     if file.suffix != ".toml":

@@ -23,10 +23,10 @@ _HOME = {  # public name -> module of this package that defines it
     "Matched": "classes",
     "check_fits": "fitting",
     "epoch_length": "loading",
-    "for_model": "classes",
+    "for_model": "matching",
     "loader": "loading",
     "match_classes": "classes",
-    "matched_with": "classes",
+    "matched_with": "matching",
     "open_dataset": "sources",
 }
 __all__ = [*_HOME, "keyed"]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,11 +13,9 @@ from leanvit.data.dataset import Dataset
 from leanvit.data.decode import CHANNELS, UnreadableImage, decode, says_deep
 from leanvit.data.depth import UPPER_BYTE, PixelRange, extent, number_text, parse_range, range_text, smallest_range
 from leanvit.data.specs import Spec
+from leanvit.data.splits import Source
 from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput
-
-if TYPE_CHECKING:
-    from leanvit.data.sources import Source
 
 LOOKS = 8  # images of a split whose headers are looked at
 DEEP_LOOKS = 64  # images whose values are looked at, where some of those have more than 8 bits

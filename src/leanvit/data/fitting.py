@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from leanvit.data.classes import matched_with
 from leanvit.data.decode import CHANNELS
 from leanvit.data.depth import range_text
+from leanvit.data.matching import matched_with
 from leanvit.data.preprocess import SMALL_SIDE, Preprocess, channels_of, input_size_of
 from leanvit.data.specs import parse_spec
 from leanvit.data.stream import AnyDataset

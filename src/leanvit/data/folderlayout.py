@@ -10,7 +10,7 @@ from urllib.parse import quote
 from leanvit.data import foldertree
 from leanvit.data.decode import EXTENSIONS
 from leanvit.data.foldertree import Identity, LeftOut, Sub, some
-from leanvit.data.sources import canonical_split
+from leanvit.data.splits import canonical_split
 from leanvit.errors import BadInput, printable
 
 LAYOUTS = ("classes", "splits")

@@ -18,8 +18,8 @@ from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
 from leanvit.data.labels import Places
-from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
+from leanvit.data.splits import Source, canonical_split
 from leanvit.errors import BadInput
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from leanvit.data import arrow
 from leanvit.data.labels import Places
-from leanvit.data.sources import Source
 from leanvit.data.specs import Spec
+from leanvit.data.splits import Source
 from leanvit.data.stream import Encoded, Stream, as_bytes, in_epochs, probe_stream
 from leanvit.errors import BadInput
 

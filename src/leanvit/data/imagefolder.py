@@ -17,7 +17,7 @@ from leanvit.data.decode import decode
 from leanvit.data.folderlayout import LAYOUTS, Layout, layout_of
 from leanvit.data.foldertree import LeftOut, some
 from leanvit.data.labels import sorted_names
-from leanvit.data.sources import Source
+from leanvit.data.splits import Source
 from leanvit.errors import BadInput, printable, unknown
 
 

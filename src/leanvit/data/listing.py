@@ -17,8 +17,8 @@ from leanvit.data import labels as labelling
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
 from leanvit.data.labels import Places
-from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
+from leanvit.data.splits import Source, canonical_split
 from leanvit.data.tables import chosen_columns, is_uncertain, read_table, read_text, truth
 from leanvit.errors import BadInput
 

@@ -20,7 +20,7 @@ from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
 from leanvit.data.labels import Places
-from leanvit.data.sources import Source, canonical_split
+from leanvit.data.splits import Source, canonical_split
 from leanvit.errors import BadInput
 
 

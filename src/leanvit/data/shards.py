@@ -24,8 +24,8 @@ from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
 from leanvit.data.labels import Places
-from leanvit.data.sources import Source, canonical_split
 from leanvit.data.specs import Spec
+from leanvit.data.splits import Source, canonical_split
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
 from leanvit.data.tars import IMAGES, LABELS
 from leanvit.errors import BadInput

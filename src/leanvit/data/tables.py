@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leanvit.data.decode import EXTENSIONS
-from leanvit.data.sources import canonical_split
 from leanvit.data.specs import Spec
+from leanvit.data.splits import canonical_split
 from leanvit.errors import BadInput, nearest
 
 _IMAGES = (

@@ -18,8 +18,9 @@ from PIL import Image
 from leanvit.data.dataset import Dataset
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
 from leanvit.data.depth import PixelRange
-from leanvit.data.sources import SPLITS, open_dataset, source_of
+from leanvit.data.sources import open_dataset, source_of
 from leanvit.data.specs import parse_spec
+from leanvit.data.splits import SPLITS
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, nearest, unknown
 

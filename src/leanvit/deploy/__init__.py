@@ -10,7 +10,7 @@ from typing import Any
 
 _HOME = {  # public name -> module of this package that defines it
     "Artefact": "artefact",
-    "Options": "running",
+    "Options": "runtimes",
     "INPUT_TYPES": "artefact",
     "RUNTIMES": "artefact",
     "Runner": "running",
@@ -19,10 +19,10 @@ _HOME = {  # public name -> module of this package that defines it
     "block_shapes": "block_graphs",
     "check_table": "table_check",
     "latencies": "table_check",
-    "load_artefact": "running",
+    "load_artefact": "loading",
     "measure_table": "block_latency",
     "read_artefact": "artefact",
-    "require_runtime": "running",
+    "require_runtime": "runtimes",
 }
 __all__ = [*_HOME]
 

@@ -23,8 +23,8 @@ from leanvit.anatomy.parts.blocks import Attention, Block, Mlp
 from leanvit.anatomy.state import State
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
 from leanvit.backbones.t2t_vit.opened import OpenT2TViT
-from leanvit.deploy.exporting import trace
-from leanvit.deploy.running import Options, open_runtime, require_runtime, runtime_module
+from leanvit.deploy.runtimes import Options, open_runtime, require_runtime, runtime_module
+from leanvit.deploy.tracing import trace
 from leanvit.errors import Refused, unknown
 from leanvit.measure.latency_table import BlockShape
 

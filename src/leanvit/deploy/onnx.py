@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from leanvit.deploy.running import Call, Options
+from leanvit.deploy.runtimes import Call, Options
 from leanvit.errors import BadInput, CheckpointError, MissingExtra
 
 MODEL = "model.onnx"

@@ -16,7 +16,7 @@ import openvino as ov
 from torch.export import ExportedProgram
 
 from leanvit.deploy.openvino_graph import for_cpu, product_precisions
-from leanvit.deploy.running import Call, Options
+from leanvit.deploy.runtimes import Call, Options
 from leanvit.errors import CheckpointError
 
 MODEL = "model.xml"

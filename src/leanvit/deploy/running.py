@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,42 +10,12 @@ import torch
 from torch import Tensor
 
 from leanvit.data import Preprocess
-from leanvit.deploy.artefact import RUNTIMES, Artefact, read_artefact
-from leanvit.errors import BadInput, CheckpointError, MissingExtra, Refused, unknown
-from leanvit.given import require_path
+from leanvit.deploy.artefact import Artefact
+from leanvit.deploy.runtimes import Call, Options
+from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL import Image
-
-Call = Callable[[np.ndarray], np.ndarray]  # what the artefact takes -> (B, classes) float32
-
-_MODULES = {
-    "openvino": "leanvit.deploy.openvino",
-    "onnx": "leanvit.deploy.onnx",
-    "torch": "leanvit.deploy.torch_export",
-}
-_PACKAGES: dict[str, tuple[str, ...]] = {  # beside what leanvit itself needs
-    "openvino": ("openvino",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "torch": (),
-}
-_PIP = {"openvino": "openvino", "onnx": "'leanvit[onnx]'"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a runtime executes. Every choice that moves a figure is explicit, and recorded in the runner."""
-
-    precision: str = "f32"  # of what is not int8: "f32", or "bf16" (OpenVINO, where the CPU has it)
-    hint: str = "latency"  # OpenVINO: "latency" or "throughput"
-    threads: int | None = None  # None: the runtime's choice
-
-    def __post_init__(self) -> None:
-        for name, accepted in (("precision", ("f32", "bf16")), ("hint", ("latency", "throughput"))):
-            if getattr(self, name) not in accepted:
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
-        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
-            raise BadInput(f"threads is {self.threads!r}; accepted: None, or 1 and more")
 
 
 class Runner:
@@ -121,68 +87,3 @@ def pixels_of(images: np.ndarray, preprocess: Preprocess) -> np.ndarray:
             "(batch, H, W, C), or export with input_type='float'"
         )
     return np.ascontiguousarray(pixels.astype(np.uint8).transpose(0, 2, 3, 1))
-
-
-def load_artefact(source: str | Path | Artefact, *, options: Options | None = None, trusted: bool = False) -> Runner:
-    """Load an artefact, verified first.
-
-    Args:
-        source: its folder; or the `Artefact` that `export` returned, which must still match what is on disk.
-        options: precision, hint, threads.
-        trusted: load a torch archive although nothing proves where it comes from. Reading one can run code
-            (`torch.export.load` unpickles parts of it); the other runtimes only parse.
-
-    Raises:
-        BadInput: there is no artefact, or an option that the runtime lacks.
-        CheckpointError: it is truncated, changed, foreign, from a newer leanvit, or not what `source` says.
-        Refused: a torch archive from a path without `trusted`.
-    """
-    known = source if isinstance(source, Artefact) else None
-    if known is None:
-        require_path(source, "source")
-    artefact = read_artefact(known.path if known else source)  # type: ignore[arg-type]
-    if known and known.seal != artefact.seal:
-        raise CheckpointError(f"{artefact.path} is not the artefact that was exported: it was replaced since")
-    if artefact.runtime == "torch" and not (known or trusted):
-        raise Refused(
-            f"{artefact.path} is a torch.export archive, and reading one can run code: load the Artefact that export "
-            "returned, or say trusted=True if you know where it comes from"
-        )
-    options = options or Options()
-    if artefact.segments is not None:
-        from leanvit.deploy.segments import open_segments
-
-        return open_segments(artefact, options)
-    return Runner(artefact, open_runtime(artefact.runtime, artefact.path, options), options)
-
-
-def open_runtime(runtime: str, folder: Path, options: Options) -> Call:
-    """Load the files of a runtime."""
-    return runtime_module(runtime).open_files(folder, options)
-
-
-def packages_of(runtime: str) -> tuple[str, ...]:
-    """The packages that exporting to a runtime needs beside leanvit's own."""
-    return _PACKAGES[runtime]
-
-
-def require_runtime(runtime: str) -> None:
-    """Raise `BadInput` for an unknown runtime (the nearest is named), `MissingExtra` for one that is not installed."""
-    if runtime not in RUNTIMES:
-        raise unknown("runtime", runtime, RUNTIMES)
-    missing = [name for name in packages_of(runtime) if find_spec(name) is None]
-    if missing:
-        are = "are" if len(missing) > 1 else "is"
-        raise MissingExtra(
-            f"runtime {runtime!r}: {', '.join(missing)} {are} not installed: pip install {_PIP[runtime]}"
-        )
-
-
-def runtime_module(runtime: str) -> Any:
-    """The module of a runtime.
-
-    It has `write_files(program, folder)`, `open_files(folder, options)` (those of graphs with several outputs also
-    `open_outputs`, and `write_files` takes their names), `INT8` (what int8 is called there) and
-    `integer_products(folder)`: (those that run in integers, all), or None where none does.
-    """
-    return import_module(_MODULES[runtime])

@@ -20,18 +20,17 @@ from leanvit.anatomy.exits.rules import check_rule
 from leanvit.anatomy.exits.running import Leaving, leave, segments
 from leanvit.data import Preprocess
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
-from leanvit.deploy.exporting import (
-    _Logits,
+from leanvit.deploy.running import Runner
+from leanvit.deploy.runtimes import Options, check_opset, require_runtime, runtime_module, wanted
+from leanvit.deploy.tracing import (
+    Logits,
     check_arguments,
     check_logits,
-    check_opset,
     compare_logits,
     evaluating,
     provenance,
     random_images,
-    wanted,
 )
-from leanvit.deploy.running import Options, Runner, require_runtime, runtime_module
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
 
 Call = Callable[[np.ndarray], tuple[np.ndarray, ...]]
@@ -76,7 +75,7 @@ def export_segments(
     pixels = preprocess if input_type == "u8" else None
     with evaluating(model), torch.no_grad():
         parts: list[nn.Module] = list(segments(model))
-        parts[0] = _Logits(parts[0], pixels)
+        parts[0] = Logits(parts[0], pixels)
         images = random_images(preprocess.input_size, batch, pixels=pixels is not None)
         device = next(model.parameters()).device
         entering, want = [], []

@@ -19,8 +19,8 @@ _HOME = {  # public name -> module that defines it
     "BlockShape": "latency_table",
     "LatencyTable": "latency_table",
     "Energy": "energy",
-    "Meter": "energy",
-    "NoMeter": "energy",
+    "Meter": "meter",
+    "NoMeter": "meter",
     "find_meter": "energy",
     "paired_energy": "energy",
     "Memory": "memory",
@@ -42,7 +42,7 @@ _HOME = {  # public name -> module that defines it
     "Reliability": "calibration",
     "reliability": "calibration",
     "Comparison": "comparison",
-    "Row": "comparison",
+    "Row": "rows",
     "compare": "comparing",
 }
 __all__ = list(_HOME)

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from leanvit.errors import BadInput, unknown
 from leanvit.given import require_dataset, require_named_models
-from leanvit.measure.comparison import Comparison, Row
+from leanvit.measure.comparison import Comparison
 from leanvit.measure.counting import count, parameters
-from leanvit.measure.energy import ROUNDS, Energy, Meter, NoMeter, NotMeasurable, find_meter, paired_energy
+from leanvit.measure.energy import ROUNDS, Energy, find_meter, paired_energy
 from leanvit.measure.latency import Latency, Spread, paired_latency
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
+from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
 from leanvit.measure.multilabel import label_accuracy, map_interval
 from leanvit.measure.predictions import Batch, Predictions, dataset_of, matched_outputs, predict_all
+from leanvit.measure.rows import Row
 from leanvit.measure.runners import (
     Runner,
     as_taken,

@@ -18,40 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanvit.errors import BadInput, LeanvitError
+from leanvit.errors import BadInput
 from leanvit.measure.latency import Spread
+from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
+from leanvit.measure.nvml import find_nvml
+from leanvit.measure.rapl import find_rapl
 from leanvit.measure.runners import as_taken, evaluating
 
 ROUNDS = 5
-
-
-class NotMeasurable(LeanvitError):
-    """A counter cannot be read, or does not count; the text says which and why."""
-
-
-class Meter:
-    """A counter of energy. `joules()` never falls; only differences of it mean something."""
-
-    source: str  # what is read and what is in it, for the reader of the figure
-    min_seconds: float  # a sample must last this long for the counter's steps to weigh little
-    patience: float  # seconds after which a counter that has not moved is taken to stand still
-
-    def joules(self) -> float:
-        """Joules counted so far. Raises NotMeasurable."""
-        raise NotMeasurable(f"{type(self).__name__} counts nothing")
-
-    def open(self) -> None:
-        """Called before the first reading."""
-
-    def close(self) -> None:
-        """Called after the last one."""
-
-
-@dataclass(frozen=True)
-class NoMeter:
-    """Why energy cannot be measured."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -68,12 +42,8 @@ def find_meter(device: torch.device | str) -> Meter | NoMeter:
     """What counts the energy of a device: RAPL for the CPU, NVML for CUDA."""
     device = torch.device(device)
     if device.type == "cuda":
-        from leanvit.measure.nvml import find_nvml
-
         return find_nvml(device)
     if device.type == "cpu":
-        from leanvit.measure.rapl import find_rapl
-
         return find_rapl()
     return NoMeter(f"no counter is known for device {device.type!r}")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from leanvit.measure.energy import Meter, NoMeter, NotMeasurable
+from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
 
 INTERVAL = 0.02  # seconds between two samples of power
 # Boards renew both readings every 20 to 100 ms: the last step is at most a twentieth of a sample of this length.

@@ -186,8 +186,7 @@ def matched_outputs(
     as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner does
     not have.
     """
-    from leanvit.data import matched_with
-    from leanvit.data.classes import other_kind
+    from leanvit.data.matching import matched_with, other_kind
 
     dataset = dataset_of(data)
     if dataset is None:

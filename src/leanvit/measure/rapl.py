@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanvit.measure.energy import Meter, NoMeter, NotMeasurable
+from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
 
 SYSFS = Path("/sys/class/powercap")
 # The counter moves about every millisecond: its last step is at most 0.5 % of a sample of this length.

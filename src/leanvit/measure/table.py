@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from leanvit.measure.comparison import Comparison, Row
 from leanvit.measure.intervals import Interval
 from leanvit.measure.latency import Spread
+from leanvit.measure.rows import Row, Rows
 
 NONE = "–"  # not measurable, or the baseline itself
 _TEXT_COLUMNS = ("model", "runtime", "precision")
 
 
-def short_table(comparison: Comparison) -> Table:
+def short_table(comparison: Rows) -> Table:
     """Model, top-1, change, latency and speed-up: one line a model, a heading for each runtime."""
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_lines(_short_caption(comparison)), caption_justify="left"
@@ -37,11 +37,11 @@ def short_table(comparison: Comparison) -> Table:
     return table
 
 
-def _score(comparison: Comparison) -> str:
+def _score(comparison: Rows) -> str:
     return "mAP" if comparison.multi_label else "top-1"
 
 
-def _short_cells(comparison: Comparison, row: Row) -> tuple[str, str, str, str]:
+def _short_cells(comparison: Rows, row: Row) -> tuple[str, str, str, str]:
     score, change, faster = row.top1_percent, row.change_points, row.speedup_vs_baseline
     if comparison.multi_label and row.map_percent is not None:
         score = row.map_percent
@@ -53,7 +53,7 @@ def _short_cells(comparison: Comparison, row: Row) -> tuple[str, str, str, str]:
     )
 
 
-def _short_caption(comparison: Comparison) -> Iterator[str]:
+def _short_caption(comparison: Rows) -> Iterator[str]:
     yield f"{comparison.images} images, changes with 95 % intervals; latency of a batch of {comparison.latency_batch}"
     if comparison.multi_label:
         yield "change: of images with all labels right"
@@ -61,7 +61,7 @@ def _short_caption(comparison: Comparison) -> Iterator[str]:
     yield from (f"{row.name}: {note}" for row in comparison.rows for note in row.notes)
 
 
-def speed_lines(comparison: Comparison) -> Iterator[str]:
+def speed_lines(comparison: Rows) -> Iterator[str]:
     """What the speed-ups are against, what there is none of and why, and what a change of runtime gives by itself."""
     model = comparison.row(comparison.baseline).model
     sped = [row for row in comparison.rows if row.speedup_vs_baseline is not None]
@@ -91,7 +91,7 @@ def _lines(lines: Iterator[str]) -> Text:
     return Text("\n".join(lines))
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: Rows) -> Table:
     """One line a model, a unit in every heading; a column in which no row has a value is left out."""
     cells = {heading: [cell(row) for row in comparison.rows] for heading, cell in _columns(comparison).items()}
     shown = {heading: texts for heading, texts in cells.items() if set(texts) != {NONE}}
@@ -103,7 +103,7 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
-def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
+def _columns(comparison: Rows) -> dict[str, Callable[[Row], str]]:
     batch = comparison.latency_batch
     return {
         "model": lambda r: r.name,
@@ -126,7 +126,7 @@ def _columns(comparison: Comparison) -> dict[str, Callable[[Row], str]]:
     }
 
 
-def _caption(comparison: Comparison) -> Iterator[str]:
+def _caption(comparison: Rows) -> Iterator[str]:
     machine = comparison.environment
     size = "x".join(map(str, comparison.input_size))
     yield f"{comparison.images} images of {size}, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
@@ -137,7 +137,7 @@ def _caption(comparison: Comparison) -> Iterator[str]:
         yield from (f"{row.name}: {note}" for note in row.notes)
 
 
-def energy_lines(comparison: Comparison) -> Iterator[str]:
+def energy_lines(comparison: Rows) -> Iterator[str]:
     """What the energy column holds and what the machine takes when idle, or why there is no such column."""
     for source in dict.fromkeys(row.energy_source for row in comparison.rows if row.energy_source):
         yield f"energy: {source}"

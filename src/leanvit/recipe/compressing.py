@@ -15,8 +15,9 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.data import AnyDataset
-from leanvit.data.classes import for_model, listed, unseen_classes
+from leanvit.data.classes import listed
 from leanvit.data.identity import identity
+from leanvit.data.matching import for_model, unseen_classes
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories

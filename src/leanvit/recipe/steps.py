@@ -27,10 +27,10 @@ from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.history import Root
 from leanvit.recipe.store import JSON_NAME, load_run, save
+from leanvit.training.checkpoint import LOG
 
 STEPS = "steps"
 ABOUT = Path(STEPS) / "about.json"
-LOG = "train.jsonl"
 _KIND = "leanvit-steps"
 _FORMAT = 1
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from leanvit.measure import Comparison
 from leanvit.measure.intervals import tango
-from leanvit.report.disagreements import Disagreement, worst
-from leanvit.report.evidence import Evidence
-from leanvit.report.keeping import pairs
-from leanvit.report.thumbnails import data_uri
 from leanvit.report.token_pictures import class_name
+from leanvit.runs.disagreements import Disagreement, worst
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.measurements import pairs
+from leanvit.runs.thumbnails import data_uri
 
 CLASSES_SHOWN = 24  # of more classes, those that changed most
 SWITCHES_SHOWN = 12

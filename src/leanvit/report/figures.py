@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from leanvit.measure import Comparison, Reliability, reliability
-from leanvit.report.curves import Curve, Points
-from leanvit.report.evidence import Evidence
-from leanvit.report.token_maps import TokenMaps
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.logs import Curve, Points
+from leanvit.runs.token_maps import TokenMaps
 
 
 class Colours(dict[str, int]):

@@ -20,12 +20,12 @@ from leanvit import __version__
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.recipe.catalogue import reference_name, run_folder
-from leanvit.report.material import Material, read_run
 from leanvit.report.sections import Sections, sections
-from leanvit.report.side_by_side import COMPARED, Contest, SideBySide
 from leanvit.report.token_pictures import PATCH
 from leanvit.report.values import share_in_words, shown
-from leanvit.verbs.folders import new_file
+from leanvit.runs.compared import COMPARED, Contest, SideBySide
+from leanvit.runs.folders import new_file
+from leanvit.runs.record import RunRecord, read_run
 
 _SIZE = "@size-of-this-page@"  # replaced when the page is whole
 
@@ -53,13 +53,13 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     for folder in folders:
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise BadInput(f"run {folder} is given twice")
-    materials = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
+    records = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
     home = contests[0].folder if contests else folders[0]
     page = new_file(out, None if names[0] else home / "report.html", overwrite=overwrite)
-    made = sections(materials, contests)
+    made = sections(records, contests)
     for one in made.unreadable:
         warnings.warn(f"not in the report: {one}", stacklevel=2)
-    text = _rendered(made, materials)
+    text = _rendered(made, records)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(page, text.encode("utf-8"))
     return page
@@ -78,16 +78,16 @@ def _opened(runs: Sequence[str | Path]) -> tuple[list[Contest], list[str | Path]
     return contests, found
 
 
-def render(materials: Sequence[Material], contests: Sequence[Contest] = ()) -> str:
+def render(records: Sequence[RunRecord], contests: Sequence[Contest] = ()) -> str:
     """The page's text. All that comes from runs is escaped; the page's own scripts are the only ones that may run."""
-    return _rendered(sections(materials, contests), materials)
+    return _rendered(sections(records, contests), records)
 
 
-def _rendered(made: Sections, materials: Sequence[Material]) -> str:
+def _rendered(made: Sections, records: Sequence[RunRecord]) -> str:
     scripts = {"theme": _asset("theme.js"), "plotly": get_plotlyjs(), "page": _asset("page.js")}
     context = {
         "sections": made,
-        "materials": materials,
+        "records": records,
         "patch": PATCH,
         "version": __version__,
         "size": _SIZE,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from leanvit.measure import Comparison, Interval, Row
-from leanvit.measure.comparison import RuntimeChange, runtime_name
 from leanvit.measure.latency import Spread
+from leanvit.measure.rows import RuntimeChange, runtime_name
 from leanvit.measure.table import energy_lines
 
 NONE = "–"

@@ -10,14 +10,15 @@ from typing import Any
 
 from leanvit.errors import CheckpointError, LeanvitError
 from leanvit.report import figures, rows, side_by_side, widths
+from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
-from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import accuracy_against_cost
 from leanvit.report.series import Series, run_name
-from leanvit.report.token_maps import TokenMaps
 from leanvit.report.token_pictures import Stack, stacks
-from leanvit.verbs.folders import Command
-from pages.benches import Bench, DataGroup, by_data
+from leanvit.runs.commands import Command
+from leanvit.runs.compared import COMPARED, Contest
+from leanvit.runs.record import Measurement, RunRecord
+from leanvit.runs.token_maps import TokenMaps
 
 Views = dict[str, figures.Figure]
 
@@ -151,39 +152,39 @@ class Sections:
     plots: dict[str, Views]
 
 
-def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Contest] = ()) -> Sections:
+def sections(records: Sequence[RunRecord], contests: Sequence[Contest] = ()) -> Sections:
     """Everything that the runs give, sorted."""
     plots = Plots()
-    groups = by_data(materials)
+    groups = by_data(records)
     measured = [one for group in groups for one in group.measured]
-    series = Series(materials, [one.folder for one in contests])
+    series = Series(records, [one.folder for one in contests])
     said, headline = _newest_headline(groups, contests)
-    maps = _traced(materials)
-    curves = {run_name(m, materials): m.curve for m in materials if m.curve is not None}
-    parts = [_readable_part(one, materials, plots) for one in contests]
+    maps = _traced(records)
+    curves = {run_name(m, records): m.curve for m in records if m.curve is not None}
+    parts = [_readable_part(one, records, plots) for one in contests]
     data = tuple(_data_part(group, plots, groups, series) for group in groups)
-    for material in materials:
-        plots.colours.share(run_name(material, materials), series.of_run(material))
+    for record in records:
+        plots.colours.share(run_name(record, records), series.of_run(record))
     counts = figures.token_counts([(name, one) for name, _, one in maps], plots.colours)
     training = figures.training_curves(curves, plots.colours)
     last = measured[-1][1].comparison.environment if measured else {}
     return Sections(
-        title=f"{_heading(materials)}: {', '.join(dict.fromkeys(m.name for m in materials))}",
-        heading=_heading(materials),
-        chips=_chips(materials, groups),
+        title=f"{_heading(records)}: {', '.join(dict.fromkeys(m.name for m in records))}",
+        heading=_heading(records),
+        chips=_chips(records, groups),
         headline=headline,
         headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
         side_by_side=tuple(part for part, _ in parts if part is not None),
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
-        tokens=tuple(_token_part(name, material, one) for name, material, one in maps if one.pictures),
-        widths=tuple(_widths_part(run_name(m, materials), m.widths, plots) for m in materials if m.widths),
+        tokens=tuple(_token_part(name, record, one) for name, record, one in maps if one.pictures),
+        widths=tuple(_widths_part(run_name(m, records), m.widths, plots) for m in records if m.widths),
         training={key: plots.add({"": figure}) for key, figure in training.items()},
-        commands=_commands(materials),
-        made_with=_versions(materials),
+        commands=_commands(records),
+        made_with=_versions(records),
         machine=tuple((k, _text(v)) for k, v in last.items()),
-        unreadable=(*(one for m in materials for one in m.unreadable), *(reason for _, reason in parts if reason)),
-        notes=_notes(materials, [m for _, m in measured]),
+        unreadable=(*(one for m in records for one in m.unreadable), *(reason for _, reason in parts if reason)),
+        notes=_notes(records, [m for _, m in measured]),
         plots=plots.views,
     )
 
@@ -191,15 +192,15 @@ def sections(materials: Sequence[Material], contests: Sequence[side_by_side.Cont
 # --- the head -----------------------------------------------------------------------------------------------------
 
 
-def _heading(materials: Sequence[Material]) -> str:
-    models = list(dict.fromkeys(m.model for m in materials))
+def _heading(records: Sequence[RunRecord]) -> str:
+    models = list(dict.fromkeys(m.model for m in records))
     return models[0] if len(models) == 1 else f"{', '.join(models[:3])}{' …' if len(models) > 3 else ''}"
 
 
-def _chips(materials: Sequence[Material], groups: Sequence[DataGroup]) -> tuple[str, ...]:
+def _chips(records: Sequence[RunRecord], groups: Sequence[DataGroup]) -> tuple[str, ...]:
     """What all runs share; the arguments of the model only where all stand on the same."""
-    first = materials[0]
-    same = all((m.model, m.model_args) == (first.model, first.model_args) for m in materials)
+    first = records[0]
+    same = all((m.model, m.model_args) == (first.model, first.model_args) for m in records)
     found = [f"{key} {value}" for key, value in first.model_args.items()] if same else []
     found += [f"data {_data_name(group, groups)}, {group.images} images" for group in groups]
     if not groups and first.data:
@@ -209,14 +210,14 @@ def _chips(materials: Sequence[Material], groups: Sequence[DataGroup]) -> tuple[
 
 
 def _newest_headline(
-    groups: Sequence[DataGroup], contests: Sequence[side_by_side.Contest]
+    groups: Sequence[DataGroup], contests: Sequence[Contest]
 ) -> tuple[DataGroup | None, rows.Headline | None]:
     """Of the newest measurement in a runtime of deployment, else of the newest; of methods side by side, the best."""
     results = {c.baseline: c.result for c in contests}
     found = []
     for group in groups:
-        for material, measurement in group.measured:
-            result, comparison = results.get(material.folder), measurement.comparison
+        for record, measurement in group.measured:
+            result, comparison = results.get(record.folder), measurement.comparison
             said = rows.headline(comparison, side_by_side.most_accurate(result, comparison) if result else "")
             found += [(said, measurement.at, group)] if said is not None else []
     newest = sorted(found, key=lambda one: (one[0].deployed, one[1]))
@@ -242,10 +243,10 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup], seri
         title=f"{_data_name(group, groups)}{apart}",
         images=group.images,
         benches=tuple(_bench_part(bench, plots, series, several=several) for bench in group.benches),
-        answers=tuple(_answers(material, m, plots, series, several=several) for material, m in answered),
+        answers=tuple(_answers(record, m, plots, series, several=several) for record, m in answered),
         without_answers=tuple(
-            m.command or f"leanvit measure {material.folder} --data {group.data or 'DATA'}"
-            for material, m in group.measured
+            m.command or f"leanvit measure {record.folder} --data {group.data or 'DATA'}"
+            for record, m in group.measured
             if m.evidence is None
         ),
     )
@@ -264,18 +265,18 @@ def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) ->
         conditions=f"images of {size}, batch {bench.batch}, {bench.machine}",
         plot=plots.add(views),
         views=tuple(views),
-        tables=tuple(_table(material, m, several=several) for material, m in bench.measured),
+        tables=tuple(_table(record, m, several=several) for record, m in bench.measured),
         note=note,
     )
 
 
-def _table(material: Material, measurement: Measurement, *, several: bool) -> Table:
+def _table(record: RunRecord, measurement: Measurement, *, several: bool) -> Table:
     comparison = measurement.comparison
-    known, scored = len(material.classes), len(comparison.classes)
+    known, scored = len(record.classes), len(comparison.classes)
     part = f" Accuracy among {scored} of the run's {known} classes." if 0 < scored < known else ""
     rounds = f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}."
     return Table(
-        title=f"{material.folder.name} · {measurement.file}" if several else "",
+        title=f"{record.folder.name} · {measurement.file}" if several else "",
         note=f"{rounds}{part}",
         table=rows.table(comparison),
         command=measurement.command,
@@ -283,13 +284,13 @@ def _table(material: Material, measurement: Measurement, *, several: bool) -> Ta
     )
 
 
-def _answers(material: Material, measurement: Measurement, plots: Plots, series: Series, *, several: bool) -> Answers:
+def _answers(record: RunRecord, measurement: Measurement, plots: Plots, series: Series, *, several: bool) -> Answers:
     comparison, evidence = measurement.comparison, measurement.evidence
     assert evidence is not None
-    found = tuple(changes(comparison, evidence, comparison.classes or material.classes, measurement.pictures))
-    key = partial(series.of_row, material, comparison.rows)
+    found = tuple(changes(comparison, evidence, comparison.classes or record.classes, measurement.pictures))
+    key = partial(series.of_row, record, comparison.rows)
     return Answers(
-        title=f"{material.folder.name} · {measurement.file}" if several else "",
+        title=f"{record.folder.name} · {measurement.file}" if several else "",
         changes=found,
         chosen=_chosen(found, rows.headline(comparison)),
         reliability=tuple(
@@ -311,19 +312,17 @@ def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
 # --- methods at equal MACs ----------------------------------------------------------------------------------------
 
 
-def _readable_part(
-    contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots
-) -> tuple[SideBySidePart | None, str]:
+def _readable_part(contest: Contest, records: Sequence[RunRecord], plots: Plots) -> tuple[SideBySidePart | None, str]:
     """The part, or why there is none: its measurement is not there, or is one of other models."""
     try:
-        return _side_by_side_part(contest, materials, plots), ""
+        return _side_by_side_part(contest, records, plots), ""
     except LeanvitError as error:
-        return None, f"{contest.folder / side_by_side.COMPARED} is not shown: {error}"
+        return None, f"{contest.folder / COMPARED} is not shown: {error}"
 
 
-def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Material], plots: Plots) -> SideBySidePart:
+def _side_by_side_part(contest: Contest, records: Sequence[RunRecord], plots: Plots) -> SideBySidePart:
     result = contest.result
-    own = next(m for m in materials if m.folder == contest.baseline)
+    own = next(m for m in records if m.folder == contest.baseline)
     comparison = next((m.comparison for m in own.measurements if m.file == result.measurement), None)
     if comparison is None:
         raise CheckpointError(f"{contest.baseline / result.measurement} is missing or cannot be read")
@@ -342,11 +341,11 @@ def _side_by_side_part(contest: side_by_side.Contest, materials: Sequence[Materi
 # --- tokens and training ------------------------------------------------------------------------------------------
 
 
-def _traced(materials: Sequence[Material]) -> list[tuple[str, Material, TokenMaps]]:
-    return [(run_name(m, materials), m, m.tokens) for m in materials if m.tokens is not None]
+def _traced(records: Sequence[RunRecord]) -> list[tuple[str, RunRecord, TokenMaps]]:
+    return [(run_name(m, records), m, m.tokens) for m in records if m.tokens is not None]
 
 
-def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:
+def _token_part(name: str, record: RunRecord, maps: TokenMaps) -> TokenPart:
     patches = maps.grid[0] * maps.grid[1]
     after = (
         f"after block {r.block}: {r.tokens - maps.num_prefix} tokens for {patches} patches" for r in maps.reductions
@@ -355,7 +354,7 @@ def _token_part(name: str, material: Material, maps: TokenMaps) -> TokenPart:
         name=name,
         source=" + ".join(dict.fromkeys(r.source for r in maps.reductions if r.source)),
         maps=maps,
-        stacks=tuple(stacks(maps, material.classes)),
+        stacks=tuple(stacks(maps, record.classes)),
         labels=(f"the image as given: {patches} patches", *after),
     )
 
@@ -376,30 +375,30 @@ def _widths_part(name: str, found: widths.Widths, plots: Plots) -> WidthsPart:
 # --- how it was made ----------------------------------------------------------------------------------------------
 
 
-def _commands(materials: Sequence[Material]) -> tuple[Command, ...]:
+def _commands(records: Sequence[RunRecord]) -> tuple[Command, ...]:
     """Every command once, in the order they ran: runs share those that made what they started from."""
-    found = {(c.at, c.command): c for material in materials for c in material.commands if c.command}
+    found = {(c.at, c.command): c for record in records for c in record.commands if c.command}
     return tuple(sorted(found.values(), key=lambda c: c.at))
 
 
-def _versions(materials: Sequence[Material]) -> tuple[tuple[str, str], ...]:
+def _versions(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
     """Every version that some command ran with, oldest first where they differ."""
     found: dict[str, dict[str, None]] = {}
-    for material in materials:
-        for versions in (material.made_with, *(c.versions for c in material.commands)):
+    for record in records:
+        for versions in (record.made_with, *(c.versions for c in record.commands)):
             for package, number in versions.items():
                 found.setdefault(str(package), {})[str(number)] = None
     return tuple((package, ", ".join(numbers)) for package, numbers in sorted(found.items()))
 
 
-def _notes(materials: Sequence[Material], measured: Sequence[Measurement]) -> tuple[str, ...]:
+def _notes(records: Sequence[RunRecord], measured: Sequence[Measurement]) -> tuple[str, ...]:
     said = [note for m in measured for note in rows.notes(m.comparison)]
-    for material in materials:
-        if not material.measurements and not measured:
-            said.append(f"{material.folder}: not measured yet (leanvit measure {material.folder} --data DATA)")
-        if material.tokens is None:
+    for record in records:
+        if not record.measurements and not measured:
+            said.append(f"{record.folder}: not measured yet (leanvit measure {record.folder} --data DATA)")
+        if record.tokens is None:
             said.append(
-                f"{material.folder}: tokens were not traced (leanvit measure {material.folder} --data DATA does it)"
+                f"{record.folder}: tokens were not traced (leanvit measure {record.folder} --data DATA does it)"
             )
     return tuple(dict.fromkeys(said))
 

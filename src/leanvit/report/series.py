@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from leanvit.measure import Row
-from leanvit.report.material import Material
+from leanvit.runs.record import RunRecord
 
 Signature = tuple[int | None, int | None]  # parameters and MACs
 
@@ -17,34 +17,32 @@ class Series:
     A row that is named as another measurement's row, but has other parameters or MACs, is another model.
     """
 
-    def __init__(self, materials: Sequence[Material], contests: Sequence[Path] = ()) -> None:
-        self._own = {
-            m.folder: m.folder.name if m.folder.parent in contests else run_name(m, materials) for m in materials
-        }
-        self._runs: dict[str, list[Material]] = {}
+    def __init__(self, records: Sequence[RunRecord], contests: Sequence[Path] = ()) -> None:
+        self._own = {m.folder: m.folder.name if m.folder.parent in contests else run_name(m, records) for m in records}
+        self._runs: dict[str, list[RunRecord]] = {}
         self._seen: dict[str, dict[Path, Signature]] = {}
-        for material in materials:
-            self._runs.setdefault(material.name, []).append(material)
-            for measurement in material.measurements:
+        for record in records:
+            self._runs.setdefault(record.name, []).append(record)
+            for measurement in record.measurements:
                 for row in measurement.comparison.rows:
                     if row.params is not None or row.macs_per_image is not None:
                         known = self._seen.setdefault(row.model, {})
-                        known.setdefault(material.folder, (row.params, row.macs_per_image))
+                        known.setdefault(record.folder, (row.params, row.macs_per_image))
 
-    def of_run(self, material: Material) -> str:
-        return self._own[material.folder]
+    def of_run(self, record: RunRecord) -> str:
+        return self._own[record.folder]
 
-    def of_row(self, material: Material, rows: Sequence[Row], model: str) -> str:
+    def of_row(self, record: RunRecord, rows: Sequence[Row], model: str) -> str:
         """Of a model in a measurement that lies in a run's folder."""
         if model in self._own.values():
             return model
-        if model == material.name or _is_the_end(rows, model):
-            return self.of_run(material)
+        if model == record.name or _is_the_end(rows, model):
+            return self.of_run(record)
         runs, own = self._runs.get(model, []), self._seen.get(model, {})
-        if len(runs) == 1 and self._alike(model, material.folder, runs[0].folder):
+        if len(runs) == 1 and self._alike(model, record.folder, runs[0].folder):
             return self.of_run(runs[0])
         alone = not runs and len(set(own.values())) <= 1
-        return model if alone else f"{model} [{material.folder.name}]"
+        return model if alone else f"{model} [{record.folder.name}]"
 
     def _alike(self, model: str, one: Path, other: Path) -> bool:
         seen = self._seen.get(model, {})
@@ -56,10 +54,10 @@ def _is_the_end(rows: Sequence[Row], model: str) -> bool:
     return model.startswith("+ ") and model == rows[-1].model
 
 
-def run_name(material: Material, materials: Sequence[Material]) -> str:
+def run_name(record: RunRecord, records: Sequence[RunRecord]) -> str:
     """The model's name; with its folder where several runs share it."""
-    alike = [m.folder for m in materials if m.name == material.name]
+    alike = [m.folder for m in records if m.name == record.name]
     if len(alike) == 1:
-        return material.name
+        return record.name
     apart = len({folder.name for folder in alike}) == len(alike)
-    return f"{material.name} [{material.folder.name if apart else material.folder}]"
+    return f"{record.name} [{record.folder.name if apart else record.folder}]"

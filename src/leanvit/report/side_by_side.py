@@ -1,107 +1,19 @@
-"""Methods side by side at equal MACs: what `leanvit compare` keeps in `compare.json`, and its table."""
+"""Methods side by side at equal MACs: the table and the figure of what `leanvit compare` keeps."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from leanvit.errors import CheckpointError
 from leanvit.measure import Change, Comparison, Interval, Row
-from leanvit.measure.comparison import runtime_name
+from leanvit.measure.rows import runtime_name
 from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
 from leanvit.report.rows import NONE, signed
+from leanvit.runs.compared import BASELINE, INT8, SideBySide, Standing
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-COMPARED = "compare.json"
-BASELINE = "baseline"  # the folder of the model that methods were applied to
-INT8 = "int8"  # what a rounded model's name ends with
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Standing:
-    """One method, set to the share of MACs."""
-
-    name: str  # of its row, and of its run folder
-    method: str  # slug
-    knobs: dict[str, Any]
-    off_the_shelf_percent: Interval  # accuracy before the recovery
-    off_the_shelf_change: Change | None  # against the baseline, in points
-    learns: bool  # whether the method trains by itself: off the shelf it has seen images already
-    recovered: bool  # whether the recovery followed
-    seconds: float  # that applying, training and recovering took
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """Everything that was compared; accuracies after the recovery and speeds are in the baseline's `measure.json`."""
-
-    model: str
-    data: str
-    macs: float  # the share that was asked for
-    recovery: dict[str, Any] | None
-    seed: int
-    standings: tuple[Standing, ...]
-    left_out: dict[str, str]  # method or row -> why
-    measurement: str  # file in the baseline's folder
-    format: int = FORMAT
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-
-    def to_json(self) -> str:
-        """JSON text; `from_json` gives an equal one back."""
-        return json.dumps(asdict(self), indent=1, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> SideBySide:
-        """Read `to_json`'s text, strictly. Raises `CheckpointError`."""
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            found = TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise CheckpointError(
-                f"not a comparison: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
-            ) from None
-        if found.format != FORMAT:
-            raise CheckpointError(f"comparison of format {found.format}; this leanvit reads format {FORMAT}")
-        if any(Path(one.name).name != one.name for one in found.standings):
-            raise CheckpointError("not a comparison: a name leads out of the folder")
-        return found
-
-    @classmethod
-    def read(cls, folder: Path) -> SideBySide:
-        """That of a folder. Raises `CheckpointError` naming the file."""
-        try:
-            return cls.from_json((folder / COMPARED).read_bytes())
-        except CheckpointError as error:
-            raise CheckpointError(f"{folder / COMPARED}: {error}") from None
-
-    def folders(self, folder: Path) -> list[Path]:
-        """The run folders in it: the baseline, then each method, and what of them was rounded to int8."""
-        names = [BASELINE, *(one.name for one in self.standings)]
-        rounded = [f"{name}-{INT8}" for name in names]
-        return [folder / name for name in (*names, *rounded) if (folder / name).is_dir()]
-
-
-@dataclass(frozen=True)
-class Contest:
-    """A result and the folder that it was read from."""
-
-    folder: Path
-    result: SideBySide
-
-    @property
-    def baseline(self) -> Path:
-        return self.folder / BASELINE
 
 
 @dataclass(frozen=True)

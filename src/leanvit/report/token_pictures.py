@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leanvit.report.thumbnails import data_uri
-from leanvit.report.token_maps import TokenMaps
+from leanvit.runs.thumbnails import data_uri
+from leanvit.runs.token_maps import TokenMaps
 
 PATCH = 10  # units of the drawing a patch side
 FUSED_SHARE = 8  # a token that holds more than 1/8 of the patches is drawn as fused: veiled

@@ -1,4 +1,4 @@
-"""Widths of a lean model's blocks beside those of its root: counted on both, built without values."""
+"""Widths of a lean model's blocks beside those of its root, as a table and as bars."""
 
 from __future__ import annotations
 
@@ -6,38 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
-from leanvit.recipe.history import Root, replay
-from leanvit.recipe.plan import Plan
 from leanvit.report.figures import Colours, Figure, entry, plain
-
-# field of `BlockWidths`: heading, unit
-KINDS = {
-    "embed": ("embedding", "features"),
-    "heads": ("heads", "heads"),
-    "qk": ("q and k of a head", "features"),
-    "v": ("v of a head", "features"),
-    "mlp": ("MLP", "hidden features"),
-}
-
-
-@dataclass(frozen=True)
-class Widths:
-    """The blocks of a root and of the lean model made of it, each in the order in which they run."""
-
-    root: tuple[BlockWidths, ...]
-    lean: tuple[BlockWidths, ...]
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Fields of `BlockWidths` in which some block differs from the root's."""
-        if len(self.root) != len(self.lean):
-            return tuple(KINDS)
-        return tuple(kind for kind in KINDS if self.of("root", kind) != self.of("lean", kind))
-
-    def of(self, which: str, kind: str) -> list[int]:
-        """One width of every block, of the `root` or of the `lean` model."""
-        return [getattr(block, kind) for block in getattr(self, which)]
+from leanvit.runs.widths import KINDS, Widths
 
 
 @dataclass(frozen=True)
@@ -46,18 +16,6 @@ class Row:
 
     block: int
     cells: tuple[tuple[int | None, int | None], ...]
-
-
-def read_widths(root: Root, plans: Sequence[Plan]) -> Widths | None:
-    """The widths of what plans make of a root; None if every block is as wide as the root's.
-
-    Raises `LeanvitError` where the plans cannot be replayed.
-    """
-    if not plans:
-        return None
-    before, after = (block_widths(replay(root, tuple(done), device="meta")) for done in ((), plans))
-    found = Widths(before, after)
-    return found if found.changed else None
 
 
 def rows(widths: Widths) -> tuple[Row, ...]:

@@ -14,13 +14,14 @@ from leanvit.training.objectives import (
     Objective,
     SoftDistillation,
 )
-from leanvit.training.presets import TrainRecipe, load_train_recipe, preset, preset_names
+from leanvit.training.presets import load_train_recipe, preset, preset_names
 from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
 from leanvit.training.teachers import Distill, as_seen_by
 from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask
+from leanvit.training.train_recipe import TrainRecipe
 from leanvit.training.validating import top1_accuracy
 from leanvit.training.world import World, join_world
 

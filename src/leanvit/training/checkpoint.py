@@ -29,6 +29,7 @@ from leanvit.training.world import World
 
 FORMAT = 2  # 1: without a seal, and without the identity of its data
 STATE = Path("training/state.safetensors")  # in the folder of the run
+LOG = "train.jsonl"  # likewise: a line for each step and epoch
 BEST = Path("training/best.safetensors")
 DATA = "data"  # in `Position.about`: what identifies the training data (`data.identity`)
 VALIDATION = "validation"  # likewise, of the data that tells the best epoch, where there are such

@@ -38,7 +38,7 @@ from leanvit.training.assemble import (
 )
 from leanvit.training.batch_norms import paired, twice
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
-from leanvit.training.checkpoint import BEST, STATE, Position, load_state, read_weights, save_state, save_weights
+from leanvit.training.checkpoint import BEST, LOG, STATE, Position, load_state, read_weights, save_state, save_weights
 from leanvit.training.config import FitConfig
 from leanvit.training.draws import GlobalDraws, watched
 from leanvit.training.objectives import Objective
@@ -173,7 +173,7 @@ def _run(
         if out and world.first:
             claim_folder(out, run, resume=resume)
     if out:
-        callbacks = [*callbacks, JsonlLog(out / "train.jsonl")]
+        callbacks = [*callbacks, JsonlLog(out / LOG)]
     with world.together():
         if out and resume:
             older = recipe_of(FitConfig())  # a version that did not know a field did what is its default

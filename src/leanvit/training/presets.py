@@ -20,106 +20,45 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from leanvit.errors import BadInput, nearest, unknown
-from leanvit.files import strict_message
+from leanvit.files import Strict, strict_message
 from leanvit.models.registry import MODULES
-from leanvit.training.config import FitConfig
 from leanvit.training.teachers import Distill
+from leanvit.training.timm_args import read_args
+from leanvit.training.train_recipe import MeantFor, Target, TrainRecipe, check_fields
 
 SUFFIXES = (".toml", ".yaml", ".yml")
 LARGEST = 2**18  # bytes of a recipe file; ours and timm's have some thousands
-_LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Target(_Strict):
-    """What the recipe is said to reach, and under which conditions."""
-
-    percent: float | None = None  # None: no figure yet, `conditions` says why
-    metric: str = "top-1"
-    data: str
-    conditions: str
-
-
-class MeantFor(_Strict):
-    """The training split that the numbers of a recipe were chosen for."""
-
-    name: str
-    images: int = Field(ge=1, le=50_000_000)
-    classes: int = Field(ge=1, le=1_000_000)
-    channels: Literal[1, 3] = 3
-    image_size: int = Field(ge=1, le=16384)  # side in pixels, typical
-
-
-class _Model(_Strict):
+class _Model(Strict):
     name: str | None = None
-    also: list[str] = []
-    args: dict[str, Any] = {}
+    also: list[str] = Field(default_factory=list)
+    args: dict[str, Any] = Field(default_factory=dict)
     pretrained: bool = False
     convert: bool = False
     starts_from: str | None = None
 
 
-class _File(_Strict):
+class _File(Strict):
     title: str
     paper: str = ""
     arxiv: str = ""
     source: str = ""
     notes: str = ""
-    unverified: list[str] = []
+    unverified: list[str] = Field(default_factory=list)
     target: Target | None = None
     data: MeantFor | None = None
     model: _Model
     fit: dict[str, Any]
     distill: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class TrainRecipe:
-    """A validated training recipe.
-
-    `also` names other models that train with the same numbers, `model_args` included. `starts_from` is what a recipe
-    that trains on must be given as MODEL: "run" is a dense run, a method's slug is a run that this method was applied
-    to.
-    """
-
-    name: str  # of a preset, else the file's
-    title: str
-    fit: Mapping[str, Any]  # fields of `FitConfig`
-    model: str | None = None
-    also: tuple[str, ...] = ()
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    convert: bool = False  # images may be enlarged to the model's size
-    starts_from: str | None = None
-    distill: Distill | None = None
-    target: Target | None = None
-    data: MeantFor | None = None
-    paper: str = ""
-    arxiv: str = ""
-    source: str = ""
-    notes: str = ""
-    unverified: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()  # what reading the file left out or changed: said when the recipe is used
-    text: str = ""  # the file
-
-    def trains(self, model: object) -> bool:
-        """Whether a MODEL is one that the recipe is written for."""
-        return self.model is not None and model in (self.model, *self.also)
-
-    def config(self, settings: Mapping[str, Any] | None = None) -> FitConfig:
-        """The recipe's `FitConfig` with `settings` over it. Raises `BadInput` that names the field."""
-        return FitConfig(**merged(self.fit, settings or {}))
 
 
 def preset_names() -> list[str]:
@@ -160,8 +99,6 @@ def load_train_recipe(spec: str | Path, model: object = None) -> TrainRecipe:
     except UnicodeDecodeError as error:
         raise BadInput(f"recipe {path} is not text: {error}") from error
     if path.suffix in (".yaml", ".yml"):
-        from leanvit.training.timm_args import read_args
-
         return read_args(text, path)
     return _parsed(text, path.stem, f"recipe {path}")
 
@@ -176,21 +113,6 @@ def _of_architecture(slug: str, model: object) -> TrainRecipe:
     listed = "; ".join(f"{one.name} (of {', '.join([one.model or '', *one.also])})" for one in recipes)
     given = "no model is given" if model is None else f"none of them is of {model}"
     raise BadInput(f"recipe {slug!r} is an architecture with several recipes, and {given}; accepted: {listed}")
-
-
-def merged(fit: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `FitConfig`: `settings` win over `fit`; a learning rate given one way replaces the other way."""
-    check_fields(settings)
-    left_out = _LR_PRODUCT if "lr" in settings else ("lr",) if "lr_base" in settings else ()
-    return {**{name: value for name, value in fit.items() if name not in left_out}, **settings}
-
-
-def check_fields(settings: Mapping[str, Any]) -> None:
-    """Raise `BadInput` for a name that is no field of `FitConfig`."""
-    known = {f.name for f in fields(FitConfig)}
-    for key in settings:
-        if key not in known:
-            raise BadInput(f"training has no setting {key!r}: {nearest(key, known)}")
 
 
 def _folder() -> Any:

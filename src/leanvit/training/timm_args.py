@@ -12,7 +12,7 @@ from typing import Any
 
 from leanvit.errors import BadInput, is_number, is_whole
 from leanvit.training.config import OPTIMIZERS
-from leanvit.training.presets import TrainRecipe
+from leanvit.training.train_recipe import TrainRecipe
 
 FIELDS = {  # timm's name -> the field of FitConfig, taken as it is
     "batch_size": "batch_size",

@@ -17,7 +17,7 @@ from leanvit.models.registry import require_model
 from leanvit.recipe import Data, History, Root
 from leanvit.recipe.course import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
-from leanvit.training.presets import merged
+from leanvit.training.train_recipe import merged
 from leanvit.training.world import join_world
 from leanvit.verbs.models import Loaded, Say, load_model, silent
 from leanvit.verbs.sources import has_source

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
-from leanvit.files import write_atomic
+from leanvit.given import require_whole
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import (
     Data,
@@ -27,32 +27,31 @@ from leanvit.recipe import (
     fit_to_data,
     knobs_of,
     missed,
-    save,
     trainings,
     trains,
 )
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.compressing import as_made
-from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, last_log, saved_about
-from leanvit.report.keeping import keep
-from leanvit.report.token_maps import TOKENS, trace_tokens
+from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, saved_about
 from leanvit.report.values import share_in_words, shown
-from leanvit.verbs.clearing import RUN, TRAINING_LOG, clear_run
-from leanvit.verbs.folders import Stopwatch, new_folder, require_whole, require_writable
-from leanvit.verbs.locking import locked, refuse_if_held
+from leanvit.runs.clearing import clear_run
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder, require_writable
+from leanvit.runs.layout import MEASURED, RUN
+from leanvit.runs.locking import locked, refuse_if_held
+from leanvit.runs.measurements import keep
+from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.runs.token_maps import keep_tokens
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import (
     Loaded,
     Say,
     as_runner,
     load_model,
     open_split,
-    require_fit,
     row_name,
     say_bad,
     silent,
-    with_classes_of,
-    with_labels_of,
-    with_range_of,
 )
 from leanvit.verbs.progress import progress
 from leanvit.verbs.shares import KINDS, Tally
@@ -60,22 +59,6 @@ from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What one method was asked for, and what the saved object turned out to have."""
-
-    method: str
-    asked: dict[str, Any]  # the knobs
-    achieved: dict[str, Any]
-    missed: tuple[str, ...] = ()  # in words: targets missed beyond the method's tolerance
-    share: dict[str, float] = field(default_factory=dict)  # its own of the model as it met it, and in all (`Tally`)
-
-    def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
-        told |= {"share": self.share} if self.share else {}
-        return {**told, "missed": list(self.missed)} if self.missed else told
 
 
 @dataclass(frozen=True)
@@ -209,7 +192,7 @@ def compress(
         for training in plan:
             say(f"will train {training}")
         rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
-        tally = Tally(methods, last_share(start.info))
+        tally = Tally(methods, asked_rows(start.info))
 
         def step_taken(label: str, step: OpenModel) -> None:
             rows.take(label, step)
@@ -231,7 +214,15 @@ def compress(
             asked = asked_of(methods, lean, tally)
             # the old run stays until the new one takes its place, in one rename
             clear_run(folder, overwrite=overwrite or resume, keep=(*RUN, STEPS, str(ABOUT)))
-            _save(lean, start, asked, data, folder, overwrite=overwrite or resume)
+            save_compressed(
+                lean,
+                folder,
+                asked,
+                preprocess=start.preprocess,
+                info=start.info,
+                data=data or "",
+                overwrite=overwrite or resume,
+            )
             comparison = None
             if validation is not None and measured:
                 runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
@@ -239,9 +230,8 @@ def compress(
                     runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
                 )
             if mapped is not None:
-                maps = trace_tokens(lean, mapped, start.preprocess, name=row_name(lean))
-                write_atomic(folder / TOKENS, maps.to_json().encode())
-        watch.record(folder, wrote="measure.json" if comparison else "", before=start.commands)
+                keep_tokens(folder, lean, mapped, start.preprocess, name=row_name(lean))
+        watch.record(folder, wrote=MEASURED if comparison else "", before=start.commands)
         clear_steps(folder)
         say_bad(say, train, validation)
         return Compressed(folder, row_name(lean), asked, comparison)
@@ -310,31 +300,6 @@ def _asked(method: Any, lean: OpenModel, misses: tuple[str, ...], number: int, t
     return Asked(method.slug, knobs_of(method), achieved, misses, share)
 
 
-def last_share(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The shares in all of the last method that a run was made with, as its info says them."""
-    asked = info.get("asked")
-    last = asked[-1] if isinstance(asked, list) and asked and isinstance(asked[-1], dict) else {}
-    share = last.get("share")
-    return share if isinstance(share, dict) else {}
-
-
-def _save(
-    lean: OpenModel,
-    start: Loaded,
-    asked: Sequence[Asked],
-    data: str | None,
-    folder: Path,
-    *,
-    overwrite: bool,
-) -> None:
-    info = {k: v for k, v in start.info.items() if k not in ("made_with", "steps", "frozen")}
-    info |= {"asked": [*info.get("asked", []), *(row.to_json() for row in asked)], **({"data": data} if data else {})}
-    save(lean, folder, preprocess=start.preprocess, info=info, overwrite=overwrite)
-    curve = last_log(folder)
-    if curve:
-        write_atomic(folder / TRAINING_LOG, curve)
-
-
 def _compared(
     runners: Mapping[str, OpenModel],
     validation: AnyDataset,
@@ -353,7 +318,7 @@ def _compared(
         on_predictions=answers.update,
         class_names=class_names,
     )
-    keep(comparison, answers, validation, folder / "measure.json")
+    keep(comparison, answers, validation, folder / MEASURED)
     return comparison
 
 

@@ -23,8 +23,8 @@ from leanvit.recipe import (
     trainings,
 )
 from leanvit.recipe.equal_macs import check_share, share_of
-from leanvit.report.side_by_side import INT8
 from leanvit.report.values import shown
+from leanvit.runs.compared import INT8
 from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import Loaded, Say
 

@@ -14,11 +14,12 @@ from leanvit.measure.latency import Spread
 from leanvit.recipe import Recovery, parse_with
 from leanvit.recipe.store import JSON_NAME
 from leanvit.report import write_report
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder
+from leanvit.runs.locking import LOCK
 from leanvit.training.checkpoint import STATE
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
-from leanvit.verbs.folders import Stopwatch, new_folder
-from leanvit.verbs.locking import LOCK
 from leanvit.verbs.measuring import measure
 from leanvit.verbs.models import Say, silent
 from leanvit.verbs.training import train

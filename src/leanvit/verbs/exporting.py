@@ -11,10 +11,13 @@ from leanvit.data.preprocess import own_settings
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
-from leanvit.deploy.exporting import check_opset
+from leanvit.deploy.runtimes import check_opset
 from leanvit.errors import unknown
-from leanvit.verbs.folders import Stopwatch, new_folder, require_whole
-from leanvit.verbs.locking import locked
+from leanvit.given import require_whole
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder
+from leanvit.runs.layout import artefact_folder
+from leanvit.runs.locking import locked
 from leanvit.verbs.models import Say, load_model, silent
 
 MAX_BATCH = 65536  # the most that `deploy` traces
@@ -36,11 +39,6 @@ class Exported:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "folder": str(self.folder)}
-
-
-def artefact_folder(run: Path, runtime: str) -> Path:
-    """Where a run keeps its artefact of a runtime."""
-    return run / "artefacts" / runtime
 
 
 def export(

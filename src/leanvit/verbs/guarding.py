@@ -9,10 +9,9 @@ from pathlib import Path
 
 from leanvit.errors import LeanvitError
 from leanvit.files import write_atomic
+from leanvit.runs.compared import ERROR
 from leanvit.verbs.models import Say
 from leanvit.verbs.runtimes import first_line
-
-ENDING = "-error.txt"  # of the file with a traceback, behind the name
 
 
 class LeftOut(dict[str, str]):
@@ -40,7 +39,7 @@ class LeftOut(dict[str, str]):
     def write(self, folder: Path, say: Say) -> None:
         """Each traceback into a file of the folder, once."""
         for name, text in self.tracebacks.items():
-            file = folder / f"{name}{ENDING}"
+            file = folder / f"{name}{ERROR}"
             write_atomic(file, text.encode(errors="backslashreplace"))
             say(f"{name}: the traceback is in {file}")
         self.tracebacks = {}

@@ -11,11 +11,14 @@ from typing import Any
 
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
-from leanvit.files import write_atomic
+from leanvit.given import require_whole
 from leanvit.measure import Comparison, Predictions, compare
-from leanvit.report.keeping import keep
-from leanvit.report.token_maps import TOKENS, trace_tokens
-from leanvit.verbs.folders import Stopwatch, new_file, require_whole
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_file
+from leanvit.runs.layout import MEASURED, TOKENS
+from leanvit.runs.measurements import keep
+from leanvit.runs.token_maps import keep_tokens
+from leanvit.verbs.fitting import require_fit, with_classes_of
 from leanvit.verbs.models import (
     Loaded,
     Say,
@@ -23,10 +26,8 @@ from leanvit.verbs.models import (
     is_fresh,
     load_model,
     open_split,
-    require_fit,
     say_bad,
     silent,
-    with_classes_of,
 )
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
 
@@ -104,7 +105,7 @@ def measure(
         require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names)
     _require_one_size(loaded)
     own = loaded[-1]
-    default = own.home / "measure.json" if own.home else None
+    default = own.home / MEASURED if own.home else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
     answers: dict[str, Predictions] = {}
@@ -129,8 +130,7 @@ def measure(
     if own.home is not None and os.access(own.home, os.W_OK):  # with --out, the run may be read-only
         if not (own.home / TOKENS).exists():
             shown = with_classes_of(own, validation, class_names=class_names)
-            maps = trace_tokens(own.model, shown, own.preprocess, name=own.name)
-            write_atomic(own.home / TOKENS, maps.to_json().encode())
+            keep_tokens(own.home, own.model, shown, own.preprocess, name=own.name)
         watch.record(own.home, wrote=file.name if inside and file else "")
     say_bad(say, validation)
     return Measured(comparison, file, left_out)

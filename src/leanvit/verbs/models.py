@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import (
-    AnyDataset,
-    Preprocess,
-    Stream,
-    adapted_kwargs,
-    check_fits,
-    for_model,
-    keyed,
-    matched_with,
-    open_dataset,
-)
-from leanvit.data.sources import COUNTED_TOGETHER
+from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset
+from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.given import require_whole
 from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.recipe.course import counted
-from leanvit.verbs.folders import Command, commands_of, require_whole, trained_on_labels
+from leanvit.runs.commands import Command, commands_of
+from leanvit.runs.logs import trained_on_labels
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
@@ -144,25 +136,6 @@ def _with_settings(loaded: Loaded, settings: Mapping[str, Any] | None, say: Say)
     return replace(loaded, preprocess=preprocess)
 
 
-def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
-    """A model that is trained on this data: its preprocessing keeps the values that were black and white in it."""
-    if dataset.pixel_range is None:
-        return loaded
-    preprocess = replace(loaded.preprocess, pixel_range=dataset.pixel_range)
-    loaded.model.preprocess = preprocess
-    return replace(loaded, preprocess=preprocess)
-
-
-def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
-    """A timm name that is judged by this data: whether its classes are questions by themselves is as the data has it.
-
-    A run says so itself.
-    """
-    if loaded.folder is None:
-        loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label
-    return loaded
-
-
 def row_name(model: OpenModel) -> str:
     """`dense`, or the methods in order: `evit + int8`."""
     plans = model.history.plans if model.history else ()
@@ -239,66 +212,6 @@ def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
         if len(dataset.bad) > _LISTED:
             shown = shlex.join(["leanvit", "data", dataset.spec, "--all", "--json"])
             say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: {shown}")
-
-
-def require_fit(
-    loaded: Loaded,
-    dataset: AnyDataset,
-    *,
-    adapted: bool = False,
-    convert: bool = False,
-    adaptable: bool = True,
-    trains: bool = False,
-    class_names: str = "by-name",
-) -> bool:
-    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
-
-    Preprocessing may enlarge images or convert their channels for a run, which was made that way, for a model that was
-    adapted on request, and where `convert` says so. Returns whether it may.
-
-    adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
-    data's classes are found among the model's outputs, see `data.match_classes`.
-    """
-    named = loaded.folder is None and not adapted
-    convert = convert or not named
-    try:
-        check_fits(loaded.model, loaded.preprocess, dataset, convert=convert, class_names=class_names, trains=trains)
-    except BadInput as error:
-        hints = []
-        if named and adaptable:
-            hints.append("\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)")
-        if trains and loaded.folder and not adapted and not _known(loaded, dataset, class_names):
-            hints.append("\nOr give the run a new classifier for these classes: --adapt (adapt=True)")
-        if not convert and _bridged(loaded, dataset, class_names, trains):
-            hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
-        raise BadInput(f"{error}{''.join(hints)}") from None
-    return convert
-
-
-def _bridged(loaded: Loaded, dataset: AnyDataset, class_names: str, trains: bool) -> bool:
-    try:
-        check_fits(loaded.model, loaded.preprocess, dataset, convert=True, class_names=class_names, trains=trains)
-    except BadInput:
-        return False
-    return True
-
-
-def _known(loaded: Loaded, dataset: AnyDataset, class_names: str) -> bool:
-    try:
-        matched_with(loaded.model, dataset, class_names=class_names, exact=True)
-    except BadInput:
-        return False
-    return True
-
-
-def with_classes_of(
-    loaded: Loaded, dataset: AnyDataset, *, class_names: str = "by-name", trains: bool = False, say: Say = silent
-) -> AnyDataset:
-    """A data set that fits, with the model's outputs as its classes. A model without names gets those of the data."""
-    mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, say=say)
-    if not loaded.model.classes:
-        loaded.model.classes = tuple(mapped.classes)
-    return mapped
 
 
 def _is_folder(spec: str | Path) -> bool:

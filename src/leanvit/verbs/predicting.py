@@ -20,10 +20,11 @@ from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
 from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
+from leanvit.given import require_whole
 from leanvit.measure.runners import evaluating, logits_of, recording
+from leanvit.runs.folders import new_file
+from leanvit.runs.layout import artefact_folder
 from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, write_answers
-from leanvit.verbs.exporting import artefact_folder
-from leanvit.verbs.folders import new_file, require_whole
 from leanvit.verbs.models import Loaded, Say, is_built, is_fresh, load_model, silent
 from leanvit.verbs.runtimes import RUNTIMES, Opener, outlet_of, require
 

@@ -21,10 +21,14 @@ from leanvit.measure import Interval, Predictions, accuracy, agreement, count, e
 from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.store import JSON_NAME, STORED_AS
-from leanvit.verbs.clearing import RUN, clear_run
-from leanvit.verbs.folders import Stopwatch, new_folder, training_logs
-from leanvit.verbs.locking import locked
-from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, require_fit, say_bad, silent
+from leanvit.runs.clearing import clear_run
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder
+from leanvit.runs.layout import RUN
+from leanvit.runs.locking import locked
+from leanvit.runs.logs import training_logs
+from leanvit.verbs.fitting import require_fit
+from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, say_bad, silent
 
 PRECISIONS = ("float32", *STORED_AS)
 LOGGED_STEPS = 400  # kept of a training log; epochs are all kept

@@ -21,10 +21,11 @@ from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
 from leanvit.training.engine import mixed
-from leanvit.training.presets import MeantFor
+from leanvit.training.train_recipe import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.asking import Asked, ask, objective, start_model
-from leanvit.verbs.models import Say, require_fit, row_name, silent, with_classes_of
+from leanvit.verbs.fitting import require_fit, with_classes_of
+from leanvit.verbs.models import Say, row_name, silent
 from leanvit.verbs.progress import duration
 from leanvit.verbs.training import Ready, prepare
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from leanvit.errors import BadInput
 from leanvit.files import write_atomic
 from leanvit.recipe import retune as retune_model
-from leanvit.recipe import save, split_with
-from leanvit.verbs.clearing import RUN, clear_run
-from leanvit.verbs.compressing import Asked, Compressed, asked_of
-from leanvit.verbs.folders import Stopwatch, new_folder, training_logs
-from leanvit.verbs.locking import locked
-from leanvit.verbs.models import Loaded, is_built, load_model, silent
+from leanvit.recipe import split_with
+from leanvit.runs.clearing import clear_run
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder
+from leanvit.runs.layout import RUN
+from leanvit.runs.locking import locked
+from leanvit.runs.logs import training_logs
+from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.verbs.compressing import Compressed, asked_of
+from leanvit.verbs.models import is_built, load_model, silent
 
 
 def retune(
@@ -52,25 +55,19 @@ def retune(
     for slug, knobs in given:
         lean = retune_model(lean, slug, knobs)
     asked = asked_of([plan.method() for plan in lean.history.plans], lean)
-    asked = _with_shares(asked, one.info)
+    asked = _with_shares(asked, asked_rows(one.info))
+    info = {key: value for key, value in one.info.items() if key != "asked"}  # said anew, of every method
     with locked(folder, command=command, say=silent):
         clear_run(folder, overwrite=overwrite, keep=RUN)
-        _save(lean, one, asked, folder, overwrite=overwrite)
+        save_compressed(lean, folder, asked, preprocess=one.preprocess, info=info, overwrite=overwrite)
+        for log in training_logs(one.home) if one.home else ():
+            write_atomic(folder / log.name, log.read_bytes())
         watch.record(folder, before=one.commands)
     return Compressed(folder, one.name, asked, None)
 
 
-def _with_shares(asked: tuple[Asked, ...], info: Mapping[str, Any]) -> tuple[Asked, ...]:
+def _with_shares(asked: tuple[Asked, ...], was: tuple[Asked, ...]) -> tuple[Asked, ...]:
     """What methods did to MACs and parameters was counted when they were applied; thresholds change none of it."""
-    was = info.get("asked")
-    rows = was if isinstance(was, list) and all(isinstance(row, dict) for row in was) else []
-    if [row.get("method") for row in rows] != [row.method for row in asked]:
+    if [row.method for row in was] != [row.method for row in asked]:
         return asked
-    return tuple(replace(row, share=dict(old.get("share") or {})) for row, old in zip(asked, rows, strict=True))
-
-
-def _save(lean: Any, one: Loaded, asked: Sequence[Asked], folder: Path, *, overwrite: bool) -> None:
-    info = {k: v for k, v in one.info.items() if k != "made_with"} | {"asked": [row.to_json() for row in asked]}
-    save(lean, folder, preprocess=one.preprocess, info=info, overwrite=overwrite)
-    for log in training_logs(one.home) if one.home else ():
-        write_atomic(folder / log.name, log.read_bytes())
+    return tuple(replace(row, share=old.share) for row, old in zip(asked, was, strict=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 from leanvit.deploy import Artefact, Options, export, load_artefact, read_artefact, require_runtime
 from leanvit.errors import LeanvitError, MissingExtra, Refused, unknown
 from leanvit.measure.runners import precision_of
-from leanvit.verbs.exporting import artefact_folder
+from leanvit.runs.layout import artefact_folder
 from leanvit.verbs.models import Loaded, Say, as_runner
 
 # name -> (outlet of leanvit.deploy, precision of what is not int8); no outlet: torch runs the model itself

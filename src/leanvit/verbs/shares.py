@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.measure import count
 from leanvit.recipe.compressing import as_made
+from leanvit.runs.saving import Asked
 
 KINDS = ("macs", "params")
 
@@ -21,10 +22,10 @@ class Tally:
     not counted, as their cost depends on the image.
     """
 
-    def __init__(self, methods: Sequence[Any], before: Mapping[str, Any] | None = None) -> None:
-        """before: shares in all of the last method that the start was made with, where it was."""
+    def __init__(self, methods: Sequence[Any], before: Sequence[Asked] = ()) -> None:
+        """before: of the methods that the start was made with."""
         self._methods = methods
-        self._before = before or {}
+        self._before = before[-1].share if before else {}
         self._costs: list[dict[str, int | None]] = []  # at the start, then at the end of each method
         self._achieved: list[dict[str, Any] | None] = []
 
@@ -54,8 +55,7 @@ class Tally:
         return {key: value for key, value in (own | total).items() if value is not None}
 
     def _earlier(self, kind: str) -> float:
-        value = self._before.get(f"{kind}_total", 1.0)
-        return float(value) if isinstance(value, int | float) and 0 < value < 1e6 else 1.0
+        return self._before.get(f"{kind}_total") or 1.0
 
 
 def _achieved(method: Any, model: OpenModel) -> dict[str, Any] | None:

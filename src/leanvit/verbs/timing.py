@@ -11,9 +11,11 @@ from leanvit.deploy import latencies as measure_latencies
 from leanvit.deploy.block_graphs import require_plain, require_way
 from leanvit.deploy.block_latency import Progress
 from leanvit.deploy.table_check import partial_of
+from leanvit.given import require_whole
 from leanvit.measure import LatencyTable
+from leanvit.runs.folders import RUNS, new_file
+from leanvit.runs.layout import latencies_file
 from leanvit.verbs.exporting import MAX_BATCH
-from leanvit.verbs.folders import new_file, require_whole
 from leanvit.verbs.models import Say, load_model, silent
 
 
@@ -66,8 +68,8 @@ def latencies(
         require_whole("--threads", threads, least=1)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
     require_plain(one.model)
-    name = f"latencies-{runtime}.json"
-    default = one.home / name if one.home else Path("runs") / f"{one.base}-{name}"
+    name = latencies_file(runtime)
+    default = one.home / name if one.home else RUNS / f"{one.base}-{name}"
     file = new_file(out, default, overwrite=overwrite)
     file.parent.mkdir(parents=True, exist_ok=True)
     if partial_of(file).exists():

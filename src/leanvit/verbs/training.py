@@ -12,31 +12,24 @@ from typing import Any
 
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.files import write_atomic
 from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
-from leanvit.report.token_maps import TOKENS, trace_tokens
+from leanvit.runs.clearing import clear_run
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.folders import new_folder, require_writable
+from leanvit.runs.layout import TENSORBOARD
+from leanvit.runs.locking import locked, refuse_if_held
+from leanvit.runs.logs import keep_logs
+from leanvit.runs.token_maps import keep_tokens
 from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
-from leanvit.verbs.clearing import TENSORBOARD, clear_run
-from leanvit.verbs.folders import Stopwatch, keep_logs, new_folder, require_writable
-from leanvit.verbs.locking import locked, refuse_if_held
-from leanvit.verbs.models import (
-    Loaded,
-    Say,
-    open_split,
-    require_fit,
-    row_name,
-    say_bad,
-    silent,
-    with_classes_of,
-    with_range_of,
-)
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of
+from leanvit.verbs.models import Loaded, Say, open_split, row_name, say_bad, silent
 from leanvit.verbs.progress import progress
 
 
@@ -266,8 +259,7 @@ def _trained(
                 overwrite=resume or overwrite,
             )
             keep_logs(start.folder, folder)
-            maps = trace_tokens(final, validation, start.preprocess, name=row_name(final))
-            write_atomic(folder / TOKENS, maps.to_json().encode())
+            keep_tokens(folder, final, validation, start.preprocess, name=row_name(final))
             watch.record(folder, before=start.commands)
             say_bad(say, dataset, validation)
     top1 = None if result.top1 is None else 100 * result.top1

@@ -18,7 +18,8 @@ from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
-from leanvit.exits.lgvit.losses import STRATEGIES
+from leanvit.exits.lgvit.losses import STRATEGIES, Weights
+from leanvit.exits.lgvit.training import Stages, check_training, train_exits
 from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
@@ -223,6 +224,19 @@ class LGViT:
         """Images a step of the training."""
         return BATCH if self.batch_size is None else self.batch_size
 
+    def _stages(self) -> Stages:
+        return Stages(
+            stage1_epochs=self.stage1_epochs,
+            stage1_lr=self.stage1_lr,
+            strategy=self.strategy,
+            epochs=self.epochs or 0,
+            lr=self.lr,
+            weights=Weights(self.alpha, self.beta_heterogeneous, self.beta_homogeneous, self.temperature),
+            images=self.images,
+            augment=self.augment,
+            amp=self.amp,
+        )
+
     def _learned_from(self, dataset: AnyDataset) -> int:
         """Images that are not held out for the thresholds."""
         images = len(dataset)
@@ -237,9 +251,7 @@ class LGViT:
             build_heads(model, rows)  # a head may not fit the width
         if not rows or data is None:
             return
-        from leanvit.exits.lgvit.training import check_training
-
-        check_training(self, model, self._parts(data)[0], data)
+        check_training(self._stages(), model, self._parts(data)[0], data)
 
     def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
         """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
@@ -264,9 +276,7 @@ class LGViT:
         train, apart = self._parts(data)
         with keyed.global_rng(data.seed, "lgvit", "heads"):
             _install(model, rows, None, ())
-        from leanvit.exits.lgvit.training import train_exits
-
-        train_exits(self.chosen_for(data.dataset), model, train, data)
+        train_exits(self.chosen_for(data.dataset)._stages(), model, train, data)
         macs, dense = exit_macs(model.eval()), dense_macs(model)
         structure: Structure = {
             "exits": [{"layer": layer, "head": kind} for layer, kind in rows],

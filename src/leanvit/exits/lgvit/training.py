@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset
@@ -13,26 +13,37 @@ from leanvit.exits.lgvit.losses import Joint, SelfDistillation, Weights, kinds_o
 from leanvit.recipe.learning import Data
 from leanvit.training import FitConfig, Objective, check_run, fit
 
-if TYPE_CHECKING:
-    from leanvit.exits.lgvit.method import LGViT
+
+@dataclass(frozen=True)
+class Stages:
+    """What the two trainings are done with: the first of backbone and heads, the second of the heads alone."""
+
+    stage1_epochs: int
+    stage1_lr: float
+    strategy: str  # of stage 1, one of `losses.STRATEGIES`
+    epochs: int  # of stage 2
+    lr: float  # of stage 2
+    weights: Weights  # of stage 2's losses
+    images: int  # a step
+    augment: str | None
+    amp: str
 
 
-def train_exits(knobs: LGViT, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
+def train_exits(stages: Stages, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
     """Stage 1 (backbone and heads), if it has epochs, then stage 2 (heads alone), in place."""
-    if knobs.stage1_epochs:
+    if stages.stage1_epochs:
         first = replace(data, out=None if data.out is None else data.out / "stage1")
-        _fit(knobs, model, dataset, first, Joint(knobs.strategy), epochs=knobs.stage1_epochs, lr=knobs.stage1_lr)
-    if knobs.epochs:
-        weights = Weights(knobs.alpha, knobs.beta_heterogeneous, knobs.beta_homogeneous, knobs.temperature)
+        _fit(stages, model, dataset, first, Joint(stages.strategy), epochs=stages.stage1_epochs, lr=stages.stage1_lr)
+    if stages.epochs:
         with only_heads_learn(model):
-            objective = SelfDistillation(kinds_of(model), weights)
-            _fit(knobs, model, dataset, data, objective, epochs=knobs.epochs, lr=knobs.lr, train_mode="eval")
+            objective = SelfDistillation(kinds_of(model), stages.weights)
+            _fit(stages, model, dataset, data, objective, epochs=stages.epochs, lr=stages.lr, train_mode="eval")
 
 
-def check_training(knobs: LGViT, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
+def check_training(stages: Stages, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
     """Raise `BadInput` unless the trainings fit model and data."""
-    if knobs.stage1_epochs or knobs.epochs:
-        config = FitConfig(epochs=1, lr=knobs.lr, batch_size=knobs.images, augment=knobs.augment)
+    if stages.stage1_epochs or stages.epochs:
+        config = FitConfig(epochs=1, lr=stages.lr, batch_size=stages.images, augment=stages.augment)
         check_run(model, dataset, preprocess=data.preprocess, config=config, convert=True)
 
 
@@ -50,7 +61,7 @@ def only_heads_learn(model: OpenModel) -> Iterator[None]:
 
 
 def _fit(
-    knobs: LGViT,
+    stages: Stages,
     model: OpenModel,
     dataset: AnyDataset,
     data: Data,
@@ -61,7 +72,7 @@ def _fit(
     train_mode: str = "train",
 ) -> None:
     recipe: dict[str, Any] = {"lr": lr, "min_lr": 0.0, "schedule": "linear", "weight_decay": 0.0}
-    recipe |= {"batch_size": knobs.images, "seed": data.seed, "amp": knobs.amp, "augment": knobs.augment}
+    recipe |= {"batch_size": stages.images, "seed": data.seed, "amp": stages.amp, "augment": stages.augment}
     fit(
         model,
         dataset,

@@ -12,12 +12,12 @@ from safetensors.numpy import save_file
 from leanvit.data import open_dataset
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import Predictions
-from leanvit.report import disagreements
-from leanvit.report.curves import read_curve
-from leanvit.report.disagreements import load_pictures, pictures, save_pictures
-from leanvit.report.evidence import Answers, Evidence
-from leanvit.report.keeping import keep
-from leanvit.report.thumbnails import data_uri, encoded
+from leanvit.runs import disagreements
+from leanvit.runs.disagreements import load_pictures, pictures, save_pictures
+from leanvit.runs.evidence import Answers, Evidence
+from leanvit.runs.logs import read_curve
+from leanvit.runs.measurements import keep
+from leanvit.runs.thumbnails import data_uri, encoded
 
 
 def test_evidence_comes_back_as_it_was(evidence, tmp_path) -> None:
@@ -44,7 +44,7 @@ def test_evidence_of_logits_pairs_by_key() -> None:
 
 
 def test_too_much_evidence_is_not_written(evidence, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("leanvit.report.evidence.LIMIT_BYTES", 50)
+    monkeypatch.setattr("leanvit.runs.evidence.LIMIT_BYTES", 50)
     assert not evidence.save(tmp_path / "p.safetensors")
     assert not list(tmp_path.iterdir())
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import Point
 from leanvit.report.series import Series
+from leanvit.runs.record import Measurement, RunRecord
 
-Measured = tuple[Material, Measurement]
+Measured = tuple[RunRecord, Measurement]
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Bench:
         """A point for each row; a run's name is added where two measurements name different models alike."""
         several = len(self.measured) > 1
         found: dict[tuple[str, str], Point] = {}
-        for material, measurement in self.measured:
+        for record, measurement in self.measured:
             rows = measurement.comparison.rows
             for row in rows:
-                key = series.of_row(material, rows, row.model)
-                name = f"{row.model} [{material.folder.name}]" if several else row.model
+                key = series.of_row(record, rows, row.model)
+                name = f"{row.model} [{record.folder.name}]" if several else row.model
                 found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(
                     measurement.comparison, row, name, key
                 )
@@ -50,18 +50,18 @@ class DataGroup:
         return tuple(one for bench in self.benches for one in bench.measured)
 
 
-def by_data(materials: Sequence[Material]) -> list[DataGroup]:
+def by_data(records: Sequence[RunRecord]) -> list[DataGroup]:
     """Groups in the order in which the runs name their data. Images that are not known to be the same stay apart."""
     groups: dict[tuple[str, int, str], list[Measured]] = {}
-    for material in materials:
-        for measurement in material.measurements:
-            groups.setdefault(_data_key(material, measurement), []).append((material, measurement))
+    for record in records:
+        for measurement in record.measurements:
+            groups.setdefault(_data_key(record, measurement), []).append((record, measurement))
     return [DataGroup(*key, _benches(measured)) for key, measured in groups.items()]
 
 
-def _data_key(material: Material, measurement: Measurement) -> tuple[str, int, str]:
+def _data_key(record: RunRecord, measurement: Measurement) -> tuple[str, int, str]:
     fingerprint = measurement.evidence.fingerprint if measurement.evidence else ""
-    return material.data_of(measurement), measurement.comparison.images, fingerprint
+    return record.data_of(measurement), measurement.comparison.images, fingerprint
 
 
 def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
@@ -76,12 +76,12 @@ def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
 def _newest(members: Sequence[Measured]) -> tuple[Measured, ...]:
     """Without what a run measured again: the same models and baseline, and every row. The newest names the earlier."""
     shown: list[Measured] = []
-    for material, measurement in members:
+    for record, measurement in members:
         earlier: list[str] = []
-        for other in [one for one in shown if one[0] is material and _replaces(measurement, one[1])]:
+        for other in [one for one in shown if one[0] is record and _replaces(measurement, one[1])]:
             shown.remove(other)
             earlier += [*other[1].earlier, other[1].file]
-        shown.append((material, replace(measurement, earlier=tuple(earlier))))
+        shown.append((record, replace(measurement, earlier=tuple(earlier))))
     return tuple(shown)
 
 

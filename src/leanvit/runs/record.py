@@ -1,4 +1,4 @@
-"""What a report is made of, read from run folders. Files from elsewhere are validated, never trusted."""
+"""What a run folder says, read from its files. Files from elsewhere are validated, never trusted."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from leanvit.recipe.history import Root
 from leanvit.recipe.papers import known_papers
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
-from leanvit.report.curves import Curve, read_curve
-from leanvit.report.disagreements import load_pictures
-from leanvit.report.evidence import Evidence
-from leanvit.report.keeping import evidence_file, measurement_number, pictures_file
-from leanvit.report.token_maps import TOKENS, TokenMaps
-from leanvit.report.widths import Widths, read_widths
-from leanvit.verbs.clearing import TRAINING_LOG
-from leanvit.verbs.folders import COMMANDS, Command, commands_of
+from leanvit.runs.commands import Command, commands_of
+from leanvit.runs.disagreements import load_pictures
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.layout import COMMANDS, TOKENS, TRAINING_LOG, evidence_file, measurement_files, pictures_file
+from leanvit.runs.logs import Curve, read_curve
+from leanvit.runs.saving import Asked, asked_rows
+from leanvit.runs.token_maps import TokenMaps
+from leanvit.runs.widths import Widths, read_widths
 
 LONGEST_REASON = 400  # characters of why a file cannot be read
 LONGEST_SECONDS = 1e12
@@ -43,8 +43,8 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Material:
-    """One run folder."""
+class RunRecord:
+    """One run folder: what its files say."""
 
     folder: Path
     name: str  # "dense", "evit + int8", "leanvit/NAME"
@@ -52,7 +52,7 @@ class Material:
     model_args: dict[str, Any]
     classes: tuple[str, ...]
     data: str
-    asked: tuple[dict[str, Any], ...]
+    asked: tuple[Asked, ...]
     commands: tuple[Command, ...]
     measurements: tuple[Measurement, ...]
     tokens: TokenMaps | None
@@ -66,7 +66,7 @@ class Material:
         return measurement.evidence.data if measurement.evidence else self.data
 
 
-def read_run(folder: Path, *, reference: str = "") -> Material:
+def read_run(folder: Path, *, reference: str = "") -> RunRecord:
     """Read what the verbs left in a run folder. `reference`: its name, where it is one of the package.
 
     A file beside `leanvit.json` that is damaged, or from a newer leanvit, is left out and named in `unreadable`.
@@ -81,14 +81,14 @@ def read_run(folder: Path, *, reference: str = "") -> Material:
     info = file.info
     origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
     methods = " + ".join(plan.slug for plan in file.plans)
-    return Material(
+    return RunRecord(
         folder=folder,
         name=origin if reference else methods or "dense",
         model=f"{file.root.name} ({origin})" if origin else file.root.name,
         model_args=dict(file.root.kwargs),
         classes=tuple(file.classes),
         data=str(info.get("data", "")),
-        asked=tuple(_asked(row) for row in _list(info.get("asked")) if isinstance(row, dict)),
+        asked=asked_rows(info),
         commands=commands,
         measurements=_measurements(folder, commands, reader),
         tokens=reader.read(TOKENS, _tokens, None),
@@ -118,27 +118,9 @@ class _Reader:
 
 
 def _measurements(folder: Path, commands: tuple[Command, ...], reader: _Reader) -> tuple[Measurement, ...]:
-    names = (path.name for path in _measure_files(folder))
+    names = (path.name for path in measurement_files(folder))
     found = (reader.read(name, lambda path: _measurement(path, commands, reader), None) for name in names)
     return tuple(one for one in found if one is not None)
-
-
-def _asked(row: dict[str, Any]) -> dict[str, Any]:
-    """Of the row only what the page reads, in the shape that it reads."""
-    parts = {key: _dict(row.get(key)) for key in ("asked", "achieved")}
-    share = {k: v for k, v in _dict(row.get("share")).items() if isinstance(v, float) and 0 <= v < 1e6}
-    return {
-        "method": str(row.get("method", "")),
-        **parts,
-        "share": share,
-        "missed": [str(miss) for miss in _list(row.get("missed"))],
-    }
-
-
-def _measure_files(folder: Path) -> list[Path]:
-    """`measure.json`, `measure-2.json`, ... in the order they were made."""
-    numbered = [(measurement_number(path.name), path) for path in folder.glob("measure*.json")]
-    return [path for _, path in sorted((number, path) for number, path in numbered if number is not None)]
 
 
 def _measurement(path: Path, commands: tuple[Command, ...], reader: _Reader) -> Measurement:
@@ -199,10 +181,6 @@ def _widths(folder: Path, file: RunFile) -> Widths | None:
         return read_widths(Root(file.root.name, file.root.kwargs), plans)
     except LeanvitError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What verbs leave in a run folder: removed when the run is replaced, and recognised after a kill."""
+"""What a run folder holds: removed when the run is replaced, and recognised after a kill."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from pathlib import Path
 
 from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.steps import ABOUT, STEPS
-from leanvit.recipe.store import JSON_NAME
+from leanvit.runs.layout import ARTEFACTS, COMMANDS, EARLIER_LOG, RUN, TENSORBOARD, TOKENS, TRAINING_LOG, latencies_file
+from leanvit.runs.locking import LOCK
 from leanvit.training.checkpoint import STATE
-from leanvit.verbs.locking import LOCK
 
-COMMANDS = "commands.jsonl"
-TRAINING_LOG = "train.jsonl"
-TENSORBOARD = "tensorboard"
-EARLIER_LOG = "train-{}.jsonl"  # of the stages before the last training, from 1 on
-RUN = (JSON_NAME, "weights-*.safetensors")
 _TRAINING = STATE.parent.name
 _LEFT = (  # in the order in which it is removed: what makes a run of it, or can be gone on with, comes first
     *RUN,
     str(STATE),
     str(ABOUT),
     "measure*.json",
-    "latencies-*.json",
+    latencies_file("*"),
     "predictions*.safetensors",
     "disagreements*.json",
-    "tokens.json",
+    TOKENS,
     COMMANDS,
     RECORD,
     TRAINING_LOG,
@@ -35,7 +30,7 @@ _LEFT = (  # in the order in which it is removed: what makes a run of it, or can
     EARLIER_LOG.format("*"),
     _TRAINING,
     STEPS,
-    "artefacts",
+    ARTEFACTS,
     "report*.html",
     ".*.part",
     ".tmp*",
@@ -75,7 +70,7 @@ def _is_leftover(path: Path) -> bool:
         return False
     if path.is_file():
         return path.name == LOCK or bool(_HALF.fullmatch(path.name))
-    if path.name in (_TRAINING, STEPS, TENSORBOARD, "artefacts"):
+    if path.name in (_TRAINING, STEPS, TENSORBOARD, ARTEFACTS):
         return all(one.is_dir() or _HALF.fullmatch(one.name) for one in _below(path))
     return False
 

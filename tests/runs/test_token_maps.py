@@ -9,8 +9,8 @@ import torch
 import leanvit as lv
 from leanvit.errors import CheckpointError
 from leanvit.recipe import Root
-from leanvit.report.token_maps import TokenMaps, trace_tokens
 from leanvit.report.token_pictures import draw, stacks
+from leanvit.runs.token_maps import TokenMaps, trace_tokens
 
 KWARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 3, "embed_dim": 24, "num_heads": 3}
 

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.verbs.clearing import clear_run
-from leanvit.verbs.folders import Stopwatch, commands_of, new_file, new_folder
+from leanvit.runs.clearing import clear_run
+from leanvit.runs.commands import Stopwatch, commands_of
+from leanvit.runs.folders import new_file, new_folder
 
 
 def test_a_default_folder_is_the_first_free_one(tmp_path, monkeypatch) -> None:

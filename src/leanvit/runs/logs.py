@@ -1,19 +1,50 @@
-"""The course of a training, from the lines that it logged."""
+"""The logs of a run's trainings: which there are, what they say of the data, and the course of the last."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from leanvit.errors import CheckpointError
+from leanvit.files import write_atomic
+from leanvit.runs.layout import EARLIER_LOG, MEASURED, TRAINING_LOG
 
 MOST_BYTES = 64 * 2**20
 MOST_STEPS = 800  # drawn; of more, evenly many are left out
 
 Points = tuple[tuple[float, float], ...]  # (step, value)
+
+
+def training_logs(folder: Path) -> list[Path]:
+    """The logs of a run's trainings, oldest first."""
+    earlier = (folder / EARLIER_LOG.format(number) for number in range(1, 1000))
+    return [*takewhile(Path.is_file, earlier), *(p for p in [folder / TRAINING_LOG] if p.is_file())]
+
+
+def trained_on_labels(folder: Path) -> bool:
+    """Whether a run's last training was scored as multi-label data are (mAP), or its measurement was of such data."""
+    for log in reversed(training_logs(folder)):
+        rows = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [line for line in rows if '"map":' in line or '"top1":' in line]
+        if found:
+            return '"map":' in found[-1]
+    measured = folder / MEASURED
+    return (
+        measured.is_file() and re.search(r'"multi_label":\s*true', measured.read_text("utf-8", "replace")) is not None
+    )
+
+
+def keep_logs(source: Path | None, target: Path) -> None:
+    """Copy the training logs of the run that `target` was trained on from."""
+    if source is None or source.resolve() == target.resolve():
+        return
+    for number, log in enumerate(training_logs(source), start=1):
+        write_atomic(target / EARLIER_LOG.format(number), log.read_bytes())
 
 
 @dataclass(frozen=True)

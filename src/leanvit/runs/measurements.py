@@ -1,36 +1,20 @@
-"""What the verbs keep of a measurement for the page, beside `measure.json` in a run folder."""
+"""A measurement as it is kept: `measure.json`, and beside it the answers behind it and pictures of disagreements."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison
-from leanvit.report.disagreements import pictures, save_pictures, worst
-from leanvit.report.evidence import Evidence
+from leanvit.runs.disagreements import pictures, save_pictures, worst
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.layout import evidence_file, measurement_number, pictures_file
 
 if TYPE_CHECKING:
     from leanvit.data import Dataset
     from leanvit.measure import Predictions
-
-
-def measurement_number(name: str) -> int | None:
-    """1 for `measure.json`, 2 for `measure-2.json`; None for another file."""
-    found = re.fullmatch(r"measure(?:-(\d+))?\.json", name)
-    return int(found[1] or 1) if found else None
-
-
-def evidence_file(measured: Path) -> Path:
-    """`predictions.safetensors` of `measure.json`, `predictions-2.safetensors` of `measure-2.json`."""
-    return measured.with_name(measured.stem.replace("measure", "predictions", 1) + ".safetensors")
-
-
-def pictures_file(measured: Path) -> Path:
-    """`disagreements.json` of `measure.json`, and so on."""
-    return measured.with_name(measured.stem.replace("measure", "disagreements", 1) + ".json")
 
 
 def pairs(comparison: Comparison) -> list[tuple[str, str]]:

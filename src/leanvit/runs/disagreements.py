@@ -12,8 +12,8 @@ import numpy as np
 
 from leanvit.errors import CheckpointError
 from leanvit.files import JSON_LIMIT, write_atomic
-from leanvit.report.evidence import Evidence
-from leanvit.report.thumbnails import encoded
+from leanvit.runs.evidence import Evidence
+from leanvit.runs.thumbnails import encoded
 
 if TYPE_CHECKING:
     from leanvit.data import Dataset

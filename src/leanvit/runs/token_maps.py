@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.report.thumbnails import encoded
+from leanvit.files import read_strict, write_atomic
+from leanvit.runs.layout import TOKENS
+from leanvit.runs.thumbnails import encoded
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset, Preprocess
 
-TOKENS = "tokens.json"
 FORMAT = 2
 IMAGES = 6
 MOST_TOKENS = 10**7
@@ -74,15 +76,8 @@ class TokenMaps:
     @classmethod
     def from_json(cls, text: str | bytes) -> TokenMaps:
         """Read `to_json`'s text, or format 1's, strictly. Raises `CheckpointError`."""
-        from pydantic import TypeAdapter, ValidationError
-
         try:
-            maps = TypeAdapter(cls).validate_json(_newest(text))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise CheckpointError(
-                f"not token maps: {'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
-            ) from None
+            maps = read_strict(cls, _newest(text), "not token maps")
         except BadInput as error:
             raise CheckpointError(f"not token maps: {error}") from None
         if maps.format != FORMAT:
@@ -128,6 +123,12 @@ def trace_tokens(
         reductions=tuple(reductions),
         pictures=_pictures(chosen, preprocess, dict(zip(batch.keys, answers, strict=True))) if reductions else (),
     )
+
+
+def keep_tokens(folder: Path, model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, name: str) -> None:
+    """Write the maps of a model, as `trace_tokens` gives them, into its run folder."""
+    maps = trace_tokens(model, dataset, preprocess, name=name)
+    write_atomic(folder / TOKENS, maps.to_json().encode())
 
 
 def _source(block: Any) -> str:

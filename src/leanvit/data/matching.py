@@ -1,0 +1,71 @@
+"""A model and a data set: which classes the two share, and the data set as the model learns from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from leanvit.data.classes import Matched, match_classes
+from leanvit.data.stream import AnyDataset
+from leanvit.errors import BadInput
+
+
+def matched_with(model: object, dataset: AnyDataset, *, class_names: str = "by-name", exact: bool = False) -> Matched:
+    """`match_classes` of a model and a data set.
+
+    model: anything that says `num_classes` and, where its outputs have names, `classes`; where it does not say how many
+    outputs it has, as many as the data has classes. Raises BadInput.
+    """
+    if not hasattr(model, "classes"):
+        model = getattr(model, "module", model)  # what DataParallel and DDP wrap
+    known = tuple(getattr(model, "classes", ()))
+    outputs = getattr(model, "num_classes", None) or len(known) or len(dataset.classes)
+    return match_classes(known, outputs, dataset.classes, class_names=class_names, exact=exact)
+
+
+def for_model(
+    dataset: AnyDataset,
+    model: object,
+    *,
+    class_names: str = "by-name",
+    exact: bool = False,
+    say: Callable[[str], object] = warnings.warn,
+) -> AnyDataset:
+    """The data set with a model's outputs as its classes: what the model learns from. `say` is told what was matched.
+
+    Raises BadInput for classes that the model does not know.
+    """
+    matched = matched_with(model, dataset, class_names=class_names, exact=exact)
+    if kind := other_kind(model, dataset):
+        say(kind)
+    names = matched.names(tuple(getattr(model, "classes", ())), dataset.classes)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"classes: {twice!r} comes twice; accepted: a name of its own for each output")
+    if matched.same and names == list(dataset.classes):
+        return dataset
+    if matched.said:
+        say(matched.said)
+    return dataset.onto(matched, names)
+
+
+def unseen_classes(dataset: AnyDataset) -> list[str]:
+    """The classes that no image of a data set carries; of a stream, which is not looked through, none."""
+    targets = getattr(dataset, "targets", None)
+    if targets is None:
+        return []
+    seen = set((targets.any(axis=0).nonzero()[0] if dataset.multi_label else targets).tolist())
+    return [name for index, name in enumerate(dataset.classes) if index not in seen]
+
+
+def other_kind(model: object, dataset: AnyDataset) -> str:
+    """In one line, that a model tells one class of all and the data has several labels an image, or the reverse.
+
+    Empty where they are of one kind, and of a model without names of classes: nothing says what it was trained for.
+    """
+    several = getattr(model, "multi_label", None)
+    if several is None or not getattr(model, "classes", ()) or several == dataset.multi_label:
+        return ""
+    kinds = "one class an image", "several labels an image"
+    was, now = kinds[several], kinds[dataset.multi_label]
+    return f"the model was trained for {was}, the data has {now}: its answers are read as {now}"

@@ -1,0 +1,94 @@
+"""The runtimes: their modules, the packages that they need, how one executes, and what its files are opened with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanvit.deploy.artefact import RUNTIMES
+from leanvit.errors import BadInput, MissingExtra, unknown
+
+OPSETS = (17, 18, 19, 20)  # of ONNX
+
+Call = Callable[[np.ndarray], np.ndarray]  # what the artefact takes -> (B, classes) float32
+
+_MODULES = {
+    "openvino": "leanvit.deploy.openvino",
+    "onnx": "leanvit.deploy.onnx",
+    "torch": "leanvit.deploy.torch_export",
+}
+_PACKAGES: dict[str, tuple[str, ...]] = {  # beside what leanvit itself needs
+    "openvino": ("openvino",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "torch": (),
+}
+_PIP = {"openvino": "openvino", "onnx": "'leanvit[onnx]'"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a runtime executes. Every choice that moves a figure is explicit, and recorded in the runner."""
+
+    precision: str = "f32"  # of what is not int8: "f32", or "bf16" (OpenVINO, where the CPU has it)
+    hint: str = "latency"  # OpenVINO: "latency" or "throughput"
+    threads: int | None = None  # None: the runtime's choice
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("precision", ("f32", "bf16")), ("hint", ("latency", "throughput"))):
+            if getattr(self, name) not in accepted:
+                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
+        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
+            raise BadInput(f"threads is {self.threads!r}; accepted: None, or 1 and more")
+
+
+def open_runtime(runtime: str, folder: Path, options: Options) -> Call:
+    """Load the files of a runtime."""
+    return runtime_module(runtime).open_files(folder, options)
+
+
+def packages_of(runtime: str) -> tuple[str, ...]:
+    """The packages that exporting to a runtime needs beside leanvit's own."""
+    return _PACKAGES[runtime]
+
+
+def require_runtime(runtime: str) -> None:
+    """Raise `BadInput` for an unknown runtime (the nearest is named), `MissingExtra` for one that is not installed."""
+    if runtime not in RUNTIMES:
+        raise unknown("runtime", runtime, RUNTIMES)
+    missing = [name for name in packages_of(runtime) if find_spec(name) is None]
+    if missing:
+        are = "are" if len(missing) > 1 else "is"
+        raise MissingExtra(
+            f"runtime {runtime!r}: {', '.join(missing)} {are} not installed: pip install {_PIP[runtime]}"
+        )
+
+
+def runtime_module(runtime: str) -> Any:
+    """The module of a runtime.
+
+    It has `write_files(program, folder)`, `open_files(folder, options)` (those of graphs with several outputs also
+    `open_outputs`, and `write_files` takes their names), `INT8` (what int8 is called there) and
+    `integer_products(folder)`: (those that run in integers, all), or None where none does.
+    """
+    return import_module(_MODULES[runtime])
+
+
+def check_opset(opset: int | None, to: str) -> None:
+    """Raise `BadInput` unless an opset is one that ONNX files are written in, and asked of them."""
+    if opset is None:
+        return
+    if to != "onnx":
+        raise BadInput(f"opset is {opset!r}, which ONNX has, but the runtime is {to}; leave it out, or export to onnx")
+    if isinstance(opset, bool) or opset not in OPSETS:
+        raise BadInput(f"opset is {opset!r}; accepted: {', '.join(map(str, OPSETS))}")
+
+
+def wanted(opset: int | None) -> dict[str, Any]:
+    """What `write_files` of a runtime is told of the opset: only ONNX's has one."""
+    return {} if opset is None else {"opset": opset}

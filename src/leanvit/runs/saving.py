@@ -1,0 +1,86 @@
+"""A compressed run as it is saved: its history, what each method was asked for and achieved, and its training's log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanvit.files import write_atomic
+from leanvit.recipe.steps import last_log
+from leanvit.recipe.store import save
+from leanvit.runs.layout import TRAINING_LOG
+
+if TYPE_CHECKING:
+    from leanvit.anatomy import OpenModel
+    from leanvit.data import Preprocess
+
+_OF_ITS_OWN = ("made_with", "steps", "frozen")  # of a run's info: not handed on to what is made from it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one method was asked for, and what the saved object turned out to have."""
+
+    method: str
+    asked: dict[str, Any]  # the knobs
+    achieved: dict[str, Any]
+    missed: tuple[str, ...] = ()  # in words: targets missed beyond the method's tolerance
+    share: dict[str, float] = field(default_factory=dict)  # of the model as it met it, and in all
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
+        told |= {"share": self.share} if self.share else {}
+        return {**told, "missed": list(self.missed)} if self.missed else told
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Asked:
+        """Read `to_json`'s row; what has another shape in a file from elsewhere is left out."""
+        knobs, achieved, share = (_dict(row.get(key)) for key in ("asked", "achieved", "share"))
+        return cls(
+            method=str(row.get("method", "")),
+            asked=knobs,
+            achieved=achieved,
+            missed=tuple(str(miss) for miss in _list(row.get("missed"))),
+            share={k: v for k, v in share.items() if isinstance(v, float) and 0 <= v < 1e6},
+        )
+
+
+def save_compressed(
+    lean: OpenModel,
+    folder: Path,
+    asked: Sequence[Asked],
+    *,
+    preprocess: Preprocess,
+    info: Mapping[str, Any],
+    data: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Save what a compression made of a run, with the log of the last training among the steps in the folder.
+
+    Args:
+        asked: a row for each method of this compression, behind those that `info` has.
+        info: of the run that it was made from.
+        data: spec that methods learned from or that was measured; "": what `info` says.
+
+    Raises as `leanvit.save` does.
+    """
+    kept = {key: value for key, value in info.items() if key not in _OF_ITS_OWN}
+    kept["asked"] = [*_list(info.get("asked")), *(row.to_json() for row in asked)]
+    save(lean, folder, preprocess=preprocess, info=kept | ({"data": data} if data else {}), overwrite=overwrite)
+    if log := last_log(folder):
+        write_atomic(folder / TRAINING_LOG, log)
+
+
+def asked_rows(info: Mapping[str, Any]) -> tuple[Asked, ...]:
+    """The rows in a run's info, oldest first."""
+    return tuple(Asked.from_json(row) for row in _list(info.get("asked")) if isinstance(row, dict))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

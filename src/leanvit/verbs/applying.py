@@ -1,0 +1,206 @@
+"""What `compare` runs: one method after another, applied, judged, recovered and saved; then all measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leanvit.data import AnyDataset, loader, matched_with
+from leanvit.errors import LeanvitError
+from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
+from leanvit.recipe import Data, Recovery, clear_steps, knobs_of, make_method, trains
+from leanvit.recipe import compress as compress_model
+from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
+from leanvit.recipe.store import JSON_NAME
+from leanvit.runs.commands import Stopwatch
+from leanvit.runs.compared import BASELINE, INT8, Standing
+from leanvit.runs.layout import MEASURED
+from leanvit.runs.measurements import keep
+from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.runs.token_maps import keep_tokens
+from leanvit.verbs.compressing import asked_of
+from leanvit.verbs.contenders import Contender
+from leanvit.verbs.fitting import with_classes_of
+from leanvit.verbs.guarding import LeftOut
+from leanvit.verbs.models import Loaded, Say, load_model
+from leanvit.verbs.progress import progress
+from leanvit.verbs.runtimes import Opener
+from leanvit.verbs.shares import Tally
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all methods share."""
+
+    start: Loaded
+    train: AnyDataset | None  # None: nothing learns
+    val: AnyDataset
+    recovery: Recovery | None
+    seed: int
+    folder: Path
+    say: Say
+    command: str
+    data: str
+    class_names: str
+
+    def images(self) -> Data | None:
+        if self.train is None:
+            return None
+        return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
+
+    def judged(self, model: Any) -> Predictions:
+        outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
+        return predict(model, loader(self.val, self.start.preprocess, batch_size=64), outputs=outputs)
+
+    @cached_property
+    def baseline_answers(self) -> Predictions:
+        return self.judged(self.start.model)
+
+
+# --- one method after another -------------------------------------------------------------------------------------
+
+
+def keep_baseline(shared: Conditions) -> None:
+    folder = shared.folder / BASELINE
+    if (folder / JSON_NAME).is_file():
+        return
+    _save(shared, shared.start.model, folder, [])
+
+
+def apply_all(shared: Conditions, chosen: Sequence[Contender], left_out: LeftOut) -> tuple[Standing, ...]:
+    """Those of all methods that come through. Raises `LeanvitError` where none does."""
+    found: list[Standing] = []
+    for one in chosen:
+        with left_out.guard(one.name, shared.say):
+            found.append(_standing(shared, one))
+        left_out.write(shared.folder, shared.say)
+    if not found:
+        raise LeanvitError(f"no method came through: {'; '.join(left_out.values())}")
+    return tuple(found)
+
+
+def _standing(shared: Conditions, one: Contender) -> Standing:
+    """Apply, judge, recover and save one method; where that is done already, what came of it."""
+    folder = shared.folder / one.name
+    if (through := Standing.read(folder)) is not None:
+        return through
+    begun, watch = time.perf_counter(), Stopwatch("compare", shared.command)
+    shelf: dict[str, Any] = {}
+    tally = Tally([one.method], asked_rows(shared.start.info))
+
+    def judge(label: str, model: Any) -> None:
+        if label != "dense":
+            shared.say(f"{one.name}: {'compressed' if label == one.method.slug else label}")
+        tally.take(label, model)
+        if label == one.method.slug:
+            answers = shared.judged(model)
+            shelf["off_the_shelf_percent"] = accuracy(answers).percent()
+            shelf["off_the_shelf_change"] = accuracy_change(shared.baseline_answers, answers)
+
+    recovery = shared.recovery if one.method.trainable_after else None
+    lean = compress_model(
+        shared.start.model,
+        [one.method],
+        shared.images(),
+        recovery=recovery,
+        on_step=judge,
+        out=folder if trains([one.method], recovery) else None,
+        resume=(folder / STEPS_ABOUT).is_file(),
+    )
+    _save(shared, lean, folder, asked_of([one.method], lean, tally))
+    mapped = with_classes_of(shared.start, shared.val, class_names=shared.class_names)
+    keep_tokens(folder, lean, mapped, shared.start.preprocess, name=one.name)
+    standing = Standing(
+        name=one.name,
+        method=one.method.slug,
+        knobs=knobs_of(one.method),
+        learns=bool(one.method.trains),
+        recovered=recovery is not None,
+        seconds=round(time.perf_counter() - begun, 2),
+        **shelf,
+    )
+    watch.record(folder, before=shared.start.commands)
+    standing.save(folder)
+    clear_steps(folder)
+    return standing
+
+
+def _save(
+    shared: Conditions, lean: Any, folder: Path, asked: Sequence[Asked], info: Mapping[str, Any] | None = None
+) -> None:
+    """info: of the run that it was made from; None: the one that the comparison is of."""
+    save_compressed(
+        lean,
+        folder,
+        asked,
+        preprocess=shared.start.preprocess,
+        info=shared.start.info if info is None else info,
+        data=shared.data,
+        overwrite=folder.is_dir(),
+    )
+
+
+def round_all(shared: Conditions, names: Sequence[str], left_out: LeftOut) -> None:
+    """Int8 of each model that is there; the baseline's must come through."""
+    for name in names:
+        folder = shared.folder / f"{name}-{INT8}"
+        if (folder / JSON_NAME).is_file():
+            continue
+        shared.say(f"{name}: int8")
+        with left_out.guard(f"{name} {INT8}", shared.say, but=Exception if name == BASELINE else ()):
+            one, rounding = load_model(shared.folder / name), [make_method(INT8, {})]
+            tally = Tally(rounding, asked_rows(one.info))
+            lean = compress_model(one.model, rounding, shared.images(), on_step=tally.take)
+            _save(shared, lean, folder, asked_of(rounding, lean, tally), one.info)
+        left_out.write(shared.folder, shared.say)
+
+
+# --- all in turns -------------------------------------------------------------------------------------------------
+
+
+def measure_all(
+    shared: Conditions,
+    standings: Sequence[Standing],
+    others: Sequence[str],
+    int8: bool,
+    latency_batch: int,
+    rounds: int,
+    left_out: LeftOut,
+) -> Comparison:
+    """Accuracy and speed of every model in every runtime; kept in the baseline's folder."""
+    names = [BASELINE, *(one.name for one in standings)]
+    wanted = [(name, name, runtime) for runtime in ("torch", *others) for name in names]
+    whole = [runtime for runtime in others if runtime in ("openvino", "onnx")] if int8 else []
+    wanted += [(f"{name} {INT8}", f"{name}-{INT8}", runtime) for runtime in whole for name in names]
+    wanted = [row for row in wanted if row[0] not in left_out]  # what could not be rounded to int8
+    loaded = {folder: load_model(shared.folder / folder) for _, folder, _ in wanted}
+    runners: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    same: dict[str, str] = {}
+    answers: dict[str, Predictions] = {}
+    with Opener(latency_batch, shared.say) as opener:
+        for row, folder, runtime in wanted:
+            key = row if runtime == "torch" else f"{row} ({runtime})"
+            file = None
+            with left_out.guard(key, shared.say, but=Exception if folder.startswith(BASELINE) else ()):
+                runners[key], file = opener.open(loaded[folder], runtime)
+            files |= {key: file} if file else {}
+            same[key] = row.removesuffix(f" {INT8}")  # int8 is compared with the baseline at int8
+        comparison = compare(
+            runners,
+            shared.val,
+            latency_batch=latency_batch,
+            rounds=rounds,
+            files=files,
+            model_names=same,
+            baseline=BASELINE,
+            progress=shared.say,
+            on_predictions=answers.update,
+            class_names=shared.class_names,
+        )
+    keep(comparison, answers, shared.val, shared.folder / BASELINE / MEASURED)
+    return comparison

@@ -1,0 +1,88 @@
+"""A model and the data that it is trained or judged on: whether they fit, and each as the other needs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from leanvit.data import AnyDataset, check_fits, for_model, matched_with
+from leanvit.errors import BadInput
+from leanvit.verbs.models import Loaded, Say, silent
+
+
+def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
+    """A model that is trained on this data: its preprocessing keeps the values that were black and white in it."""
+    if dataset.pixel_range is None:
+        return loaded
+    preprocess = replace(loaded.preprocess, pixel_range=dataset.pixel_range)
+    loaded.model.preprocess = preprocess
+    return replace(loaded, preprocess=preprocess)
+
+
+def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
+    """A timm name that is judged by this data: whether its classes are questions by themselves is as the data has it.
+
+    A run says so itself.
+    """
+    if loaded.folder is None:
+        loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label
+    return loaded
+
+
+def require_fit(
+    loaded: Loaded,
+    dataset: AnyDataset,
+    *,
+    adapted: bool = False,
+    convert: bool = False,
+    adaptable: bool = True,
+    trains: bool = False,
+    class_names: str = "by-name",
+) -> bool:
+    """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
+
+    Preprocessing may enlarge images or convert their channels for a run, which was made that way, for a model that was
+    adapted on request, and where `convert` says so. Returns whether it may.
+
+    adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
+    data's classes are found among the model's outputs, see `data.match_classes`.
+    """
+    named = loaded.folder is None and not adapted
+    convert = convert or not named
+    try:
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=convert, class_names=class_names, trains=trains)
+    except BadInput as error:
+        hints = []
+        if named and adaptable:
+            hints.append("\nOr let leanvit choose the constructor arguments: --adapt (adapt=True)")
+        if trains and loaded.folder and not adapted and not _known(loaded, dataset, class_names):
+            hints.append("\nOr give the run a new classifier for these classes: --adapt (adapt=True)")
+        if not convert and _bridged(loaded, dataset, class_names, trains):
+            hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
+        raise BadInput(f"{error}{''.join(hints)}") from None
+    return convert
+
+
+def _bridged(loaded: Loaded, dataset: AnyDataset, class_names: str, trains: bool) -> bool:
+    try:
+        check_fits(loaded.model, loaded.preprocess, dataset, convert=True, class_names=class_names, trains=trains)
+    except BadInput:
+        return False
+    return True
+
+
+def _known(loaded: Loaded, dataset: AnyDataset, class_names: str) -> bool:
+    try:
+        matched_with(loaded.model, dataset, class_names=class_names, exact=True)
+    except BadInput:
+        return False
+    return True
+
+
+def with_classes_of(
+    loaded: Loaded, dataset: AnyDataset, *, class_names: str = "by-name", trains: bool = False, say: Say = silent
+) -> AnyDataset:
+    """A data set that fits, with the model's outputs as its classes. A model without names gets those of the data."""
+    mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, say=say)
+    if not loaded.model.classes:
+        loaded.model.classes = tuple(mapped.classes)
+    return mapped
