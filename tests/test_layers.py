@@ -20,24 +20,12 @@ ROOT = "leanvit"  # its `__init__` is a table of public names, which anyone may 
 
 # (module, the module of a higher floor or of another room of floor 2 that it imports or names), sorted
 UPWARD: list[tuple[str, str]] = [
-    ("leanvit.anatomy.surgery.widths", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.deploy.block_graphs", "leanvit.backbones.t2t_vit.opened"),
     ("leanvit.models.registry", "leanvit.backbones"),
     ("leanvit.models.registry", "leanvit.tokens.stvit"),
-    ("leanvit.prune.nvit.units", "leanvit.backbones.lv_vit.opened"),
-    ("leanvit.prune.nvit.units", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.tokens.stvit.method", "leanvit.backbones.t2t_vit.opened"),
 ]
 
 # modules that import one another, directly or through others of the same row, sorted
 CIRCLES: list[tuple[str, ...]] = [
-    (
-        "leanvit.anatomy.arithmetic.score",
-        "leanvit.anatomy.parts.blocks",
-        "leanvit.anatomy.parts.positions",
-        "leanvit.anatomy.parts.windows",
-        "leanvit.anatomy.state",
-    ),
     ("leanvit.data.classes", "leanvit.data.dataset", "leanvit.data.stream"),
     (
         "leanvit.data.declared",
@@ -53,11 +41,8 @@ CIRCLES: list[tuple[str, ...]] = [
         "leanvit.data.tables",
     ),
     ("leanvit.deploy.exporting", "leanvit.deploy.running", "leanvit.deploy.segments"),
-    ("leanvit.exits.lgvit.method", "leanvit.exits.lgvit.training"),
     ("leanvit.measure.comparison", "leanvit.measure.table"),
     ("leanvit.measure.energy", "leanvit.measure.nvml", "leanvit.measure.rapl"),
-    ("leanvit.tokens.diffrate", "leanvit.tokens.diffrate.method", "leanvit.tokens.diffrate.search"),
-    ("leanvit.tokens.tome.method", "leanvit.tokens.tome.windows"),
     ("leanvit.training.presets", "leanvit.training.timm_args"),
 ]
 

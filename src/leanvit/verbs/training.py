@@ -16,6 +16,7 @@ from leanvit.files import write_atomic
 from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
+from leanvit.recipe.protocol import Schedules
 from leanvit.report.token_maps import TOKENS, trace_tokens
 from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
@@ -336,7 +337,7 @@ def prepare(
 def _steering(start: Loaded) -> list[Any]:
     """The callbacks of the methods that a lean model carries."""
     methods = [plan.method() for plan in start.model.history.plans]
-    return [c for m in methods if hasattr(m, "callbacks") for c in m.callbacks(start.model)]
+    return [c for m in methods if isinstance(m, Schedules) for c in m.callbacks(start.model)]
 
 
 def _earlier(start: Loaded) -> dict[str, Any]:
