@@ -57,7 +57,7 @@ class Data:
             preprocess=self.preprocess,
             config=self._config(numbers),
             objective=objective,
-            callbacks=[*callbacks, *course, *self.callbacks],
+            callbacks=[*course, *callbacks, *self.callbacks],
             out=self.out,
             resume=self.resume,
             convert=True,  # whether data and model fit was decided when the dense model was made

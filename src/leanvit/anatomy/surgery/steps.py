@@ -23,7 +23,7 @@ def insert_step(model: OpenModel, block: int, slot: str, step: Step, *, first: b
         raise unknown("slot", slot, SLOTS)
     found = model.block(block)
     steps = getattr(found, slot)
-    if any(other.source == step.source for other in steps):
+    if step.source and any(other.source == step.source for other in steps):
         raise Refused(f"{found.name} already reduces tokens by {step.source}: give it other blocks")
     steps.insert(0 if first else len(steps), step.train(model.training))
 
