@@ -84,8 +84,8 @@ def built(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_family_says_what_it_can(name: str) -> None:
-    model = open_model(built(name), check=False)
+def test_a_family_says_what_it_can_and_can_what_it_says(name: str) -> None:
+    model = open_model(built(name), check=False).eval()
     assert "".join(letter for letter, ask in CAPABILITIES.items() if ask(model)) == EXPECTED[name]
     if not len(model.blocks):
         with pytest.raises(Refused, match="no grid of patches"):
@@ -94,20 +94,20 @@ def test_a_family_says_what_it_can(name: str) -> None:
             model.block(0)
         return
     images = torch.zeros(1, *model.probe_size())
-    x, state = model.eval().embed(images, model.start(images))
+    x, state = model.embed(images, model.start(images))
     assert model.grid() == state.grid and x.shape[1] == state.num_prefix + state.num_patches
     assert model.windowed == any(hasattr(attn, "window") and hasattr(attn, "shift") for attn in attentions(model))
     with torch.no_grad():
         for i in range(len(model.blocks)):
             x, state = model.run(x, state, i, i + 1)
             assert model.width_of(i) == x.shape[-1]
+        make_narrower(model)
+        model(images)
 
 
-@pytest.mark.parametrize("name", [name for name, letters in EXPECTED.items() if name not in hybrid_zoo.HYBRIDS])
-def test_widths_change_where_a_model_says_so_and_nowhere_else(name: str) -> None:
-    model = open_model(built(name), check=False).eval()
-    blocks = [block for block in model.blocks if block.prunable]
-    for attn in (block.attn for block in blocks):
+def make_narrower(model: OpenModel) -> None:
+    """Widths change where the model says so, and nowhere else."""
+    for attn in (block.attn for block in model.blocks if block.prunable):
         if attn.prunable:
             set_attention_widths(attn, heads=1)
         else:
@@ -118,9 +118,6 @@ def test_widths_change_where_a_model_says_so_and_nowhere_else(name: str) -> None
     else:
         with pytest.raises(Refused, match="the embedding width can be changed of plain"):
             set_embed_width(model, 8)
-    if len(model.blocks):
-        with torch.no_grad():
-            model(torch.zeros(1, *model.probe_size()))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.models.registry import require_model
-from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import SLOTS, both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.structure import check_structure
@@ -262,7 +262,7 @@ def finish(model: OpenModel) -> None:
 def _check_slots(model: OpenModel) -> None:
     """Two methods may not put reducing steps into one slot of one block: their scores would not mean what they say."""
     for block in model.blocks:
-        for slot in ("before", "between", "after"):
+        for slot in SLOTS:
             sources = sorted({step.source for step in getattr(block, slot) if step.reduces})
             if len(sources) > 1:
                 raise Refused(both_reduce(sources, block.name, slot))
