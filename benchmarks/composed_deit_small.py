@@ -187,7 +187,8 @@ def sketch(study: Study, widths: Sketch, methods: list[Any]) -> OpenModel:
 
 
 def achieved(methods: tuple[Any, ...], model: OpenModel) -> list[dict[str, Any]]:
-    return [{"method": m.slug, **m.achieved(model)} for m in methods if hasattr(m, "achieved")]
+    plans = model.history.plans[-len(methods) :]
+    return [{"method": m.slug, **m.achieved(model, dict(p.structure))} for m, p in zip(methods, plans, strict=True)]
 
 
 # --- accuracy, on a trained reference --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.deploy.runtimes import Options
 from leanvit.deploy.tracing import trace
 from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.recipe.protocol import Folds
 from leanvit.recipe.registry import make_method
 from tokens_speed import cut_like
 
@@ -68,7 +69,7 @@ def build(name: str, method: str, *, int8: bool) -> OpenViT:
 def apply(model: OpenViT, method: Any) -> None:
     structure = method.learn(model, RandomImages(model.input_size()))
     method.shape(model, structure)
-    if hasattr(method, "fold"):
+    if isinstance(method, Folds):
         method.fold(model, structure)
 
 

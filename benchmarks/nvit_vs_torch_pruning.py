@@ -68,7 +68,7 @@ def nvit_row(study: Study, nvit: str, seed: int) -> dict[str, Any]:
     shelf, pruning_images = applied(study, study.dense, [method], seed)
     lean, images = recovered(study, shelf, seed, [method])
     row = columns(study, "nvit", seed, shelf, lean, pruning_images + images)
-    row |= {"pruning_images": pruning_images, "achieved": method.achieved(lean)}
+    row |= {"pruning_images": pruning_images, "achieved": method.achieved(lean, dict(lean.history.plans[-1].structure))}
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 

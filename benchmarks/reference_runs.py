@@ -141,7 +141,8 @@ def measured(study: Study, plan: Plan, trainings: Trainings) -> dict[str, Any]:
         row |= quality(study, rough, "off_the_shelf_") | quality(study, rounded)
         beside = {"dense int8": dense_artefact(study, BATCH, plan.int8), "dense f32": dense_artefact(study, BATCH)}
         row["speed"] = {"openvino int8": speed(study, {"lean": rounded, **beside}, BATCH)}
-    row["achieved"] = [m.achieved(lean) for m in plan.methods if hasattr(m, "achieved")]
+    made = zip(plan.methods, lean.history.plans[-len(plan.methods) :], strict=True)
+    row["achieved"] = [m.achieved(lean, dict(p.structure)) for m, p in made]
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
 

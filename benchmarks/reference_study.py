@@ -24,6 +24,7 @@ from leanvit.data import Dataset, Preprocess, loader
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.measure import Predictions, accuracy, accuracy_change, count, paired_latency, predict, ratio
 from leanvit.recipe import Data, compress, known_papers
+from leanvit.recipe.protocol import Schedules
 from leanvit.training import RECOVERY, FitConfig, fit, recover
 from leanvit.verbs.models import load_model, open_split
 
@@ -187,7 +188,7 @@ def recovered(
         taken,
         preprocess=study.preprocess,
         config=replace(study.recovery, seed=seed, epochs=epochs),
-        callbacks=[seen, *(c for m in methods if hasattr(m, "callbacks") for c in m.callbacks(model))],
+        callbacks=[seen, *(c for m in methods if isinstance(m, Schedules) for c in m.callbacks(model))],
         convert=True,
     )
     return result.model.eval(), seen.images

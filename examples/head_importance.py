@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from leanvit.anatomy import OpenModel, OpenViT
+from leanvit.anatomy import OpenModel
 from leanvit.anatomy.surgery.widths import set_attention_widths
 from leanvit.data import loader
 from leanvit.errors import BadInput, Refused
@@ -48,7 +48,7 @@ class HeadImportance:
     def learn(self, model: OpenModel, data: Data) -> dict[str, Any]:
         """Which heads of each block stay."""
         attns = [block.attn for block in model.blocks]
-        if not isinstance(model, OpenViT) or any(a.gate or a.norm.state_dict() or a.qk_dim != a.v_dim for a in attns):
+        if not model.isotropic or any(a.gate or a.norm.state_dict() or a.qk_dim != a.v_dim for a in attns):
             raise Refused("head_importance knows plain ViTs only, with nothing in their attention but q, k, v and proj")
         seen = loader(data.dataset.limited(self.images, seed=data.seed), data.preprocess, batch_size=data.batch_size)
         kept = kept_heads(importance(model, seen), self.ratio)
@@ -70,7 +70,7 @@ class HeadImportance:
             kept = {n: t[rows] if n.startswith("qkv.") else t for n, t in old.items()}
             attn.load_state_dict(kept | {"proj.weight": old["proj.weight"][:, columns]})
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: dict[str, Any]) -> dict[str, Any]:
         return {"heads": [block.attn.heads for block in model.blocks]}
 
 

@@ -19,26 +19,10 @@ SRC = REPO / "src"
 ROOT = "leanvit"  # its `__init__` is a table of public names, which anyone may import
 
 # (module, the module of a higher floor or of another room of floor 2 that it imports or names), sorted
-UPWARD: list[tuple[str, str]] = [
-    ("leanvit.anatomy.surgery.widths", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.deploy.block_graphs", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.prune.nvit.units", "leanvit.backbones.lv_vit.opened"),
-    ("leanvit.prune.nvit.units", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.tokens.stvit.method", "leanvit.backbones.t2t_vit.opened"),
-]
+UPWARD: list[tuple[str, str]] = []
 
 # modules that import one another, directly or through others of the same row, sorted
-CIRCLES: list[tuple[str, ...]] = [
-    (
-        "leanvit.anatomy.arithmetic.score",
-        "leanvit.anatomy.parts.blocks",
-        "leanvit.anatomy.parts.positions",
-        "leanvit.anatomy.parts.windows",
-        "leanvit.anatomy.state",
-    ),
-    ("leanvit.tokens.diffrate", "leanvit.tokens.diffrate.method", "leanvit.tokens.diffrate.search"),
-    ("leanvit.tokens.tome.method", "leanvit.tokens.tome.windows"),
-]
+CIRCLES: list[tuple[str, ...]] = []
 
 
 @cache

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from leanvit.anatomy import State
 from leanvit.anatomy.arithmetic.ops import TORCH
-from leanvit.anatomy.parts.windows import PADDINGS, WindowAttention, Windows
+from leanvit.anatomy.arithmetic.partition import Windows
+from leanvit.anatomy.parts.windows import PADDINGS, WindowAttention
 from leanvit.errors import BadInput, Refused
 
 

@@ -158,7 +158,7 @@ def test_it_costs_two_numbers_a_kernel_and_head() -> None:
     assert after.macs <= 1.01 * before.macs
     plain = compress(vit(), [GmmMask(mask="elm")])
     assert count(plain, (1, 8, 8)).params - before.params == 3 * 16 * 16
-    assert GmmMask().achieved(plain) == {"mask_parameters": 3 * 16 * 16}
+    assert GmmMask().achieved(plain, {}) == {"mask_parameters": 3 * 16 * 16}
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import open_model
-from leanvit.anatomy.parts.windows import Windows
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused

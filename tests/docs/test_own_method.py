@@ -71,7 +71,7 @@ def test_a_cut_head_is_a_head_that_gives_nothing(model: nn.Module, data: Data, t
     lean = compress(model, [HeadImportance(ratio=0.5)], data)
     (plan,) = lean.history.plans
     heads = plan.structure["heads"]
-    assert sum(map(len, heads)) == 6 and HeadImportance().achieved(lean) == {"heads": [len(h) for h in heads]}
+    assert sum(map(len, heads)) == 6 and HeadImportance().achieved(lean, {}) == {"heads": [len(h) for h in heads]}
     masked = open_model(timm.create_model("vit_tiny_patch16_224", qk_norm=True, **TINY)).eval()
     masked.load_state_dict(model.state_dict())
     for block, kept in zip(masked.blocks, heads, strict=True):

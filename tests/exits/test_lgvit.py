@@ -24,7 +24,7 @@ from leanvit.exits.calibration import chosen, collect, curve, held_out, replay
 from leanvit.exits.lgvit import LGViT
 from leanvit.exits.lgvit.heads import FoldedLocalMap, GlobalMap, LocalMap, build_heads, picked
 from leanvit.exits.lgvit.losses import SelfDistillation, Weights, heterogeneous, joint_loss, kinds_of, run_all, taught
-from leanvit.exits.lgvit.method import DEFAULTS, default_exits, default_heads
+from leanvit.exits.lgvit.method import DEFAULTS, default_heads
 from leanvit.exits.lgvit.training import only_heads_learn
 from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import Data, Plan, Root, compatibility, compress, create, load, load_run, reapply, retune, save
@@ -89,8 +89,8 @@ def test_published_layouts() -> None:
 
         vit = open_model(timm.create_model("vit_tiny_patch16_224"), check=False)
         swin = open_model(timm.create_model("swin_base_patch4_window7_224"), check=False)
-    assert default_exits(vit) == (4, 5, 6, 7, 8, 9, 10, 11)
-    assert default_exits(swin) == (4, 7, 10, 13, 16, 19, 22, 23)
+    assert [n for n, _ in LGViT().rows(vit)] == [4, 5, 6, 7, 8, 9, 10, 11]
+    assert [n for n, _ in LGViT().rows(swin)] == [4, 7, 10, 13, 16, 19, 22, 23]
     assert [k for _, k in LGViT().rows(swin)] == ["lph_dw"] * 2 + ["lph_pw"] * 2 + ["gah1"] * 2 + ["gah2"] * 2
 
 
@@ -268,7 +268,7 @@ def test_targets_choose_the_threshold(lean, data) -> None:
 def test_a_target_reaches_the_model(model, data) -> None:
     asked = compress(model, [replace(QUICK, speedup=1.5)], data)
     plan = asked.history.plans[-1]
-    told, rule = plan.method().achieved(asked), asked.exits.leaving.rule
+    told, rule = plan.method().achieved(asked, plan.structure), asked.exits.leaving.rule
     assert told["held_out_speedup_macs"] >= 1.5 and rule.thresholds == tuple(plan.structure["thresholds"])
     assert plan.structure["expected"]["of"]["thresholds"] == plan.structure["thresholds"]
     assert plan.method().check(asked, dict(plan.structure)) == []

@@ -16,7 +16,8 @@ from torch.nn.functional import one_hot
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.tokens import take_tokens
 from leanvit.tokens.diffrate.cost import Costs
-from leanvit.tokens.diffrate.method import DiffRate, match, merge, merged_sizes
+from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
+from leanvit.tokens.diffrate.method import DiffRate
 from leanvit.tokens.diffrate.search import KEY, Rate, lists_of, masked_softmax, rates, searching
 from leanvit.tokens.diffrate.search import _merged as merged_in_training
 from parity.cases import Case, handler

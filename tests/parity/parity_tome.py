@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from leanvit.anatomy.parts.tokens import take_tokens
-from leanvit.tokens.tome.method import ToMe, match, merge, schedule, shares
+from leanvit.tokens.tome.matching import match, merge, shares
+from leanvit.tokens.tome.method import ToMe, schedule
 from parity.cases import Case, handler
 from parity.timm_model import opened_vit
 

@@ -166,7 +166,7 @@ def test_skip_keeps_sites_float_and_is_described() -> None:
     assert rows["blocks.1.mlp.fc1", "weight"]["bits"] == 8
     assert rows["blocks.1.mlp.fc1", "weight"]["elements"] == 48 * 192
     assert ("blocks.0.attn.matmul1", "a") not in rows and ("blocks.1.attn.matmul1", "a") in rows
-    achieved = Int8().achieved(model)
+    achieved = Int8().achieved(model, {})
     assert achieved["quantized"] == 5 and achieved["float"] == 5 and 8 < achieved["weight_bits"] < 32
 
 

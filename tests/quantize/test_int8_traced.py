@@ -68,7 +68,7 @@ def test_every_weight_is_rounded_and_answers_stay(name: str, dense: Any, rounded
     assert {row["bits"] for row in rows} == {8}
     assert {row["kind"] for row in rows} == {"conv", "linear", "matmul"}
     weights = [m for m in dense[name].modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert Int8().achieved(rounded[name]) == {"quantized": len(weights), "float": 0, "weight_bits": 8.0}
+    assert Int8().achieved(rounded[name], {}) == {"quantized": len(weights), "float": 0, "weight_bits": 8.0}
     assert "float" not in rounded[name].traits()
 
 

@@ -17,7 +17,8 @@ from leanvit.measure import count
 from leanvit.recipe import Root, compress, create, load, save
 from leanvit.recipe.learning import Data
 from leanvit.tokens.diffrate.cost import Costs, uniform
-from leanvit.tokens.diffrate.method import DiffRate, match, merge, merged_sizes
+from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
+from leanvit.tokens.diffrate.method import DiffRate
 from leanvit.tokens.diffrate.search import Rate, lists_of, masked_softmax, rates, searching, settled
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, recover

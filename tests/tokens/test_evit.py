@@ -285,4 +285,4 @@ def test_the_schedule_steers_the_run_and_needs_no_memory(tiny) -> None:
 def test_achieved_is_counted_in_a_run(tiny) -> None:
     evit, tome = EViT(keep_rate=0.5, blocks=(1,)), ToMe(r=[0, 0, 3, 0])
     model = reduced(reduced(tiny(), evit), tome)
-    assert evit.achieved(model) == {"patch_tokens": [16, 9, 6, 6]} == tome.achieved(model)
+    assert evit.achieved(model, {}) == {"patch_tokens": [16, 9, 6, 6]} == tome.achieved(model, {})

@@ -117,7 +117,7 @@ def test_tokens_leave_after_each_stage_and_prefix_tokens_pass(tiny, variant: str
     lean = reduced(tiny(DISTILLED) if variant == "distilled" else tiny(**VARIANTS[variant]), SiT())
     prefix = lean.num_prefix_tokens
     assert lengths_in_mlps(lean, images()) == [prefix + n for n in (16, 8, 4, 2)]
-    assert SiT().achieved(lean) == {"patch_tokens": [16, 8, 4, 2]} and missed(lean) == []
+    assert SiT().achieved(lean, {}) == {"patch_tokens": [16, 8, 4, 2]} and missed(lean) == []
     x, state = lean.embed(images(), lean.start(images()))
     step = lean.blocks[0].after[0]
     assert torch.equal(step(x, state)[0][:, :prefix], x[:, :prefix])

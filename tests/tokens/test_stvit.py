@@ -51,7 +51,7 @@ def test_semantic_tokens_run_through_the_rest(tiny, variant: str, prefix: str) -
     first = model.num_prefix_tokens
     y, state = model.trace(images())
     assert lengths_in_mlps(model, images()) == [16 + first, *[4 + kept] * 3] == list(state.tokens)
-    assert method.achieved(model) == {"patch_tokens": [16, 4, 4, 4]}
+    assert method.achieved(model, {}) == {"patch_tokens": [16, 4, 4, 4]}
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 1}) == []
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 2})[0] == (
         "block 1: asked 16 semantic tokens, has 4"

@@ -15,7 +15,8 @@ from leanvit.errors import BadInput, Refused
 from leanvit.recipe.registry import make_method
 from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit import EViT
-from leanvit.tokens.tome.method import ToMe, match, merge, schedule, shares
+from leanvit.tokens.tome.matching import match, merge, shares
+from leanvit.tokens.tome.method import ToMe, schedule
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 GAP = {"class_token": False, "global_pool": "avg"}

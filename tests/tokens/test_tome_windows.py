@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenSwin, open_model
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.anatomy.parts.tokens import take_tokens
-from leanvit.anatomy.parts.windows import Windows
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe import compress, load, save
@@ -44,7 +44,7 @@ def test_off_is_exact(name: str, tome: ToMe) -> None:
 def test_the_mlp_sees_the_rest_and_the_grid_comes_back(name: str) -> None:
     lean = merged(name)
     rest = [16 * 10, 16 * 8, 4 * 10, 4 * 8, 10]
-    assert lengths_in_mlps(lean, images(lean)) == rest == ToMe().achieved(lean)["patch_tokens"]
+    assert lengths_in_mlps(lean, images(lean)) == rest == ToMe().achieved(lean, {})["patch_tokens"]
     _, state = lean.trace(images(lean), tap=frozenset({"*"}), trace=True)
     assert [state.taps[b.name].shape[1] for b in lean.blocks] == [256, 256, 64, 64, 16]
     assert not state.extra and state.size is None

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops
+from leanvit.anatomy.declared import declared
 from leanvit.anatomy.parts.blocks import Step
 from leanvit.anatomy.state import State
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, is_whole
 
 
 class OpenModel(nn.Module, ABC):
@@ -26,6 +27,9 @@ class OpenModel(nn.Module, ABC):
     """
 
     family: ClassVar[str]
+    isotropic: ClassVar[bool] = False  # whether all blocks see tokens of one grid and one width
+    hierarchical: ClassVar[bool] = False  # whether blocks lie in stages, between which patches merge and widen
+    PLAIN: ClassVar[bool] = False  # see `plain`; not inherited
     ops: Any  # an `Ops`; one that is an nn.Module is a child
     blocks: Any  # a sequence of `Block`, in the order in which they run; empty where a family has none
     exits: Any  # an `Exits`, where images may leave early; else None
@@ -127,6 +131,37 @@ class OpenModel(nn.Module, ABC):
         for block in self.blocks:
             yield from block.steps()
 
+    def block(self, number: int) -> Any:
+        """The block of this number, from 0. Raises `BadInput` for one that the model does not have."""
+        depth = len(self.blocks)
+        if not is_whole(number, least=0, most=depth - 1):
+            accepted = f"0 to {depth - 1}" if depth else "none, the model has no blocks"
+            raise BadInput(f"block is {number!r}; accepted: {accepted}")
+        return self.blocks[number]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the plain vision transformer: one linear map of patches (or tokens), positions added to them,
+        blocks, a norm and a classifier. Blocks may still differ (`Block.plain`)."""
+        return declared(type(self), "PLAIN")
+
+    @property
+    def windowed(self) -> bool:
+        """Whether tokens attend in windows in some of its blocks."""
+        return any(attn.windowed for block in self.blocks for attn in block.attentions())
+
+    def width_refusal(self) -> str:
+        """Why the width of the stream of tokens cannot be changed, as half a sentence; "" where it can."""
+        return "it is no stream of tokens of one width"
+
+    def width_of(self, block: int) -> int:
+        """Channels of the tokens that leave a block."""
+        return int(self.block(block).attn.proj.out_features)
+
+    def classified_tokens(self) -> tuple[int, ...]:
+        """Places in the sequence of the tokens that the classifier reads; none where it reads all of them."""
+        return ()
+
     @property
     def reduces_tokens(self) -> bool:
         return any(block.reduces_tokens for block in self.blocks)
@@ -164,17 +199,21 @@ class OpenModel(nn.Module, ABC):
             _, state = self.trace(self._blank())
         return list(state.patch_tokens)
 
-    @torch.no_grad()
+    def grid(self) -> tuple[int, int]:
+        """Patch tokens (rows, columns) that enter the first block, of an image of the model's own size.
+
+        Of a model without one, those of the small image of `probe_size`.
+        """
+        return self.start(self._blank(self.probe_size())).grid
+
     def patches(self) -> int:
         """Patch tokens that enter the first block, of one image of the model's own size."""
-        images = self._blank()
-        _, state = self.embed(images, self.start(images))
-        return math.prod(state.grid)
+        return math.prod(self.start(self._blank()).grid)
 
-    def _blank(self) -> torch.Tensor:
-        """One image of zeros, (1, C, H, W)."""
+    def _blank(self, size: tuple[int, int, int] | None = None) -> torch.Tensor:
+        """One image of zeros, (1, C, H, W); of the model's own size where none is given."""
         like = next(self.parameters())
-        return torch.zeros(1, *self.input_size(), device=like.device, dtype=like.dtype)
+        return torch.zeros(1, *(size or self.input_size()), device=like.device, dtype=like.dtype)
 
     @property
     def precision(self) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from leanvit.anatomy.arithmetic.ops import Ops
-    from leanvit.anatomy.parts.windows import Windows
+    from leanvit.anatomy.arithmetic.partition import Windows
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.anatomy.arithmetic.quant_ops import ObserverOps, QuantOps
 from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer
-from leanvit.anatomy.parts.blocks import Attention, Block, Mlp
+from leanvit.anatomy.parts.blocks import Mlp
 from leanvit.anatomy.state import State
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
-from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.deploy.runtimes import Options, open_runtime, require_runtime, runtime_module
 from leanvit.deploy.tracing import trace
 from leanvit.errors import Refused, unknown
@@ -74,14 +73,14 @@ def require_plain(model: OpenModel) -> OpenViT:
     if not isinstance(model, OpenModel):
         raise Refused(f"a latency table is made for a model opened by leanvit.open_model, not {type(model).__name__}")
     what = "a latency table is made for a plain pre-norm ViT"
-    if type(model) not in (OpenViT, OpenT2TViT):
+    if not model.plain:
         raise Refused(f"{what}; this is a {type(model).__name__}: its blocks differ in more than widths")
     for block in model.blocks:
-        if type(block) is not Block or type(block.attn) is not Attention or block.attn.rotary is not None:
+        if not block.plain or not block.attn.plain:
             raise Refused(f"{what}; {block.name} is not a plain block")
         if not isinstance(block.mlp, Mlp):
             raise Refused(f"{what}; the MLP of {block.name} is a {type(block.mlp).__name__}")
-    if model.attn_pool is not None or not len(model.blocks):
+    if getattr(model, "attn_pool", None) is not None or not len(model.blocks):
         raise Refused(f"{what}, with blocks and without attention pooling")
     if model.exits is not None:
         raise Refused(
@@ -89,7 +88,7 @@ def require_plain(model: OpenModel) -> OpenViT:
         )
     if not model.ops.float_weights:
         raise Refused("a latency table is made for the float model: give it before int8, and name an int8 runtime")
-    return model
+    return cast(OpenViT, model)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.papers import own_methods
+from leanvit.recipe.protocol import Method, Places
 from leanvit.recipe.registry import method_class
 
 if TYPE_CHECKING:
@@ -57,13 +58,13 @@ def cell(first: str, second: str) -> Cell:
     return Cell(first, second, "yes")
 
 
-def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
+def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
     """Raise `Refused` (reason, and an order that works if there is one) unless the methods may run in this order.
 
     Raises `BadInput` for what is no method.
     """
     for i, m in enumerate(methods):
-        if isinstance(m, type) or not hasattr(m, "slug"):
+        if isinstance(m, type) or not isinstance(m, Method):
             raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
     problem = _problem(frozenset(traits), methods)
     if not problem:
@@ -74,7 +75,7 @@ def check_order(traits: Iterable[str], methods: Sequence[Any]) -> None:
     raise Refused(problem)
 
 
-def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
+def check_places(model: OpenModel, methods: Sequence[Method]) -> None:
     """Raise `Refused` where two methods would reduce tokens in one slot of one block of this model.
 
     Computed from what methods declare (`slot`, `places`), before any work; a method that takes blocks away before
@@ -88,7 +89,7 @@ def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
         if step.reduces
     }
     for m in methods:
-        if not m.slot or not hasattr(m, "places"):
+        if not m.slot or not isinstance(m, Places):
             continue
         for block in (model.blocks[i] for i in m.places(model)):
             other = taken.setdefault((block.name, m.slot), "")
@@ -100,11 +101,11 @@ def check_places(model: OpenModel, methods: Sequence[Any]) -> None:
     _check_blends(model, methods)
 
 
-def _check_blends(model: OpenModel, methods: Sequence[Any]) -> None:
+def _check_blends(model: OpenModel, methods: Sequence[Method]) -> None:
     """Raise `Refused` where a method would take tokens behind another one that mixes them all."""
     found = [(*place, step.source, step.blends) for place, step in reducing(model)]
     for m in methods:
-        if m.slot and hasattr(m, "places"):
+        if m.slot and isinstance(m, Places):
             found += [(i, SLOTS.index(m.slot), m.slug, m.blends) for i in m.places(model)]
     refuse_behind_blends(model, found)
 
@@ -137,7 +138,7 @@ def both_reduce(sources: Iterable[str], block: str, slot: str) -> str:
     return f"{' and '.join(sorted(sources))} both reduce tokens in {block} ({slot}): give them different blocks"
 
 
-def _problem(traits: frozenset[str], methods: Sequence[Any]) -> str:
+def _problem(traits: frozenset[str], methods: Sequence[Method]) -> str:
     taken: dict[str, str] = {}  # trait -> the method that took it away
     for m in methods:
         missing = sorted(m.requires - traits)

@@ -22,11 +22,21 @@ from leanvit.errors import BadInput, Refused, unknown
 from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_places
-from leanvit.recipe.course import chosen_for
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
-from leanvit.recipe.planning import fit_to_data, trainings
+from leanvit.recipe.planning import chosen_for, fit_to_data, trainings
+from leanvit.recipe.protocol import (
+    Checks,
+    ChecksTeacher,
+    Finishes,
+    Folds,
+    Learns,
+    Method,
+    Prepares,
+    Retunes,
+    Tunes,
+)
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.rehearsal import check_fits
@@ -41,14 +51,14 @@ class _Stage:
     """One thing that is done to the model: a method, or a recovery (`method` is None)."""
 
     label: str
-    method: Any | None
-    done: tuple[Any, ...]  # the methods so far, this one included
+    method: Method | None
+    done: tuple[Method, ...]  # the methods so far, this one included
     finishes: bool  # temporary parts are taken out at its end: no recovery follows
 
 
 def compress(
     model: nn.Module,
-    methods: Sequence[Any],
+    methods: Sequence[Method],
     data: Data | None = None,
     *,
     root: Root | None = None,
@@ -101,7 +111,7 @@ def compress(
     trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
     for m in methods:
-        if recovery is not None and hasattr(m, "check_teacher"):
+        if recovery is not None and isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
@@ -137,7 +147,7 @@ def compress(
     return lean.eval()
 
 
-def trains(methods: Sequence[Any], recovery: Recovery | None) -> bool:
+def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression trains: then it may take long, and can be resumed."""
     return recovery is not None or any(m.trains for m in methods)
 
@@ -147,7 +157,7 @@ def missed(model: OpenModel) -> list[tuple[str, str]]:
     found = []
     for plan in model.history.plans:
         m = plan.method()
-        if plan.finished and hasattr(m, "check"):
+        if plan.finished and isinstance(m, Checks):
             with as_made(model, plan.slug):
                 found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
     return found
@@ -160,7 +170,7 @@ def as_made(model: OpenModel, slug: str) -> AbstractContextManager[None]:
     return model.without_exits() if before else nullcontext()
 
 
-def _stages(methods: Sequence[Any], recovery: Recovery | None) -> list[_Stage]:
+def _stages(methods: Sequence[Method], recovery: Recovery | None) -> list[_Stage]:
     due = recovery_points(methods, recovery)
     stages = []
     for i, m in enumerate(methods):
@@ -208,7 +218,9 @@ def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) 
     return lean
 
 
-def _of_classes(dataset: AnyDataset, dense: OpenModel, methods: Sequence[Any], recovery: Recovery | None) -> AnyDataset:
+def _of_classes(
+    dataset: AnyDataset, dense: OpenModel, methods: Sequence[Method], recovery: Recovery | None
+) -> AnyDataset:
     """The data set with the model's outputs as its classes; where nothing learns from labels, any images will do."""
     try:
         return for_model(dataset, dense)
@@ -235,7 +247,7 @@ def _check_teacher(teacher: nn.Module | None, dense: OpenModel) -> None:
 
 
 def _about(
-    dense: OpenModel, methods: Sequence[Any], data: Any, recovery: Recovery | None, teacher: nn.Module | None
+    dense: OpenModel, methods: Sequence[Method], data: Any, recovery: Recovery | None, teacher: nn.Module | None
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed (JSON)."""
     return {
@@ -252,7 +264,7 @@ def _about(
     }
 
 
-def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
+def apply(model: OpenModel, m: Method, data: Data | None = None) -> Plan:
     """One method on a model, in place: prepare, learn, shape, fold. Returns its plan.
 
     The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
@@ -260,20 +272,20 @@ def apply(model: OpenModel, m: Any, data: Data | None = None) -> Plan:
     if isinstance(data, Data):
         m = chosen_for(m, data.dataset, {})
     training = model.training
-    if hasattr(m, "prepare"):
+    if isinstance(m, Prepares):
         m.prepare(model)
-    structure = m.learn(model.eval(), data) if hasattr(m, "learn") else {}
-    plan = Plan(m.slug, knobs_of(m), structure, finished=not hasattr(m, "finish"))
+    structure = m.learn(model.eval(), data) if isinstance(m, Learns) else {}
+    plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes))
     _build(model, m, plan)
     model.train(training)
     return plan
 
 
 @torch.no_grad()
-def _build(model: OpenModel, m: Any, plan: Plan) -> None:
-    before = dict(model.state_dict()) if hasattr(m, "fold") else {}
+def _build(model: OpenModel, m: Method, plan: Plan) -> None:
+    before = dict(model.state_dict()) if isinstance(m, Folds) else {}
     histories.shape(model, plan)
-    if hasattr(m, "fold"):
+    if isinstance(m, Folds):
         m.fold(model, dict(plan.structure), before)
 
 
@@ -321,8 +333,8 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         raise unknown("method of this model", slug, [plan.slug for plan in plans])
     at = max(i for i, plan in enumerate(plans) if plan.slug == slug)
     was, m = plans[at], plans[at].method()
-    tunable = getattr(m, "tunable", ())
-    if not tunable:
+    tunable = m.tunable
+    if not isinstance(m, Tunes):
         raise Refused(f"{slug} has no knob that a finished model can change: compress its root anew")
     for name in knobs:
         if name not in tunable:
@@ -342,15 +354,16 @@ def _retunable(was: Sequence[Plan], now: Sequence[Plan]) -> bool:
     if [(p.slug, dict(p.knobs)) for p in was] != [(p.slug, dict(p.knobs)) for p in now]:
         return False
     changed = [a for a, b in zip(was, now, strict=True) if dict(a.structure) != dict(b.structure)]
-    return bool(changed) and all(hasattr(plan.method(), "retune") for plan in changed)
+    return bool(changed) and all(isinstance(plan.method(), Retunes) for plan in changed)
 
 
 def _retuned(model: OpenModel, plans: Sequence[Plan]) -> OpenModel:
     lean = copy.deepcopy(model)
     for was, now in zip(model.history.plans, plans, strict=True):
-        if dict(was.structure) != dict(now.structure):
-            check_structure(now.method(), now.structure)
-            now.method().retune(lean, dict(was.structure), dict(now.structure))
+        m = now.method()
+        if dict(was.structure) != dict(now.structure) and isinstance(m, Retunes):
+            check_structure(m, now.structure)
+            m.retune(lean, dict(was.structure), dict(now.structure))
     lean.history = replace(model.history, plans=tuple(plans))
     return lean.eval()
 

@@ -6,9 +6,7 @@ the data, and takes then what suits so many images; the plan records the number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from leanvit.errors import BadInput
 
@@ -46,17 +44,6 @@ def fitting_batch(images: int, *, default: int = BATCH, least: int = 2) -> int:
     """The default, or where an epoch would not have `STEPS` of it, the largest power of two that gives as many."""
     few = images // STEPS
     return max(1, min(images, max(least, min(default, 1 << max(few.bit_length() - 1, 0)))))
-
-
-def chosen_for(m: Any, dataset: Any, was: Mapping[str, Any]) -> Any:
-    """A method with the knobs that it leaves open set for a training data set: as `was` has them, else its choice.
-
-    was: its knobs in an interrupted compression that is gone on with, or nothing.
-    """
-    if not m.trains or not hasattr(m, "chosen_for"):
-        return m
-    known = {name: was[name] for name in m.open_knobs if getattr(m, name) is None and was.get(name) is not None}
-    return (replace(m, **known) if known else m).chosen_for(dataset)
 
 
 def steps_of_epoch(slug: str, batch_size: int, images: int) -> int:

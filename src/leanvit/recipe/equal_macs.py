@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from leanvit.errors import BadInput, Refused, is_number
 from leanvit.measure import count
+from leanvit.recipe.protocol import AtMacs
 from leanvit.recipe.registry import check_knobs, frozen, method_class
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
         BadInput: a share outside (0, 1), an unknown knob, or a knob that the share decides.
         Refused: the method has no knob that sets its MACs, or does not fit the model.
     """
-    cls: Any = method_class(slug)
+    cls = method_class(slug)
     knobs = dict(knobs or {})
     check_share(share)
-    if not hasattr(cls, "at_macs"):
+    if not issubclass(cls, AtMacs):
         raise Refused(f"{slug} has no knob that sets its MACs")
     for name in knobs:
-        if name in cls.dials:
+        if name in cls.dials:  # type: ignore[attr-defined]
             raise BadInput(f"{slug} is given {name}, which the share of MACs decides: leave it out")
     check_knobs(slug, knobs)
     return cls.at_macs(model, share, frozen(knobs))

@@ -21,8 +21,9 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.models.registry import require_model
-from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import SLOTS, both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.plan import Plan
+from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.structure import check_structure
 
 # Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
@@ -229,7 +230,7 @@ def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
     check_structure(m, plan.structure)
     try:
         if again and not plan.finished:
-            m.prepare(model)
+            _prepare(model, m)
         m.shape(model, dict(plan.structure))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
@@ -239,13 +240,21 @@ def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
     model.history = model.history.plus(plan)
 
 
+def _prepare(model: OpenModel, m: Method) -> None:
+    if not isinstance(m, Prepares) or not isinstance(m, Finishes):
+        raise CheckpointError(f"plan {m.slug!r} is unfinished, and its method puts nothing in that could be taken out")
+    m.prepare(model)
+
+
 @torch.no_grad()
 def finish(model: OpenModel) -> None:
     """Take the temporary parts of unfinished plans out of a model, in place; those that came last go first."""
     plans = list(model.history.plans)
     for i, plan in reversed(list(enumerate(plans))):
         if not plan.finished:
-            plan.method().finish(model, dict(plan.structure))
+            m = plan.method()
+            assert isinstance(m, Finishes)  # as `shape` saw to
+            m.finish(model, dict(plan.structure))
             plans[i] = replace(plan, finished=True)
     model.history = History(model.history.root, tuple(plans))
 
@@ -253,7 +262,7 @@ def finish(model: OpenModel) -> None:
 def _check_slots(model: OpenModel) -> None:
     """Two methods may not put reducing steps into one slot of one block: their scores would not mean what they say."""
     for block in model.blocks:
-        for slot in ("before", "between", "after"):
+        for slot in SLOTS:
             sources = sorted({step.source for step in getattr(block, slot) if step.reduces})
             if len(sources) > 1:
                 raise Refused(both_reduce(sources, block.name, slot))

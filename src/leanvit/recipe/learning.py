@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leanvit.data import AnyDataset, Preprocess
+    from leanvit.training import FitConfig, Objective, Run
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,58 @@ class Data:
     out: Path | None = None  # where a method that trains keeps its resumable state; None: nowhere
     callbacks: tuple[object, ...] = ()  # of the training that a method does (progress); see `leanvit.training`
 
+    def fit(
+        self,
+        model: nn.Module,
+        objective: Objective | None = None,
+        *,
+        steps: int | None = None,
+        callbacks: Sequence[object] = (),
+        **numbers: Any,
+    ) -> None:
+        """Train a model in place on these images (`leanvit.training.fit`), in a way that a killed run goes on from.
+
+        Args:
+            objective: what to minimise; None: cross-entropy.
+            steps: optimiser steps, after which it ends; in place of `epochs`.
+            callbacks: the method's own; those of `self.callbacks` come after them.
+            numbers: of `FitConfig`, but for its seed, which is `self.seed`.
+
+        Raises:
+            BadInput: a number that is not accepted, or images that do not suit the model or fill no batch.
+        """
+        from leanvit.training import fit
+
+        course = [] if steps is None else [_StopAt(steps)]
+        if steps is not None:
+            numbers["epochs"] = -(-steps // self.steps_per_epoch(model, **numbers))
+        fit(
+            model,
+            self.dataset,
+            preprocess=self.preprocess,
+            config=self._config(numbers),
+            objective=objective,
+            callbacks=[*course, *callbacks, *self.callbacks],
+            out=self.out,
+            resume=self.resume,
+            convert=True,  # whether data and model fit was decided when the dense model was made
+        )
+
+    def steps_per_epoch(self, model: nn.Module, **numbers: Any) -> int:
+        """Steps that `fit` takes through the images. Raises what it would before its first one."""
+        from leanvit.training import check_run
+
+        config = self._config({"epochs": 1, **numbers})
+        return check_run(model, self.dataset, preprocess=self.preprocess, config=config, convert=True)
+
+    def _config(self, numbers: dict[str, Any]) -> FitConfig:
+        from leanvit.training import FitConfig
+
+        return FitConfig(seed=self.seed, **numbers)
+
     @property
     def resume(self) -> bool:
-        """Whether `out` holds the state of an interrupted `fit`: `fit(out=data.out, resume=data.resume)` goes on."""
+        """Whether `out` holds the state of an interrupted training, from which `fit` goes on."""
         from leanvit.training.checkpoint import STATE
 
         return self.out is not None and (self.out / STATE).is_file()
@@ -45,3 +95,17 @@ class Data:
             left -= len(batch.images)
             if left <= 0:
                 return
+
+
+@dataclass(frozen=True)
+class _StopAt:
+    """Callback: the run ends after so many steps."""
+
+    step: int
+
+    def start(self, run: Run) -> None:
+        run.ends_at = self.step
+
+    def after_step(self, run: Run) -> None:
+        if run.step >= self.step:
+            run.stop()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from leanvit.recipe.protocol import Method
 from leanvit.recipe.registry import make_method
 
 
@@ -18,8 +19,9 @@ class Plan:
     structure: Mapping[str, Any] = field(default_factory=dict)
     finished: bool = True  # False: what `prepare` put in for a while is still in the model
 
-    def method(self) -> Any:
-        return make_method(self.slug, self.knobs)
+    def method(self) -> Method:
+        made: Method = make_method(self.slug, self.knobs)
+        return made
 
     def to_json(self) -> dict[str, Any]:
         told = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}

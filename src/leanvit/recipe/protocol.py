@@ -9,70 +9,198 @@
         def learn(self, model, data): ...   # -> structure: JSON, shapes and what a person edits
         def shape(self, model, structure): ...
 
-Steps other than `shape` are optional; a method has the ones that its paper needs.
+`Method` is what every method has. Each other protocol is one optional step: a method has the ones that its paper needs,
+and who calls a step asks `isinstance(m, Folds)`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from leanvit.anatomy import OpenModel
+    from leanvit.data import AnyDataset
+    from leanvit.recipe.course import Training
+    from leanvit.recipe.learning import Data
+    from leanvit.training import FitConfig, Objective
 
 Structure = dict[str, Any]
 
 
+@runtime_checkable
 class Method(Protocol):
     """The declarations that every method carries (as class variables) and the one step that none can miss.
 
-    Optional steps: `prepare(model)`, `learn(model, data) -> Structure`, `fold(model, structure, before)`,
-    `finish(model, structure)`.
-
-    `before` is the model's state dict as it was before `shape` (after `learn`): what a method that cuts or merges
-    weights takes them from.
-
-    A method with `finish` leaves temporary parts in the model (gates, experts, adapters) that train on in the recovery;
-    `prepare` puts them in, with the output unchanged bit for bit, and `finish` moves their values into what stays and
-    takes them out. Until then its plan is unfinished: a load runs `prepare` again before `shape`, so `prepare` follows
-    from the model's structure and the knobs alone.
-
-    `structure_model`, a class variable, is a pydantic model of its structure (`recipe.structure`): a plan with other
-    keys or kinds of values is refused before anything is built.
-
-    Also optional: `check_fits(model, data)`, called before any work, of this method or of another: raises `Refused` or
-    `BadInput` where `learn` would before its first step (methods that learn nothing from data are applied to a copy
-    instead); `callbacks(model) -> list` (for the recovery that follows), `achieved(model) -> dict` (asked against
-    achieved), `check(model, structure) -> list[str]` (in words, each target that the model to be saved misses beyond
-    the method's tolerance), `places(model) -> Iterable[int]` (the blocks whose `slot` it fills, from its knobs alone:
-    then two methods that clash are refused before any work), and the class method `at_macs(model, share, knobs) ->
-    Method` with the class variable `dials`: the method whose dials, knobs that set its cost, are chosen so that this
-    share of the model's MACs is left (see `recipe.nearest_setting`). `retune(model, was, now)` sets what an edited
-    structure says on a model that was made already, where no weight follows from it (`Refused` for any other edit);
-    with `tuned(structure, knobs) -> (Method, Structure)` and the class variable `tunable`, those knobs, a user changes
-    them in a finished model (`recipe.retune`).
-
-    A method that trains says its course before it begins: `trainings(dataset) -> list[Training]` (`recipe.course`).
-    A knob whose default follows from the data is None until then: the class variable `open_knobs` names it, and
-    `chosen_for(dataset) -> Method` sets it. `compress` asks for both; the plan records what was chosen.
-
-    A method that learns by a loss of its own brings the recovery's: `objective(model, data, config) -> Objective |
-    None` (`leanvit.training`), asked for once before each recovery that follows it, with the lean model, `data.teacher`
-    and the recovery's `FitConfig`; it takes the place of the recovery's distillation (alpha, temperature, distillation,
-    which are then refused), and None leaves that in place. Its own parameters are trained along and never part of the
-    model. Two methods that both bring one are refused before any work; `check_teacher(model, teacher)` may refuse then,
-    too.
+    `structure_model`, a class variable that may be missing, is a pydantic model of its structure (`recipe.structure`):
+    a plan with other keys or kinds of values is refused before anything is built.
     """
 
     slug: ClassVar[str]
     requires: ClassVar[frozenset[str]]  # traits that the model must have (anatomy: OpenModel.traits)
     destroys: ClassVar[frozenset[str]]  # traits that it no longer has afterwards
     slot: ClassVar[str]  # block slot that the method fills ("" for none): one method a slot and block
-    blends: ClassVar[
-        bool
-    ]  # whether its steps mix all tokens (`Step.blends`): others take tokens before its first place
+    blends: ClassVar[bool]  # whether its steps mix all tokens (`Step.blends`): others take tokens before its first one
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
+    dials: ClassVar[tuple[str, ...]]  # knobs that set its cost (`AtMacs`)
+    tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
+    open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
 
-    def shape(self, model: OpenModel, structure: Structure) -> None: ...
+    def shape(self, model: OpenModel, structure: Structure) -> None:
+        """Deterministic surgery that only builds structure: needs no data, never reads weights; replayed on load."""
+
+
+# --- steps of its life ---------------------------------------------------------------
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """Puts in what is needed while learning."""
+
+    def prepare(self, model: OpenModel) -> None:
+        """Leaves the output unchanged bit for bit, and follows from the model's structure and the knobs alone."""
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """Decides: calibrates, searches, trains."""
+
+    def learn(self, model: OpenModel, data: Any) -> Structure:
+        """The structure of the plan, as JSON. `data` is a `Data`; None where the method's `needs_data` is false."""
+
+
+@runtime_checkable
+class Folds(Protocol):
+    """Moves values into what `shape` built."""
+
+    def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
+        """`before`: the model's state dict before `shape`, after `learn`."""
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """Leaves temporary parts (gates, experts, adapters) in the model that train on in the recovery.
+
+    Until they are taken out its plan is unfinished: a load runs `prepare` again before `shape`.
+    """
+
+    def finish(self, model: OpenModel, structure: Structure) -> None:
+        """Moves the values of what `prepare` put in into what stays, and takes it out."""
+
+
+# --- before any work -----------------------------------------------------------------
+
+
+@runtime_checkable
+class ChecksFit(Protocol):
+    """Knows before any work, of this method or of another, whether it fits the model.
+
+    A method that learns nothing from data needs none: it is applied to a copy.
+    """
+
+    def check_fits(self, model: OpenModel, data: Data | None) -> None:
+        """Raises `Refused` or `BadInput` where `learn` would before its first step."""
+
+
+@runtime_checkable
+class ChecksTeacher(Protocol):
+    """Knows which teachers it can learn from in the recovery."""
+
+    def check_teacher(self, model: OpenModel, teacher: nn.Module) -> None:
+        """Raises `Refused` for a teacher that does not suit."""
+
+
+@runtime_checkable
+class Places(Protocol):
+    """Knows from its knobs alone where it works: two methods that clash are then refused before any work."""
+
+    def places(self, model: OpenModel) -> Iterable[int]:
+        """The blocks whose `slot` it fills."""
+
+
+@runtime_checkable
+class AtMacs(Protocol):
+    """Can be set to a cost by its `dials`."""
+
+    @classmethod
+    def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> Self:
+        """With these knobs, and dials so that this share of the model's MACs is left (`recipe.nearest_setting`)."""
+
+
+@runtime_checkable
+class ChoosesKnobs(Protocol):
+    """Has defaults that follow from the data; the plan records what was chosen."""
+
+    def chosen_for(self, dataset: AnyDataset) -> Method:
+        """With those of `open_knobs` set that are None."""
+
+
+@runtime_checkable
+class ForeseesTraining(Protocol):
+    """Says what it will train before it begins."""
+
+    def trainings(self, dataset: AnyDataset) -> Sequence[Training]:
+        """Its trainings in their order. Raises `BadInput` where the images do not fill a batch."""
+
+
+# --- the recovery that follows -------------------------------------------------------
+
+
+@runtime_checkable
+class Schedules(Protocol):
+    """Steers the trainings of the model that it made."""
+
+    def callbacks(self, model: OpenModel) -> Sequence[object]:
+        """Callbacks (`leanvit.training`) of the recovery, or of a later training; none where nothing is steered."""
+
+
+@runtime_checkable
+class BringsObjective(Protocol):
+    """Learns in the recovery by a loss of its own. Two methods that bring one are refused before any work."""
+
+    def objective(self, model: OpenModel, data: Data, config: FitConfig) -> Objective | None:
+        """Takes the place of the recovery's distillation, whose settings are then refused; None leaves it in place.
+
+        Asked for once before each recovery, with the lean model, `data.teacher` and the recovery's numbers. Its own
+        parameters are trained along and never part of the model.
+        """
+
+
+# --- what came of it -----------------------------------------------------------------
+
+
+@runtime_checkable
+class Achieves(Protocol):
+    """Tells what was got for what was asked."""
+
+    def achieved(self, model: OpenModel, structure: Structure) -> Mapping[str, Any]:
+        """Figures counted on the model, by name. `structure` is that of its plan."""
+
+
+@runtime_checkable
+class Checks(Protocol):
+    """Has targets that a model can miss."""
+
+    def check(self, model: OpenModel, structure: Structure) -> Sequence[str]:
+        """In words, each target that the model misses beyond the method's tolerance."""
+
+
+@runtime_checkable
+class Retunes(Protocol):
+    """Can do again in a finished model what no weight follows from."""
+
+    def retune(self, model: OpenModel, was: Structure, now: Structure) -> None:
+        """Sets what an edited structure says. Raises `Refused` where anything else was edited."""
+
+
+@runtime_checkable
+class Tunes(Retunes, Protocol):
+    """Lets a user change its `tunable` knobs in a finished model (`recipe.retune`)."""
+
+    def tuned(self, structure: Structure, knobs: Mapping[str, Any]) -> tuple[Retunes, Structure]:
+        """The method with these knobs, and the structure that follows."""

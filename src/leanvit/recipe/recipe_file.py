@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanvit.errors import BadInput
 from leanvit.files import strict_message
+from leanvit.recipe.protocol import Method
 from leanvit.recipe.recovering import Recovery
 from leanvit.recipe.registry import make_method
 
@@ -61,7 +62,7 @@ class Recipe:
     """A validated recipe file; the methods are made, nothing has run."""
 
     model: str
-    methods: tuple[Any, ...]
+    methods: tuple[Method, ...]
     model_args: dict[str, Any] = field(default_factory=dict)
     data: str | None = None
     out: str | None = None

@@ -12,6 +12,7 @@ from torch import nn
 from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
 from leanvit.recipe.course import BATCH, Training, fitting_batch
 from leanvit.recipe.learning import Data
+from leanvit.recipe.protocol import BringsObjective, Method, Schedules
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -117,7 +118,7 @@ class Recovery:
         return {**recipe, **{k: v for k, v in own.items() if k not in self.settings}}
 
 
-def check_needs(methods: Sequence[Any], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
+def check_needs(methods: Sequence[Method], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
     """Raise `BadInput` unless methods and recovery get the images that they need."""
     hungry = [m.slug for m in methods if m.needs_data or m.trains]
     if hungry and data is None:
@@ -133,14 +134,14 @@ def check_needs(methods: Sequence[Any], data: Data | AnyDataset | None, recovery
     _check_dataset(recovery, getattr(data, "dataset", data))
 
 
-def check_objectives(methods: Sequence[Any], recovery: Recovery) -> None:
+def check_objectives(methods: Sequence[Method], recovery: Recovery) -> None:
     """Raise unless at most one method brings the objective of the recovery, and no number goes with another one.
 
     Raises:
         Refused: two methods bring one (both are named).
         BadInput: alpha, temperature or distillation is given for an objective that is a method's.
     """
-    bring = [m.slug for m in methods if hasattr(m, "objective")]
+    bring = [m.slug for m in methods if isinstance(m, BringsObjective)]
     if len(bring) > 1:
         raise Refused(
             f"{' and '.join(bring)} each bring the objective of the recovery, which has one: compress with the first, "
@@ -178,7 +179,7 @@ def _check_dataset(recovery: Recovery, dataset: Any) -> None:
         raise BadInput("recovery mixes images (mixup, cutmix), but the data is multi-label: set both to 0")
 
 
-def recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[int]:
+def recovery_points(methods: Sequence[Method], recovery: Recovery | None) -> set[int]:
     """After which methods recovery runs: the last one that training may follow (or every one)."""
     trainable = []
     for i, m in enumerate(methods):
@@ -190,16 +191,18 @@ def recovery_points(methods: Sequence[Any], recovery: Recovery | None) -> set[in
     return set(trainable) if recovery.each else {trainable[-1]}
 
 
-def run_recovery(lean: OpenModel, teacher: nn.Module, done: Sequence[Any], data: Data, recovery: Recovery) -> OpenModel:
+def run_recovery(
+    lean: OpenModel, teacher: nn.Module, done: Sequence[Method], data: Data, recovery: Recovery
+) -> OpenModel:
     """Train a lean model in place, with the callbacks of the methods that it stands on, and the objective of the one
     that brings it; goes on where `data.out` holds a state."""
     from leanvit.training import JsonlLog, recover
 
-    callbacks = [c for m in done if hasattr(m, "callbacks") for c in m.callbacks(lean)]
+    callbacks = [c for m in done if isinstance(m, Schedules) for c in m.callbacks(lean)]
     callbacks += data.callbacks
     callbacks += [JsonlLog(recovery.log)] if recovery.log else []
     config = recovery.config(seed=data.seed)
-    bring = [m for m in done if hasattr(m, "objective")]
+    bring = [m for m in done if isinstance(m, BringsObjective)]
     result = recover(
         lean,
         teacher,

@@ -19,6 +19,9 @@ _DEFAULTS: dict[str, Any] = {
     "needs_data": False,
     "trains": False,
     "trainable_after": True,
+    "dials": (),
+    "tunable": (),
+    "open_knobs": (),
 }
 _REGISTRY: dict[str, type] = {}
 

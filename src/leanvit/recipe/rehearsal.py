@@ -5,16 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.recipe import history as histories
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
+from leanvit.recipe.protocol import ChecksFit, Finishes, Learns, Method, Prepares
 from leanvit.recipe.registry import knobs_of
 
 
-def check_fits(model: OpenModel, methods: Sequence[Any], data: Data | None) -> None:
+def check_fits(model: OpenModel, methods: Sequence[Method], data: Data | None) -> None:
     """Raise `Refused` or `BadInput` for a method that does not fit the model. The model is left as it is.
 
     Each method is asked by its `check_fits(model, data)`, if it has one. Those that learn nothing from data are then
@@ -23,7 +23,7 @@ def check_fits(model: OpenModel, methods: Sequence[Any], data: Data | None) -> N
     """
     trial, known = model, True
     for number, m in enumerate(methods):
-        if hasattr(m, "check_fits"):
+        if isinstance(m, ChecksFit):
             m.check_fits(trial, data)
         known = known and not (m.needs_data or m.trains)
         if not known:
@@ -34,8 +34,8 @@ def check_fits(model: OpenModel, methods: Sequence[Any], data: Data | None) -> N
             _apply_shape(trial, m, data)
 
 
-def _apply_shape(model: OpenModel, m: Any, data: Data | None) -> None:
-    if hasattr(m, "prepare"):
+def _apply_shape(model: OpenModel, m: Method, data: Data | None) -> None:
+    if isinstance(m, Prepares):
         m.prepare(model)
-    structure = m.learn(model.eval(), data) if hasattr(m, "learn") else {}
-    histories.shape(model, Plan(m.slug, knobs_of(m), structure, finished=not hasattr(m, "finish")))
+    structure = m.learn(model.eval(), data) if isinstance(m, Learns) else {}
+    histories.shape(model, Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes)))

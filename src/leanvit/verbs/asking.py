@@ -16,6 +16,7 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.models.registry import require_model
 from leanvit.recipe import Data, History, Root
 from leanvit.recipe.course import fitting_batch
+from leanvit.recipe.protocol import BringsObjective
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.train_recipe import merged
 from leanvit.training.world import join_world
@@ -217,9 +218,9 @@ def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> 
 
 def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset) -> Objective:
     """What the method of a run learns by. Raises `BadInput` where none brings it, or the teacher sees other images."""
-    bring = [m for m in (plan.method() for plan in start.model.history.plans) if hasattr(m, "objective")]
+    bring = {plan.slug: m for plan in start.model.history.plans if isinstance(m := plan.method(), BringsObjective)}
     if len(bring) != 1:
-        named = ", ".join(m.slug for m in bring) or "none"
+        named = ", ".join(bring) or "none"
         raise BadInput(
             f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one. "
             "Give --distill soft or hard"
@@ -230,9 +231,10 @@ def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess,
             "give a teacher with the model's preprocessing, or --distill soft"
         )
     data = Data(dataset, start.preprocess, seed=asked.config.seed, teacher=teacher)
-    made = bring[0].objective(start.model, data, asked.config)
+    ((slug, method),) = bring.items()
+    made = method.objective(start.model, data, asked.config)
     if made is None:
-        raise BadInput(f"distill is 'method', and {bring[0].slug} has no objective with these knobs: give soft or hard")
+        raise BadInput(f"distill is 'method', and {slug} has no objective with these knobs: give soft or hard")
     return made
 
 

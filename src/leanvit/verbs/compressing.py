@@ -31,7 +31,8 @@ from leanvit.recipe import (
     trains,
 )
 from leanvit.recipe import compress as compress_model
-from leanvit.recipe.compressing import as_made
+from leanvit.recipe.plan import Plan
+from leanvit.recipe.protocol import Method
 from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, saved_about
 from leanvit.report.values import share_in_words, shown
 from leanvit.runs.clearing import clear_run
@@ -54,7 +55,7 @@ from leanvit.verbs.models import (
     silent,
 )
 from leanvit.verbs.progress import progress
-from leanvit.verbs.shares import KINDS, Tally
+from leanvit.verbs.shares import KINDS, Tally, achieved_by
 from leanvit.verbs.stopping import says_how_to_go_on
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Compressed:
 
 def compress(
     model: str | Path,
-    methods: Sequence[Any],
+    methods: Sequence[Method],
     data: str | None = None,
     *,
     recovery: Recovery | None = None,
@@ -240,7 +241,7 @@ def compress(
 # --- before any work ----------------------------------------------------------------------------------------------
 
 
-def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Recovery | None) -> None:
+def _check_resume(out: str | Path | None, methods: Sequence[Method], recovery: Recovery | None) -> None:
     if out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
     if not trains(methods, recovery):
@@ -252,7 +253,7 @@ def _check_resume(out: str | Path | None, methods: Sequence[Any], recovery: Reco
         )
 
 
-def _check_teacher_is_asked(teacher: object, methods: Sequence[Any], recovery: Recovery | None) -> None:
+def _check_teacher_is_asked(teacher: object, methods: Sequence[Method], recovery: Recovery | None) -> None:
     if teacher is not None and not trains(methods, recovery):
         raise BadInput(f"--teacher {teacher}: nothing here trains; give --recover EPOCHS, or leave it out")
 
@@ -283,19 +284,24 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def asked_of(methods: Sequence[Any], lean: OpenModel, tally: Tally | None = None) -> tuple[Asked, ...]:
+def asked_of(methods: Sequence[Method], lean: OpenModel, tally: Tally | None = None) -> tuple[Asked, ...]:
     """A row for each method of this compression: its plan is among the last of the history."""
     misses = missed(lean)
-    return tuple(
-        _asked(m, lean, tuple(text for slug, text in misses if slug == m.slug), i, tally) for i, m in enumerate(methods)
-    )
+    plans = lean.history.plans[len(lean.history.plans) - len(methods) :]
+    rows = []
+    for i, (m, plan) in enumerate(zip(methods, plans, strict=True)):
+        missed_ones = tuple(text for slug, text in misses if slug == m.slug)
+        rows.append(_asked(m, plan, lean, missed_ones, i, tally))
+    return tuple(rows)
 
 
-def _asked(method: Any, lean: OpenModel, misses: tuple[str, ...], number: int, tally: Tally | None) -> Asked:
+def _asked(
+    method: Method, plan: Plan, lean: OpenModel, misses: tuple[str, ...], number: int, tally: Tally | None
+) -> Asked:
     """What a method says of MACs and parameters is its own share, too, whatever came after it."""
     share = tally.share(number) if tally else {}
     own = tally.achieved(number) if tally else None
-    achieved = _achieved(method, lean) if own is None else own
+    achieved = achieved_by(method, plan, lean) if own is None else own
     achieved = {key: share.get(key, value) if key in KINDS else value for key, value in achieved.items()}
     return Asked(method.slug, knobs_of(method), achieved, misses, share)
 
@@ -338,13 +344,6 @@ class _Rows:
     def _free(self, name: str) -> str:
         taken = sum(known == name or known.startswith(f"{name} (") for known in self.models)
         return f"{name} ({taken + 1})" if taken else name
-
-
-def _achieved(method: Any, lean: OpenModel) -> dict[str, Any]:
-    if not hasattr(method, "achieved"):
-        return {}
-    with as_made(lean, method.slug):
-        return dict(method.achieved(lean))
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

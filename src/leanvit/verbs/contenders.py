@@ -23,6 +23,7 @@ from leanvit.recipe import (
     trainings,
 )
 from leanvit.recipe.equal_macs import check_share, share_of
+from leanvit.recipe.protocol import AtMacs, Method
 from leanvit.report.values import shown
 from leanvit.runs.compared import INT8
 from leanvit.verbs.guarding import LeftOut
@@ -37,7 +38,7 @@ class Contender:
     """A method whose dial is set."""
 
     name: str  # of its row and folder: "evit"; of a method's second setting "evit-select-random"
-    method: Any
+    method: Method
 
 
 def choose(
@@ -110,7 +111,7 @@ def checked(
 
 
 def _fitting_slugs() -> list[str]:
-    return [row.slug for row in methods() if row.family in FAMILIES and hasattr(method_class(row.slug), "at_macs")]
+    return [row.slug for row in methods() if row.family in FAMILIES and issubclass(method_class(row.slug), AtMacs)]
 
 
 def _name(slug: str, knobs: Mapping[str, Any]) -> str:

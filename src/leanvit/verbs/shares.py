@@ -10,6 +10,8 @@ from typing import Any
 from leanvit.anatomy import OpenModel
 from leanvit.measure import count
 from leanvit.recipe.compressing import as_made
+from leanvit.recipe.plan import Plan
+from leanvit.recipe.protocol import Achieves, Method
 from leanvit.runs.saving import Asked
 
 KINDS = ("macs", "params")
@@ -22,7 +24,7 @@ class Tally:
     not counted, as their cost depends on the image.
     """
 
-    def __init__(self, methods: Sequence[Any], before: Sequence[Asked] = ()) -> None:
+    def __init__(self, methods: Sequence[Method], before: Sequence[Asked] = ()) -> None:
         """before: of the methods that the start was made with."""
         self._methods = methods
         self._before = before[-1].share if before else {}
@@ -39,7 +41,9 @@ class Tally:
             self._costs.pop()
             self._achieved.pop()
         self._costs.append(_cost(model))
-        self._achieved.append(_achieved(self._methods[len(self._achieved)], model))
+        method, plan = self._methods[len(self._achieved)], model.history.plans[-1]
+        counted = isinstance(method, Achieves) and plan.slug == method.slug and plan.finished
+        self._achieved.append(achieved_by(method, plan, model) if counted else None)
 
     def achieved(self, number: int) -> dict[str, Any] | None:
         """What a method achieved on the model that it gave on to the next; None where that was not finished then."""
@@ -58,12 +62,12 @@ class Tally:
         return self._before.get(f"{kind}_total") or 1.0
 
 
-def _achieved(method: Any, model: OpenModel) -> dict[str, Any] | None:
-    plan = model.history.plans[-1]
-    if not hasattr(method, "achieved") or plan.slug != method.slug or not plan.finished:
-        return None
+def achieved_by(method: Method, plan: Plan, model: OpenModel) -> dict[str, Any]:
+    """What a method achieved, counted on the model that it made or others made of it; empty if it counts nothing."""
+    if not isinstance(method, Achieves):
+        return {}
     with as_made(model, method.slug):
-        return dict(method.achieved(model))
+        return dict(method.achieved(model, dict(plan.structure)))
 
 
 def _cost(model: OpenModel) -> dict[str, int | None]:

@@ -15,6 +15,7 @@ from leanvit.errors import BadInput, CheckpointError
 from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
+from leanvit.recipe.protocol import Schedules
 from leanvit.runs.clearing import clear_run
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder, require_writable
@@ -328,7 +329,7 @@ def prepare(
 def _steering(start: Loaded) -> list[Any]:
     """The callbacks of the methods that a lean model carries."""
     methods = [plan.method() for plan in start.model.history.plans]
-    return [c for m in methods if hasattr(m, "callbacks") for c in m.callbacks(start.model)]
+    return [c for m in methods if isinstance(m, Schedules) for c in m.callbacks(start.model)]
 
 
 def _earlier(start: Loaded) -> dict[str, Any]:

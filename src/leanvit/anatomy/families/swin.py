@@ -31,6 +31,7 @@ class OpenSwin(OpenModel):
     """
 
     family = "swin"
+    hierarchical = True
     SETTINGS = ("global_pool", "dynamic_img_size")
     no_decay: ClassVar[tuple[str, ...]] = ("relative_position_bias_table", "cpb_mlp", "logit_scale")
     patch_embed: Any
@@ -236,6 +237,9 @@ class OpenSwin(OpenModel):
         return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
     # --- what methods and the recipe ask -----------------------------------------
+
+    def width_refusal(self) -> str:
+        return "its width changes from stage to stage through the patch mergings"
 
     def grids(self) -> list[tuple[int, int]]:
         """(rows, columns) of tokens in each block, at the size that the model was built for."""

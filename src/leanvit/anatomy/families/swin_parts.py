@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from leanvit.anatomy.arithmetic.ops import Ops
 from leanvit.anatomy.arithmetic.score import Phases
 from leanvit.anatomy.parts.blocks import Block, apply_norm
+from leanvit.anatomy.parts.head_tables import HeadTable
 from leanvit.anatomy.parts.positions import bias_of
 from leanvit.anatomy.parts.windows import WindowAttention
 from leanvit.anatomy.state import State
@@ -27,6 +28,8 @@ MAX_LOGIT_SCALE = math.log(100.0)  # Swin V2, section 3.2: the temperature is no
 class SwinAttention(WindowAttention):
     """Window attention with a learned bias for each relative position and head (arXiv 2103.14030, equation 4)."""
 
+    PLAIN = True
+    PRUNABLE = True
     relative_position_index: Tensor
 
     def __init__(self, *, table: nn.Parameter, **parts: Any) -> None:
@@ -44,6 +47,10 @@ class SwinAttention(WindowAttention):
         table = self.relative_position_bias_table
         self.relative_position_bias_table = nn.Parameter(table.new_zeros(table.shape[0], self.heads))
 
+    def head_tables(self) -> tuple[HeadTable, ...]:
+        table = self.relative_position_bias_table
+        return (HeadTable("relative_position_bias_table", tuple(table.shape), ("", "head")),)
+
 
 class SwinV2Attention(WindowAttention):
     """Cosine window attention with a learned temperature per head and a bias from a small MLP over log distances.
@@ -51,6 +58,7 @@ class SwinV2Attention(WindowAttention):
     arXiv 2111.09883, sections 3.2 and 3.3. `q_norm` and `k_norm` are `UnitNorm`, the scale is 1.
     """
 
+    PRUNABLE = True
     relative_position_index: Tensor
     relative_coords_table: Tensor
 
@@ -104,6 +112,17 @@ class SwinV2Attention(WindowAttention):
         if self.q_bias is not None:
             self.q_bias = nn.Parameter(like.new_zeros(self.heads * self.qk_dim))
             self.v_bias = nn.Parameter(like.new_zeros(self.heads * self.v_dim))
+
+    def head_tables(self) -> tuple[HeadTable, ...]:
+        last = cast(nn.Linear, self.cpb_mlp[2])
+        tables = (
+            HeadTable("logit_scale", (self.heads, 1, 1), ("head", "", "")),
+            HeadTable("cpb_mlp.2.weight", tuple(last.weight.shape), ("head", ""), site="cpb_mlp.2"),
+        )
+        if self.q_bias is None:
+            return tables
+        q = HeadTable("q_bias", (self.heads, self.qk_dim), ("head", "qk"))
+        return (*tables, q, HeadTable("v_bias", (self.heads, self.v_dim), ("head", "v")))
 
 
 class UnitNorm(nn.Module):

@@ -23,11 +23,15 @@ class OpenViT(OpenModel):
     """A vision transformer of the plain family."""
 
     family = "vit"
+    isotropic = True
+    PLAIN = True
     POOLS: ClassVar[tuple[str, ...]] = ("", "avg", "avgmax", "max", "token", "map")
     SETTINGS = ("global_pool", "num_prefix_tokens", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
     JOINS_ALONE: ClassVar[bool] = True  # without positions, patches are copied even where no token joins: other strides
     POOL_READS_PREFIX: ClassVar[bool] = False  # whether attention pooling reads the prefix tokens too
     STEM: ClassVar[str] = "patch_embed"  # name of the child that makes the tokens
+    STEM_PROJECTION: ClassVar[str] = "patch_embed.proj"  # the convolution or linear that gives them their width
+    STEM_NORM: ClassVar[str] = "patch_embed.norm"  # the norm behind it; "": none
     patch_embed: Any
     cls_token: nn.Parameter | None
     pos_embed: Tensor | None  # a parameter, or a buffer where the table is fixed
@@ -318,6 +322,22 @@ class OpenViT(OpenModel):
         }
 
     # --- what methods and the recipe ask -----------------------------------------
+
+    def width_refusal(self) -> str:
+        if not self.plain:
+            return "it is not of the plain family"
+        if not all(block.plain for block in self.blocks):
+            return "its norms stand behind attention and MLP"
+        return "its attention pooling is as wide as the stream" if self.attn_pool is not None else ""
+
+    def width_of(self, block: int) -> int:
+        self.block(block)
+        return int(self.embed_dim)
+
+    def classified_tokens(self) -> tuple[int, ...]:
+        if "dist_token" in self.token_names:
+            return (0, 1)
+        return (0,) if self.global_pool == "token" and self.cls_token is not None else ()
 
     def input_size(self) -> tuple[int, int, int]:
         pe = self.patch_embed

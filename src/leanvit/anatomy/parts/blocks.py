@@ -13,9 +13,13 @@ from torch import Tensor, nn
 
 from leanvit.anatomy.arithmetic.ops import Ops
 from leanvit.anatomy.arithmetic.score import NO_PHASES, Phases, Term, attend, score_rows
+from leanvit.anatomy.declared import declared
+from leanvit.anatomy.parts.head_tables import HeadTable
 from leanvit.anatomy.parts.positions import Rotary
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput
+
+SLOTS = ("before", "between", "after")  # of a block, in the order in which they run
 
 
 class Step(nn.Module):
@@ -37,8 +41,14 @@ class Step(nn.Module):
 class Heads:
     """How one attention scores: its heads, their widths, its scale, and what acts on the scores. Holds no tensor.
 
-    `rotary` turns q and k by the place of their tokens; `terms` are the score terms of methods.
+    `rotary` turns q and k by the place of their tokens; `terms` are the score terms of methods. A class says of itself
+    by class attributes what `plain` and `prunable` tell; neither is inherited.
     """
+
+    PLAIN: ClassVar[bool] = False
+    PRUNABLE: ClassVar[bool] = False
+    PLACED: ClassVar[bool] = False  # whether the class itself scores by where tokens are
+    windowed: ClassVar[bool] = False  # whether tokens attend among those of a window only
 
     def __init__(
         self,
@@ -107,6 +117,26 @@ class Heads:
         return NO_PHASES if bias is None else Phases(model_bias=bias)
 
     @property
+    def plain(self) -> bool:
+        """Whether scores are scaled products of the q and k of one linear, and at most a bias of positions besides."""
+        return declared(type(self), "PLAIN")
+
+    @property
+    def prunable(self) -> bool:
+        """Whether the number of heads and the widths of q, k and v can be changed (`anatomy/surgery/widths.py`)."""
+        return declared(type(self), "PRUNABLE") and self.rotary is None
+
+    @property
+    def reads_places(self) -> bool:
+        """Whether scores depend on where in the grid tokens are, by the model or by a term of a method."""
+        terms = any(getattr(term, "positional", False) for term in self.terms)
+        return self.PLACED or self.rotary is not None or terms
+
+    def head_tables(self) -> tuple[HeadTable, ...]:
+        """What is kept for each head, besides the linears for q, k, v and the output."""
+        return ()
+
+    @property
     def maps(self) -> int:
         """Maps of scores: one for each head."""
         return self.heads
@@ -123,6 +153,8 @@ class Attention(Heads, nn.Module):
     the width when the attention is pruned.
     """
 
+    PLAIN = True
+    PRUNABLE = True
     qkv: Any
     proj: Any
     gate: Any
@@ -296,9 +328,11 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps.
 
     Layer scale is a module (`ls1`, `ls2`) or a parameter of the block (`gammas`: gamma_1, gamma_2). `branch_scale` is a
-    constant on both branches (LV-ViT's).
+    constant on both branches (LV-ViT's). What `plain` and `prunable` tell a class says of itself; neither is inherited.
     """
 
+    PLAIN: ClassVar[bool] = True
+    PRUNABLE: ClassVar[bool] = True
     source: ClassVar[str] = ""  # slug of the method that put this block in another one's place
     drops_prefix: bool = False  # whether class, distillation and register tokens end here
     attn: Any
@@ -382,12 +416,24 @@ class Block(nn.Module):
         return any(step.reduces for step in steps) and not any(step.restores for step in steps)
 
     def steps(self) -> Iterable[Step]:
-        for slot in (self.before, self.between, self.after):
-            yield from cast("Iterable[Step]", slot)
+        for slot in SLOTS:
+            yield from cast("Iterable[Step]", getattr(self, slot))
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is attention, then MLP, each behind its norm on a residual branch of weight 1."""
+        return declared(type(self), "PLAIN") and self.branch_scale == 1
+
+    @property
+    def prunable(self) -> bool:
+        """Whether it is attention, then MLP, wherever their norms are: each can be made narrower by itself."""
+        return declared(type(self), "PRUNABLE")
 
 
 class PostNormBlock(Block):
     """Transformer block whose norms come after attention and MLP, before the residual sums."""
+
+    PRUNABLE = True
 
     def attended(self, x: Any, state: State, needs: frozenset[str]) -> tuple[Any, State]:
         ops, at = state.ops, self.name

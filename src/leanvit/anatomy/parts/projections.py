@@ -83,6 +83,8 @@ class SplitAttention(Attention):
 class RelPosAttention(Attention):
     """With relative positions in a module of its own (timm's `RelPosBias`, `RelPosMlp`), or shared by the model."""
 
+    PLAIN = True
+    PLACED = True
     rel_pos: Any
 
     def __init__(self, *, rel_pos: nn.Module | None, **parts: Any) -> None:
@@ -97,6 +99,7 @@ class RelPosAttention(Attention):
 class BeitAttention(BiasedAttention):
     """BEiT's: relative positions in a table of the attention itself, added to the model's shared bias."""
 
+    PLACED = True
     relative_position_bias_table: Tensor | None
     relative_position_index: Tensor
 

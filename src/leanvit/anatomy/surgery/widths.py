@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from leanvit.anatomy.families.swin import OpenSwin
 from leanvit.anatomy.families.swin_parts import PlacedPatchEmbed
-from leanvit.anatomy.families.vit import OpenViT
-from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, PackedGluMlp
-from leanvit.anatomy.parts.windows import WindowAttention
+from leanvit.anatomy.model import OpenModel
+from leanvit.anatomy.parts.blocks import Attention, Mlp, PackedGluMlp
 from leanvit.anatomy.surgery.norms import PhantomNorm, loses_channels, phantom_of, plain_kind
 from leanvit.errors import BadInput, Refused
 
@@ -33,7 +32,7 @@ def set_attention_widths(
 
     `exact`, here and below: norms over what became narrower go on counting the missing channels as zeros (`norms.py`).
     """
-    if not (type(attn) is Attention or isinstance(attn, WindowAttention)) or attn.rotary is not None:
+    if not attn.prunable:
         raise Refused(f"{attn.name}: widths can be changed where one linear makes q, k and v, without rotary positions")
     heads = attn.heads if heads is None else heads
     qk_dim = attn.qk_dim if qk_dim is None else qk_dim
@@ -65,26 +64,28 @@ def set_mlp_width(mlp: Mlp, hidden: int, *, exact: bool = False) -> None:
     mlp.norm = resized_norm(mlp.norm, hidden, exact=exact)
 
 
-def set_embed_width(model: OpenViT, width: int, *, exact: bool = False) -> None:
-    """Change the width of the residual stream of a whole model."""
-    from leanvit.backbones.t2t_vit.opened import OpenT2TViT  # registers methods, which import this module
-
+def set_embed_width(model: OpenModel, width: int, *, exact: bool = False) -> None:
+    """Change the width of the residual stream of a whole model. Raises `Refused` for one with a `width_refusal`."""
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
-    plain = type(model) in (OpenViT, OpenT2TViT) and all(type(block) is Block for block in model.blocks)
-    if not plain or model.attn_pool is not None:
-        raise Refused("the embedding width can be changed of plain pre-norm models without attention pooling")
-    if isinstance(model, OpenT2TViT):
-        model.tokens_to_token.project = empty_linear(model.tokens_to_token.project, outputs=width)
-    else:
-        _set_patch_embed(model.patch_embed, width, exact=exact)
+    if why_not := model.width_refusal():
+        raise Refused(
+            f"the embedding width can be changed of plain pre-norm models without attention pooling: {why_not}"
+        )
+    _set_embed_width(model, width, exact=exact)
+
+
+def _set_embed_width(model: Any, width: int, *, exact: bool) -> None:
+    _set_wide(model, model.STEM_PROJECTION, width)
+    if model.STEM_NORM:
+        _set_norm(model, model.STEM_NORM, width, exact=exact)
     for key in (*model.token_names, "pos_embed"):
         table = getattr(model, key)
         if table is not None:
             empty = table.new_zeros(*table.shape[:-1], width)
             setattr(model, key, nn.Parameter(empty) if isinstance(table, nn.Parameter) else empty)
     for key in ("norm_pre", "norm", "fc_norm"):
-        setattr(model, key, resized_norm(getattr(model, key), width, exact=exact))
+        _set_norm(model, key, width, exact=exact)
     for key in ("head", "head_dist"):
         if isinstance(model._modules.get(key), nn.Linear):
             setattr(model, key, empty_linear(getattr(model, key), inputs=width))
@@ -103,7 +104,11 @@ def set_stage_width(model: OpenSwin, stage: int, width: int) -> None:
     for block in model.layers[stage].blocks:
         _set_block_embed(block, width)
     if stage == 0:
-        _set_patch_embed(model.patch_embed, width)
+        _set_wide(model, "patch_embed.proj", width)
+        _set_norm(model, "patch_embed.norm", width)
+        if isinstance(model.patch_embed, PlacedPatchEmbed):
+            table = model.patch_embed.pos_embed
+            model.patch_embed.pos_embed = nn.Parameter(table.new_zeros(*table.shape[:-1], width))
     else:
         merging = model.layers[stage].downsample
         merging.reduction = empty_linear(merging.reduction, outputs=width)
@@ -122,16 +127,22 @@ def set_stage_width(model: OpenSwin, stage: int, width: int) -> None:
     model.feature_info = told
 
 
-def _set_patch_embed(patch_embed: Any, width: int, *, exact: bool = False) -> None:
-    old = patch_embed.proj
-    new = nn.Conv2d(
-        old.in_channels, width, old.kernel_size, old.stride, bias=old.bias is not None, **_placed(old.weight)
-    )
-    patch_embed.proj = _zeroed(new)
-    if isinstance(patch_embed, PlacedPatchEmbed):
-        table = patch_embed.pos_embed
-        patch_embed.pos_embed = nn.Parameter(table.new_zeros(*table.shape[:-1], width))
-    patch_embed.norm = resized_norm(patch_embed.norm, width, exact=exact)
+def _set_wide(model: nn.Module, path: str, outputs: int) -> None:
+    """Give the convolution or linear at a path so many outputs."""
+    holder, _, name = path.rpartition(".")
+    old: Any = model.get_submodule(path)
+    if isinstance(old, nn.Linear):
+        new: nn.Module = empty_linear(old, outputs=outputs)
+    else:
+        bias = old.bias is not None
+        new = nn.Conv2d(old.in_channels, outputs, old.kernel_size, old.stride, bias=bias, **_placed(old.weight))
+        new = _zeroed(new)
+    setattr(model.get_submodule(holder), name, new)
+
+
+def _set_norm(model: nn.Module, path: str, width: int, *, exact: bool = False) -> None:
+    holder, _, name = path.rpartition(".")
+    setattr(model.get_submodule(holder), name, resized_norm(model.get_submodule(path), width, exact=exact))
 
 
 def _set_block_embed(block: Any, width: int, *, exact: bool = False) -> None:

@@ -222,6 +222,10 @@ class OpenTraced(OpenModel):
         """As every model's, without a grid: what there is of tokens lies inside the graph."""
         return super().traits() - {"full_grid", "class_token"}
 
+    def grid(self) -> tuple[int, int]:
+        """Raises `Refused`: what there is of patches lies inside the graph."""
+        raise Refused("a traced model has no grid of patches of its own")
+
     def sites(self) -> dict[str, nn.Module]:
         """Every convolution and linear that the graph runs, by site."""
         return {s.site: self.get_submodule(s.target) for s in self._steps() if s.kind in ("conv", "linear")}

@@ -9,9 +9,7 @@ from timm.layers import PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.families.swin import OpenSwin
 from leanvit.anatomy.parts.masks import INITS, KERNELS, MASKS, ScoreMask, make_mask
-from leanvit.anatomy.parts.windows import WindowAttention
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_whole, unknown
 from leanvit.recipe.protocol import Structure
@@ -93,7 +91,7 @@ class GmmMask:
                 for mask in (term for term in attn.terms if isinstance(term, ScoreMask)):
                     mask.reset(self.init, keyed.generator(self.seed, "gmm_mask", attn.name))
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"mask_parameters": parameters of all masks}."""
         masks = [module for module in model.modules() if isinstance(module, ScoreMask)]
         return {"mask_parameters": sum(p.numel() for mask in masks for p in mask.parameters())}
@@ -104,15 +102,14 @@ class GmmMask:
         )
 
 
-def _grid(model: Any, attn: Any) -> tuple[int, int]:
+def _grid(model: OpenModel, attn: Any) -> tuple[int, int]:
     """(rows, columns) of what attends in an attention: its windows, or the patches of an image of the model's size."""
-    if isinstance(attn, WindowAttention):
-        return attn.window
-    if isinstance(model, OpenSwin):
+    if attn.windowed:
+        window: tuple[int, int] = attn.window
+        return window
+    if model.hierarchical:
         raise Refused(f"{attn.name} attends globally in a hierarchical model: gmm_mask knows the grids of windows")
-    _, height, width = model.probe_size()
-    grid: tuple[int, int] = model._grid(height, width)
-    return grid
+    return model.grid()
 
 
 def _like(holder: nn.Module) -> Tensor:

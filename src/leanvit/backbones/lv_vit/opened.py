@@ -39,6 +39,9 @@ class OpenLVViT(OpenViT):
         x = ops.rearrange(f"{at}.flatten", x, lambda t: t.flatten(2).transpose(1, 2))
         return self._with_positions(x, state)
 
+    def width_refusal(self) -> str:
+        return "its stem is several convolutions with batch norm"
+
     def make(self) -> dict[str, Any]:
         return super().make() | {f"{block.name}.branch_scale": block.branch_scale for block in self.blocks}
 

@@ -38,6 +38,9 @@ class OpenT2TViT(OpenViT):
 
     family = "t2t_vit"
     STEM = "tokens_to_token"
+    STEM_PROJECTION = "tokens_to_token.project"
+    STEM_NORM = ""
+    PLAIN = True
     tokens_to_token: Any
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanvit.anatomy import Attention, OpenModel, OpenSwin, OpenViT, Ops, State
+from leanvit.anatomy import Attention, OpenModel, Ops, State
 from leanvit.errors import BadInput, Refused, unknown
 
 HEADS = 8  # of a global head's attention, whatever the width (published)
@@ -239,16 +239,15 @@ def build_heads(model: OpenModel, rows: Sequence[tuple[int, str]]) -> list[ExitH
     """
     check_model(model)
     like = next(p for p in model.parameters() if p.is_floating_point())
-    swin = isinstance(model, OpenSwin)
     with torch.device(like.device):
         heads = [
             ExitHead(
                 f"exits.heads.{i}",
                 kind,
-                width_after(model, layer),
+                model.width_of(layer - 1),
                 model.num_classes,
-                tokens=classified_tokens(model),
-                norm=swin,
+                tokens=model.classified_tokens(),
+                norm=model.hierarchical,  # there the tokens of a stage have passed no norm
             )
             for i, (layer, kind) in enumerate(rows)
         ]
@@ -257,28 +256,12 @@ def build_heads(model: OpenModel, rows: Sequence[tuple[int, str]]) -> list[ExitH
 
 def check_model(model: OpenModel) -> None:
     """Raise `Refused` unless exits can be put into this model."""
-    if not isinstance(model, OpenViT | OpenSwin):
+    if not len(model.blocks):
         raise Refused(f"lgvit puts exits into plain ViTs and Swins, not into the family {model.family}")
     if not model.num_classes:
         raise Refused("lgvit classifies at its exits, and this model has no classes")
     if model.global_pool == "":
         raise Refused("lgvit needs logits (B, classes), and this model does not pool (global_pool '')")
-
-
-def classified_tokens(model: Any) -> tuple[int, ...]:
-    """Places of the tokens that the model itself classifies: class and distillation token; none where it pools."""
-    if isinstance(model, OpenSwin):
-        return ()
-    if "dist_token" in model.token_names:
-        return (0, 1)
-    return (0,) if model.global_pool == "token" and model.cls_token is not None else ()
-
-
-def width_after(model: Any, layer: int) -> int:
-    """Channels of the tokens after so many blocks."""
-    if isinstance(model, OpenSwin):
-        return int(model.blocks[layer - 1].norm2.weight.shape[0])  # type: ignore[union-attr, index]
-    return int(model.embed_dim)
 
 
 def parse_rows(exits: Sequence[int], heads: Sequence[str], depth: int) -> list[tuple[int, str]]:

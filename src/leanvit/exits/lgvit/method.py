@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field, field_validator
 
-from leanvit.anatomy import OpenModel, OpenSwin
+from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Rule, check_rule, check_threshold
 from leanvit.anatomy.exits.running import Exits, Leaving
 from leanvit.data import AnyDataset, Augment, keyed
@@ -19,7 +19,7 @@ from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, r
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES, Weights
-from leanvit.exits.lgvit.training import Stages, check_training, train_exits
+from leanvit.exits.lgvit.training import Stages
 from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
@@ -31,13 +31,19 @@ DEFAULTS = {"confidence": 0.865, "entropy": 0.6, "patience": 7, "patient_confide
 SWIN_DEPTH, SWIN_EXITS = 24, (4, 7, 10, 13, 16, 19, 22, 23)  # published, of Swin-B
 
 
-def default_exits(model: OpenModel) -> tuple[int, ...]:
-    """The last two thirds of the depth but the end; of a Swin the published places, at its depth."""
-    depth = len(model.blocks)
-    if isinstance(model, OpenSwin):
-        places = sorted({round(layer * depth / SWIN_DEPTH) for layer in SWIN_EXITS})
-        return tuple(layer for layer in places if 0 < layer < depth)
+def last_two_thirds(depth: int) -> tuple[int, ...]:
+    """Of the depth, but the end."""
     return tuple(range(max(1, depth // 3), depth))
+
+
+def as_in_swin(depth: int) -> tuple[int, ...]:
+    """The published places, at this depth."""
+    places = sorted({round(layer * depth / SWIN_DEPTH) for layer in SWIN_EXITS})
+    return tuple(layer for layer in places if 0 < layer < depth)
+
+
+# by whether the model is hierarchical: where exits are by default, and the strides of its global heads
+_PUBLISHED = {False: (last_two_thirds, (2, 3)), True: (as_in_swin, (1, 2))}
 
 
 def default_heads(count: int, *, strides: tuple[int, int] = (2, 3)) -> tuple[str, ...]:
@@ -224,19 +230,6 @@ class LGViT:
         """Images a step of the training."""
         return BATCH if self.batch_size is None else self.batch_size
 
-    def _stages(self) -> Stages:
-        return Stages(
-            stage1_epochs=self.stage1_epochs,
-            stage1_lr=self.stage1_lr,
-            strategy=self.strategy,
-            epochs=self.epochs or 0,
-            lr=self.lr,
-            weights=Weights(self.alpha, self.beta_heterogeneous, self.beta_homogeneous, self.temperature),
-            images=self.images,
-            augment=self.augment,
-            amp=self.amp,
-        )
-
     def _learned_from(self, dataset: AnyDataset) -> int:
         """Images that are not held out for the thresholds."""
         images = len(dataset)
@@ -251,7 +244,20 @@ class LGViT:
             build_heads(model, rows)  # a head may not fit the width
         if not rows or data is None:
             return
-        check_training(self._stages(), model, self._parts(data)[0], data)
+        self._stages().check(model, replace(data, dataset=self._parts(data)[0]))
+
+    def _stages(self) -> Stages:
+        return Stages(
+            strategy=self.strategy,
+            stage1_epochs=self.stage1_epochs,
+            stage1_lr=self.stage1_lr,
+            epochs=self.epochs or 0,
+            lr=self.lr,
+            weights=Weights(self.alpha, self.beta_heterogeneous, self.beta_homogeneous, self.temperature),
+            images=self.images,
+            augment=self.augment,
+            amp=self.amp,
+        )
 
     def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
         """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
@@ -276,7 +282,7 @@ class LGViT:
         train, apart = self._parts(data)
         with keyed.global_rng(data.seed, "lgvit", "heads"):
             _install(model, rows, None, ())
-        train_exits(self.chosen_for(data.dataset)._stages(), model, train, data)
+        self.chosen_for(data.dataset)._stages().train(model, replace(data, dataset=train))
         macs, dense = exit_macs(model.eval()), dense_macs(model)
         structure: Structure = {
             "exits": [{"layer": layer, "head": kind} for layer, kind in rows],
@@ -307,8 +313,8 @@ class LGViT:
     def rows(self, model: OpenModel) -> list[tuple[int, str]]:
         """(blocks passed, kind of head) of each exit of this model. Raises `BadInput`, `Refused`."""
         check_model(model)
-        exits = default_exits(model) if self.exits is None else self.exits
-        strides = (1, 2) if isinstance(model, OpenSwin) else (2, 3)
+        places, strides = _PUBLISHED[model.hierarchical]
+        exits = places(len(model.blocks)) if self.exits is None else self.exits
         heads = default_heads(len(exits), strides=strides) if self.heads is None else self.heads
         return parse_rows(exits, heads, len(model.blocks))
 
@@ -374,9 +380,8 @@ class LGViT:
         """With this target: the threshold is chosen once the heads are trained."""
         return cls(**knobs, speedup=1 / share)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """The rule in use; what it gives on the held-out images, where the plan knows; worst and best case in MACs."""
-        structure = next(plan.structure for plan in reversed(model.history.plans) if plan.slug == "lgvit")
         if not structure["exits"]:
             return {"exits": []}
         dense, macs = structure["dense_macs"], structure["macs"]

@@ -8,43 +8,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import AnyDataset
 from leanvit.exits.lgvit.losses import Joint, SelfDistillation, Weights, kinds_of
 from leanvit.recipe.learning import Data
-from leanvit.training import FitConfig, Objective, check_run, fit
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What the two trainings are done with: the first of backbone and heads, the second of the heads alone."""
+    """How exits are trained: the knobs of `LGViT` by their names."""
 
+    strategy: str
     stage1_epochs: int
     stage1_lr: float
-    strategy: str  # of stage 1, one of `losses.STRATEGIES`
-    epochs: int  # of stage 2
-    lr: float  # of stage 2
-    weights: Weights  # of stage 2's losses
+    epochs: int
+    lr: float
+    weights: Weights
     images: int  # a step
     augment: str | None
     amp: str
 
+    def train(self, model: OpenModel, data: Data) -> None:
+        """Stage 1 (backbone and heads), if it has epochs, then stage 2 (heads alone), in place."""
+        if self.stage1_epochs:
+            first = replace(data, out=None if data.out is None else data.out / "stage1")
+            first.fit(model, Joint(self.strategy), epochs=self.stage1_epochs, **self._numbers(self.stage1_lr))
+        if self.epochs:
+            with only_heads_learn(model):
+                objective = SelfDistillation(kinds_of(model), self.weights)
+                data.fit(model, objective, epochs=self.epochs, train_mode="eval", **self._numbers(self.lr))
 
-def train_exits(stages: Stages, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
-    """Stage 1 (backbone and heads), if it has epochs, then stage 2 (heads alone), in place."""
-    if stages.stage1_epochs:
-        first = replace(data, out=None if data.out is None else data.out / "stage1")
-        _fit(stages, model, dataset, first, Joint(stages.strategy), epochs=stages.stage1_epochs, lr=stages.stage1_lr)
-    if stages.epochs:
-        with only_heads_learn(model):
-            objective = SelfDistillation(kinds_of(model), stages.weights)
-            _fit(stages, model, dataset, data, objective, epochs=stages.epochs, lr=stages.lr, train_mode="eval")
+    def check(self, model: OpenModel, data: Data) -> None:
+        """Raise `BadInput` unless the trainings fit model and data."""
+        if self.stage1_epochs or self.epochs:
+            data.steps_per_epoch(model, **self._numbers(self.lr))
 
-
-def check_training(stages: Stages, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
-    """Raise `BadInput` unless the trainings fit model and data."""
-    if stages.stage1_epochs or stages.epochs:
-        config = FitConfig(epochs=1, lr=stages.lr, batch_size=stages.images, augment=stages.augment)
-        check_run(model, dataset, preprocess=data.preprocess, config=config, convert=True)
+    def _numbers(self, lr: float) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"lr": lr, "min_lr": 0.0, "schedule": "linear", "weight_decay": 0.0}
+        numbers |= {"batch_size": self.images, "augment": self.augment, "amp": self.amp}
+        return numbers | {"save_every": 100}
 
 
 @contextmanager
@@ -58,29 +58,3 @@ def only_heads_learn(model: OpenModel) -> Iterator[None]:
     finally:
         for name, p in model.named_parameters():
             p.requires_grad_(before[name])
-
-
-def _fit(
-    stages: Stages,
-    model: OpenModel,
-    dataset: AnyDataset,
-    data: Data,
-    objective: Objective,
-    *,
-    epochs: int,
-    lr: float,
-    train_mode: str = "train",
-) -> None:
-    recipe: dict[str, Any] = {"lr": lr, "min_lr": 0.0, "schedule": "linear", "weight_decay": 0.0}
-    recipe |= {"batch_size": stages.images, "seed": data.seed, "amp": stages.amp, "augment": stages.augment}
-    fit(
-        model,
-        dataset,
-        preprocess=data.preprocess,
-        config=FitConfig(epochs=epochs, train_mode=train_mode, save_every=100, **recipe),
-        objective=objective,
-        callbacks=data.callbacks,
-        out=data.out,
-        resume=data.resume,
-        convert=True,  # whether data and model fit was decided when the dense model was made
-    )

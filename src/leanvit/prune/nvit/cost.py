@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, Ops
-from leanvit.anatomy.families.swin import OpenSwin
 from leanvit.errors import Refused
 from leanvit.measure import count
 from leanvit.prune.nvit.units import Dims, Layout, layout
@@ -102,7 +101,7 @@ class Seconds:
     def of(model: OpenModel, table: Table) -> Seconds:
         """Raises `Refused` for a model whose width changes along the way: a table has one."""
         units, seen = layout(model), traffic(model)
-        if not any(u.kind == "embed" for u in units.lists) and isinstance(model, OpenSwin):
+        if model.hierarchical:
             raise Refused("a latency table describes models of one width; give nvit a target in MACs or parameters")
         rows = [(block.name, seen.rows[f"{block.name}.mlp.fc2"], seen.tokens(block.name)) for block in model.blocks]
         return Seconds(table, tuple(rows), {"embed": int(model.embed_dim), **units.dims()})  # type: ignore[arg-type]

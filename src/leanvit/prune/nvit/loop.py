@@ -113,10 +113,6 @@ class GlobalPruning(Objective):
 
     # --- as a callback ---------------------------------------------------------------
 
-    def start(self, run: Run) -> None:
-        """The last pruning step ends the run, if the target is not met before."""
-        run.ends_at = self.course.max_steps
-
     def before_forward(self, run: Run) -> None:
         """From the first pruning step on the student stays in eval mode (published: no drop path)."""
         if self.pruning_steps:

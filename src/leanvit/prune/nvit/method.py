@@ -225,7 +225,7 @@ class NViT:
         if self.latency is None:
             check_reachable(self._target(model, units, None))
         if data is not None:
-            self._steps_per_epoch(model, data)
+            data.steps_per_epoch(model, **self._numbers())
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
         """Train and prune until the target is met, in place. Returns units kept, figures, widths before.
@@ -252,7 +252,7 @@ class NViT:
             table = open_table(self.table, model, runtime=self.runtime, batch=self.batch, folder=folder)
         target = self._target(model, units, table)
         check_reachable(target)
-        pruning = self._train(model, target, data, folder)
+        pruning = self._train(model, target, data)
         gates = pruning.gates.cpu()
         return self._structure(units, gates, dense, self._figures(target, pruning, gates, table))
 
@@ -264,9 +264,8 @@ class NViT:
         """Move in what is left of the weights."""
         move_weights(model, structure, before)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Target, figures counted on the model, widths per block before and after."""
-        structure = next(plan.structure for plan in reversed(model.history.plans) if plan.slug == "nvit")
         name, ratio = self.asked
         dense, now = structure["dense"], _described(model)
         found = {"target": f"{name} {ratio:g}", **{key: now[key] / dense[key] for key in ("macs", "params")}}
@@ -295,38 +294,15 @@ class NViT:
         figure: Figure = Macs.of(model) if name == "macs" else Parameters.of(model)
         return Target(name, float(ratio), figure, units, sizes, self.eta)
 
-    def _recipe(self, data: Data) -> dict[str, Any]:
-        recipe = {"lr": self.lr, "min_lr": 0.0, "schedule": "constant", "weight_decay": self.weight_decay}
-        return recipe | {
-            "batch_size": self._images,
-            "seed": data.seed,
-            "save_every": self.interval,
-            "amp": self.amp,
-        }
+    def _numbers(self) -> dict[str, Any]:
+        """Of the training."""
+        numbers: dict[str, Any] = {"lr": self.lr, "min_lr": 0.0, "schedule": "constant"}
+        numbers |= {"weight_decay": self.weight_decay, "batch_size": self._images, "amp": self.amp}
+        return numbers | {"save_every": self.interval}
 
-    def _steps_per_epoch(self, model: OpenModel, data: Data) -> int:
-        """Raises `BadInput` unless the training fits model and data."""
-        from leanvit.training import FitConfig, check_run
-
-        config = FitConfig(epochs=1, **self._recipe(data))
-        return check_run(model, data.dataset, preprocess=data.preprocess, config=config, convert=True)
-
-    def _train(self, model: OpenModel, target: Target, data: Data, folder: Path | None) -> GlobalPruning:
-        from leanvit.training import FitConfig, fit
-
-        recipe, epoch = self._recipe(data), self._steps_per_epoch(model, data)
+    def _train(self, model: OpenModel, target: Target, data: Data) -> GlobalPruning:
         objective = self._objective(model, target, data)
-        fit(
-            model,
-            data.dataset,
-            preprocess=data.preprocess,
-            config=FitConfig(epochs=-(-self._steps // epoch), **recipe),
-            objective=objective,
-            callbacks=[objective, *data.callbacks],
-            out=folder,
-            resume=data.resume,
-            convert=True,  # whether data and model fit was decided when the dense model was made
-        )
+        data.fit(model, objective, steps=self._steps, callbacks=[objective], **self._numbers())
         return objective
 
     def _objective(self, model: OpenModel, target: Target, data: Data) -> GlobalPruning:

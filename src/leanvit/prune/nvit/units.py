@@ -15,14 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from leanvit.anatomy import OpenModel, OpenViT
-from leanvit.anatomy.families.swin import OpenSwin
-from leanvit.anatomy.families.swin_parts import SwinAttention, SwinV2Attention
-from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, PackedGluMlp, PostNormBlock
+from leanvit.anatomy import OpenModel
+from leanvit.anatomy.parts.blocks import Mlp, PackedGluMlp
 from leanvit.anatomy.parts.masks import GaussianMixtureMask
-from leanvit.anatomy.parts.windows import WindowAttention
-from leanvit.backbones.lv_vit.opened import OpenLVViT
-from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.errors import Refused
 
 KINDS = ("embed", "head", "qk", "v", "mlp")
@@ -130,15 +125,14 @@ def _named(part: Part, sizes: Dims, names: set[str]) -> Part:
 
 
 def _check(model: OpenModel) -> None:
-    if not isinstance(model, OpenViT | OpenSwin) or not len(model.blocks):
+    if not len(model.blocks):
         raise Refused(f"nvit cuts plain vision transformers and Swins, not the family {model.family!r}")
     for block in model.blocks:
-        attn: Any = getattr(block, "attn", None)
-        mlp = getattr(block, "mlp", None)
-        if type(block) not in (Block, PostNormBlock):
+        if not block.prunable:
             raise Refused(f"nvit cannot cut {block.name}, a {type(block).__name__}: it knows attention followed by MLP")
-        if type(attn) not in (Attention, WindowAttention, SwinAttention, SwinV2Attention) or attn.rotary is not None:
-            turned = " with rotary positions" if getattr(attn, "rotary", None) is not None else ""
+        attn, mlp = block.attn, block.mlp
+        if not attn.prunable:
+            turned = " with rotary positions" if attn.rotary is not None else ""
             raise Refused(
                 f"nvit cannot cut {block.name}.attn, a {type(attn).__name__}{turned}: it knows one linear for q, k, v"
             )
@@ -148,14 +142,8 @@ def _check(model: OpenModel) -> None:
 
 def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
-    if isinstance(model, OpenSwin):
-        return "its width changes from stage to stage through the patch mergings"
-    if isinstance(model, OpenLVViT):
-        return "its stem is several convolutions with batch norm"
-    if type(model) not in (OpenViT, OpenT2TViT) or any(type(block) is not Block for block in model.blocks):
-        return "its norms stand behind attention and MLP"
-    if model.attn_pool is not None:
-        return "its attention pooling is as wide as the stream"
+    if why_not := model.width_refusal():
+        return why_not
     if any(True for step in model.steps() for _ in step.parameters()):
         return "a step in its blocks holds weights of the stream's width"
     return ""
@@ -188,15 +176,16 @@ def _around(model: Any) -> list[Part]:
 
 
 def _stem(model: Any) -> list[Part]:
-    """What makes the stream: the patch convolution and its norm, or the projection of a tokens-to-token module."""
-    t2t = isinstance(model, OpenT2TViT)
-    site = f"{model.STEM}.{'project' if t2t else 'proj'}"
-    weight = model.get_submodule(site).weight
+    """What makes the stream: the patch convolution, or another projection, and its norm."""
+    site = model.STEM_PROJECTION
+    projection = model.get_submodule(site)
+    shape = tuple(projection.weight.shape)
     stream = frozenset({"embed"})
-    parts = [Part(f"{site}.weight", tuple(weight.shape), ("embed", *[""] * (weight.ndim - 1)), stream, site)]
-    if model.get_submodule(site).bias is not None:
-        parts.append(Part(f"{site}.bias", (weight.shape[0],), ("embed",), stream))
-    return parts if t2t else parts + _vectors("patch_embed.norm", model.patch_embed.norm, ("embed",), weight.shape[:1])
+    parts = [Part(f"{site}.weight", shape, ("embed", *[""] * (len(shape) - 1)), stream, site)]
+    if projection.bias is not None:
+        parts.append(Part(f"{site}.bias", shape[:1], ("embed",), stream))
+    norm = model.STEM_NORM
+    return parts + (_vectors(norm, model.get_submodule(norm), ("embed",), shape[:1]) if norm else [])
 
 
 def _parts_of(block: Any, sizes: Dims, *, embed: str) -> list[Part]:
@@ -255,22 +244,13 @@ def _projection(attn: Any, name: str, head: str, v: str, embed: str) -> list[Par
 
 
 def _tables(attn: Any, name: str, at: str) -> list[Part]:
-    """What Swin and Swin V2 keep for each head."""
-    head = f"{at}.head"
-    if isinstance(attn, SwinAttention):
-        table = attn.relative_position_bias_table
-        return [Part(f"{name}.relative_position_bias_table", tuple(table.shape), ("", head))]
-    if not isinstance(attn, SwinV2Attention):
-        return []
-    out: Any = attn.cpb_mlp[2]
-    parts = [
-        Part(f"{name}.logit_scale", (attn.heads, 1, 1), (head, "", "")),
-        Part(f"{name}.cpb_mlp.2.weight", tuple(out.weight.shape), (head, ""), site=f"{name}.cpb_mlp.2"),
-    ]
-    if attn.q_bias is not None:
-        scored = frozenset({"qk", "v", "head"})
-        parts.append(Part(f"{name}.q_bias", (attn.heads, attn.qk_dim), (head, f"{at}.qk"), scored))
-        parts.append(Part(f"{name}.v_bias", (attn.heads, attn.v_dim), (head, f"{at}.v"), scored))
+    """What an attention keeps for each head besides its linears; what runs along a width is scored as q, k, v are."""
+    parts = []
+    for table in attn.head_tables():
+        scored = frozenset({"qk", "v", "head"}) if {"qk", "v"} & {*table.axes} else frozenset()
+        axes = tuple(axis and f"{at}.{axis}" for axis in table.axes)
+        site = f"{name}.{table.site}" if table.site else ""
+        parts.append(Part(f"{name}.{table.name}", table.shape, axes, scored, site))
     return parts
 
 

@@ -143,7 +143,7 @@ class Int8:
         for site, weight in calibration.weights.items():
             ops.at(site)["weight"].set_weight(weight)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"quantized": sites rounded, "float": sites of weights left float, "weight_bits": mean over all weights}."""
         rows = describe(model)
         counts = {kind: sum(r["bits"] == kind for r in rows if r["operand"] == "weight") for kind in (BITS, 32)}

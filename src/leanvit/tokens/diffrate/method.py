@@ -1,4 +1,4 @@
-"""DiffRate: the steps in blocks, and the method."""
+"""DiffRate: the step in a block, and the method."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
 from leanvit.measure import count
@@ -25,55 +24,13 @@ from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow, Rising, StructureModel
 from leanvit.tokens.diffrate.cost import TOLERANCE, Costs, reducing, uniform
+from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
 
-LEAST_SIZE = 1e-6  # of a token: a sum of sizes times negative similarities would have no logarithm
+if TYPE_CHECKING:
+    from leanvit.tokens.diffrate.search import Search
+
 SEARCHES = ("learned", "prune", "merge")
 AMPS = ("fp32", "bf16")
-
-# --- the algorithm ---------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Which tokens merge into which: of a sequence in order of importance the tail, into what comes before it."""
-
-    kept: int  # tokens that stay, at the front (prefix included)
-    target: Tensor  # (B, N - kept) int64: the place that each of the others merges into
-    similarity: Tensor  # (B, N - kept) cosine between the two
-
-
-def match(x: Tensor, kept: int, *, prefix: int = 1) -> Matching:
-    """The most similar of the first `kept` tokens, never of the prefix, for each token after them (paper, section 3.2).
-
-    Args:
-        x: (B, N, C) tokens after attention, in order of importance. kept: above `prefix`, up to N.
-    """
-    unit = F.normalize(x.detach().float(), dim=-1, eps=1e-12)
-    similarity = unit[:, kept:] @ unit[:, prefix:kept].transpose(1, 2)  # (B, N - kept, kept - prefix)
-    best, target = similarity.max(dim=-1)
-    return Matching(kept, target + prefix, best)
-
-
-def merge(x: Tensor, matching: Matching) -> Tensor:
-    """Plain means of each token that stays and all that merge into it: (B, N, C) -> (B, kept, C)."""
-    out, moved = x[:, : matching.kept], x[:, matching.kept :]
-    if torch.compiler.is_exporting():  # a product: runtimes add by index slowly, or not at all
-        number = torch.arange(matching.kept, device=x.device).unsqueeze(1)
-        given = (matching.target.unsqueeze(1) == number).to(x.dtype)  # (B, kept, N - kept)
-        return (out + given @ moved) / (1 + given.sum(dim=-1, keepdim=True))
-    ones = torch.ones_like(matching.similarity, dtype=x.dtype)
-    counts = torch.ones_like(out[..., 0]).scatter_add(1, matching.target, ones)
-    sums = out.scatter_add(1, matching.target.unsqueeze(-1).expand_as(moved), moved)
-    return sums / counts.unsqueeze(-1)
-
-
-def merged_sizes(size: Tensor, matching: Matching) -> Tensor:
-    """(B, N) -> (B, kept): what merges brings its size times its similarity."""
-    given = size[:, matching.kept :] * matching.similarity
-    return size[:, : matching.kept].scatter_add(1, matching.target, given).clamp(min=LEAST_SIZE)
-
-
-# --- in a model ------------------------------------------------------------------
 
 
 class Reduce(Step):
@@ -228,9 +185,7 @@ class DiffRate:
         costs = Costs.of(model)
         self._lists(costs)
         if self.searches:
-            from leanvit.tokens.diffrate.search import check_search
-
-            check_search(self, model, costs, data)
+            self._search(data).check(model, costs, data)
 
     def learn(self, model: OpenModel, data: Data | None = None) -> Structure:
         """Search, or take the lists: {"blocks": [{"block", "prune", "merge"}, ...], "dense_macs", "reached"}.
@@ -246,10 +201,8 @@ class DiffRate:
         if self.macs == 1:
             lists = ([costs.tokens] * costs.depth,) * 2
         elif self.searches:
-            from leanvit.tokens.diffrate.search import search
-
             assert data is not None
-            lists = search(self.chosen_for(data.dataset), model, costs, data, start=lists)
+            lists = self.chosen_for(data.dataset)._search(data).run(model, costs, data, start=lists)
         elif self.macs is not None:
             lists = uniform(costs, self.macs, self.search)
         assert lists is not None
@@ -258,6 +211,24 @@ class DiffRate:
         reached = float(costs.macs(*lists)) / costs.dense
         rows = [{"block": i, "prune": p, "merge": m} for i, p, m in reducing(costs.tokens, *lists)]
         return {"blocks": rows, "dense_macs": costs.dense, "reached": reached}
+
+    def _search(self, data: Data | None) -> Search:
+        """The search for `macs`. Its steps are known once data are: without, nothing can be run."""
+        from leanvit.tokens.diffrate.search import Search
+
+        assert self.macs is not None
+        return Search(
+            macs=self.macs,
+            granularity=self.granularity,
+            steps=self.max_steps,
+            images=self.images,
+            lr=self.lr,
+            min_lr=self.min_lr,
+            macs_weight=self.macs_weight,
+            warmup=self.warmup,
+            prop_attn=self.prop_attn,
+            amp=self.amp,
+        )
 
     def _lists(self, costs: Costs) -> tuple[list[int], list[int]] | None:
         if self.prune is None and self.merge is None:
@@ -275,18 +246,12 @@ class DiffRate:
             raise Refused("diffrate ranks patches by the attention of a class token, which this model does not have")
         rows = [_checked_row(row, model) for row in structure["blocks"]]
         for index, pruned, kept in rows:
-            block: Any = model.blocks[index]
-            if any(step.source == "diffrate" for step in block.between):
-                raise Refused(f"{block.name} already reduces tokens by diffrate")
-            block.between.append(Reduce(block.name, prune=pruned, merge=kept).train(model.training))
+            insert_step(model, index, "between", Reduce(model.blocks[index].name, prune=pruned, merge=kept))
         if self.prop_attn and any(kept < pruned for _, pruned, kept in rows):
-            for block in model.blocks:
-                for attn in block.attentions():
-                    attn.terms = (*(term for term in attn.terms if term is not proportional), proportional)
+            add_term(model, proportional)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Patch tokens in each block's MLP, and MACs over the dense model's, counted in a run of the model."""
-        structure = next(plan.structure for plan in reversed(model.history.plans) if plan.slug == "diffrate")
         return {"patch_tokens": model.patch_tokens(), "macs": _share(model, structure)}
 
     def check(self, model: OpenModel, structure: Structure) -> list[str]:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,14 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel, Ops, Phases, State, Step
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import take_tokens, with_prefix
+from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.data import Batch
 from leanvit.recipe.learning import Data
 from leanvit.tokens.diffrate.cost import Costs, Lists, require_reached
-from leanvit.tokens.diffrate.method import match
-from leanvit.tokens.diffrate.method import merge as means
-from leanvit.training import BinaryCrossEntropy, CrossEntropy, FitConfig, Loss, Objective, Run, check_run, fit
+from leanvit.tokens.diffrate.merging import match
+from leanvit.tokens.diffrate.merging import merge as means
+from leanvit.training import BinaryCrossEntropy, CrossEntropy, Loss, Objective
 from leanvit.training.objectives import mean_head
-
-if TYPE_CHECKING:
-    from leanvit.tokens.diffrate import DiffRate
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
@@ -205,13 +203,13 @@ def searching(model: OpenModel, granularity: int | None, *, prop_attn: bool = Tr
     patches = copied.patches()
     step = granularity or (4 if patches >= 100 else 1)
     last = len(copied.blocks) - 1
-    sized = (proportional,) if prop_attn else ()
     for i, block in enumerate(copied.blocks):
         fixed = i == 0 or (i == last and copied.global_pool == "avg")
-        block.between.append(SoftReduce(block.name, patches, patches + 1 if fixed else step))
-        for attn in block.attentions():
-            attn.terms = (*attn.terms, *sized, only_there)
-    copied.blocks[-1].after.append(CountThere())
+        insert_step(copied, i, "between", SoftReduce(block.name, patches, patches + 1 if fixed else step))
+    if prop_attn:
+        add_term(copied, proportional)
+    add_term(copied, only_there)
+    insert_step(copied, last, "after", CountThere())
     copied.set_ops(DetachedMean())
     found: OpenModel = copied
     return found
@@ -263,78 +261,54 @@ class MacsPenalty(Objective):
 
 
 @dataclass(frozen=True)
-class StopAt:
-    """Callback: the run ends after so many steps."""
+class Search:
+    """A search for lists that leave a share of the dense model's MACs; the knobs of `DiffRate` by their names."""
 
-    step: int
+    macs: float
+    granularity: int | None
+    steps: int | None  # None where the data is not known: nothing can be run then
+    images: int  # a step
+    lr: float
+    min_lr: float
+    macs_weight: float
+    warmup: float
+    prop_attn: bool
+    amp: str
 
-    def start(self, run: Run) -> None:
-        run.ends_at = self.step
+    def check(self, model: OpenModel, costs: Costs, data: Data | None) -> None:
+        """Raise `Refused` where no lists meet the target, `BadInput` where the training does not fit the data."""
+        floor = [costs.tokens, *[2] * (costs.depth - 1)]
+        if costs.macs(floor, floor) / costs.dense > self.macs:
+            require_reached(costs, (floor, floor), self.macs)
+        if data is not None:
+            data.steps_per_epoch(model, **self._numbers())
 
-    def after_step(self, run: Run) -> None:
-        if run.step >= self.step:
-            run.stop()
+    def run(self, model: OpenModel, costs: Costs, data: Data, start: Lists | None = None) -> Lists:
+        """Learn the lists. Raises `Refused` where none meet the target, before any work."""
+        assert self.steps is not None
+        self.check(model, costs, data)
+        copied = searching(model, self.granularity, prop_attn=self.prop_attn)
+        steps = rates(copied)
+        if start is not None:
+            for step, pruned, kept in zip(steps, *start, strict=True):
+                step.prune_rate.start_at(pruned)
+                step.merge_rate.start_at(kept)
+        objective = MacsPenalty(
+            steps,
+            costs,
+            share=self.macs,
+            weight=self.macs_weight,
+            warmup=int(self.warmup * self.steps),
+            multi_label=data.dataset.multi_label,
+        )
+        data.fit(copied, objective, steps=self.steps, **self._numbers())
+        found = settled(steps, costs, self.macs)
+        require_reached(costs, found, self.macs)
+        return found
 
-
-def check_search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data | None) -> None:
-    """Raise `Refused` where no lists meet the target, `BadInput` where the training does not fit the data."""
-    assert knobs.macs is not None
-    floor = [costs.tokens, *[2] * (costs.depth - 1)]
-    if costs.macs(floor, floor) / costs.dense > knobs.macs:
-        require_reached(costs, (floor, floor), knobs.macs)
-    if data is not None:
-        _steps_per_epoch(knobs, model, data)
-
-
-def search(knobs: DiffRate, model: OpenModel, costs: Costs, data: Data, start: Lists | None = None) -> Lists:
-    """Learn the lists for `knobs.macs`. Raises `Refused` where no lists meet it, before any work."""
-    assert knobs.macs is not None
-    check_search(knobs, model, costs, data)
-    copied = searching(model, knobs.granularity, prop_attn=knobs.prop_attn)
-    steps = rates(copied)
-    if start is not None:
-        for step, pruned, kept in zip(steps, *start, strict=True):
-            step.prune_rate.start_at(pruned)
-            step.merge_rate.start_at(kept)
-    objective = MacsPenalty(
-        steps,
-        costs,
-        share=knobs.macs,
-        weight=knobs.macs_weight,
-        warmup=int(knobs.warmup * knobs.steps),
-        multi_label=data.dataset.multi_label,
-    )
-    _fit(knobs, copied, objective, data)
-    found = settled(steps, costs, knobs.macs)
-    require_reached(costs, found, knobs.macs)
-    return found
-
-
-def _fit(knobs: DiffRate, copied: OpenModel, objective: MacsPenalty, data: Data) -> None:
-    epochs = math.ceil(knobs.steps / _steps_per_epoch(knobs, copied, data))
-    config = FitConfig(epochs=epochs, **_recipe(knobs, data))
-    stop = StopAt(knobs.steps)
-    fit(
-        copied,
-        data.dataset,
-        config=config,
-        objective=objective,
-        callbacks=[stop, *data.callbacks],
-        out=data.out,
-        resume=data.resume,
-        preprocess=data.preprocess,
-        convert=True,  # whether data and model fit was decided when the dense model was made
-    )
-
-
-def _recipe(knobs: DiffRate, data: Data) -> dict[str, Any]:
-    recipe: dict[str, Any] = {"lr": knobs.lr, "min_lr": knobs.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
-    return recipe | {"batch_size": knobs.images, "seed": data.seed, "save_every": 50, "amp": knobs.amp}
-
-
-def _steps_per_epoch(knobs: DiffRate, model: OpenModel, data: Data) -> int:
-    config = FitConfig(epochs=1, **_recipe(knobs, data))
-    return check_run(model, data.dataset, preprocess=data.preprocess, config=config, convert=True)
+    def _numbers(self) -> dict[str, Any]:
+        numbers: dict[str, Any] = {"lr": self.lr, "min_lr": self.min_lr, "weight_decay": 0.0, "warmup_epochs": 0}
+        return numbers | {"batch_size": self.images, "save_every": 50, "amp": self.amp}
 
 
 @torch.no_grad()

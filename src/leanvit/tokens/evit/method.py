@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.anatomy.surgery.steps import insert_step
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
@@ -273,13 +274,17 @@ class EViT:
         for row in rows:
             if row["keep_rate"] == 1 and row["tokens"] is None:
                 continue
-            block: Any = model.blocks[row["block"]]
-            if any(step.source == "evit" for step in block.between):
-                raise Refused(f"{block.name} already reduces tokens by evit: give it other blocks")
-            step = Reorganize(block.name, **_without_block(row), fuse=self.fuse, select=self.select, seed=self.seed)
-            block.between.append(step.train(model.training))
+            step = Reorganize(
+                model.blocks[row["block"]].name,
+                keep_rate=row["keep_rate"],
+                tokens=row["tokens"],
+                fuse=self.fuse,
+                select=self.select,
+                seed=self.seed,
+            )
+            insert_step(model, row["block"], "between", step)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
@@ -343,10 +348,6 @@ def _checked_row(row: Mapping[str, Any], model: OpenModel) -> dict[str, Any]:
     _check_rate(f"keep_rate of block {index}", rate)
     _check_tokens(f"tokens of block {index}", count)
     return {"block": index, "keep_rate": rate, "tokens": count}
-
-
-def _without_block(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "block"}
 
 
 def _check_rate(name: str, rate: Any) -> None:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar
 
 from torch import Tensor, nn
 
-from leanvit.anatomy import OpenModel, OpenViT
+from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.slimming import TokenSlimming
+from leanvit.anatomy.surgery.steps import insert_step
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused, is_number, is_whole
 from leanvit.recipe.equal_macs import nearest_setting
@@ -98,7 +99,7 @@ class SiT:
             BadInput: stages or tokens that do not fit the model, or a stage without a token.
             Refused: a model that is not of the plain family.
         """
-        if not isinstance(model, OpenViT):
+        if not model.isotropic:
             raise Refused(f"sit slims the tokens of plain vision transformers, not of the family {model.family!r}")
         depth = len(model.blocks)
         stages = default_stages(depth) if self.stages is None else self.stages
@@ -106,7 +107,7 @@ class SiT:
             raise BadInput(f"stages is {stages}, {sum(stages)} blocks in all; accepted: {depth}, the model's depth")
         counts = self._counts(model.patches(), len(stages))
         present = [model.patches(), *model.patch_tokens()]  # those that enter each block's MLP, at least
-        hidden = max(1, int(model.embed_dim * self.hidden))
+        hidden = max(1, int(model.width_of(0) * self.hidden))
         rows, before = [], present[0]
         for block, count in zip((end - 1 for end in accumulate(stages[:-1])), counts, strict=True):
             here = min(before, present[block + 1])
@@ -139,10 +140,10 @@ class SiT:
         like = next(model.parameters())
         for row in structure["slimming"]:
             index, count, hidden = _checked_row(row, model)
-            block: Any = model.blocks[index]
+            block = model.block(index)
             at = f"{block.name}.after.{len(block.after)}"
-            step = TokenSlimming(at, width=int(model.embed_dim), slots=count, hidden=hidden)  # type: ignore[arg-type]
-            block.after.append(step.to(device=like.device, dtype=like.dtype).train(model.training))
+            step = TokenSlimming(at, width=model.width_of(index), slots=count, hidden=hidden)
+            insert_step(model, index, "after", step.to(device=like.device, dtype=like.dtype))
 
     def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
         """Initial values, random by `seed` and the place of each module."""
@@ -163,7 +164,7 @@ class SiT:
         fitting = [rate for rate in rates if kept_tokens(model.patches(), rate, stages)[-1] > 0]
         return nearest_setting(model, [replace(made, keep_rate=rate) for rate in fitting], share)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from leanvit.anatomy import State
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.anatomy.parts.blocks import Block, apply_norm, layer_scale
 from leanvit.anatomy.parts.cross import CrossAttention
-from leanvit.anatomy.parts.windows import Windows
 from leanvit.errors import BadInput, Refused
 from leanvit.tokens.stvit.semantic import adaptive_max, adaptive_mean, owners
 

@@ -1,9 +1,9 @@
-"""STViT on plain and windowed transformers: where semantic tokens are made, and the method."""
+"""STViT: the method. `plain.py` and `swin.py` know where semantic tokens are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,24 +11,19 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.families.swin import OpenSwin
-from leanvit.anatomy.families.vit import OpenViT
-from leanvit.anatomy.parts.blocks import Attention, Block
 from leanvit.anatomy.parts.cross import CrossAttention
-from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.data import keyed
-from leanvit.errors import BadInput, Refused, is_whole, unknown
+from leanvit.errors import BadInput, is_whole, unknown
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.structure import StructureModel
-from leanvit.tokens.stvit import swin
-from leanvit.tokens.stvit.blocks import AveragedBlock, CentredGeneration, PooledGeneration, children
+from leanvit.tokens.stvit import plain, swin
+from leanvit.tokens.stvit.blocks import CentredGeneration
 
 PREFIX = ("drop", "keep")
 MAKES = ("attention", "average")
-GENERATIONS = 2  # blocks
-SAMPLES = 2  # of a plain ViT; Swin has its own
+_ON = {False: plain, True: swin}  # where semantic tokens are made, by whether the model is hierarchical
 
 
 class _Structure(StructureModel):
@@ -92,72 +87,15 @@ class STViT:
         Raises:
             BadInput: a number that does not fit the model. Refused: a model that it cannot work on (the reason named).
         """
-        self._check_family(model)
-        if isinstance(model, OpenSwin):
-            return swin.plan(model, stage=self.stage, units=self.units, samples=self.samples)
-        depth = len(model.blocks)
-        if depth < GENERATIONS:
-            raise Refused(f"stvit replaces {GENERATIONS} blocks, the model has {depth}")
-        after = depth // 3 if self.after is None else self.after
-        if after != depth and after > depth - GENERATIONS:
-            raise BadInput(
-                f"after is {after}; accepted: 0 to {depth - GENERATIONS}, which leaves {GENERATIONS} of {depth} blocks "
-                f"for the generation, or {depth} for none"
-            )
-        _check_model(model, after)
-        grid = _grid(model)
-        window = [self.window or (side if side % 2 else side // 2) for side in grid]
-        structure = {"after": after, "window": window, "samples": SAMPLES if self.samples is None else self.samples}
-        _check_windows(grid, structure)
-        return structure
-
-    def _check_family(self, model: OpenModel) -> None:
-        """Raise `BadInput` for knobs that the model's family does not have."""
-        on_swin = isinstance(model, OpenSwin)
-        plain = {"after": None, "window": None, "prefix": "drop", "generation": "attention"}
-        others = plain if on_swin else {"stage": None, "units": None}
-        for name, default in others.items():
+        kind = _ON[model.hierarchical]
+        for name, default in kind.FOREIGN.items():
             if getattr(self, name) != default:
-                family = "a plain ViT, this model is a Swin" if on_swin else "a Swin, this model is none"
-                raise BadInput(f"{name} is {getattr(self, name)!r}: the knob is of {family}")
+                raise BadInput(f"{name} is {getattr(self, name)!r}: the knob is of {kind.FOREIGN_TO}")
+        return kind.plan(model, asdict(self))
 
     def shape(self, model: OpenModel, structure: Structure) -> None:
-        """Put the generation blocks in the place of the model's own, with empty linears for q and for k and v."""
-        if isinstance(model, OpenSwin):
-            return swin.put(model, structure, use_global=bool(self.use_global), shortcut=bool(self.shortcut))
-        after, depth = structure["after"], len(model.blocks)
-        if not is_whole(after, least=0, most=depth) or after == depth - 1:
-            raise BadInput(f"the plan generates after {after!r} blocks; accepted: 0 to {depth - GENERATIONS}, {depth}")
-        if after == depth:
-            return
-        _check_model(model, after)
-        model.keep_all_patches()
-        grid = _grid(model)
-        rows, columns = _check_windows(grid, structure)
-        window, samples = (rows, columns), structure["samples"]
-        if self.generation == "average":
-            block = model.blocks[after]
-            averaged = AveragedBlock(
-                window=window, samples=samples, prefix=self.prefix, attn=block.attn, **children(block)
-            )
-            model.blocks[after] = averaged.train(model.training)
-            return self._read_the_mean(model)
-        first, second = (
-            {"attn": CrossAttention.like(block.attn), **children(block)}
-            for block in model.blocks[after : after + GENERATIONS]
-        )
-        shortcut, use_global = self.shortcut is not False, self.use_global is not False
-        pooled = PooledGeneration(window=window, samples=samples, prefix=self.prefix, shortcut=shortcut, **first)
-        tokens = (grid[0] // rows) * (grid[1] // columns) * samples**2
-        centred = CentredGeneration(tokens=tokens, use_global=use_global, **second)
-        for i, block in enumerate((pooled, centred)):
-            model.blocks[after + i] = block.train(model.training)
-        self._read_the_mean(model)
-
-    def _read_the_mean(self, model: OpenModel) -> None:
-        """Where the class token ended, the classifier reads the mean."""
-        if self.prefix == "drop" and model.global_pool == "token":
-            model.global_pool = "avg"  # type: ignore[assignment]
+        """Put blocks that generate in the place of the model's own, with empty linears for q and for k and v."""
+        _ON[model.hierarchical].put(model, structure, asdict(self))
 
     def fold(self, model: OpenModel, structure: Structure, before: Mapping[str, Tensor]) -> None:
         """The weights of q and of k and v from the linear that gave all three; the centres drawn by the seed."""
@@ -175,81 +113,17 @@ class STViT:
 
         The control gets what the generation would get, and costs less.
         """
-        asked, depth = cls(**knobs), len(model.blocks)
+        asked = cls(**knobs)
         made = replace(asked, generation="attention")
-        if isinstance(model, OpenSwin):
-            raise Refused("stvit on a Swin has no knob that sets its MACs to a share: its units follow from the stages")
-        grid = _grid(model)
-        found: dict[int, STViT] = {}  # tokens that blocks get, in sum -> the setting
-        for after in range(depth - GENERATIONS, -1, -1):
-            for window in sorted({side for side in range(1, min(grid) + 1) if not any(n % side for n in grid)}):
-                for samples in range(1, window + 1):
-                    kept = (grid[0] // window) * (grid[1] // window) * samples**2
-                    if kept * 2 <= grid[0] * grid[1]:  # else the generation costs more than it saves
-                        tokens = after * grid[0] * grid[1] + (depth - after) * kept
-                        found.setdefault(tokens, replace(made, after=after, window=window, samples=samples))
-        if not found:
-            raise Refused(
-                f"stvit generates in {GENERATIONS} blocks, and halves the tokens at least: this model has {depth} "
-                f"{'block' if depth == 1 else 'blocks'} and a grid of {grid[0]}x{grid[1]} patches"
-            )
-        nearest = nearest_setting(model, [found[tokens] for tokens in sorted(found, reverse=True)], share)
-        return replace(nearest, generation=asked.generation)
+        settings = [replace(made, **setting) for setting in _ON[model.hierarchical].settings(model)]
+        return replace(nearest_setting(model, settings, share), generation=asked.generation)
 
-    def achieved(self, model: OpenModel) -> dict[str, Any]:
+    def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
 
     def check(self, model: OpenModel, structure: Structure) -> list[str]:
         """Blocks in whose MLP other than the planned number of semantic tokens are, counted in a run of the model."""
         counts = model.patch_tokens()
-        if isinstance(model, OpenSwin):
-            planned = swin.semantic_counts(model, structure)
-        else:
-            grid, (rows, columns), samples = _grid(model), structure["window"], structure["samples"]
-            tokens = (grid[0] // rows) * (grid[1] // columns) * samples**2
-            planned = dict.fromkeys(range(structure["after"], len(counts)), tokens)
+        planned = _ON[model.hierarchical].semantic_counts(model, structure)
         return [f"block {i}: asked {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n]
-
-
-def _grid(model: OpenModel) -> tuple[int, int]:
-    _, height, width = model.probe_size()
-    grid: tuple[int, int] = model._grid(height, width)  # type: ignore[operator]
-    return grid
-
-
-# --- checks ----------------------------------------------------------------------
-
-
-def _check_model(model: OpenModel, after: int) -> None:
-    """Raise `Refused`, naming why, unless semantic tokens can run through the blocks from `after` on."""
-    if type(model) not in (OpenViT, OpenT2TViT):
-        raise Refused(
-            f"stvit needs a plain vision transformer or a Swin, this model is {type(model).__name__}: its blocks read "
-            "where tokens are"
-        )
-    for i, block in enumerate(model.blocks[after:]):
-        if i < GENERATIONS and (type(block) is not Block or type(block.attn) is not Attention):
-            kind = type(block).__name__ if type(block) is not Block else type(block.attn).__name__
-            raise Refused(f"{block.name} is a {kind}: stvit generates in pre-norm blocks with plain attention")
-        if i < GENERATIONS and list(block.steps()):
-            raise Refused(f"{block.name} holds steps of another method: stvit puts a block of its own in its place")
-        if i < GENERATIONS and block.attn.terms:
-            raise Refused(f"{block.attn.name} holds score terms of another method: stvit gives it other keys")
-        for attn in block.attentions():
-            if attn.rotary is not None or any(getattr(term, "positional", False) for term in attn.terms):
-                raise Refused(f"{attn.name} scores by where tokens are; semantic tokens have no place")
-
-
-def _check_windows(grid: tuple[int, int], structure: Structure) -> tuple[int, int]:
-    """The window (rows, columns) of a plan. Raises `BadInput` where it does not fit the grid."""
-    window, samples = structure["window"], structure["samples"]
-    if not isinstance(window, list | tuple) or len(window) != 2 or not all(is_whole(n, least=1) for n in window):
-        raise BadInput(f"window is {window!r}; accepted: [rows, columns]")
-    if any(side % size for side, size in zip(grid, window, strict=True)):
-        raise BadInput(
-            f"window is {window[0]}x{window[1]}; accepted: sides that divide the grid of {grid[0]}x{grid[1]} patches"
-        )
-    if not is_whole(samples, least=1, most=min(window)):
-        raise BadInput(f"samples is {samples!r}; accepted: 1 to {min(window)}, the side of a window")
-    return window[0], window[1]

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerScale, Mlp, register_notrace_module
 from torch import Tensor, nn
 
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.anatomy.families.swin_parts import relative_index
 from leanvit.anatomy.parts.positions import bias_of
-from leanvit.anatomy.parts.windows import Windows
 
 LAYER_SCALE = 1e-5  # initial value of the semantic blocks' layer scale
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from leanvit.anatomy.families.swin import OpenSwin
-from leanvit.anatomy.families.swin_parts import SwinAttention
 from leanvit.anatomy.parts.blocks import Attention, Block, apply_norm, layer_scale
 from leanvit.anatomy.parts.cross import PARTS, CrossAttention
 from leanvit.anatomy.state import State
@@ -21,6 +19,8 @@ from leanvit.tokens.stvit.semantic import adaptive_max, neighbourhoods, starts
 UNIT = 6  # blocks: one of Swin, two generations, two of semantic tokens, the recovery
 KEY_MARGIN = 3  # image tokens that the windows of keys are larger a side
 SAMPLES = 3
+FOREIGN = {"after": None, "window": None, "prefix": "drop", "generation": "attention"}  # knobs without meaning here
+FOREIGN_TO = "a plain ViT, this model is a Swin"
 
 
 class WindowGeneration(Generation):
@@ -90,13 +90,16 @@ class Recovery(Generation):
 # --- in a model ------------------------------------------------------------------
 
 
-def plan(model: OpenSwin, *, stage: int | None, units: int | None, samples: int | None) -> dict[str, Any]:
+def plan(model: Any, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Where: {"stage": int, "units": int, "samples": int}; the units are the last of their stage.
 
     Default: as many units as fit into the deepest stage. Raises `BadInput` or `Refused`.
+
+    model: a Swin. knobs: those of `STViT` by their names. Here and below.
     """
+    units, samples = knobs["units"], knobs["samples"]
     depths = [len(level.blocks) for level in model.layers]
-    stage = depths.index(max(depths)) if stage is None else stage
+    stage = depths.index(max(depths)) if knobs["stage"] is None else knobs["stage"]
     if not is_whole(stage, least=0, most=len(depths) - 1):
         raise BadInput(f"stage is {stage!r}; accepted: 0 to {len(depths) - 1}")
     most = depths[stage] // UNIT
@@ -113,7 +116,7 @@ def plan(model: OpenSwin, *, stage: int | None, units: int | None, samples: int 
     return structure
 
 
-def checked(model: OpenSwin, structure: Mapping[str, Any]) -> tuple[int, tuple[int, int], tuple[int, int]]:
+def checked(model: Any, structure: Mapping[str, Any]) -> tuple[int, tuple[int, int], tuple[int, int]]:
     """The first block of the units in the stage, its grid and window. Raises `BadInput` or `Refused`."""
     stage, units, samples = structure["stage"], structure["units"], structure["samples"]
     if not is_whole(stage, least=0, most=len(model.layers) - 1):
@@ -123,8 +126,8 @@ def checked(model: OpenSwin, structure: Mapping[str, Any]) -> tuple[int, tuple[i
         raise BadInput(f"the plan makes {units!r} units of stage {stage}; accepted: 1 to {len(blocks) // UNIT}")
     first = len(blocks) - UNIT * units
     for block in blocks[first:]:
-        if type(block) is not Block or type(block.attn) is not SwinAttention:
-            kind = type(block).__name__ if type(block) is not Block else type(block.attn).__name__
+        if not (block.plain and block.attn.plain and block.attn.windowed):
+            kind = type(block.attn if block.plain else block).__name__
             raise Refused(f"{block.name} is a {kind}: units are made of the blocks of Swin (not V2, nor others)")
         if list(block.steps()) or block.attn.terms:
             raise Refused(f"{block.name} holds steps or score terms of another method: stvit replaces the block")
@@ -143,7 +146,7 @@ def checked(model: OpenSwin, structure: Mapping[str, Any]) -> tuple[int, tuple[i
     return first, grid, window
 
 
-def put(model: OpenSwin, structure: Mapping[str, Any], *, use_global: bool, shortcut: bool) -> None:
+def put(model: Any, structure: Mapping[str, Any], knobs: Mapping[str, Any]) -> None:
     """Put the units in the place of the blocks. The linears of cross attention are empty; `fold` fills them."""
     first, grid, window = checked(model, structure)
     blocks, samples = model.layers[structure["stage"]].blocks, structure["samples"]
@@ -154,9 +157,12 @@ def put(model: OpenSwin, structure: Mapping[str, Any], *, use_global: bool, shor
         kept = blocks[at].attn  # without shift, as in the paper
         kept.shift, kept.grid = (0, 0), grid
         made: list[Block] = [
-            WindowGeneration(shortcut=shortcut, **cut, **_across(blocks[at + 1])),
+            WindowGeneration(shortcut=bool(knobs["shortcut"]), **cut, **_across(blocks[at + 1])),
             UnitCentredGeneration(
-                tokens=tokens, use_global=use_global and unit == 0, keeps_image=True, **_across(blocks[at + 2])
+                tokens=tokens,
+                use_global=bool(knobs["use_global"]) and unit == 0,
+                keeps_image=True,
+                **_across(blocks[at + 2]),
             ),
             SemanticBlock(local=True, **cut, **_plain(blocks[at + 3])),
             SemanticBlock(local=False, **cut, **_plain(blocks[at + 4])),
@@ -176,9 +182,14 @@ def _plain(block: Block) -> dict[str, Any]:
     return {"attn": Attention(**parts), **children(block)}
 
 
-def semantic_counts(model: OpenSwin, structure: Mapping[str, Any]) -> dict[int, int]:
+def semantic_counts(model: Any, structure: Mapping[str, Any]) -> dict[int, int]:
     """Semantic tokens by block of the model, where there are some."""
     first = model.stage_ends()[structure["stage"]] - UNIT * structure["units"]
     grid, window = model.grids()[first], model.blocks[first].attn.window
     tokens = (grid[0] // window[0]) * (grid[1] // window[1]) * structure["samples"] ** 2
     return {first + UNIT * unit + i: tokens for unit in range(structure["units"]) for i in range(1, UNIT - 1)}
+
+
+def settings(model: Any) -> list[dict[str, int]]:
+    """Raises `Refused`."""
+    raise Refused("stvit on a Swin has no knob that sets its MACs to a share: its units follow from the stages")

@@ -16,7 +16,7 @@ from timm.layers import register_notrace_module
 from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
-from leanvit.anatomy.parts.windows import Windows
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.errors import BadInput
 from leanvit.tokens.stvit.parts import SemanticBlock, SwinBlock
 from leanvit.tokens.stvit.semantic import adaptive_max, neighbourhoods, starts

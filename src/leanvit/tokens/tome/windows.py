@@ -16,6 +16,7 @@ place, as ToMe does over a whole image, and each token keeps its residual. Paddi
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel, State, Step
+from leanvit.anatomy.arithmetic.partition import Windows
 from leanvit.anatomy.parts.tokens import take_tokens
-from leanvit.anatomy.parts.windows import WindowAttention, Windows
+from leanvit.anatomy.surgery.steps import insert_step
 from leanvit.errors import BadInput, Refused
-from leanvit.tokens.tome.method import match, merge, shares, summed_keys
+from leanvit.tokens.tome.matching import match, merge, shares, summed_keys
 
 NOTHING = 1e-9  # weight of padding in a mean: not 0, or a mean of padding alone would be 0/0
 
@@ -112,26 +114,29 @@ def owners(carried: Merged) -> Tensor:
     return windows.reverse((carried.places + first).unsqueeze(-1))[..., 0]
 
 
-def merge_in_windows(model: OpenModel, rows: list[tuple[int, int]]) -> None:
-    """Put both steps into the blocks of `rows`, (block, r).
+def put(model: OpenModel, rows: Sequence[tuple[int, int]], *, prop_attn: bool) -> None:
+    """Put both steps into the blocks of `rows`, (block, r). Sizes reach no attention, so `prop_attn` changes nothing.
 
     Raises:
         BadInput: more pairs than a window holds, or so few that a padded grid would cost more than it saves.
         Refused: a block that attends globally, or that merges already.
     """
     for index, r in rows:
-        block: Any = model.blocks[index]
-        if any(step.source == "tome" for step in block.between):
-            raise Refused(f"{block.name} already reduces tokens by tome: give it other blocks")
         if r:
+            block = model.blocks[index]
             _check(block, r)
-            block.between.append(MergeInWindows(block.name, r=r).train(model.training))
-            block.after.insert(0, UnmergeInWindows(block.name).train(model.training))
+            insert_step(model, index, "between", MergeInWindows(block.name, r=r))
+            insert_step(model, index, "after", UnmergeInWindows(block.name), first=True)
+
+
+def misses(model: OpenModel, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Nothing: how many tokens merge in a window depends on how the grid is cut."""
+    return []
 
 
 def _check(block: Any, r: int) -> None:
     attn = block.attn
-    if not isinstance(attn, WindowAttention):
+    if not attn.windowed:
         raise Refused(f"{block.name} attends globally and others in windows: tome merges in one of the two ways")
     (high, wide), most = attn.window, attn.window[0] * attn.window[1] // 2
     if r > most:

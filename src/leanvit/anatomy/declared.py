@@ -1,0 +1,8 @@
+"""What a class says of itself, for those who would otherwise have to ask for its type."""
+
+from __future__ import annotations
+
+
+def declared(kind: type, name: str) -> bool:
+    """A class attribute that holds for this class alone: a subclass computes otherwise, until it declares it, too."""
+    return bool(vars(kind).get(name, False))
