@@ -199,7 +199,7 @@ def test_own_settings_are_checked():
     own = PLAIN.with_settings({"mean": [0.1, 0.2, 0.3], "std": None, "interpolation": "lanczos", "crop_pct": 0.5})
     assert (own.mean, own.std, own.interpolation, own.crop_pct) == ((0.1, 0.2, 0.3), PLAIN.std, "lanczos", 0.5)
     assert PLAIN.with_settings(None) == PLAIN
-    with pytest.raises(BadInput, match=r"mean=\(0.5,\): accepted: 3 values, one a channel"):
+    with pytest.raises(BadInput, match=r"mean is \(0.5,\); accepted: 3 values, one a channel"):
         PLAIN.with_settings({"mean": [0.5]})
     with pytest.raises(BadInput, match="unknown preprocessing 'crop'"):
         PLAIN.with_settings({"crop": 1})

@@ -14,7 +14,7 @@ from torch import nn
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.parts.blocks import Step
 from leanvit.anatomy.state import State
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, is_whole
 
 
 class OpenModel(nn.Module, ABC):
@@ -126,6 +126,14 @@ class OpenModel(nn.Module, ABC):
         """Every step that methods put into the blocks."""
         for block in self.blocks:
             yield from block.steps()
+
+    def block(self, number: int) -> Any:
+        """The block of this number, from 0. Raises `BadInput` for one that the model does not have."""
+        depth = len(self.blocks)
+        if not is_whole(number, least=0, most=depth - 1):
+            accepted = f"0 to {depth - 1}" if depth else "none, the model has no blocks"
+            raise BadInput(f"block is {number!r}; accepted: {accepted}")
+        return self.blocks[number]
 
     @property
     def reduces_tokens(self) -> bool:
