@@ -36,8 +36,8 @@ class Method(Protocol):
     takes them out. Until then its plan is unfinished: a load runs `prepare` again before `shape`, so `prepare` follows
     from the model's structure and the knobs alone.
 
-    `structure_model`, a class variable, is a pydantic model of its structure (`recipe.structure`): a plan with other
-    keys or kinds of values is refused before anything is built.
+    `structure_model`, a class variable, is a frozen dataclass of its structure (`recipe.structure`): a plan with other
+    keys or values is refused before anything is built.
 
     Also optional: `check_fits(model, data)`, called before any work, of this method or of another: raises `Refused` or
     `BadInput` where `learn` would before its first step (methods that learn nothing from data are applied to a copy
