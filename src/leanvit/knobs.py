@@ -92,7 +92,8 @@ def check_fields(owner: Any, prefix: str = "") -> None:
     Raises:
         BadInput: `FIELD is VALUE; accepted: WORDS`.
     """
-    hints = field_hints(type(owner))
+    kind: Any = type(owner)
+    hints = field_hints(kind)
     for field in dataclasses.fields(owner):
         value = getattr(owner, field.name)
         if field.init and not (value is None and field.default is None):
@@ -218,9 +219,9 @@ def words(hint: Any) -> str:
             said.append(words(kind).replace(f", each {each}", " of such", 1) if each in said else words(kind))
         return ", or ".join(said) if len(said) < 3 else "; ".join(said[:-1]) + f"; or {said[-1]}"
     if origin in (tuple, list):
-        each = [words(kind) for kind in args if kind is not ...]
-        same = f", each {each[0]}" if len(set(each)) == 1 else f": {'; '.join(each)}"
-        return f"a list{f' of {len(each)}' if len(each) > 1 else ''}{same}"
+        parts = [words(kind) for kind in args if kind is not ...]
+        same = f", each {parts[0]}" if len(set(parts)) == 1 else f": {'; '.join(parts)}"
+        return f"a list{f' of {len(parts)}' if len(parts) > 1 else ''}{same}"
     if origin is not None or is_dataclass(hint):
         return "an object"
     known = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}

@@ -28,7 +28,7 @@ class Knob:
     accepts: str  # in words
     default: Any  # JSON value; "required" where there is none
     meaning: str
-    example: str  # as it is typed: `blocks=[3,6,9]`
+    example: str  # as it is typed: `blocks=[3,6,9]`; "" where nothing is known
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Explanation:
     @property
     def example(self) -> str:
         """The method as it is typed, with its first knob."""
-        return f"{self.paper.slug}:{self.knobs[0].example}" if self.knobs else self.paper.slug
+        first = self.knobs[0].example if self.knobs else ""
+        return f"{self.paper.slug}:{first}" if first else self.paper.slug
 
     def rich(self) -> Iterator[Any]:
         """Parts to print with rich."""
@@ -172,8 +173,8 @@ def _knob(field: Field[Any], hint: Any) -> Knob:
         default = field.default_factory()
     else:
         default = "required"
-    shown = field.metadata.get("example")
-    example = f"{field.name}={write_value(default if shown is None else shown)}"
+    shown = default if field.metadata.get("example") is None else field.metadata["example"]
+    example = "" if shown == "required" else f"{field.name}={write_value(shown)}"
     default = list(default) if isinstance(default, tuple) else default
     return Knob(field.name, words(hint), default, field.metadata.get("meaning", ""), example)
 
