@@ -18,6 +18,7 @@ its keys, as a plan has them.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, is_dataclass
 from functools import cache
@@ -63,6 +64,7 @@ def _rising(values: tuple[Any, ...]) -> bool:
 DISTINCT = Rule(lambda values: len(set(values)) == len(values), "none twice")
 RISING = Rule(_rising, "each more than the last")  # numbers, or rows of a plan by their block
 
+MAX = sys.float_info.max  # whole numbers beyond it are no number where a float belongs
 Index = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -133,7 +135,7 @@ def _kept(value: Any, accepted: bool) -> Any:
 
 def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float):
-        return is_whole(value) if kind is int else is_number(value)
+        return is_whole(value) if kind is int else is_number(value, least=-MAX, most=MAX)
     return kind is Any or isinstance(value, NoneType if kind is None else kind)
 
 

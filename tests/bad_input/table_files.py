@@ -34,7 +34,7 @@ DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "plan-range": ("keep_rate is 7", "above 0, up to 1"),
     "plan-block": ("block is 9", "0 to 1"),
     "plan-empty": ("structure of plan 'evit' does not fit", "lacks blocks"),
-    "preprocess-range": ("preprocess: Preprocess.std", "values > 0"),
+    "preprocess-range": ("preprocess: Preprocess.std", "each a number above 0"),
     "preprocess-key": ("unknown field 'crop'", "did you mean 'crop_"),
 }
 

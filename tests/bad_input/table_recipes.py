@@ -33,7 +33,7 @@ CASES = [
     _file("start-args.toml", "args, also and pretrained are of a timm name"),
     _file("distill-key.toml", r"unknown key 'distill\.alfa'", "'alpha'"),
     _file("distill-kind.toml", "distill has no kind", "soft, hard, token"),
-    _file("augment.toml", "augment: unknown field 'flip'", "hflip"),
+    _file("augment.toml", "augment has no key 'flip'", "hflip"),
     _file("broken.toml", "is not TOML"),
     _file("compress.toml", "is of compress", "leanvit compress --recipe"),
     _file("binary.toml", "is not text"),

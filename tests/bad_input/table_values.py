@@ -357,7 +357,7 @@ CLI = [
     _train_cli("set lr too large", "--set", "lr=1e999", says=("lr is inf", "number above 0")),
     _train_cli("set many digits", "--set", "clip_grad=" + "9" * 5000, says=("clip_grad is", "number above 0")),
     _train_cli("set nested", "--set", "betas=" + "[" * 50_000, says=("betas=.* opens more than 50 brackets",)),
-    _train_cli("set betas", "--set", "betas=[0.9]", says=(r"betas is \(0.9,\)", "a list of 2")),
+    _train_cli("set betas", "--set", "betas=[0.9]", says=(r"betas is \[0.9\]", "a list of 2")),
     _train_cli("set seed", "--set", "seed=-3", says=("seed is -3", "0 or more")),
     _train_cli("set augment", "--set", "augment=heavy", says=("augment is 'heavy'", "light")),
     _train_cli("set save_every", "--set", "save_every=0", says=("save_every is 0", "1 or more")),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from PIL import Image
@@ -13,7 +13,7 @@ from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
-from leanvit.errors import BadInput, nearest, unknown
+from leanvit.errors import BadInput, unknown
 from leanvit.knobs import Choice, Fraction, NonNegative, Positive, Rule, Words, check_fields
 
 CROPS = ("auto", "pad", "resized", "none")
@@ -60,15 +60,6 @@ class Augment:
 
     def __post_init__(self) -> None:
         check_fields(self, "Augment.")
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Augment:
-        """From the fields as JSON values (lists for tuples). Raises BadInput for an unknown field, by name."""
-        known = [field.name for field in fields(Augment)]
-        for name in data:
-            if name not in known:
-                raise BadInput(f"augment: unknown field {name!r}: {nearest(name, known)}")
-        return Augment(**data)
 
     @staticmethod
     def of(augment: Augment | str | None) -> Augment | None:

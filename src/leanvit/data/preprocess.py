@@ -22,7 +22,7 @@ from leanvit.data.augment import Augment, ShiftFlip, without_posterize_limit_
 from leanvit.data.decode import CHANNELS, with_channels
 from leanvit.data.depth import PixelRange
 from leanvit.errors import BadInput, nearest, unknown
-from leanvit.knobs import Choice, Count, Positive, Words, check_fields
+from leanvit.knobs import Choice, Count, Positive, Rule, Words, check_fields
 
 MAX_CHANNELS = 64  # of a model's input; pictures give 1, 3 or 4
 MAX_RESIZED = 2**26  # pixels of an image after resizing, before the crop: what is narrower is refused
@@ -37,6 +37,8 @@ _InputSize = Annotated[
     Words(f"(channels, height, width), 1 to {MAX_CHANNELS} channels"),
 ]
 
+_Range = Annotated[PixelRange, Rule(lambda ends: ends[0] < ends[1], "rising"), Words("(low, high) with low < high")]
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -48,7 +50,7 @@ class Preprocess:
     interpolation: Annotated[str, Choice(_INTERPOLATIONS)] = "bicubic"
     crop_pct: Positive = 1.0  # the crop's side over the resized side
     crop_mode: Annotated[str, Choice(_CROP_MODES)] = "center"
-    pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
+    pixel_range: _Range | None = None  # values of black and white of images with more than 8 bits
 
     def __post_init__(self) -> None:
         check_fields(self, "Preprocess.")
@@ -66,8 +68,6 @@ class Preprocess:
                 f"Preprocess.crop_pct is {self.crop_pct}: images would be resized to {height / self.crop_pct:.0f}x"
                 f"{width / self.crop_pct:.0f} pixels to crop {height}x{width} of them; accepted: larger ones"
             )
-        if self.pixel_range is not None and not self.pixel_range[0] < self.pixel_range[1]:
-            raise BadInput(f"Preprocess.pixel_range is {self.pixel_range}; accepted: (low, high) with low < high")
 
     @staticmethod
     def of(model: nn.Module) -> Preprocess:
