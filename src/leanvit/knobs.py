@@ -50,10 +50,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value of the right kind, and what to say of it behind the kind."""
+    """A condition on a value of the right kind, and what to say of it behind the kind (nothing beside `Words`)."""
 
     holds: Callable[[Any], bool]
-    words: str
+    words: str = ""
 
 
 def _rising(values: tuple[Any, ...]) -> bool:

@@ -19,7 +19,7 @@ from leanvit.knobs import Choice, Fraction, NonNegative, Positive, Rule, Words, 
 CROPS = ("auto", "pad", "resized", "none")
 _Range = Annotated[
     tuple[Positive, Positive],
-    Rule(lambda ends: ends[0] <= ends[1], "rising"),
+    Rule(lambda ends: ends[0] <= ends[1]),
     Words("(low, high) with 0 < low <= high"),
 ]
 
@@ -34,7 +34,7 @@ def _is_policy(policy: str) -> bool:
 
 _Policy = Annotated[
     str,
-    Rule(_is_policy, "of timm"),
+    Rule(_is_policy),
     Words("a policy of timm, such as 'rand-m9-mstd0.5-inc1', 'augmix-m5', 'original', '3a'"),
 ]
 
@@ -47,9 +47,8 @@ class Augment:
     erasing 0.25, the settings of DeiT (arXiv 2012.12877, table 9).
     """
 
-    crop: Annotated[str, Choice(CROPS)] = (
-        "auto"  # "pad" then crop; random "resized" crop; "none"; "auto" pads inputs of at most 64 pixels
-    )
+    # "pad" then crop; random "resized" crop; "none"; "auto" pads inputs of at most 64 pixels
+    crop: Annotated[str, Choice(CROPS)] = "auto"
     padding: Fraction = 0.125  # for crop "pad": share of the side, 4 pixels at 32x32
     scale: _Range = (0.35, 1.0)  # for crop "resized": share of the area
     ratio: _Range = (3 / 4, 4 / 3)  # for crop "resized": aspect

@@ -37,7 +37,7 @@ _InputSize = Annotated[
     Words(f"(channels, height, width), 1 to {MAX_CHANNELS} channels"),
 ]
 
-_Range = Annotated[PixelRange, Rule(lambda ends: ends[0] < ends[1], "rising"), Words("(low, high) with low < high")]
+_Range = Annotated[PixelRange, Rule(lambda ends: ends[0] < ends[1]), Words("(low, high) with low < high")]
 
 
 @dataclass(frozen=True)

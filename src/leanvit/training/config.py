@@ -47,12 +47,10 @@ class FitConfig:
     warmup_prefix: bool = True  # the schedule begins behind the warm-up; False: at the run's start, under it
     cooldown_epochs: NonNegative = 0.0  # the last of the epochs, at min_lr: the schedule ends before them
     lr_per_epoch: bool = False  # whether the rate stays through an epoch, at its value for the epoch's beginning
-    schedule: Annotated[str, Choice(SCHEDULES)] = (
-        "cosine"  # after the warm-up: "cosine" or "linear" down to min_lr, or "constant" at lr
-    )
-    optimizer: Annotated[str, Choice(OPTIMIZERS)] = (
-        "adamw"  # or "nadamw", "lamb", "lion", "sgd" (Nesterov), "momentum": timm's
-    )
+    # after the warm-up: "cosine" or "linear" down to min_lr, or "constant" at lr
+    schedule: Annotated[str, Choice(SCHEDULES)] = "cosine"
+    # or "nadamw", "lamb", "lion", "sgd" (Nesterov), "momentum": timm's
+    optimizer: Annotated[str, Choice(OPTIMIZERS)] = "adamw"
     weight_decay: NonNegative = 0.05  # never on biases, norms and the model's no_weight_decay()
     betas: tuple[_BelowOne, _BelowOne] = _BETAS
     momentum: _BelowOne = _MOMENTUM  # of sgd and momentum
@@ -71,15 +69,13 @@ class FitConfig:
     # "bf16" and "fp16" run forwards under autocast; weights and optimiser stay float32. fp16 scales the loss; where the
     # scaled gradient overflows, run.step and the schedule go on, but weights and averages stay and no after_step comes
     amp: Annotated[str, Choice(PRECISIONS)] = "fp32"
-    train_mode: Annotated[str, Choice(TRAIN_MODES)] = (
-        "train"  # "eval" keeps dropout and drop path off (fine-tuning of EViT, NViT)
-    )
+    # "eval" keeps dropout and drop path off (fine-tuning of EViT, NViT)
+    train_mode: Annotated[str, Choice(TRAIN_MODES)] = "train"
     seed: Index = 0
     workers: Index = 0  # loader processes; never changes a result
     save_every: Count | None = None  # optimiser steps between resumable states; None: at each epoch's end
-    parallel: Annotated[str, Choice(PARALLEL)] = (
-        "ddp"  # of several processes: each holds the model, or "fsdp2": a share of it
-    )
+    # of several processes: each holds the model, or "fsdp2": a share of it
+    parallel: Annotated[str, Choice(PARALLEL)] = "ddp"
     compile: bool = False  # torch.compile of the model's forward
 
     def __post_init__(self) -> None:

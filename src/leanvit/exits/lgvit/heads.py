@@ -165,7 +165,7 @@ def stride_of(kind: str) -> int:
     return int(found[1]) if found else 0
 
 
-_GlobalKind = Annotated[str, Rule(lambda kind: stride_of(kind) > 0, "gah<stride>")]
+_GlobalKind = Annotated[str, Rule(lambda kind: stride_of(kind) > 0)]
 HeadKind = Annotated[Annotated[str, Choice(KINDS)] | _GlobalKind, Words("lph_dw, lph_pw, gah<stride> or linear")]
 
 

@@ -194,7 +194,7 @@ class _Structure:
     blocks: Annotated[tuple[_Row, ...], RISING]
 
 
-_Inflection = Annotated[float, Ge(-1), Le(1), Rule(lambda value: isinstance(value, float), "as a float")]
+_Inflection = Annotated[float, Ge(-1), Le(1), Rule(lambda value: isinstance(value, float))]
 _Merges = Annotated[
     Index | tuple[Index, _Inflection] | Annotated[tuple[Index, ...], MinLen(1)],
     Words("a whole number, 0 or more; (r, inflection) with a float in [-1, 1]; or a list of numbers, one per block"),
