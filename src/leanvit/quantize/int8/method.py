@@ -51,6 +51,9 @@ class _Structure:
         check("site", [row.site for row in self.sites], Annotated[tuple[str, ...], DISTINCT])
 
 
+_Patterns = Annotated[tuple[str, ...], Words("a list of patterns of site names, such as head, blocks.0.* or *.fc2")]
+
+
 @method("int8")
 @dataclass(frozen=True)
 class Int8:
@@ -59,9 +62,7 @@ class Int8:
     calibration: Annotated[str, Choice(RANGES)] = knob("percentile", "how an activation's range is chosen")
     images: Count = knob(256, "calibration images")
     products: bool = knob(True, "round the operands of q·kᵀ and weights·v too")
-    skip: Annotated[tuple[str, ...], Words("a list of patterns of site names, such as head, blocks.0.* or *.fc2")] = (
-        knob((), "sites kept float", example=("head",))
-    )
+    skip: _Patterns = knob((), "sites kept float", example=("head",))
 
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
