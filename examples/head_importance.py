@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge, Lt
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.surgery.widths import set_attention_widths
 from leanvit.data import loader
-from leanvit.errors import BadInput, Refused
+from leanvit.errors import Refused
+from leanvit.knobs import Count, check_fields, knob
 from leanvit.recipe import Data, register
 
 
@@ -35,15 +37,14 @@ from leanvit.recipe import Data, register
 class HeadImportance:
     """Knobs of the method."""
 
-    ratio: float = 0.25  # part of all heads to cut, in [0, 1)
-    images: int = 256  # that importance is averaged over
+    ratio: Annotated[float, Ge(0), Lt(1)] = knob(0.25, "part of all heads to cut")
+    images: Count = knob(256, "that importance is averaged over")
 
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     needs_data: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise BadInput(f"ratio is {self.ratio!r}; accepted: 0 or more, below 1")
+        check_fields(self)
 
     def learn(self, model: OpenModel, data: Data) -> dict[str, Any]:
         """Which heads of each block stay."""

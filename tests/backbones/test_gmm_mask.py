@@ -206,7 +206,7 @@ def test_what_it_refuses() -> None:
         compress(vit(), [GmmMask(blocks=(0,)), GmmMask()])
     with pytest.raises(Refused, match="holds score terms"):
         close_model(compress(vit(), [GmmMask()]))
-    with pytest.raises(BadInput, match="blocks names 3; accepted: 0 to 2"):
+    with pytest.raises(BadInput, match="block is 3; accepted: 0 to 2"):
         compress(vit(), [GmmMask(blocks=(3,))])
     with pytest.raises(Refused, match="gmm_mask needs transformer blocks"):
         compress(open_model(timm.create_model("gmm_pit_cifar", **SMALL["gmm_pit_cifar"])), [GmmMask()])

@@ -32,9 +32,9 @@ DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "root-huge": ("depth is 1000000", "up to 512"),
     "plan-unknown": ("unknown method 'evitt'", "did you mean 'evit'"),
     "plan-range": ("keep_rate is 7", "above 0, up to 1"),
-    "plan-block": ("reduces in block 9", "0 to 1"),
-    "plan-empty": ("structure of plan 'evit' does not fit", "blocks"),
-    "preprocess-range": ("preprocess: Preprocess.std", "values > 0"),
+    "plan-block": ("block is 9", "0 to 1"),
+    "plan-empty": ("structure of plan 'evit' does not fit", "lacks blocks"),
+    "preprocess-range": ("preprocess: Preprocess.std", "each a number above 0"),
     "preprocess-key": ("unknown field 'crop'", "did you mean 'crop_"),
 }
 

@@ -217,5 +217,6 @@ def test_one_method_as_json_has_knobs_with_their_defaults() -> None:
     told = json.loads(runner.invoke(app, ["methods", "evit", "--json"]).stdout)
     assert told["slug"] == "evit"
     (knob,) = (knob for knob in told["knobs"] if knob["name"] == "keep_rate")
-    assert knob["default"] == 0.7 and "float" in knob["kind"]
+    assert knob["default"] == 0.7 and knob["accepts"].startswith("a number above 0, up to 1")
+    assert knob["example"] == "keep_rate=0.7" and knob["meaning"]
     assert told["composes"]["int8"].startswith("yes, evit first")

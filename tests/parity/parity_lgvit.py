@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, State, open_model
 from leanvit.anatomy.arithmetic.ops import TORCH
-from leanvit.anatomy.exits.rules import RULES, Evidence, Rule
+from leanvit.anatomy.exits.rules import THRESHOLDS, Evidence, Rule
 from leanvit.anatomy.exits.running import Exits, Leaving
 from leanvit.data import Batch
 from leanvit.exits.cost import exit_macs
@@ -106,7 +106,7 @@ def _rule(case: Case, threshold: Any, exits: int) -> Rule:
     """A number, or a list: `[4]` (patience: four exits in a row), `[0.5, 2]` (entropy below 0.5, twice in a row)."""
     name = case.spec.get("exit_rule", case.spec["constructor"].get("exit_strategy", "confidence"))
     kind = {"patient_and_confident": "patient_confident"}.get(name.replace("-", "_"), name.replace("-", "_"))
-    assert kind in RULES, f"{case.id}: unknown rule {name!r}"
+    assert kind in THRESHOLDS, f"{case.id}: unknown rule {name!r}"
     value, *rest = threshold if isinstance(threshold, list | tuple) else (threshold,)
     assert len(rest) <= (kind == "patient_confident"), f"{case.id}: cannot read the threshold {threshold!r} of {name!r}"
     return Rule(kind, (value,) * exits, int(rest[0]) if rest else 2)

@@ -329,7 +329,7 @@ def test_kinds_as_they_are_typed() -> None:
         ("macs=0", "above 0, up to 1"),
         ("macs=1.2", "above 0, up to 1"),
         ("latency=yes", "above 0, up to 1"),
-        ("macs=0.5,kinds=[heads]", "kind of unit"),
+        ("macs=0.5,kinds=[heads]", "kinds is .*did you mean 'head'"),
         ("macs=0.5,kinds=[]", "kinds is"),
         ("macs=0.5,mlp_group=0", "mlp_group is 0"),
         ("macs=0.5,eta=-1", "eta is -1"),

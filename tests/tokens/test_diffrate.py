@@ -14,7 +14,8 @@ from leanvit.anatomy.arithmetic.score import Phases, proportional
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
-from leanvit.recipe import Root, compress, create, load, save
+from leanvit.recipe import Plan, Root, compress, create, load, save
+from leanvit.recipe.history import shape
 from leanvit.recipe.learning import Data
 from leanvit.tokens.diffrate.cost import Costs, uniform
 from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
@@ -211,12 +212,12 @@ def test_the_plan_is_what_a_person_edits(tiny) -> None:
     with pytest.raises(BadInput, match="prune lists 2 blocks; accepted: 4"):
         DiffRate(prune=(17, 10)).learn(model)
     for row, why in (
-        ({"block": 9, "prune": 5, "merge": 5}, "reduces in block 9"),
+        ({"block": 9, "prune": 5, "merge": 5}, "block is 9; accepted: 0 to 3"),
         ({"block": 1, "prune": 0, "merge": 5}, "prune of block 1 is 0"),
         ({"block": 1, "prune": 5, "merge": 1}, "no patch token stays"),
     ):
         with pytest.raises(BadInput, match=why):
-            DiffRate(**LISTS).shape(model, {"blocks": [row]})
+            shape(model, Plan("diffrate", LISTS, {"blocks": [row], "dense_macs": 1.0, "reached": 1.0}))
 
 
 def test_without_a_class_token_it_is_refused() -> None:

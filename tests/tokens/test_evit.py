@@ -12,6 +12,7 @@ from leanvit.anatomy import Ops, open_model
 from leanvit.anatomy.parts.tokens import take_tokens, unmerge
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.registry import make_method
+from leanvit.recipe.structure import check_structure
 from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit.method import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 from leanvit.tokens.tome import ToMe
@@ -213,29 +214,30 @@ def test_the_structure_can_be_edited(tiny) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"block": 4, "keep_rate": 0.5}, "block 4; accepted: 0 to 3"),
+        ({"block": 4, "keep_rate": 0.5}, "block is 4; accepted: 0 to 3"),
         ({"block": 1, "keep_rate": 1.5}, "keep_rate of block 1 is 1.5"),
         ({"block": 1, "keep_rate": 0.5, "tokens": 0}, "tokens of block 1 is 0"),
     ],
 )
 def test_a_bad_edit_is_named(tiny, row: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
+        check_structure(EViT(), {"blocks": [row]})
         EViT().shape(open_model(tiny()), {"blocks": [row]})
 
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"keep_rate": 0}, "keep_rate is 0; accepted: above 0, up to 1"),
+        ({"keep_rate": 0}, "keep_rate is 0; accepted: a number above 0, up to 1"),
         ({"keep_rate": 1.01}, "keep_rate is 1.01"),
         ({"keep_rate": "0.7"}, "keep_rate is '0.7'"),
-        ({"keep_rate": [0.7, float("nan")]}, "keep_rate is nan"),
+        ({"keep_rate": [0.7, float("nan")]}, r"keep_rate is \(0.7, nan\)"),
         ({"blocks": [-1]}, r"blocks is \(-1,\)"),
-        ({"blocks": [1, 1]}, "a number twice"),
+        ({"blocks": [1, 1]}, "accepted: a list of different block numbers"),
         ({"blocks": 3}, "blocks is 3; accepted"),
         ({"blocks": [1], "keep_rate": [0.5, 1, 1, 1]}, "give one of the two"),
         ({"tokens": 0}, "tokens is 0; accepted: a whole number, 1 or more"),
-        ({"tokens": [3, 2.5]}, "tokens is 2.5"),
+        ({"tokens": [3, 2.5]}, r"tokens is \(3, 2.5\)"),
         ({"fuse": 1}, "fuse is 1; accepted: true or false"),
         ({"select": "atention"}, "did you mean 'attention'"),
         ({"start_epoch": -1}, "start_epoch is -1"),
@@ -250,7 +252,7 @@ def test_a_bad_knob_is_named(knobs: dict[str, Any], message: str) -> None:
 def test_what_does_not_fit_the_model_is_named(tiny) -> None:
     with pytest.raises(BadInput, match="keep_rate lists 3 blocks; accepted: one value, or 4"):
         reduced(tiny(), EViT(keep_rate=(0.5, 0.5, 0.5)))
-    with pytest.raises(BadInput, match="blocks holds 4; accepted: 0 to 3"):
+    with pytest.raises(BadInput, match="block is 4; accepted: 0 to 3"):
         reduced(tiny(), EViT(blocks=(1, 4)))
     with pytest.raises(Refused, match="class token"):
         reduced(tiny(class_token=False, global_pool="avg"), EViT())

@@ -22,6 +22,7 @@ from leanvit.prune.nvit import NViT
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, compress, load, make_method, missed, reapply, register, save
 from leanvit.recipe.compat import cell
+from leanvit.recipe.structure import check_structure
 from leanvit.runs.token_maps import trace_tokens
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.sit import FeatureRecalibration, SiT
@@ -223,10 +224,11 @@ def test_what_does_not_fit_the_model_is_named(tiny, knobs: dict[str, Any], messa
 def test_an_edited_plan_is_checked(tiny) -> None:
     model = open_model(tiny())
     for row, message in (
-        ({"block": 3, "tokens": 4, "hidden": 8}, "after block 3; accepted: 0 to 2"),
-        ({"block": 1, "tokens": 0, "hidden": 8}, "tokens after block 1 is 0"),
+        ({"block": 3, "tokens": 4, "hidden": 8}, "block is 3; accepted: a whole number from 0 to 2"),
+        ({"block": 1, "tokens": 0, "hidden": 8}, "tokens of block 1 is 0"),
     ):
         with pytest.raises(BadInput, match=message):
+            check_structure(SiT(), {"slimming": [row]})
             SiT().shape(model, {"slimming": [row]})
 
 

@@ -269,13 +269,13 @@ def test_other_image_sizes(tiny) -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"after": -1}, "after is -1; accepted: a whole number, 0 or more, or none"),
+        ({"after": -1}, "after is -1; accepted: a whole number, 0 or more, or null"),
         ({"samples": 0}, "samples is 0"),
         ({"samples": 4, "window": 3}, "samples is 4; accepted: 1 to 3"),
         ({"prefix": "kept"}, "did you mean 'keep'"),
         ({"prefix": "keep", "shortcut": False}, "give one of the two"),
-        ({"generation": "mean"}, "unknown generation 'mean'"),
-        ({"use_global": 1}, "use_global is 1; accepted: true, false or none"),
+        ({"generation": "mean"}, "generation is 'mean'"),
+        ({"use_global": 1}, "use_global is 1; accepted: true or false, or null"),
     ],
 )
 def test_a_bad_knob_is_named(knobs: dict[str, Any], message: str) -> None:

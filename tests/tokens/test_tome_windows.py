@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_named() -> None:
         merged(PADDED, ToMe(r=[0, 0, 8]))
     with pytest.raises(Refused, match=r"layers\.0\.blocks\.0 already reduces tokens by tome"):
         ToMe(r=[1]).shape(merged(V1), {"blocks": [{"block": 0, "r": 1}]})
-    with pytest.raises(BadInput, match="block 5; accepted: 0 to 4"):
+    with pytest.raises(BadInput, match="block is 5; accepted: 0 to 4"):
         ToMe(r=[1]).shape(merged(V1), {"blocks": [{"block": 5, "r": 1}]})
 
 

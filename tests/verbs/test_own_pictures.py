@@ -88,11 +88,17 @@ def test_a_run_keeps_the_range_of_its_training(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", MODEL, "--data", "digits", "--std", "0.5,0"], "Preprocess.std=(0.5, 0.0): accepted: values > 0"),
-        (["train", MODEL, "--data", "digits", "--mean", "0.5,x"], "--mean '0.5,x'; accepted: numbers with commas"),
+        (
+            ["train", MODEL, "--data", "digits", "--std", "0.5,0"],
+            "Preprocess.std is (0.5, 0); accepted: a list, each a number above 0",
+        ),
+        (
+            ["train", MODEL, "--data", "digits", "--mean", "0.5,x"],
+            "--mean is [0.5, 'x']; accepted: numbers with commas",
+        ),
         (["measure", MODEL, "--data", "digits", "--interpolation", "cubic"], "did you mean 'bicubic'"),
-        (["export", MODEL, "--crop-pct", "0"], "crop_pct=0.0: accepted: a number > 0"),
-        (["compress", MODEL, "--with", "int8", "--mean", "nan"], "mean=(nan,)"),
+        (["export", MODEL, "--crop-pct", "0"], "crop_pct is 0.0; accepted: a number above 0"),
+        (["compress", MODEL, "--with", "int8", "--mean", "nan"], "mean is (nan,)"),
         (["data", "digits", "--mean", "0.5"], "mean are of a model"),
         (["data", "digits", "--model", MODEL, "--mean", "0.5"], "accepted: 3 values, one a channel"),
     ],

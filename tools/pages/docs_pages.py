@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -112,11 +111,10 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
     yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
     yield _text(import_module(row.module).__doc__)
     yield "\n## Knobs\n"
-    said = _comments(told)
     yield from markdown_table(
-        ("knob", "kind", "default", "meaning"),
+        ("knob", "default", "meaning", "accepted", "example"),
         [
-            (f"`{k.name}`", f"`{k.kind.replace(' | ', ' or ')}`", f"`{json.dumps(k.default)}`", said.get(k.name, ""))
+            (f"`{k.name}`", f"`{json.dumps(k.default)}`", _text(k.meaning), _text(k.accepts), f"`{k.example}`")
             for k in told.knobs
         ],
     )
@@ -133,14 +131,6 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
 
 
 _ELSEWHERE = ("published", "measured", "by")  # facts that have a section of their own
-
-
-def _comments(told: Explanation) -> dict[str, str]:
-    """The comment that stands behind each knob in the source."""
-    from leanvit.recipe import method_class
-
-    source = inspect.getsource(method_class(told.paper.slug))
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, flags=re.MULTILINE))
 
 
 def _measured(slug: str, results: Path) -> Iterator[str]:

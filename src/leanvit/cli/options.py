@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from leanvit.errors import BadInput
+from leanvit.knobs import Words, check
+from leanvit.values import read_pair, read_value, split_values
 
 if TYPE_CHECKING:
     from leanvit.recipe import Recovery
@@ -142,18 +143,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def key_values(pairs: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """`["img_size=32", "global_pool=avg"]` -> `{"img_size": 32, "global_pool": "avg"}`. Raises `BadInput`."""
+    """`["img_size=32", "global_pool=avg"]` -> `{"img_size": 32, "global_pool": "avg"}`; values are those of
+    `leanvit.values`. Raises `BadInput`."""
     found: dict[str, Any] = {}
     for pair in pairs or ():
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            raise BadInput(f"{option} {pair!r} is not KEY=VALUE")
-        if key.strip() in found:
-            raise BadInput(f"{option} {key.strip()} is given twice: {found[key.strip()]!r} and {value!r}")
-        try:
-            found[key.strip()] = json.loads(value)
-        except (ValueError, RecursionError):  # also numbers of thousands of digits
-            found[key.strip()] = value
+        key, value = read_pair(pair, f"{option} {pair!r} is not KEY=VALUE")
+        if key in found:
+            raise BadInput(f"{option} {key} is given twice: {found[key]!r} and {value!r}")
+        found[key] = value
     return found
 
 
@@ -170,10 +167,11 @@ def preprocess_settings(
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise BadInput(f"{option} {text!r}; accepted: numbers with commas between, one a channel") from None
+    if text is None:
+        return None
+    numbers = [read_value(part) for part in split_values(text)]
+    hint = Annotated[tuple[float, ...], Words("numbers with commas between, one a channel")]
+    return check(option, numbers, hint)  # type: ignore[no-any-return]
 
 
 def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Recovery | None = None) -> Recovery | None:

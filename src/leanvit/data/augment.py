@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from PIL import Image
 from timm.data import create_transform
@@ -13,9 +13,30 @@ from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
-from leanvit.errors import BadInput, is_number, nearest, unknown
+from leanvit.errors import BadInput, unknown
+from leanvit.knobs import Choice, Fraction, NonNegative, Positive, Rule, Words, check_fields
 
 CROPS = ("auto", "pad", "resized", "none")
+_Range = Annotated[
+    tuple[Positive, Positive],
+    Rule(lambda ends: ends[0] <= ends[1]),
+    Words("(low, high) with 0 < low <= high"),
+]
+
+
+def _is_policy(policy: str) -> bool:
+    try:
+        create_transform(32, is_training=True, auto_augment=policy)
+    except (AssertionError, AttributeError, KeyError, ValueError, TypeError):
+        return False
+    return True
+
+
+_Policy = Annotated[
+    str,
+    Rule(_is_policy),
+    Words("a policy of timm, such as 'rand-m9-mstd0.5-inc1', 'augmix-m5', 'original', '3a'"),
+]
 
 
 @dataclass(frozen=True)
@@ -26,41 +47,18 @@ class Augment:
     erasing 0.25, the settings of DeiT (arXiv 2012.12877, table 9).
     """
 
-    crop: str = "auto"  # "pad" then crop; random "resized" crop; "none"; "auto" pads inputs of at most 64 pixels
-    padding: float = 0.125  # for crop "pad": share of the side, 4 pixels at 32x32
-    scale: tuple[float, float] = (0.35, 1.0)  # for crop "resized": share of the area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # for crop "resized": aspect
-    hflip: float = 0.5  # probability
-    color_jitter: float = 0.0  # strength of brightness, contrast and saturation
-    auto_augment: str | None = None  # timm's policy text
-    erase: float = 0.0  # probability of erasing a rectangle with noise
+    # "pad" then crop; random "resized" crop; "none"; "auto" pads inputs of at most 64 pixels
+    crop: Annotated[str, Choice(CROPS)] = "auto"
+    padding: Fraction = 0.125  # for crop "pad": share of the side, 4 pixels at 32x32
+    scale: _Range = (0.35, 1.0)  # for crop "resized": share of the area
+    ratio: _Range = (3 / 4, 4 / 3)  # for crop "resized": aspect
+    hflip: Fraction = 0.5  # probability
+    color_jitter: NonNegative = 0.0  # strength of brightness, contrast and saturation
+    auto_augment: _Policy | None = None  # timm's policy text
+    erase: Fraction = 0.0  # probability of erasing a rectangle with noise
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise unknown("Augment.crop", self.crop, CROPS)
-        for name in ("hflip", "erase", "padding"):
-            value = getattr(self, name)
-            if not is_number(value, least=0, most=1):
-                raise BadInput(f"Augment.{name}={value!r}: accepted: 0 to 1")
-        if not is_number(self.color_jitter, least=0):
-            raise BadInput(f"Augment.color_jitter={self.color_jitter!r}: accepted: 0 or more")
-        for name in ("scale", "ratio"):
-            value = getattr(self, name)
-            pair = isinstance(value, tuple) and len(value) == 2 and all(is_number(v, above=0) for v in value)
-            if not pair or value[0] > value[1]:
-                raise BadInput(f"Augment.{name}={value!r}: accepted: (low, high) with 0 < low <= high")
-        if self.auto_augment is not None:
-            _check_policy(self.auto_augment)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> Augment:
-        """From the fields as JSON values (lists for tuples). Raises BadInput for an unknown field, by name."""
-        known = [field.name for field in fields(Augment)]
-        for name in data:
-            if name not in known:
-                raise BadInput(f"augment: unknown field {name!r}: {nearest(name, known)}")
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
-        return Augment(**values)
+        check_fields(self, "Augment.")
 
     @staticmethod
     def of(augment: Augment | str | None) -> Augment | None:
@@ -123,16 +121,6 @@ def without_posterize_limit_(policy: transforms.Compose) -> transforms.Compose:
             if op.aug_fn is posterize:
                 op.aug_fn = _posterize
     return policy
-
-
-def _check_policy(policy: str) -> None:
-    try:
-        create_transform(32, is_training=True, auto_augment=policy)
-    except (AssertionError, AttributeError, KeyError, ValueError, TypeError) as error:
-        raise BadInput(
-            f"Augment.auto_augment={policy!r}: accepted: a policy of timm, such as 'rand-m9-mstd0.5-inc1', "
-            "'augmix-m5', 'original', '3a'"
-        ) from error
 
 
 def _ops(step: Any) -> Iterator[AugmentOp]:

@@ -8,10 +8,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
@@ -20,7 +21,8 @@ from torchvision import transforms
 from leanvit.data.augment import Augment, ShiftFlip, without_posterize_limit_
 from leanvit.data.decode import CHANNELS, with_channels
 from leanvit.data.depth import PixelRange
-from leanvit.errors import BadInput, is_number, nearest, unknown
+from leanvit.errors import BadInput, nearest, unknown
+from leanvit.knobs import Choice, Count, Positive, Rule, Words, check_fields
 
 MAX_CHANNELS = 64  # of a model's input; pictures give 1, 3 or 4
 MAX_RESIZED = 2**26  # pixels of an image after resizing, before the crop: what is narrower is refused
@@ -30,52 +32,42 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos"
 _CROP_MODES = ("center", "squash", "border")
 
 
+_InputSize = Annotated[
+    tuple[Annotated[int, Ge(1), Le(MAX_CHANNELS)], Count, Count],
+    Words(f"(channels, height, width), 1 to {MAX_CHANNELS} channels"),
+]
+
+_Range = Annotated[PixelRange, Rule(lambda ends: ends[0] < ends[1]), Words("(low, high) with low < high")]
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, crop and normalise, in timm's terms. Raises BadInput for a field that is not what is accepted."""
 
-    input_size: tuple[int, int, int]  # (C, H, W); images of 1, 3 or 4 channels can be read
+    input_size: _InputSize  # (C, H, W); images of 1, 3 or 4 channels can be read
     mean: tuple[float, ...]  # C values, of pixels in [0, 1]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0  # the crop's side over the resized side
-    crop_mode: str = "center"
-    pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
+    std: tuple[Positive, ...]
+    interpolation: Annotated[str, Choice(_INTERPOLATIONS)] = "bicubic"
+    crop_pct: Positive = 1.0  # the crop's side over the resized side
+    crop_mode: Annotated[str, Choice(_CROP_MODES)] = "center"
+    pixel_range: _Range | None = None  # values of black and white of images with more than 8 bits
 
     def __post_init__(self) -> None:
-        for name, convert in (("input_size", int), ("mean", float), ("std", float)):
-            object.__setattr__(self, name, _numbers(name, getattr(self, name), convert))
-        if len(self.input_size) != 3 or self.input_size[0] > MAX_CHANNELS or min(self.input_size) < 1:
-            raise BadInput(
-                f"Preprocess.input_size={self.input_size}: accepted: (channels, height, width), 1 to {MAX_CHANNELS} "
-                "channels"
-            )
+        check_fields(self, "Preprocess.")
         for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.input_size[0]:
-                raise BadInput(
-                    f"Preprocess.{name}={getattr(self, name)}: accepted: {self.input_size[0]} values, one a channel"
-                )
-            if not all(map(math.isfinite, getattr(self, name))):
-                raise BadInput(f"Preprocess.{name}={getattr(self, name)}: accepted: finite values")
-        if min(self.std) <= 0:
-            raise BadInput(f"Preprocess.std={self.std}: accepted: values > 0")
-        if not is_number(self.crop_pct, above=0):
-            raise BadInput(f"Preprocess.crop_pct={self.crop_pct!r}: accepted: a number > 0")
+            values = getattr(self, name)
+            if len(values) != self.input_size[0]:
+                raise BadInput(f"Preprocess.{name} is {values}; accepted: {self.input_size[0]} values, one a channel")
+        for name in ("mean", "std", "pixel_range"):  # floats, so that equal settings have one fingerprint
+            values = getattr(self, name)
+            object.__setattr__(self, name, values and tuple(map(float, values)))
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
         height, width = self.input_size[1:]
         if self.crop_pct < 1 and height * width > _most_resized(self) * self.crop_pct**2:
             raise BadInput(
-                f"Preprocess.crop_pct={self.crop_pct}: images would be resized to {height / self.crop_pct:.0f}x"
+                f"Preprocess.crop_pct is {self.crop_pct}: images would be resized to {height / self.crop_pct:.0f}x"
                 f"{width / self.crop_pct:.0f} pixels to crop {height}x{width} of them; accepted: larger ones"
             )
-        if self.interpolation not in _INTERPOLATIONS:
-            raise unknown("Preprocess.interpolation", str(self.interpolation), _INTERPOLATIONS)
-        if self.crop_mode not in _CROP_MODES:
-            raise unknown("Preprocess.crop_mode", str(self.crop_mode), _CROP_MODES)
-        if self.pixel_range is not None:
-            object.__setattr__(self, "pixel_range", _numbers("pixel_range", self.pixel_range, float))
-            if len(self.pixel_range) != 2 or not -math.inf < self.pixel_range[0] < self.pixel_range[1] < math.inf:
-                raise BadInput(f"Preprocess.pixel_range={self.pixel_range}: accepted: (low, high) with low < high")
 
     @staticmethod
     def of(model: nn.Module) -> Preprocess:
@@ -310,19 +302,3 @@ def _pixels(image: Image.Image) -> np.ndarray:
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
     values = tuple(float(v) for v in values)
     return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
-def _is_exact(convert: Callable[[Any], Any], value: float) -> bool:
-    try:
-        return bool(convert(value) == value)
-    except (ValueError, OverflowError):  # not a number, or larger than any float
-        return False
-
-
-def _numbers(name: str, values: Any, convert: Callable[[Any], Any]) -> tuple[Any, ...]:
-    plain = isinstance(values, list | tuple) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and _is_exact(convert, v) for v in values
-    )
-    if not plain:
-        raise BadInput(f"Preprocess.{name}={values!r}: accepted: a list of {convert.__name__} values")
-    return tuple(convert(v) for v in values)

@@ -34,8 +34,8 @@ Structure = dict[str, Any]
 class Method(Protocol):
     """The declarations that every method carries (as class variables) and the one step that none can miss.
 
-    `structure_model`, a class variable that may be missing, is a pydantic model of its structure (`recipe.structure`):
-    a plan with other keys or kinds of values is refused before anything is built.
+    `structure_model`, a class variable that may be missing, is a frozen dataclass of its structure
+    (`recipe.structure`): a plan with other keys or values is refused before anything is built.
     """
 
     slug: ClassVar[str]

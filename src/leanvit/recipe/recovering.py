@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
-from leanvit.errors import BadInput, Refused, is_number, is_whole, nearest
+from leanvit.errors import BadInput, Refused, nearest
+from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
 from leanvit.recipe.course import BATCH, Training, fitting_batch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import BringsObjective, Method, Schedules
@@ -23,6 +24,12 @@ _OF_DISTILLATION = ("alpha", "temperature", "distillation")
 _FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
 
 
+def _distillations() -> tuple[str, ...]:
+    from leanvit.training.recovery import DISTILLATIONS
+
+    return DISTILLATIONS
+
+
 @dataclass(frozen=True)
 class Recovery:
     """Training after compression: distillation from the root with its original weights, or from another teacher.
@@ -32,32 +39,18 @@ class Recovery:
     `distillation` are its knobs' to say, and refused here.
     """
 
-    epochs: int = 3
-    lr: float = 1e-4
-    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
-    alpha: float = 0.5  # weight of the distillation term, 0 to 1
-    temperature: float = 2.0  # of soft distillation
-    distillation: str = "soft"  # "soft": the teacher's distribution; "hard": its decision
+    epochs: Count = 3
+    lr: Positive = 1e-4
+    batch_size: Count | None = None  # None: 64, fewer where an epoch would not have four steps of them
+    alpha: Fraction = 0.5  # weight of the distillation term, 0 to 1
+    temperature: Positive = 2.0  # of soft distillation
+    distillation: Annotated[str, Choice(_distillations)] = "soft"  # the teacher's distribution, or its decision
     each: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)  # any other field of `FitConfig`
-    log: Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
+    log: str | Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
 
     def __post_init__(self) -> None:
-        from leanvit.training.recovery import check_distillation
-
-        for name in ("epochs", "batch_size"):
-            if name == "batch_size" and self.batch_size is None:
-                continue
-            if not is_whole(getattr(self, name), least=1):
-                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
-        for name in ("lr", "temperature"):
-            if not is_number(getattr(self, name), above=0):
-                raise BadInput(f"recovery {name} is {getattr(self, name)!r}; accepted: a number above 0")
-        if not is_number(self.alpha, least=0, most=1):
-            raise BadInput(f"recovery alpha is {self.alpha!r}; accepted: a number from 0 to 1")
-        if not isinstance(self.each, bool):
-            raise BadInput(f"recovery each is {self.each!r}; accepted: true or false")
-        check_distillation(self.distillation, multi_label=False)
+        check_fields(self, "recovery ")
         self.config(seed=0)
 
     @classmethod

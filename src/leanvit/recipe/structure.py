@@ -1,56 +1,26 @@
-"""What the structure of a plan may hold: a pydantic model for each method, checked before anything is built.
+"""What the structure of a plan may hold, checked before anything is built.
 
-A method names its model by the class variable `structure_model`. Keys, containers and kinds of values are as it says;
-NaN, True for 1 and numbers that come twice are refused. What depends on the model is the method's own to check.
+A method names its `structure_model`, a class variable: a frozen dataclass, whose annotations are those of knobs
+(`leanvit.knobs`). The structure has its keys and no others, a field with a default may be missing, lists of rows are
+`tuple[Row, ...]`, and relations between values are in its `__post_init__`. What depends on the model is the method's
+own to check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import Annotated, Any, TypeVar
-
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from leanvit.errors import BadInput
-from leanvit.files import strict_message
-
-T = TypeVar("T")
+from leanvit.knobs import Index, check
 
 
-class StructureModel(BaseModel):
-    """An object of a structure, with exactly these keys and kinds of values."""
+@dataclass(frozen=True)
+class BlockRow:
+    """What a method does in one block; a message about its other values names the block."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class BlockRow(StructureModel):
-    """What a method does in one block."""
-
-    block: Annotated[int, Field(ge=0)]
-
-
-Index = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-def _rising(values: list[T]) -> list[T]:
-    places = [value.block if isinstance(value, BlockRow) else value for value in values]
-    for before, after in pairwise(places):
-        if before >= after:  # type: ignore[operator]
-            raise ValueError(f"{after} comes after {before}; accepted: each once, in ascending order")
-    return values
-
-
-Rising = AfterValidator(_rising)  # of a list of numbers, or of rows by block
-
-
-def distinct(names: Sequence[Any], what: str) -> None:
-    """Raise `ValueError`, for a validator, where one comes twice."""
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise ValueError(f"{what} {twice!r} comes twice")
+    block: Index
 
 
 def check_structure(m: Any, structure: Mapping[str, Any]) -> None:
@@ -59,13 +29,6 @@ def check_structure(m: Any, structure: Mapping[str, Any]) -> None:
     if model is None:
         return
     try:
-        model.model_validate(_listed(dict(structure)))
-    except ValidationError as error:
-        raise BadInput(f"the structure of plan {m.slug!r} does not fit: {strict_message(error, model)}") from error
-
-
-def _listed(value: Any) -> Any:
-    """Tuples as lists: as JSON has them."""
-    if isinstance(value, dict):
-        return {key: _listed(one) for key, one in value.items()}
-    return [_listed(one) for one in value] if isinstance(value, tuple | list) else value
+        check("", structure, model)
+    except BadInput as error:
+        raise BadInput(f"the structure of plan {m.slug!r} does not fit: {error}") from error

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess
 from leanvit.errors import BadInput
+from leanvit.knobs import Choice, check
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, M, fit
 from leanvit.training.objectives import BinaryDistillation, HardDistillation, Objective, SoftDistillation
@@ -76,8 +77,7 @@ def recover(
 
 def check_distillation(kind: str, *, multi_label: bool) -> None:
     """Raise BadInput unless a recovery can distil this way."""
-    if kind not in DISTILLATIONS:
-        raise BadInput(f"distillation is {kind!r}; accepted: {' or '.join(map(repr, DISTILLATIONS))}")
+    check("distillation", kind, Annotated[str, Choice(DISTILLATIONS)])
     if kind == "hard" and multi_label:
         raise BadInput(
             "distillation is 'hard', but the data is multi-label: a teacher decides for one class; give 'soft'"

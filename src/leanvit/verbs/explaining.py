@@ -10,10 +10,12 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from importlib import import_module
 from typing import Any
 
+from leanvit.knobs import field_hints, words
 from leanvit.models.registry import MODULES
 from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
 from leanvit.training.presets import preset, preset_names
+from leanvit.values import write_value
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
 
@@ -23,8 +25,10 @@ class Knob:
     """One knob of a method."""
 
     name: str
-    kind: str
+    accepts: str  # in words
     default: Any  # JSON value; "required" where there is none
+    meaning: str
+    example: str  # as it is typed: `blocks=[3,6,9]`; "" where nothing is known
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,25 @@ class Explanation:
         told = asdict(self)
         return {**told.pop("paper"), **told}
 
+    @property
+    def example(self) -> str:
+        """The method as it is typed, with its first knob."""
+        first = self.knobs[0].example if self.knobs else ""
+        return f"{self.paper.slug}:{first}" if first else self.paper.slug
+
     def rich(self) -> Iterator[Any]:
         """Parts to print with rich."""
         from rich.table import Table
         from rich.text import Text
 
         yield from _heading(self.paper)
-        table = Table("knob", "kind", "default", title="knobs", title_justify="left")
+        table = Table("knob", "default", "meaning, and what is accepted", title="knobs", title_justify="left")
         for knob in self.knobs:
-            table.add_row(Text(knob.name), Text(knob.kind), Text(str(knob.default)))
+            said = Text(f"{knob.meaning}\n" if knob.meaning else "") + Text(knob.accepts, style="dim")
+            table.add_row(Text(knob.name), Text(write_value(knob.default)), said + Text(f"\n{knob.example}"))
         yield table
         yield _facts(self.facts())
-        example = self.knobs[0] if self.knobs else None
-        chosen = f":{example.name}={example.default}" if example and example.default != "required" else ""
-        yield Text(f"\nleanvit compress MODEL --data DATA --with {self.paper.slug}{chosen}")
+        yield Text(f"\nleanvit compress MODEL --data DATA --with {self.example}")
 
     def facts(self) -> dict[str, str]:
         """What there is to say of the method, by a heading of a word or two."""
@@ -143,7 +152,7 @@ def _method(row: Paper) -> Explanation:
     declared: Any = cls
     return Explanation(
         paper=row,
-        knobs=tuple(_knob(field) for field in fields(declared) if field.init),
+        knobs=tuple(_knob(field, field_hints(cls)[field.name]) for field in fields(declared) if field.init),
         requires=tuple(TRAITS[t] for t in sorted(declared.requires)),
         destroys=tuple(TRAITS[t] for t in sorted(declared.destroys)),
         needs_data=declared.needs_data,
@@ -157,14 +166,17 @@ def _method(row: Paper) -> Explanation:
     )
 
 
-def _knob(field: Field[Any]) -> Knob:
+def _knob(field: Field[Any], hint: Any) -> Knob:
     if field.default is not MISSING:
         default = field.default
     elif field.default_factory is not MISSING:
         default = field.default_factory()
     else:
         default = "required"
-    return Knob(field.name, str(field.type), list(default) if isinstance(default, tuple) else default)
+    shown = default if field.metadata.get("example") is None else field.metadata["example"]
+    example = "" if shown == "required" else f"{field.name}={write_value(shown)}"
+    default = list(default) if isinstance(default, tuple) else default
+    return Knob(field.name, words(hint), default, field.metadata.get("meaning", ""), example)
 
 
 def _order(slug: str, other: str) -> str:

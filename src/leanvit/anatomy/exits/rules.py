@@ -8,24 +8,29 @@ patient_confident   so many exits in a row had an entropy below the threshold
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
-from leanvit.errors import BadInput, is_number, is_whole, unknown
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, Words, check
 
-RULES = ("confidence", "entropy", "patience", "patient_confident")
-# what a threshold may be: (least, most, in words)
-_ACCEPTED = {
-    "confidence": (0.0, 1.0, "0 (the first exit takes all) to 1 (none leaves)"),
-    "entropy": (0.0, math.inf, "0 (none leaves) or more, in nats"),
-    "patience": (1, math.inf, "a whole number of exits, 1 or more"),
-    "patient_confident": (0.0, math.inf, "0 (none leaves) or more, in nats"),
+# rule: what its threshold may be
+THRESHOLDS: dict[str, Any] = {
+    "confidence": Annotated[
+        float, Ge(0), Le(1), Words("with the rule confidence 0 (the first exit takes all) to 1 (none leaves)")
+    ],
+    "entropy": Annotated[float, Ge(0), Words("with the rule entropy 0 (none leaves) or more, in nats")],
+    "patience": Annotated[int, Ge(1), Words("with the rule patience a whole number of exits, 1 or more")],
+    "patient_confident": Annotated[
+        float, Ge(0), Words("with the rule patient_confident 0 (none leaves) or more, in nats")
+    ],
 }
+RuleName = Annotated[str, Choice(THRESHOLDS)]
 
 
 def confidence_of(logits: Tensor) -> Tensor:
@@ -118,19 +123,15 @@ class Rule:
 
 def check_rule(kind: object, thresholds: Sequence[object], patience: object, exits: int) -> Rule:
     """A rule of user input. Raises `BadInput` for a value outside what the rule takes."""
-    if not isinstance(kind, str) or kind not in RULES:
-        raise unknown("rule", str(kind), RULES)
-    if not is_whole(patience, least=1):
-        raise BadInput(f"patience is {patience!r}; accepted: a whole number of exits, 1 or more")
+    name: str = check("rule", kind, RuleName)
+    check("patience", patience, Count)
     if len(thresholds) != exits:
         raise BadInput(f"there are {len(thresholds)} thresholds for {exits} exits; accepted: one, or one an exit")
     for threshold in thresholds:
-        check_threshold(kind, threshold)
-    return Rule(kind, tuple(thresholds), int(patience))  # type: ignore[arg-type, call-overload]
+        check_threshold(name, threshold)
+    return Rule(name, tuple(thresholds), int(patience))  # type: ignore[arg-type, call-overload]
 
 
 def check_threshold(kind: str, value: object) -> None:
     """Raise `BadInput` unless the rule takes this threshold."""
-    least, most, words = _ACCEPTED[kind]
-    if not is_number(value, least=least, most=most) or (kind == "patience" and not is_whole(value)):
-        raise BadInput(f"threshold is {value!r}; accepted with the rule {kind}: {words}")
+    check("threshold", value, THRESHOLDS[kind])

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.masks import INITS, KERNELS, MASKS, ScoreMask, make_mask
 from leanvit.data import keyed
-from leanvit.errors import BadInput, Refused, is_whole, unknown
+from leanvit.errors import Refused
+from leanvit.knobs import RISING, Blocks, Choice, Count, Index, check_fields, knob
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import Index, Rising, StructureModel
 
 
-class _Structure(StructureModel):
-    blocks: Annotated[list[Index], Rising]
+@dataclass(frozen=True)
+class _Structure:
+    blocks: Annotated[tuple[Index, ...], RISING]
 
 
 @method("gmm_mask")
@@ -26,40 +27,30 @@ class _Structure(StructureModel):
 class GmmMask:
     """Knobs of the method. Kernels and initial values of `init=paper` are the paper's."""
 
-    mask: str = "gmm"  # "gmm", a mixture of Gaussians of the distance, or "elm", a factor for every pair of patches
-    num_kernels: int = KERNELS  # Gaussians for each head, of gmm
-    blocks: tuple[int, ...] | None = None  # where, from 0; None: in every block
-    init: str = "identity"  # "identity" changes nothing until it is trained; "paper" is for training from scratch
-    weight_decay: bool = True  # whether the optimiser decays the masks' values too, as the official code does
-    seed: int = 0  # of the initial values
+    mask: Annotated[str, Choice(MASKS)] = knob(
+        "gmm", "gmm, a mixture of Gaussians of the distance, or elm, a factor for every pair of patches"
+    )
+    num_kernels: Count = knob(KERNELS, "Gaussians for each head, of gmm")
+    blocks: Blocks | None = knob(None, "where; null: in every block", example=(0, 1, 2))
+    init: Annotated[str, Choice(INITS)] = knob(
+        "identity", "identity changes nothing until it is trained; paper is for training from scratch"
+    )
+    weight_decay: bool = knob(True, "whether the optimiser decays the masks' values too, as the official code does")
+    seed: Index = knob(0, "of the initial values")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "places", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"free_attention"})
 
     def __post_init__(self) -> None:
-        if self.mask not in MASKS:
-            raise unknown("mask", str(self.mask), MASKS)
-        if self.init not in INITS:
-            raise unknown("init", str(self.init), INITS)
-        if not is_whole(self.num_kernels, least=1):
-            raise BadInput(f"num_kernels is {self.num_kernels!r}; accepted: a whole number, 1 or more")
-        if not is_whole(self.seed, least=0):
-            raise BadInput(f"seed is {self.seed!r}; accepted: a whole number, 0 or more")
-        if not isinstance(self.weight_decay, bool):
-            raise BadInput(f"weight_decay is {self.weight_decay!r}; accepted: true or false")
-        if isinstance(self.blocks, list):
-            object.__setattr__(self, "blocks", tuple(self.blocks))
-        if self.blocks is not None:
-            _check_blocks(self.blocks)
+        check_fields(self)
 
     def learn(self, model: OpenModel, data: object = None) -> Structure:
         """Where: {"blocks": [int, ...]}. Raises `BadInput` for a block that the model does not have."""
         depth = len(model.blocks)
         chosen = range(depth) if self.blocks is None else sorted(self.blocks)
         for index in chosen:
-            if index >= depth:
-                raise BadInput(f"blocks names {index}; accepted: 0 to {depth - 1}")
+            model.block(index)
         return {"blocks": list(chosen)}
 
     def shape(self, model: OpenModel, structure: Structure) -> None:
@@ -69,11 +60,7 @@ class GmmMask:
             BadInput: a plan that names a block that is not there. Refused: a block that is masked already, or a model
             without a grid of its own.
         """
-        _check_blocks(structure["blocks"])
-        for index in structure["blocks"]:
-            if index >= len(model.blocks):
-                raise BadInput(f"the plan masks block {index}; accepted: 0 to {len(model.blocks) - 1}")
-            block = model.blocks[index]
+        for block in [model.block(index) for index in structure["blocks"]]:
             for attn in block.attentions():
                 holder: Any = attn if isinstance(attn, nn.Module) else block
                 if any(isinstance(term, ScoreMask) for term in attn.terms):
@@ -114,11 +101,3 @@ def _grid(model: OpenModel, attn: Any) -> tuple[int, int]:
 
 def _like(holder: nn.Module) -> Tensor:
     return next(p for p in holder.parameters() if p.is_floating_point())
-
-
-def _check_blocks(blocks: Any) -> None:
-    accepted = "accepted: different block numbers, from 0"
-    if not isinstance(blocks, tuple | list) or not all(is_whole(b, least=0) for b in blocks):
-        raise BadInput(f"blocks is {blocks!r}; {accepted}")
-    if len(set(blocks)) != len(blocks):
-        raise BadInput(f"blocks is {blocks!r}, with a number twice; {accepted}")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.anatomy import Attention, OpenModel, Ops, State
-from leanvit.errors import BadInput, Refused, unknown
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Choice, Rule, Words
 
 HEADS = 8  # of a global head's attention, whatever the width (published)
 LOCAL = ("lph_dw", "lph_pw")
@@ -164,11 +165,8 @@ def stride_of(kind: str) -> int:
     return int(found[1]) if found else 0
 
 
-def check_kind(kind: object) -> str:
-    """Raise `BadInput` for what is no kind of head."""
-    if isinstance(kind, str) and (kind in KINDS or stride_of(kind)):
-        return kind
-    raise unknown("head", str(kind), KINDS)
+_GlobalKind = Annotated[str, Rule(lambda kind: stride_of(kind) > 0)]
+HeadKind = Annotated[Annotated[str, Choice(KINDS)] | _GlobalKind, Words("lph_dw, lph_pw, gah<stride> or linear")]
 
 
 # --- heads -----------------------------------------------------------------------

@@ -7,24 +7,38 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from annotated_types import Ge, Le
 
 from leanvit.anatomy import OpenModel
-from leanvit.anatomy.exits.rules import Rule, check_rule, check_threshold
+from leanvit.anatomy.exits.rules import Rule, RuleName, check_rule, check_threshold
 from leanvit.anatomy.exits.running import Exits, Leaving
-from leanvit.data import AnyDataset, Augment, keyed
+from leanvit.data import AnyDataset, keyed
+from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
-from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
+from leanvit.errors import BadInput, Refused
 from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
-from leanvit.exits.lgvit.heads import build_heads, check_kind, check_model, parse_rows
+from leanvit.exits.lgvit.heads import HeadKind, build_heads, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES, Weights
 from leanvit.exits.lgvit.training import Stages
+from leanvit.knobs import (
+    DISTINCT,
+    RISING,
+    Choice,
+    Count,
+    Fraction,
+    Index,
+    NonNegative,
+    Positive,
+    Words,
+    check,
+    check_fields,
+    knob,
+)
 from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import Count, Index, Share, StructureModel, distinct
 
 AMPS = ("fp32", "bf16")
 DEFAULTS = {"confidence": 0.865, "entropy": 0.6, "patience": 7, "patient_confident": 0.5}  # published code
@@ -55,47 +69,55 @@ def default_heads(count: int, *, strides: tuple[int, int] = (2, 3)) -> tuple[str
     return tuple(name for name, times in names for _ in range(times))
 
 
-class _Exit(StructureModel):
-    layer: Index
-    head: str
+@dataclass(frozen=True)
+class _Exit:
+    layer: Count
+    head: HeadKind
 
 
-class _Rule(StructureModel):
-    rule: str
-    thresholds: list[float]
-    patience: int
+@dataclass(frozen=True)
+class _Rule:
+    rule: RuleName
+    thresholds: tuple[float, ...]
+    patience: Count
 
 
-class _Point(StructureModel):
+@dataclass(frozen=True)
+class _Point:
     threshold: float
-    top1: Share
-    macs: Annotated[float, Field(gt=0)]
+    top1: Fraction
+    macs: Positive
     mean_layer: float
-    shares: list[Share]
+    shares: tuple[Fraction, ...]
 
 
+@dataclass(frozen=True)
 class _Expected(_Point):
     of: _Rule
 
 
-class _HeldOut(StructureModel):
+@dataclass(frozen=True)
+class _HeldOut:
     images: Count
-    top1: Share
+    top1: Fraction
 
 
+@dataclass(frozen=True)
 class _Structure(_Rule):
-    exits: list[_Exit]
-    macs: list[Index]
+    exits: tuple[_Exit, ...]
+    macs: tuple[Index, ...]
     dense_macs: Index
     held_out: _HeldOut | None = None
-    curve: list[_Point] | None = None
+    curve: tuple[_Point, ...] | None = None
     expected: _Expected | None = None
 
-    @field_validator("exits")
-    @classmethod
-    def _each_once(cls, exits: list[_Exit]) -> list[_Exit]:
-        distinct([row.layer for row in exits], "the exit behind block")
-        return exits
+    def __post_init__(self) -> None:
+        check("layer of exits", [row.layer for row in self.exits], Annotated[tuple[int, ...], DISTINCT])
+
+
+_Exits = Annotated[
+    tuple[Count, ...], RISING, Words("a list of blocks passed before each exit, from 1, each more than the last")
+]
 
 
 @method("lgvit")
@@ -103,28 +125,44 @@ class _Structure(_Rule):
 class LGViT:
     """Knobs of the method."""
 
-    exits: tuple[int, ...] | None = None  # blocks passed before each exit; None: the last two thirds but the end
-    heads: tuple[str, ...] | None = None  # one an exit: lph_dw, lph_pw, gah<stride>, linear; None: the published order
-    rule: str = "confidence"  # confidence, entropy, patience, patient_confident
-    threshold: float | tuple[float, ...] | None = None  # of the rule, or one an exit; None: the published one
-    patience: int = 2  # exits in a row, of patient_confident
-    speedup: float | None = None  # asked for, in MACs: the threshold is chosen for it
-    points: float | None = None  # of top-1 that may be lost: the threshold is chosen for it
-    held_out: float = 0.1  # share of the training images that thresholds are chosen on; nothing learns from them
-    strategy: str = "alternating_weighted"  # of stage 1; also normal, weighted, alternating
-    stage1_epochs: int = 0  # of backbone and heads together; 0: the backbone stays as it is
-    stage1_lr: float = 5e-5
-    epochs: int | None = None  # of the heads alone (stage 2); None: 5, or what 200 steps take, up to 50
-    lr: float = 5e-4  # of stage 2; both fall to 0 on a line
-    batch_size: int | None = None  # None: 64, fewer where an epoch would not have four steps of them
-    alpha: float = 0.3  # weight of the teacher against the labels, 0 to 1
-    temperature: float = 2.0  # of the teacher
-    beta_heterogeneous: float = 0.01  # weight of the last block's tokens against those of heads
-    beta_homogeneous: float = 0.01  # weight of the last head of a sort against the others of it
-    augment: str | None = "light"  # of the images of both stages: light, randaug or none
-    amp: str = "fp32"  # of the forwards: fp32 or bf16
+    exits: _Exits | None = knob(
+        None, "blocks passed before each exit; null: the last two thirds but the end", example=(4, 6, 8, 10)
+    )
+    heads: tuple[HeadKind, ...] | None = knob(
+        None, "one an exit; null: the published order", example=("lph_dw", "lph_pw", "gah2", "gah3")
+    )
+    rule: RuleName = knob("confidence", "when an image leaves")
+    threshold: float | tuple[float, ...] | None = knob(
+        None, "of the rule, or one an exit; null: the published one", example=0.9
+    )
+    patience: Count = knob(2, "exits in a row, of patient_confident")
+    speedup: Annotated[float, Ge(1)] | None = knob(
+        None, "asked for, dense MACs over mean MACs: the threshold is chosen for it", example=1.5
+    )
+    points: Annotated[float, Ge(0), Le(100)] | None = knob(
+        None, "percentage points of top-1 that may be lost: the threshold is chosen for it", example=1
+    )
+    held_out: Annotated[float, Ge(0), Le(0.5)] = knob(
+        0.1, "share of the training images that thresholds are chosen on; nothing learns from them"
+    )
+    strategy: Annotated[str, Choice(STRATEGIES)] = knob("alternating_weighted", "of stage 1")
+    stage1_epochs: Index = knob(0, "of backbone and heads together; 0: the backbone stays as it is")
+    stage1_lr: Positive = knob(5e-5, "of stage 1; falls to 0 on a line")
+    epochs: Index | None = knob(
+        None, "of the heads alone (stage 2); null: 5, or what 200 steps take, up to 50", example=5
+    )
+    lr: Positive = knob(5e-4, "of stage 2; falls to 0 on a line")
+    batch_size: Annotated[int, Ge(2)] | None = knob(
+        None, "images a step; null: 64, fewer where an epoch would not have four steps of them", example=64
+    )
+    alpha: Fraction = knob(0.3, "weight of the teacher against the labels")
+    temperature: Positive = knob(2.0, "of the teacher")
+    beta_heterogeneous: NonNegative = knob(0.01, "weight of the last block's tokens against those of heads")
+    beta_homogeneous: NonNegative = knob(0.01, "weight of the last head of a sort against the others of it")
+    augment: Annotated[str, Choice(PRESETS)] | None = knob("light", "of the images of both stages")
+    amp: Annotated[str, Choice(AMPS)] = knob("fp32", "of the forwards")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"full_grid", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"token_blocks"})
     export: ClassVar[str] = "segments"
@@ -136,67 +174,21 @@ class LGViT:
     open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
     def __post_init__(self) -> None:
-        if isinstance(self.heads, str):  # as it is typed: heads=[lph_dw,gah2]
-            object.__setattr__(self, "heads", tuple(k.strip() for k in self.heads.strip("[]").split(",")))
-        for name in ("exits", "heads", "threshold"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_layout()
-        self._check_rule()
-        for name, least in (("stage1_epochs", 0), ("epochs", 0), ("batch_size", 2)):
-            if name in self.open_knobs and getattr(self, name) is None:
-                continue
-            if not is_whole(getattr(self, name), least=least):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, {least} or more")
-        for name in ("stage1_lr", "lr", "temperature"):
-            if not is_number(getattr(self, name), above=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
-        for name in ("beta_heterogeneous", "beta_homogeneous"):
-            if not is_number(getattr(self, name), least=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number, 0 or more")
-        if not is_number(self.alpha, least=0, most=1):
-            raise BadInput(f"alpha is {self.alpha!r}; accepted: a number from 0 to 1")
-        if self.strategy not in STRATEGIES:
-            raise unknown("strategy", str(self.strategy), STRATEGIES)
-        if self.amp not in AMPS:
-            raise unknown("amp", str(self.amp), AMPS)
-        Augment.of(self.augment)
-        if self.exits == ():  # nothing is put in
-            object.__setattr__(self, "needs_data", False)
-            object.__setattr__(self, "trains", False)
-
-    def _check_layout(self) -> None:
-        if self.exits is not None:
-            if not isinstance(self.exits, tuple) or not all(is_whole(n, least=1) for n in self.exits):
-                raise BadInput(f"exits is {self.exits!r}; accepted: blocks passed before each exit, from 1")
-            if list(self.exits) != sorted(set(self.exits)):
-                raise BadInput(f"exits is {self.exits!r}; accepted: each more than the last")
-        if self.heads is None:
-            return
-        if not isinstance(self.heads, tuple):
-            raise BadInput(f"heads is {self.heads!r}; accepted: one an exit, such as [lph_dw, gah2]")
-        for kind in self.heads:
-            check_kind(kind)
-        if self.exits is not None and len(self.exits) != len(self.heads):
-            raise BadInput(f"heads names {len(self.heads)} for {len(self.exits)} exits; accepted: one an exit")
-
-    def _check_rule(self) -> None:
+        check_fields(self)
+        for name in ("heads", "threshold"):
+            given = getattr(self, name)
+            if self.exits is not None and isinstance(given, tuple) and len(given) != len(self.exits):
+                raise BadInput(f"{name} names {len(given)} for {len(self.exits)} exits; accepted: one an exit")
+        for threshold in self._thresholds():
+            check_threshold(self.rule, threshold)
         targets = [name for name in ("threshold", "speedup", "points") if getattr(self, name) is not None]
         if len(targets) > 1:
             raise BadInput(f"lgvit is given {' and '.join(targets)}; accepted: one of threshold, speedup, points")
-        check_rule(self.rule, (), self.patience, 0)
-        for threshold in self._thresholds():
-            check_threshold(self.rule, threshold)
-        if isinstance(self.threshold, tuple) and self.exits is not None and len(self.threshold) != len(self.exits):
-            raise BadInput(f"threshold names {len(self.threshold)} for {len(self.exits)} exits; accepted: one an exit")
-        if self.speedup is not None and not is_number(self.speedup, least=1):
-            raise BadInput(f"speedup is {self.speedup!r}; accepted: 1 or more (dense MACs over mean MACs)")
-        if self.points is not None and not is_number(self.points, least=0, most=100):
-            raise BadInput(f"points is {self.points!r}; accepted: 0 to 100 (percentage points of top-1)")
-        if not is_number(self.held_out, least=0, most=0.5):
-            raise BadInput(f"held_out is {self.held_out!r}; accepted: 0 to 0.5 (of the training images)")
         if self.held_out == 0 and (self.speedup is not None or self.points is not None):
             raise BadInput(f"{targets[0]} is a target, and held_out is 0; accepted: above 0, to choose a threshold on")
+        if self.exits == ():  # nothing is put in
+            object.__setattr__(self, "needs_data", False)
+            object.__setattr__(self, "trains", False)
 
     def _thresholds(self) -> tuple[Any, ...]:
         if self.threshold is None:
@@ -320,12 +312,12 @@ class LGViT:
 
     def shape(self, model: OpenModel, structure: Structure) -> None:
         """Put the heads in, unless `learn` has, and set the rule."""
-        rows = [(_whole(row["layer"]), check_kind(row["head"])) for row in structure["exits"]]
+        rows = [(row["layer"], row["head"]) for row in structure["exits"]]
         rule = check_rule(structure["rule"], structure["thresholds"], structure["patience"], len(rows))
         if not rows:
             check_model(model)
             return
-        macs = tuple(_whole(n) for n in structure["macs"])
+        macs = tuple(structure["macs"])
         if len(macs) != len(rows) + 1:
             raise BadInput(f"the plan counts {len(macs)} costs for {len(rows)} exits and the end")
         if model.exits is None:
@@ -436,9 +428,3 @@ def _install(model: OpenModel, rows: Sequence[tuple[int, str]], rule: Rule | Non
 
 def _one_or_all(values: Sequence[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else list(values)
-
-
-def _whole(value: Any) -> int:
-    if not is_whole(value, least=0):
-        raise BadInput(f"the plan holds {value!r} where a whole number belongs")
-    return int(value)

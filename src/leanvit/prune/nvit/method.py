@@ -6,15 +6,16 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import model_validator
+from annotated_types import MinLen
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.surgery.norms import statistics
 from leanvit.data import AnyDataset
-from leanvit.errors import BadInput, is_number, is_whole, unknown
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, Index, NonNegative, Positive, Share, Words, check_fields, knob
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
 from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
@@ -29,34 +30,34 @@ from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import Count, Index, StructureModel
 
 TARGETS = ("latency", "macs", "params")
 NORMS = ("plain", "exact")
 AMPS = ("fp32", "bf16")
 
 
-class _Kept(StructureModel):
+@dataclass(frozen=True)
+class _Kept:
     before: Count
     after: Count
     kept: str
 
-    @model_validator(mode="after")
-    def _as_many(self) -> _Kept:
+    def __post_init__(self) -> None:
         kept = len(from_text(self.kept, self.before, "it"))
         if kept != self.after:
-            raise ValueError(f"after is {self.after}, and kept names {kept} units")
-        return self
+            raise BadInput(f"after is {self.after}, and kept names {kept} units")
 
 
-class _Block(StructureModel):
+@dataclass(frozen=True)
+class _Block:
     head: _Kept | None
     qk: _Kept | None
     v: _Kept | None
     mlp: _Kept | None
 
 
-class _Widths(StructureModel):
+@dataclass(frozen=True)
+class _Widths:
     embed: Count
     heads: Count
     qk: Count
@@ -64,13 +65,15 @@ class _Widths(StructureModel):
     mlp: Count
 
 
-class _Dense(StructureModel):
+@dataclass(frozen=True)
+class _Dense:
     macs: Count
     params: Count
-    widths: list[_Widths]
+    widths: tuple[_Widths, ...]
 
 
-class _Reached(StructureModel):
+@dataclass(frozen=True)
+class _Reached:
     macs: float | None = None
     params: float | None = None
     latency: float | None = None
@@ -78,15 +81,19 @@ class _Reached(StructureModel):
     measured: float | None = None
     runtime: str = ""
     table: str = ""
-    provenance: dict[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
 
 
-class _Structure(StructureModel):
+@dataclass(frozen=True)
+class _Structure:
     embed: _Kept | None
-    blocks: list[_Block]
-    emb_norm: Literal["plain", "exact"]
+    blocks: tuple[_Block, ...]
+    emb_norm: Annotated[str, Choice(NORMS)]
     dense: _Dense | None = None
     reached: _Reached | None = None
+
+
+_Kinds = Annotated[tuple[Annotated[str, Choice(KINDS)], ...], MinLen(1), Words(f"a list of some of {', '.join(KINDS)}")]
 
 
 @method("nvit")
@@ -95,33 +102,40 @@ class NViT:
     """Knobs of the method: one of `latency`, `macs`, `params`, and how to get there. Groups, eta and loss are the
     paper's by default; its interval is 100 batches of 512 images."""
 
-    latency: float | None = None  # share of the dense model's, in (0, 1]
-    macs: float | None = None
-    params: float | None = None
-    kinds: tuple[str, ...] | None = None  # of embed, head, qk, v, mlp; None: all that the model allows
-    embed_group: int = 16  # units in a group, made smaller where a list would not have two groups
-    head_group: int = 2
-    qk_group: int = 8
-    v_group: int = 8
-    mlp_group: int = 16
-    eta: float = 5e-4  # what a gain of the whole dense model weighs against saliency
-    emb_norm: str = "plain"  # norms over cut channels: "plain", or "exact": as if the channels were there, at zero
-    runtime: str = "torch"  # of `latency`; also openvino, openvino-int8, onnx, onnx-int8
-    batch: int = 8  # images a call, of `latency`
-    table: str | None = None  # file of a latency table; None: one is measured
-    interval: int = 20  # optimiser steps between pruning steps
-    # optimiser steps at most: the last pruning step goes all the way. None: 30 passes over the images, but at least 10
-    # pruning steps and at most 1000 steps
-    max_steps: int | None = None
-    prune_per_step: int | None = None  # groups; None: so that the target is met towards max_steps
-    lr: float = 1e-4
-    batch_size: int | None = None  # None: 64, or as many as there are images
-    weight_decay: float = 0.05
-    distillation: float = 1e5  # weight of the divergence from the dense model
-    temperature: float = 3.0
-    amp: str = "fp32"  # of the forwards: fp32, or bf16, which is quicker where the processor has it
+    latency: Share | None = knob(None, "share of the dense model's that is left, measured", example=0.6)
+    macs: Share | None = knob(None, "share of the dense model's that is left", example=0.5)
+    params: Share | None = knob(None, "share of the dense model's that is left", example=0.5)
+    kinds: _Kinds | None = knob(None, "units that are cut; null: all that the model allows", example=("head", "mlp"))
+    embed_group: Count = knob(16, "units in a group, made smaller where a list would not have two groups")
+    head_group: Count = knob(2, "likewise")
+    qk_group: Count = knob(8, "likewise")
+    v_group: Count = knob(8, "likewise")
+    mlp_group: Count = knob(16, "likewise")
+    eta: NonNegative = knob(5e-4, "what a gain of the whole dense model weighs against saliency")
+    emb_norm: Annotated[str, Choice(NORMS)] = knob(
+        "plain", "norms over cut channels: plain, or exact: as if the channels were there, at zero"
+    )
+    runtime: Annotated[str, Choice(RUNTIMES)] = knob("torch", "of latency")
+    batch: Count = knob(8, "images a call, of latency")
+    table: str | None = knob(
+        None, "file of a latency table; null: one is measured", example="runs/dense/latencies.json"
+    )
+    interval: Count = knob(20, "optimiser steps between pruning steps")
+    max_steps: Count | None = knob(
+        None,
+        "optimiser steps at most: the last pruning step goes all the way; null: 30 passes over the images, but at "
+        "least 10 pruning steps and at most 1000 steps",
+        example=500,
+    )
+    prune_per_step: Count | None = knob(None, "groups; null: so that the target is met towards max_steps", example=50)
+    lr: Positive = knob(1e-4, "of the training between pruning steps")
+    batch_size: Count | None = knob(None, "images a step; null: 64, or as many as there are", example=64)
+    weight_decay: NonNegative = knob(0.05, "of the training")
+    distillation: NonNegative = knob(1e5, "weight of the divergence from the dense model")
+    temperature: Positive = knob(3.0, "of the distillation")
+    amp: Annotated[str, Choice(AMPS)] = knob("fp32", "of the forwards; bf16 is quicker where the processor has it")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -129,53 +143,14 @@ class NViT:
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = [name for name in TARGETS if getattr(self, name) is not None]
         if len(given) != 1:
             raise BadInput(f"nvit is given {' and '.join(given) or 'no target'}; accepted: one of {', '.join(TARGETS)}")
-        if not is_number(self.asked[1], above=0, most=1):
-            raise BadInput(f"{self.asked[0]} is {self.asked[1]!r}; accepted: above 0, up to 1 (of the dense model's)")
-        self._check_kinds()
-        for name in (*(f"{kind}_group" for kind in KINDS), "batch", "interval", "max_steps", "batch_size"):
-            if name in self.open_knobs and getattr(self, name) is None:
-                continue
-            if not is_whole(getattr(self, name), least=1):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, 1 or more")
-        if self.prune_per_step is not None and not is_whole(self.prune_per_step, least=1):
-            raise BadInput(f"prune_per_step is {self.prune_per_step!r}; accepted: a whole number of groups, or none")
-        for name in ("eta", "weight_decay", "distillation"):
-            if not is_number(getattr(self, name), least=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number, 0 or more")
-        for name in ("lr", "temperature"):
-            if not is_number(getattr(self, name), above=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
-        self._check_names()
-        if self.max_steps is not None and self.max_steps < self.interval:
-            raise BadInput(f"max_steps is {self.max_steps}; accepted: {self.interval} (interval) or more")
-
-    def _check_kinds(self) -> None:
-        if isinstance(self.kinds, list):
-            object.__setattr__(self, "kinds", tuple(self.kinds))
-        if isinstance(self.kinds, str):  # as it is typed: kinds=[head,mlp] or kinds=mlp
-            object.__setattr__(self, "kinds", tuple(k.strip() for k in self.kinds.strip("[]").split(",")))
-        if self.kinds is None:
-            return
-        if not isinstance(self.kinds, tuple) or not self.kinds or not all(isinstance(k, str) for k in self.kinds):
-            raise BadInput(f"kinds is {self.kinds!r}; accepted: some of {', '.join(KINDS)}")
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise unknown("kind of unit", kind, KINDS)
-
-    def _check_names(self) -> None:
-        if self.emb_norm not in NORMS:
-            raise unknown("emb_norm", self.emb_norm, NORMS)
-        if self.runtime not in RUNTIMES:
-            raise unknown("runtime", self.runtime, RUNTIMES)
-        if self.amp not in AMPS:
-            raise unknown("amp", str(self.amp), AMPS)
-        if self.table is not None and not isinstance(self.table, str):
-            raise BadInput(f"table is {self.table!r}; accepted: the path of a latency table")
         if self.table is not None and self.latency is None:
             raise BadInput(f"table is {self.table!r}, which goes with a target in latency; {self.asked[0]} is given")
+        if self.max_steps is not None and self.max_steps < self.interval:
+            raise BadInput(f"max_steps is {self.max_steps}; accepted: {self.interval} (interval) or more")
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> NViT:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.arithmetic.quant_ops import OPERANDS, ObserverOps, QuantOps
-from leanvit.anatomy.arithmetic.quantizers import ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
+from leanvit.anatomy.arithmetic.quantizers import RANGES, ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
 from leanvit.errors import BadInput, Refused, nearest
+from leanvit.knobs import DISTINCT, Choice, Count, Words, check, check_fields, knob
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import StructureModel, distinct
 
 BITS = 8
 _ACTIVATION: dict[str, Callable[[], nn.Module]] = {"u8": ActQuantizer, "i8": SignedActQuantizer}
@@ -32,27 +31,27 @@ class Calibration:
     weights: dict[str, Tensor]
 
 
-class _Site(StructureModel):
+@dataclass(frozen=True)
+class _Site:
     site: str
-    kind: Literal["conv", "linear", "matmul"]
-    operands: dict[str, Literal["u8", "i8"]]
+    kind: Annotated[str, Choice(OPERANDS)]
+    operands: Mapping[str, Annotated[str, Choice(_ACTIVATION)]]
 
-    @model_validator(mode="after")
-    def _operands_of_its_kind(self) -> _Site:
+    def __post_init__(self) -> None:
         if {*self.operands} != {*OPERANDS[self.kind]}:
             given = ", ".join(self.operands) or "none"
-            raise ValueError(f"operands of {self.site!r} are {given}; accepted: {', '.join(OPERANDS[self.kind])}")
-        return self
+            raise BadInput(f"operands of {self.site!r} are {given}; accepted: {', '.join(OPERANDS[self.kind])}")
 
 
-class _Structure(StructureModel):
-    sites: list[_Site]
+@dataclass(frozen=True)
+class _Structure:
+    sites: tuple[_Site, ...]
 
-    @field_validator("sites")
-    @classmethod
-    def _each_once(cls, sites: list[_Site]) -> list[_Site]:
-        distinct([row.site for row in sites], "site")
-        return sites
+    def __post_init__(self) -> None:
+        check("site", [row.site for row in self.sites], Annotated[tuple[str, ...], DISTINCT])
+
+
+_Patterns = Annotated[tuple[str, ...], Words("a list of patterns of site names, such as head, blocks.0.* or *.fc2")]
 
 
 @method("int8")
@@ -60,27 +59,19 @@ class _Structure(StructureModel):
 class Int8:
     """Knobs of the method."""
 
-    calibration: str = "percentile"  # how an activation's range is chosen: "minmax", "percentile" or "mse"
-    images: int = 256  # calibration images
-    products: bool = True  # round the operands of q·kᵀ and weights·v too
-    skip: tuple[str, ...] = ()  # sites kept float, as patterns: "head", "blocks.0.*", "*.fc2"
+    calibration: Annotated[str, Choice(RANGES)] = knob("percentile", "how an activation's range is chosen")
+    images: Count = knob(256, "calibration images")
+    products: bool = knob(True, "round the operands of q·kᵀ and weights·v too")
+    skip: _Patterns = knob((), "sites kept float", example=("head",))
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     destroys: ClassVar[frozenset[str]] = frozenset({"float"})
     needs_data: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        range_rule(self.calibration)
-        if isinstance(self.images, bool) or not isinstance(self.images, int) or self.images < 1:
-            raise BadInput(f"images is {self.images!r}; accepted: a whole number of calibration images, 1 or more")
-        if not isinstance(self.products, bool):
-            raise BadInput(f"products is {self.products!r}; accepted: true or false")
-        skip = (self.skip,) if isinstance(self.skip, str) else self.skip
-        if not isinstance(skip, tuple | list) or not all(isinstance(pattern, str) for pattern in skip):
-            raise BadInput(f"skip is {self.skip!r}; accepted: patterns of site names, such as 'head' or 'blocks.0.*'")
-        object.__setattr__(self, "skip", tuple(skip))
+        check_fields(self)
 
     def check_fits(self, model: OpenModel, data: Data | None) -> None:
         """Raise `BadInput` for a `skip` pattern that fits no site."""

@@ -9,20 +9,21 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from annotated_types import Ge, Le
 
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.data import AnyDataset
-from leanvit.errors import BadInput, Refused, is_number, is_whole, unknown
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import RISING, Choice, Count, NonNegative, Positive, Share, Words, check_fields, knob
 from leanvit.measure import count
 from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import BlockRow, Rising, StructureModel
+from leanvit.recipe.structure import BlockRow
 from leanvit.tokens.diffrate.cost import TOLERANCE, Costs, reducing, uniform
 from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
 
@@ -71,15 +72,26 @@ class Reduce(Step):
         return x, state
 
 
+@dataclass(frozen=True)
 class _Row(BlockRow):
-    prune: int
-    merge: int
+    prune: Count
+    merge: Count
+
+    def __post_init__(self) -> None:
+        if self.merge < 2 <= self.prune:
+            raise BadInput("merge is 1: tokens cannot merge where no patch token stays; accepted: 2 or more")
 
 
-class _Structure(StructureModel):
-    blocks: Annotated[list[_Row], Rising]
-    dense_macs: Annotated[float, Field(gt=0)]
+@dataclass(frozen=True)
+class _Structure:
+    blocks: Annotated[tuple[_Row, ...], RISING]
+    dense_macs: Positive
     reached: float
+
+
+_Counts = Annotated[
+    tuple[Count, ...], Words("a list of whole numbers from 1 (the class token alone), one per block of the model")
+]
 
 
 @method("diffrate")
@@ -87,21 +99,27 @@ class _Structure(StructureModel):
 class DiffRate:
     """Knobs of the method: a target in MACs, or the lists themselves. With both, the search starts from the lists."""
 
-    macs: float | None = None  # share of the dense model's, in (0, 1)
-    prune: tuple[int, ...] | None = None  # tokens that stay after pruning, one per block, the class token counted
-    merge: tuple[int, ...] | None = None  # and after merging
-    search: str = "learned"  # how the lists come about; controls: "prune" or "merge" alike in every block
-    granularity: int | None = None  # tokens between two candidates; None: 4, below 100 patches 1
-    max_steps: int | None = None  # optimiser steps of the search; None: 30 passes over the images, 300 to 1000 steps
-    batch_size: int | None = None  # None: 64, or as many as there are images
-    lr: float = 0.01  # of the rates, down to min_lr by a cosine
-    min_lr: float = 0.001
-    macs_weight: float = 500.0  # of ((MACs - target) / dense MACs)² beside the cross-entropy
-    warmup: float = 0.0  # share of the steps at the start without that term
-    prop_attn: bool = True  # attention in proportion to size
-    amp: str = "fp32"  # of the search's forwards: fp32 or bf16
+    macs: Share | None = knob(None, "share of the dense model's MACs that is left", example=0.6)
+    prune: _Counts | None = knob(
+        None, "tokens that stay after pruning, the class token counted", example=(197, 150, 150, 100, 100, 60)
+    )
+    merge: _Counts | None = knob(None, "and after merging", example=(197, 150, 120, 100, 80, 60))
+    search: Annotated[str, Choice(SEARCHES)] = knob(
+        "learned", "how the lists come about; controls: prune or merge alike in every block"
+    )
+    granularity: Count | None = knob(None, "tokens between two candidates; null: 4, below 100 patches 1", example=4)
+    max_steps: Count | None = knob(
+        None, "optimiser steps of the search; null: 30 passes over the images, 300 to 1000 steps", example=500
+    )
+    batch_size: Count | None = knob(None, "images a step; null: 64, or as many as there are", example=64)
+    lr: Positive = knob(0.01, "of the rates, down to min_lr by a cosine")
+    min_lr: NonNegative = knob(0.001, "where the cosine ends")
+    macs_weight: Positive = knob(500.0, "of ((MACs - target) / dense MACs)² beside the cross-entropy")
+    warmup: Annotated[float, Ge(0), Le(0.9)] = knob(0.0, "share of the steps at the start without that term")
+    prop_attn: bool = knob(True, "attention in proportion to size")
+    amp: Annotated[str, Choice(AMPS)] = knob("fp32", "of the search's forwards")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
@@ -111,41 +129,16 @@ class DiffRate:
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
-        for name in ("prune", "merge"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.search not in SEARCHES:
-            raise unknown("search", self.search, SEARCHES)
-        if self.amp not in AMPS:
-            raise unknown("amp", str(self.amp), AMPS)
-        self._check_target()
-        for name in ("max_steps", "batch_size", "granularity"):
-            value = getattr(self, name)
-            if not (is_whole(value, least=1) or value is None):
-                raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
-        if not is_number(self.lr, above=0) or not is_number(self.min_lr, least=0, most=self.lr):
-            raise BadInput(f"lr is {self.lr!r}, min_lr {self.min_lr!r}; accepted: 0 <= min_lr <= lr, lr above 0")
-        if not is_number(self.macs_weight, above=0):
-            raise BadInput(f"macs_weight is {self.macs_weight!r}; accepted: a number above 0")
-        if not is_number(self.warmup, least=0, most=0.9):
-            raise BadInput(f"warmup is {self.warmup!r}; accepted: 0 to 0.9 (of the steps)")
-        if not isinstance(self.prop_attn, bool):
-            raise BadInput(f"prop_attn is {self.prop_attn!r}; accepted: true or false")
+        check_fields(self)
+        if self.macs is None and self.prune is None and self.merge is None:
+            raise BadInput("diffrate is given no target; accepted: macs, or the lists prune and merge")
+        if self.search != "learned" and (self.macs is None or self.prune is not None or self.merge is not None):
+            raise BadInput(f"search is {self.search!r}, which needs macs, and takes no lists")
+        if self.min_lr > self.lr:
+            raise BadInput(f"min_lr is {self.min_lr!r}; accepted: up to {self.lr!r}, which is lr")
         if not self.searches:  # nothing is learned from data then
             object.__setattr__(self, "needs_data", False)
             object.__setattr__(self, "trains", False)
-
-    def _check_target(self) -> None:
-        if self.macs is None and self.prune is None and self.merge is None:
-            raise BadInput("diffrate is given no target; accepted: macs, or the lists prune and merge")
-        if self.macs is not None and not is_number(self.macs, above=0, most=1):
-            raise BadInput(f"macs is {self.macs!r}; accepted: above 0, up to 1 (of the dense model's)")
-        for name in ("prune", "merge"):
-            counts = getattr(self, name)
-            if counts is not None and not (isinstance(counts, tuple) and all(is_whole(n, least=1) for n in counts)):
-                raise BadInput(f"{name} is {counts!r}; accepted: whole numbers from 1 (the class token), one per block")
-        if self.search != "learned" and (self.macs is None or self.prune is not None or self.merge is not None):
-            raise BadInput(f"search is {self.search!r}, which needs macs, and takes no lists")
 
     @property
     def searches(self) -> bool:
@@ -286,17 +279,6 @@ def _share(model: OpenModel, structure: Mapping[str, Any]) -> float:
 
 
 def _checked_row(row: Mapping[str, Any], model: OpenModel) -> tuple[int, int, int]:
-    """(block, prune, merge) of a row of the (perhaps hand-edited) structure, or `BadInput`."""
-    index, pruned, kept = row["block"], row["prune"], row["merge"]
-    if not is_whole(index, least=0, most=len(model.blocks) - 1):
-        raise BadInput(f"the plan reduces in block {index!r}; accepted: 0 to {len(model.blocks) - 1}")
-    for name, value in (("prune", pruned), ("merge", kept)):
-        if not is_whole(value, least=1):
-            raise BadInput(
-                f"{name} of block {index} is {value!r}; accepted: a whole number, 1 (the class token) or more"
-            )
-    if kept < 2 <= pruned:
-        raise BadInput(
-            f"merge of block {index} is 1: tokens cannot merge where no patch token stays; accepted: 2 or more"
-        )
-    return index, pruned, kept
+    """(block, prune, merge) of a row of the (perhaps hand-edited) structure, or `BadInput` where there is no block."""
+    model.block(row["block"])
+    return row["block"], row["prune"], row["merge"]

@@ -10,16 +10,18 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from annotated_types import MinLen
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import insert_step
-from leanvit.errors import BadInput, Refused, unknown
+from leanvit.errors import BadInput, Refused, is_number
+from leanvit.knobs import RISING, Blocks, Choice, Count, Index, Share, Words, check_fields, knob, words
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import BlockRow, Rising, StructureModel
+from leanvit.recipe.structure import BlockRow
 
 SELECTIONS = ("attention", "random", "lowest")
 
@@ -124,8 +126,8 @@ class Reorganize(Step):
             return self.tokens
         if self.keep_rate == 1:
             return patches
-        if run_rate is not None:
-            _check_rate("run-time keep_rate", run_rate)
+        if run_rate is not None and not is_number(run_rate, above=0, most=1):
+            raise BadInput(f"run-time keep_rate is {run_rate!r}; accepted: {words(Share)}")
         return kept_count(patches, self.keep_rate if run_rate is None else run_rate)
 
     def chosen(self, scores: Tensor, count: int) -> Tensor:
@@ -184,13 +186,18 @@ class KeepRateSchedule:
         )
 
 
+@dataclass(frozen=True)
 class _Row(BlockRow):
-    keep_rate: float
-    tokens: int | None = None
+    keep_rate: Share
+    tokens: Count | None = None
 
 
-class _Structure(StructureModel):
-    blocks: Annotated[list[_Row], Rising]
+@dataclass(frozen=True)
+class _Structure:
+    blocks: Annotated[tuple[_Row, ...], RISING]
+
+
+_Counts = Annotated[tuple[Count | None, ...], MinLen(1), Words("a list of such or null, one per block of the model")]
 
 
 @method("evit")
@@ -198,52 +205,35 @@ class _Structure(StructureModel):
 class EViT:
     """Knobs of the method. The defaults are the paper's."""
 
-    keep_rate: float | tuple[float, ...] = 0.7  # in (0, 1]; one for the chosen blocks, or one per block of the model
-    blocks: tuple[int, ...] | None = None  # where, from 0; None: at 1/4, 1/2 and 3/4 of the depth
-    fuse: bool = True  # fuse what is not kept into one token, or drop it
-    tokens: int | tuple[int | None, ...] | None = None  # patch tokens to keep, over the rate; as keep_rate
-    start_epoch: int = 0  # of training: the rate is 1 before it
-    shrink_epochs: int = 0  # of training: how long the rate takes from 1 down to keep_rate
-    select: str = "attention"  # controls: "random" (the same places for every image) and "lowest"
-    seed: int = 0  # of the random control
+    keep_rate: Share | Annotated[tuple[Share, ...], MinLen(1)] = knob(
+        0.7, "share of the patch tokens that stay in each chosen block, or one for each block of the model"
+    )
+    blocks: Blocks | None = knob(None, "where; null: at 1/4, 1/2 and 3/4 of the depth", example=(3, 6, 9))
+    fuse: bool = knob(True, "fuse what is not kept into one token, or drop it")
+    tokens: Count | _Counts | None = knob(
+        None, "patch tokens to keep, over the rate; likewise one, or a list", example=100
+    )
+    start_epoch: Index = knob(0, "of training: the rate is 1 before it")
+    shrink_epochs: Index = knob(0, "of training: how long the rate takes from 1 down to keep_rate")
+    select: Annotated[str, Choice(SELECTIONS)] = knob(
+        "attention", "which tokens stay; controls: random (the same places for every image) and lowest"
+    )
+    seed: Index = knob(0, "of the random control")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
     dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
-        for name in ("keep_rate", "blocks", "tokens"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        for rate in _several(self.keep_rate) or (self.keep_rate,):
-            _check_rate("keep_rate", rate)
-        for count in _several(self.tokens) or (self.tokens,):
-            _check_tokens("tokens", count)
-        self._check_blocks()
-        for name in ("start_epoch", "shrink_epochs", "seed"):
-            if not _whole(getattr(self, name), least=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a whole number, 0 or more")
-        if not isinstance(self.fuse, bool):
-            raise BadInput(f"fuse is {self.fuse!r}; accepted: true or false")
-        if self.select not in SELECTIONS:
-            raise unknown("select", self.select, SELECTIONS)
+        check_fields(self)
         if (self.start_epoch or self.shrink_epochs) and len({r for r in _several(self.keep_rate) if r < 1}) > 1:
             raise BadInput(
                 f"keep_rate is {self.keep_rate!r}; accepted with start_epoch or shrink_epochs: one number, "
                 "a schedule steers a single rate"
             )
-
-    def _check_blocks(self) -> None:
-        if self.blocks is None:
-            return
-        accepted = "accepted: different block numbers, from 0"
-        if not isinstance(self.blocks, tuple) or not all(_whole(b, least=0) for b in self.blocks):
-            raise BadInput(f"blocks is {self.blocks!r}; {accepted}")
-        if len(set(self.blocks)) != len(self.blocks):
-            raise BadInput(f"blocks is {self.blocks!r}, with a number twice; {accepted}")
-        for name in ("keep_rate", "tokens"):
+        for name in ("keep_rate", "tokens") if self.blocks is not None else ():
             if isinstance(getattr(self, name), tuple):
                 raise BadInput(
                     f"blocks is {self.blocks!r}, but {name} lists every block of the model: give one of the two"
@@ -257,6 +247,8 @@ class EViT:
         """
         depth = len(model.blocks)
         chosen = default_blocks(depth) if self.blocks is None else self.blocks
+        for i in chosen:
+            model.block(i)
         rates = _per_block("keep_rate", self.keep_rate, chosen, depth, other=1.0)
         counts = _per_block("tokens", self.tokens, chosen, depth, other=None)
         rows = [
@@ -334,31 +326,14 @@ def _per_block(name: str, value: Any, chosen: Sequence[int], depth: int, *, othe
         if len(value) != depth:
             raise BadInput(f"{name} lists {len(value)} blocks; accepted: one value, or {depth} (one per block)")
         return list(value)
-    for i in chosen:
-        if i >= depth:
-            raise BadInput(f"blocks holds {i}; accepted: 0 to {depth - 1}, the model has {depth} blocks")
     return [value if i in chosen else other for i in range(depth)]
 
 
 def _checked_row(row: Mapping[str, Any], model: OpenModel) -> dict[str, Any]:
-    """A row of the (perhaps hand-edited) structure, or `BadInput`."""
-    index, rate, count = row["block"], row["keep_rate"], row.get("tokens")
-    if not _whole(index, least=0) or index >= len(model.blocks):
-        raise BadInput(f"the plan reduces in block {index!r}; accepted: 0 to {len(model.blocks) - 1}")
-    _check_rate(f"keep_rate of block {index}", rate)
-    _check_tokens(f"tokens of block {index}", count)
-    return {"block": index, "keep_rate": rate, "tokens": count}
+    """A row of the (perhaps hand-edited) structure, or `BadInput` where the model lacks the block."""
+    model.block(row["block"])
+    return {"tokens": None, **row}
 
 
-def _check_rate(name: str, rate: Any) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
-        raise BadInput(f"{name} is {rate!r}; accepted: above 0, up to 1")
-
-
-def _check_tokens(name: str, count: Any) -> None:
-    if count is not None and not _whole(count, least=1):
-        raise BadInput(f"{name} is {count!r}; accepted: a whole number, 1 or more")
-
-
-def _whole(value: Any, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _without_block(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "block"}

@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.slimming import TokenSlimming
 from leanvit.anatomy.surgery.steps import insert_step
 from leanvit.data import keyed
-from leanvit.errors import BadInput, Refused, is_number, is_whole
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import RISING, Count, Index, NonNegative, Positive, Share, Words, check, check_fields, knob
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import BlockRow, Rising, StructureModel
+from leanvit.recipe.structure import BlockRow
 from leanvit.tokens.sit.distillation import FeatureRecalibration, check_pair
 from leanvit.training import FitConfig
 
@@ -36,13 +38,18 @@ def default_stages(depth: int) -> tuple[int, ...]:
     return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
 
 
+@dataclass(frozen=True)
 class _Row(BlockRow):
-    tokens: int
-    hidden: int
+    tokens: Count
+    hidden: Count
 
 
-class _Structure(StructureModel):
-    slimming: Annotated[list[_Row], Rising]
+@dataclass(frozen=True)
+class _Structure:
+    slimming: Annotated[tuple[_Row, ...], RISING]
+
+
+_Counts = Annotated[tuple[Count, ...], MinLen(1), Words("a list of whole numbers, each 1 or more")]
 
 
 @method("sit")
@@ -50,20 +57,24 @@ class _Structure(StructureModel):
 class SiT:
     """Knobs of the method. The numbers of the training are the paper's."""
 
-    keep_rate: float = (
-        0.5  # in (0, 1]: int(patches · keep_rate ** s) tokens are in stage s = 0, 1, ...; 1: slims nothing
+    keep_rate: Share = knob(0.5, "int(patches · keep_rate ** s) tokens are in stage s = 0, 1, ...; 1: slims nothing")
+    stages: _Counts | None = knob(
+        None, "blocks of each stage, their sum the depth; null: four of a quarter each", example=(3, 3, 3, 3)
     )
-    stages: tuple[int, ...] | None = None  # blocks of each stage, their sum the depth; None: four of a quarter each
-    tokens: tuple[int, ...] | None = None  # patch tokens of each stage after the first, over the rate
-    hidden: float = 0.5  # width inside of a slimming module, as a share of the model's
-    token_weight: float = 2.0  # of the distance between student's and teacher's tokens, in the recovery
-    logit_weight: float = 2.0  # of the divergence of the logits, in the recovery
-    temperature: float = 1.0  # of both distributions of logits
-    rtsm: bool = True  # reverse modules; without, only blocks before the first slimming are compared with the teacher's
-    lr_scale: float = 5.0  # factor on the peak rate of the reverse modules
-    seed: int = 0  # of the initial values
+    tokens: _Counts | None = knob(
+        None, "patch tokens of each stage after the first, over the rate", example=(98, 49, 24)
+    )
+    hidden: Share = knob(0.5, "width inside of a slimming module, as a share of the model's")
+    token_weight: NonNegative = knob(2.0, "of the distance between student's and teacher's tokens, in the recovery")
+    logit_weight: NonNegative = knob(2.0, "of the divergence of the logits, in the recovery")
+    temperature: Positive = knob(1.0, "of both distributions of logits")
+    rtsm: bool = knob(
+        True, "reverse modules; without, only blocks before the first slimming are compared with the teacher's"
+    )
+    lr_scale: Positive = knob(5.0, "factor on the peak rate of the reverse modules")
+    seed: Index = knob(0, "of the initial values")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"
@@ -71,26 +82,7 @@ class SiT:
     dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
-        for name in ("stages", "tokens"):
-            given = getattr(self, name)
-            if isinstance(given, list):
-                given = tuple(given)
-                object.__setattr__(self, name, given)
-            if given is not None and not _are_counts(given):
-                raise BadInput(f"{name} is {given!r}; accepted: a list of whole numbers, each 1 or more")
-        for name in ("keep_rate", "hidden"):
-            if not is_number(getattr(self, name), above=0, most=1):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: above 0, up to 1")
-        for name in ("token_weight", "logit_weight"):
-            if not is_number(getattr(self, name), least=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number, 0 or more")
-        for name in ("temperature", "lr_scale"):
-            if not is_number(getattr(self, name), above=0):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: a number above 0")
-        if not isinstance(self.rtsm, bool):
-            raise BadInput(f"rtsm is {self.rtsm!r}; accepted: true or false")
-        if not is_whole(self.seed, least=0):
-            raise BadInput(f"seed is {self.seed!r}; accepted: a whole number, 0 or more")
+        check_fields(self)
 
     def learn(self, model: OpenModel, data: object = None) -> Structure:
         """{"slimming": [{"block": after which, "tokens": patch tokens behind it, "hidden": width inside}, ...]}.
@@ -200,16 +192,7 @@ class SiT:
             check_pair(model, teacher)
 
 
-def _are_counts(given: Any) -> bool:
-    return isinstance(given, tuple) and len(given) > 0 and all(is_whole(n, least=1) for n in given)
-
-
 def _checked_row(row: Mapping[str, Any], model: OpenModel) -> tuple[int, int, int]:
     """A row of the (perhaps hand-edited) structure, or `BadInput`."""
-    index, last = row["block"], len(model.blocks) - 2
-    if not is_whole(index, least=0, most=last):
-        raise BadInput(f"the plan slims after block {index!r}; accepted: 0 to {last}")
-    for name in ("tokens", "hidden"):
-        if not is_whole(row[name], least=1):
-            raise BadInput(f"{name} after block {index} is {row[name]!r}; accepted: a whole number, 1 or more")
-    return index, row["tokens"], row["hidden"]
+    check("block", row["block"], Annotated[int, Ge(0), Le(len(model.blocks) - 2)])  # a block must follow
+    return row["block"], row["tokens"], row["hidden"]

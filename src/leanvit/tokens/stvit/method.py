@@ -7,17 +7,16 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.cross import CrossAttention
 from leanvit.data import keyed
-from leanvit.errors import BadInput, is_whole, unknown
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, Index, check_fields, knob
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import StructureModel
 from leanvit.tokens.stvit import plain, swin
 from leanvit.tokens.stvit.blocks import CentredGeneration
 
@@ -26,18 +25,18 @@ MAKES = ("attention", "average")
 _ON = {False: plain, True: swin}  # where semantic tokens are made, by whether the model is hierarchical
 
 
-class _Structure(StructureModel):
-    samples: int
-    after: int | None = None  # of a plain ViT, with window
-    window: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    stage: int | None = None  # of a Swin, with units
-    units: int | None = None
+@dataclass(frozen=True)
+class _Structure:
+    samples: Count
+    after: Index | None = None  # of a plain ViT, with window
+    window: tuple[Count, Count] | None = None
+    stage: Index | None = None  # of a Swin, with units
+    units: Count | None = None
 
-    @model_validator(mode="after")
-    def _of_one_family(self) -> _Structure:
-        if {*self.model_fields_set} - {"samples"} not in ({"after", "window"}, {"stage", "units"}):
-            raise ValueError("accepted: after and window, or of a Swin stage and units, each with samples")
-        return self
+    def __post_init__(self) -> None:
+        given = {name for name in ("after", "window", "stage", "units") if getattr(self, name) is not None}
+        if given not in ({"after", "window"}, {"stage", "units"}):
+            raise BadInput("accepted: after and window, or of a Swin stage and units, each with samples")
 
 
 @method("stvit")
@@ -45,36 +44,38 @@ class _Structure(StructureModel):
 class STViT:
     """Knobs of the method. The defaults are the paper's, as far as they are known."""
 
-    after: int | None = None  # blocks before the generation; None: a third of the depth; the whole depth: no generation
-    samples: int | None = None  # semantic tokens a side of each window; None: 2, and 3 on Swin
-    window: int | None = None  # side of a window of patches; None: half of the grid, or the whole of an odd one
-    use_global: bool | None = None  # a learned centre for each semantic token; None: yes, and no on Swin
-    shortcut: bool | None = None  # pooled tokens stay in the first generation's sum; None: yes, and no on Swin
-    prefix: str = "drop"  # class, distillation and register tokens: they end, or "keep" beside the semantic tokens
-    stage: int | None = None  # of Swin: which one gets units, from 0; None: the deepest
-    units: int | None = None  # of Swin: units of six blocks at the stage's end; None: all of its blocks
-    generation: str = "attention"  # or "average", the control: windows are averaged and nothing is generated
-    seed: int = 0  # of the centres' initial values
+    after: Index | None = knob(
+        None, "blocks before the generation; null: a third of the depth; the whole depth: no generation", example=4
+    )
+    samples: Count | None = knob(None, "semantic tokens a side of each window; null: 2, and 3 on Swin", example=2)
+    window: Count | None = knob(
+        None, "side of a window of patches; null: half of the grid, or the whole of an odd one", example=7
+    )
+    use_global: bool | None = knob(
+        None, "a learned centre for each semantic token; null: yes, and no on Swin", example=True
+    )
+    shortcut: bool | None = knob(
+        None, "pooled tokens stay in the first generation's sum; null: yes, and no on Swin", example=True
+    )
+    prefix: Annotated[str, Choice(PREFIX)] = knob(
+        "drop", "class, distillation and register tokens: they end, or stay beside the semantic tokens"
+    )
+    stage: Index | None = knob(None, "of Swin: which one gets units, from 0; null: the deepest", example=2)
+    units: Count | None = knob(
+        None, "of Swin: units of six blocks at the stage's end; null: all of its blocks", example=1
+    )
+    generation: Annotated[str, Choice(MAKES)] = knob(
+        "attention", "control: average, windows are averaged and nothing is generated"
+    )
+    seed: Index = knob(0, "of the centres' initial values")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
     dials: ClassVar[tuple[str, ...]] = ("after", "window", "samples")
 
     def __post_init__(self) -> None:
-        for name, least in (("after", 0), ("samples", 1), ("window", 1), ("stage", 0), ("units", 1)):
-            value = getattr(self, name)
-            if value is not None and not is_whole(value, least=least):
-                raise BadInput(f"{name} is {value!r}; accepted: a whole number, {least} or more, or none")
-        if not is_whole(self.seed, least=0):
-            raise BadInput(f"seed is {self.seed!r}; accepted: a whole number, 0 or more")
-        for name in ("use_global", "shortcut"):
-            if not isinstance(getattr(self, name), bool | None):
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: true, false or none")
-        if self.prefix not in PREFIX:
-            raise unknown("prefix", str(self.prefix), PREFIX)
-        if self.generation not in MAKES:
-            raise unknown("generation", str(self.generation), MAKES)
+        check_fields(self)
         if self.prefix == "keep" and self.shortcut is False:
             raise BadInput("prefix=keep with shortcut=false: kept tokens would lose their own sum; give one of the two")
         if self.window is not None and self.samples is not None and self.samples > self.window:

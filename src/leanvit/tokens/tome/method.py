@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge, Le, MinLen
+
 from leanvit.anatomy import OpenModel
 from leanvit.errors import BadInput
+from leanvit.knobs import RISING, Index, Rule, Words, check_fields, knob
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
-from leanvit.recipe.structure import BlockRow, Rising, StructureModel
+from leanvit.recipe.structure import BlockRow
 from leanvit.tokens.tome import plain, windows
 
 _ON = {False: plain, True: windows}  # where tokens merge, by whether the model attends in windows
@@ -37,12 +40,21 @@ def _inflected(r: tuple[int | float, ...]) -> bool:
     return len(r) == 2 and isinstance(r[1], float)
 
 
+@dataclass(frozen=True)
 class _Row(BlockRow):
-    r: int
+    r: Index
 
 
-class _Structure(StructureModel):
-    blocks: Annotated[list[_Row], Rising]
+@dataclass(frozen=True)
+class _Structure:
+    blocks: Annotated[tuple[_Row, ...], RISING]
+
+
+_Inflection = Annotated[float, Ge(-1), Le(1), Rule(lambda value: isinstance(value, float))]
+_Merges = Annotated[
+    Index | tuple[Index, _Inflection] | Annotated[tuple[Index, ...], MinLen(1)],
+    Words("a whole number, 0 or more; (r, inflection) with a float in [-1, 1]; or a list of numbers, one per block"),
+]
 
 
 @method("tome")
@@ -50,22 +62,20 @@ class _Structure(StructureModel):
 class ToMe:
     """Knobs of the method."""
 
-    # merges per block (in windows: per window); (r, inflection as a float) or a list: see `schedule`
-    r: int | tuple[int | float, ...] = 13
-    prop_attn: bool = True  # attention in proportion to size; in windows sizes never reach an attention
+    r: _Merges = knob(
+        13,
+        "merges per block (in windows: per window): one number, (r, inflection as a float), or a list: see `schedule`",
+    )
+    prop_attn: bool = knob(True, "attention in proportion to size; in windows sizes never reach an attention")
 
-    structure_model: ClassVar[type[StructureModel]] = _Structure
+    structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
     dials: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
-        if isinstance(self.r, list):
-            object.__setattr__(self, "r", tuple(self.r))
-        _check_r(self.r)
-        if not isinstance(self.prop_attn, bool):
-            raise BadInput(f"prop_attn is {self.prop_attn!r}; accepted: true or false")
+        check_fields(self)
 
     def learn(self, model: OpenModel, data: object = None) -> Structure:
         """Merges where there are any: {"blocks": [{"block": int, "r": int}, ...]}."""
@@ -103,26 +113,7 @@ def _spread(total: int, depth: int) -> tuple[int, ...]:
     return tuple(each + (i < more) for i in range(depth))
 
 
-def _check_r(r: Any) -> None:
-    accepted = "accepted: a whole number, 0 or more; (r, inflection) with a float in [-1, 1]; or a list, one per block"
-    numbers = r if isinstance(r, tuple) else (r,)
-    if _inflected(numbers):
-        if not -1 <= numbers[1] <= 1:
-            raise BadInput(f"r is {r!r}: its inflection is {numbers[1]}; {accepted}")
-        numbers = numbers[:1]
-    if not numbers or not all(_whole(n) for n in numbers):
-        raise BadInput(f"r is {r!r}; {accepted}")
-
-
 def _checked_row(row: Mapping[str, Any], model: OpenModel) -> tuple[int, int]:
-    """(block, r) of a row of the (perhaps hand-edited) structure, or `BadInput`."""
-    index, r = row["block"], row["r"]
-    if not _whole(index) or index >= len(model.blocks):
-        raise BadInput(f"the plan merges in block {index!r}; accepted: 0 to {len(model.blocks) - 1}")
-    if not _whole(r):
-        raise BadInput(f"r of block {index} is {r!r}; accepted: a whole number, 0 or more")
-    return index, r
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """(block, r) of a row of the (perhaps hand-edited) structure, or `BadInput` where the model lacks the block."""
+    model.block(row["block"])
+    return row["block"], row["r"]
