@@ -131,8 +131,6 @@ def _check_model(model: OpenModel, after: int) -> None:
 def _check_windows(grid: tuple[int, int], structure: Structure) -> tuple[int, int]:
     """The window (rows, columns) of a plan. Raises `BadInput` where it does not fit the grid."""
     window, samples = structure["window"], structure["samples"]
-    if not isinstance(window, list | tuple) or len(window) != 2 or not all(is_whole(n, least=1) for n in window):
-        raise BadInput(f"window is {window!r}; accepted: [rows, columns]")
     if any(side % size for side, size in zip(grid, window, strict=True)):
         raise BadInput(
             f"window is {window[0]}x{window[1]}; accepted: sides that divide the grid of {grid[0]}x{grid[1]} patches"
