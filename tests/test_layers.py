@@ -22,8 +22,6 @@ ROOT = "leanvit"  # its `__init__` is a table of public names, which anyone may 
 UPWARD: list[tuple[str, str]] = [
     ("leanvit.anatomy.surgery.widths", "leanvit.backbones.t2t_vit.opened"),
     ("leanvit.deploy.block_graphs", "leanvit.backbones.t2t_vit.opened"),
-    ("leanvit.models.registry", "leanvit.backbones"),
-    ("leanvit.models.registry", "leanvit.tokens.stvit"),
     ("leanvit.prune.nvit.units", "leanvit.backbones.lv_vit.opened"),
     ("leanvit.prune.nvit.units", "leanvit.backbones.t2t_vit.opened"),
     ("leanvit.tokens.stvit.method", "leanvit.backbones.t2t_vit.opened"),
