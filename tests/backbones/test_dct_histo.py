@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from backbones.small import SMALL
 from leanvit.anatomy import open_model
-from leanvit.backbones.dct_histo import DctAttention, DctHistoTransformer, checkpoint_filter_fn
+from leanvit.backbones.dct_histo import DctHistoTransformer, checkpoint_filter_fn
 from leanvit.backbones.dct_histo.dct import SeparableMap, dct_matrix
+from leanvit.backbones.dct_histo.model import DctAttention
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count

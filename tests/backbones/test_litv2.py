@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from backbones.small import SMALL
-from leanvit.backbones.litv2 import DeformableMerging, LITv2, checkpoint_filter_fn, displaced
+from leanvit.backbones.litv2 import LITv2, checkpoint_filter_fn
+from leanvit.backbones.litv2.model import DeformableMerging, displaced
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure import count

@@ -9,9 +9,9 @@ import timm
 import torch
 
 from leanvit.anatomy import close_model, open_model
-from leanvit.backbones.revit import widths
 from leanvit.deploy import export, load_artefact
 from leanvit.errors import BadInput
+from leanvit.prune.nvit.revit import widths
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Root, compress, create, load, root_of, save
 from leanvit.recipe.learning import Data

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import leanvit.backbones  # noqa: F401 (registers the names)
-from leanvit.backbones.litv2 import HiLoAttention, LITv2, checkpoint_filter_fn
+from leanvit.backbones.litv2 import LITv2, checkpoint_filter_fn
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
+from leanvit.models.hilo import HiLoAttention
 from parity.cases import Case, handler
 
 OFFICIAL_OFFSETS = 12  # channels in the official formula, that of a layer with masks; the layer has 8

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.anatomy import OpenModel, open_model
-from leanvit.backbones.revit import widths
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
 from leanvit.prune.nvit.cost import Macs, Parameters
 from leanvit.prune.nvit.groups import closed_below, due, groups, open_counts, threshold
 from leanvit.prune.nvit.masking import close_units
+from leanvit.prune.nvit.revit import widths
 from leanvit.prune.nvit.saliency import scores
 from leanvit.prune.nvit.structure import cut, structure_of
 from leanvit.prune.nvit.units import layout

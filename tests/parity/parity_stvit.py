@@ -13,9 +13,9 @@ import leanvit.backbones  # noqa: F401 (registers the names)
 from leanvit.measure import count
 from leanvit.measure.counting import parameters
 from leanvit.tokens.stvit import STViTR, checkpoint_filter_fn
+from leanvit.tokens.stvit.official import official_name
 from leanvit.tokens.stvit.parts import PatchMerging
 from leanvit.tokens.stvit.semantic import adaptive_max
-from leanvit.tokens.stvit.stvit_r import official_name
 from leanvit.tokens.stvit.unit import SemanticStage
 from parity.cases import Case, handler
 

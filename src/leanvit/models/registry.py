@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import timm
+from torch import nn
 
 from leanvit.cards import models, papers
 from leanvit.errors import BadInput, unknown
@@ -31,3 +32,14 @@ def checkpoint_filter(name: str) -> Callable[..., dict[str, Any]] | None:
     """What brings an official checkpoint of one of leanvit's own models to its names; None for any other name."""
     card = models().get(name.split(".")[0])
     return None if card is None else getattr(import_module(card.module), "checkpoint_filter_fn", None)
+
+
+def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A paper's model by its name, for a paper whose models are variants of another paper's.
+
+    Args:
+        name: one of `leanvit.cards.models`.
+        kwargs: arguments of the model. `variant`, where the entry takes it: the name that timm knows the model by.
+    """
+    model: nn.Module = getattr(import_module(models()[name].module), name)(pretrained, **kwargs)
+    return model

@@ -76,3 +76,15 @@ class Method(Protocol):
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
 
     def shape(self, model: OpenModel, structure: Structure) -> None: ...
+
+
+class TrainingMethod(Protocol):
+    """What a way to train offers (kind "train"): knobs in a frozen dataclass, and one of these steps at least.
+
+    `objective(model, data, config) -> Objective | None`: what the training minimises (`leanvit.training`), asked for
+    once, before the first step; its own parameters are trained along and never part of the model. `callbacks(model) ->
+    list`: of `fit`. `shape(model, structure)`: parts that stay in the model, as of any `Method`; a class that has it is
+    applied by `compress`, too.
+    """
+
+    slug: ClassVar[str]

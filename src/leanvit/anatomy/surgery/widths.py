@@ -18,7 +18,6 @@ from leanvit.anatomy.families.vit import OpenViT
 from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, PackedGluMlp
 from leanvit.anatomy.parts.windows import WindowAttention
 from leanvit.anatomy.surgery.norms import PhantomNorm, loses_channels, phantom_of, plain_kind
-from leanvit.backbones.t2t_vit.opened import OpenT2TViT
 from leanvit.errors import BadInput, Refused
 
 
@@ -68,6 +67,8 @@ def set_mlp_width(mlp: Mlp, hidden: int, *, exact: bool = False) -> None:
 
 def set_embed_width(model: OpenViT, width: int, *, exact: bool = False) -> None:
     """Change the width of the residual stream of a whole model."""
+    from leanvit.backbones.t2t_vit.opened import OpenT2TViT  # registers methods, which import this module
+
     if width < 1:
         raise BadInput(f"embed width is {width}; accepted: 1 or more")
     plain = type(model) in (OpenViT, OpenT2TViT) and all(type(block) is Block for block in model.blocks)

@@ -1,13 +1,27 @@
-"""Small vision transformers with a Gaussian mixture mask or an element-wise mask on their scores (GMM, ELM).
+"""GMM and ELM: masks that multiply attention scores, learned for training on little data (arXiv 2309.05375).
 
-"Toward a Deeper Understanding: RetNet Viewed through Convolution", arXiv 2309.05375, Pattern Recognition 2024. Each
-name is a host with the mask in front: `gmm_vit_cifar`, `elm_cait_cifar`, ...; `mask="none"` builds the host without
-one. The masks themselves are in `leanvit.anatomy.parts.masks`; the method
-`GmmMask` puts them into any transformer.
+"Toward a Deeper Understanding: RetNet Viewed through Convolution", Pattern Recognition 2024. softmax(M * S): in every
+layer the scaled scores of patches are multiplied by a mask of how far apart they are on the grid. A Gaussian mixture
+mask has 2 x kernels x heads parameters a layer and goes with a model to other image sizes; an element-wise mask has
+one for every pair of patches, shared by all heads, and is tied to its grid. Scores of prefix tokens stay as they are;
+in windows the grid is the window. Multiplying before the softmax takes the explicit attention instead of the fused
+kernel: a mask costs time, and hardly any parameters or multiply-accumulates.
 
-Of the hosts, ViT is held to the official code by values, the others by their exact number of parameters: their details
-are a reconstruction from the paper's description and the architectures that it names. The official ELM never reached
-Swin and the depth studies (a flag is not passed on); here it does. There are no pretrained weights.
+With the default init nothing changes until the model is trained: the first Gaussian is 1 everywhere, the others weigh
+nothing. `init=paper` is for training from scratch: it makes of a trained model an untrained one.
+
+**Built with a mask** from the start are small vision transformers, by name: a host with the mask in front
+(`gmm_vit_cifar`, `elm_cait_cifar`, ...); `mask="none"` builds the host without one. Of the hosts, ViT is held to the
+official code by values, the others by their exact number of parameters: their details are a reconstruction from the
+paper's description and the architectures that it names. Importing this module registers the models with timm; `leanvit`
+does so whenever one is named. There are no pretrained weights.
+
+Departures: a Gaussian is one exponential here; the official power of exp(-d²) underflows to 0 in float32 on grids
+larger than 8x8, where far patches then have no factor at all. After token reduction (unknown to the paper) a kept token
+keeps its place, a merged one has its receiver's. The published ViT also gives up its class token, which is part of its
+gain; that is the model's choice, not this method's (`gmm_vit_cifar` has none). Of a model that reads its class token
+alone, the mask of the last block changes no logit. The official ELM never reached Swin and the depth studies (a flag is
+not passed on); here it does.
 """
 
 from __future__ import annotations

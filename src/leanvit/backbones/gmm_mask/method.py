@@ -1,21 +1,4 @@
-"""GMM and ELM: masks that multiply attention scores, learned for training on little data (arXiv 2309.05375).
-
-"Toward a Deeper Understanding: RetNet Viewed through Convolution", Pattern Recognition 2024. softmax(M * S): in every
-layer the scaled scores of patches are multiplied by a mask of how far apart they are on the grid. A Gaussian mixture
-mask has 2 x kernels x heads parameters a layer and goes with a model to other image sizes; an element-wise mask has
-one for every pair of patches, shared by all heads, and is tied to its grid. Scores of prefix tokens stay as they are;
-in windows the grid is the window. Multiplying before the softmax takes the explicit attention instead of the fused
-kernel: a mask costs time, and hardly any parameters or multiply-accumulates.
-
-With the default init nothing changes until the model is trained: the first Gaussian is 1 everywhere, the others weigh
-nothing. `init=paper` is for training from scratch: it makes of a trained model an untrained one.
-
-Departures: a Gaussian is one exponential here; the official power of exp(-d²) underflows to 0 in float32 on grids
-larger than 8x8, where far patches then have no factor at all. After token reduction (unknown to the paper) a kept token
-keeps its place, a merged one has its receiver's. The published ViT also gives up its class token, which is part of its
-gain; that is the model's choice, not this method's (`gmm_vit_cifar` has none). Of a model that reads its class token
-alone, the mask of the last block changes no logit.
-"""
+"""GMM and ELM as a method: knobs, and where masks are put."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""LV-ViT (arXiv 2104.10858, NeurIPS 2021) and SiT, its self-slimmed form (arXiv 2111.12624, ECCV 2022), as timm models.
+"""LV-ViT: a vision transformer made to train well by labels for its tokens (arXiv 2104.10858, NeurIPS 2021).
 
 A plain vision transformer behind a stem of four 3x3 convolutions of stride 2 (six in the large one), whose branches
-are divided by 2 (by 3) and whose q, k, v have no biases. In SiT three token slimming modules lie between the blocks:
-196 patches become 98, 49 and 24 learned mixtures of them. The method `sit` puts the same modules into any plain ViT.
-Importing this module registers the models with timm; `leanvit` does so whenever one is named. There are no pretrained
-weights to download: checkpoints of SiT's authors, students and teachers, load by their own names.
+are divided by 2 (by 3) and whose q, k, v have no biases. With `stage_blocks`, token slimming modules lie between the
+blocks: so SiT's models are built (`leanvit.tokens.sit`), whose teachers these are. Importing this module registers the
+models with timm; `leanvit` does so whenever one is named. There are no pretrained weights to download: checkpoints of
+SiT's authors, students and teachers, load by their own names.
 
-    timm.create_model("sit_small", pretrained=True, pretrained_cfg_overlay={"file": "sit_small.pth"})
+    timm.create_model("lvvit_small", pretrained=True, pretrained_cfg_overlay={"file": "lvvit_small.pth"})
 
 What a checkpoint holds besides is left out: the head of token labelling, which SiT never uses (published parameter
 counts hold its 1000 · (C + 1)), distillation tokens, and the reverse modules of the training. Checkpoints of LV-ViT's
@@ -16,236 +16,15 @@ original keeps q, k, v in float32.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from timm.layers import PatchEmbed, register_notrace_module, resample_abs_pos_embed
 from timm.models import build_model_with_cfg
-from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
 
-from leanvit.anatomy.parts.scaled import ScaledBlock
-from leanvit.anatomy.parts.slimming import TokenSlimming
-from leanvit.errors import BadInput, is_number, is_whole
-from leanvit.models.registration import pretrained_cfg, register, renamed, weights_of
+from leanvit.backbones.lv_vit.model import LVViT
+from leanvit.backbones.lv_vit.official import checkpoint_filter_fn
+from leanvit.models.registration import pretrained_cfg, register
 
-STEMS = ("4c", "6c", "naive")
-STRIDE = 16
-
-
-@register_notrace_module
-class ConvStem(nn.Module):
-    """Patch embedding of 3x3 convolutions without bias, batch norm behind each and GELU between: (B, C, H, W) ->
-    (B, H/16 · W/16, D). Widths D/8, D/4, D/2, D at stride 2; `extra` convolutions of stride 1 stand behind the first.
-    """
-
-    def __init__(
-        self, img_size: int | tuple[int, int] = 224, in_chans: int = 3, embed_dim: int = 384, *, extra: int = 0
-    ) -> None:
-        super().__init__()
-        self.img_size: tuple[int, int] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)  # type: ignore[assignment]
-        if not all(is_whole(side, least=STRIDE) and side % STRIDE == 0 for side in self.img_size):
-            raise BadInput(f"img_size is {img_size!r}; accepted: multiples of {STRIDE}, what the stem divides by")
-        if embed_dim % 8:
-            raise BadInput(f"embed_dim is {embed_dim}; accepted: multiples of 8, the stem begins with an eighth")
-        self.in_chans, self.patch_size = in_chans, (STRIDE, STRIDE)
-        self.grid_size = (self.img_size[0] // STRIDE, self.img_size[1] // STRIDE)
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        self.strict_img_size, self.dynamic_img_pad = True, False
-        self.act = nn.GELU()
-        narrow = embed_dim // 8
-        widths = [narrow, *[narrow] * extra, embed_dim // 4, embed_dim // 2, embed_dim]
-        strides = [2, *[1] * extra, 2, 2, 2]
-        self.depth = len(widths)
-        for i, (before, width, stride) in enumerate(zip([in_chans, *widths], widths, strides, strict=False), start=1):
-            self.add_module(f"conv{i}", nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False))
-            self.add_module(f"bn{i}", nn.BatchNorm2d(width))
-
-    def layers(self) -> Iterator[tuple[int, nn.Module, nn.Module]]:
-        """(number from 1, convolution, norm), in their order."""
-        for i in range(1, self.depth + 1):
-            yield i, self.get_submodule(f"conv{i}"), self.get_submodule(f"bn{i}")
-
-    def feat_ratio(self, as_scalar: bool = True) -> int | tuple[int, int]:
-        return STRIDE if as_scalar else self.patch_size
-
-    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        return img_size[0] // STRIDE, img_size[1] // STRIDE
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raises `BadInput` for another image size than the model's."""
-        if tuple(x.shape[-2:]) != self.img_size:
-            raise BadInput(f"images are {x.shape[-2]}x{x.shape[-1]}, the model takes {self.img_size} (img_size)")
-        for i, conv, norm in self.layers():
-            x = norm(conv(x if i == 1 else self.act(x)))
-        return x.flatten(2).transpose(1, 2)
-
-
-class LVViT(VisionTransformer):
-    """The model, dense or slimmed between its stages.
-
-    Args:
-        stem: "4c" or "6c" (convolutions, stride 16 in all), or "naive", one convolution of stride `patch_size`.
-        skip_lam: what every branch is divided by.
-        stage_blocks: blocks of each stage; a token slimming module follows each stage but the last. None: dense.
-        keep_rate: of all patches, int(patches · keep_rate ** s) tokens are in stage s.
-        slim_hidden: width inside of a slimming module, as a share of the model's.
-        kwargs: of timm's `VisionTransformer`.
-
-    Raises:
-        BadInput: an argument that is not accepted (named).
-    """
-
-    OPENS = "leanvit.backbones.lv_vit.adapter"
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = STRIDE,
-        *,
-        embed_dim: int = 384,
-        depth: int = 16,
-        num_heads: int = 6,
-        mlp_ratio: float = 3.0,
-        stem: str = "4c",
-        skip_lam: float = 2.0,
-        stage_blocks: Sequence[int] | None = None,
-        keep_rate: float = 0.5,
-        slim_hidden: float = 0.5,
-        qkv_bias: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        _check(embed_dim, depth, num_heads, stem, skip_lam, stage_blocks, keep_rate, slim_hidden)
-        if stem != "naive" and (patch_size != STRIDE or kwargs.get("dynamic_img_size")):
-            raise BadInput(
-                f"stem {stem!r} has stride {STRIDE} and one img_size; give stem='naive' for another patch_size"
-            )
-        super().__init__(
-            img_size,
-            patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            embed_layer=PatchEmbed if stem == "naive" else _conv_stem(stem),
-            block_fn=partial(ScaledBlock, branch_scale=1 / skip_lam),  # type: ignore[arg-type]
-            norm_layer=partial(nn.LayerNorm, eps=1e-5),
-            **kwargs,
-        )
-        for block in self.blocks:
-            block.prefix = self.num_prefix_tokens  # type: ignore[union-attr, assignment]
-        patches, end = int(self.patch_embed.num_patches), 0  # type: ignore[arg-type]
-        for stage, blocks in enumerate((stage_blocks or ())[:-1], start=1):
-            end += blocks
-            slots = int(patches * keep_rate**stage)
-            if slots < 1:
-                raise BadInput(f"keep_rate is {keep_rate}, which leaves none of {patches} patches in stage {stage}")
-            self._slim(end - 1, slots, max(1, int(embed_dim * slim_hidden)))
-
-    def _slim(self, index: int, slots: int, hidden: int) -> None:
-        block: Any = self.blocks[index]
-        step = TokenSlimming(f"blocks.{index}.after.0", width=self.embed_dim, slots=slots, hidden=hidden)
-        step.reset_parameters()
-        block.after.append(step)
-        if len(self.feature_info) > index:
-            self.feature_info = self.feature_info[:index]  # what comes later has no grid
-
-    def forward_intermediates(  # type: ignore[override]
-        self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
-    ) -> Any:
-        """timm's; of the blocks before the first slimming, as later tokens have no place in a grid."""
-        return super().forward_intermediates(x, self._take(indices), **kwargs)
-
-    def prune_intermediate_layers(self, indices: int | list[int] = 1, *args: Any, **kwargs: Any) -> list[int]:
-        """timm's, likewise."""
-        return super().prune_intermediate_layers(self._take(indices), *args, **kwargs)
-
-    def _take(self, indices: int | list[int] | None) -> list[int]:
-        full = next((i for i, block in enumerate(self.blocks) if len(block.after)), len(self.blocks))  # type: ignore[arg-type]
-        if not full:
-            raise BadInput("tokens are slimmed behind the first block: no block gives a map of features")
-        return feature_take_indices(full, indices)[0]
-
-
-def _conv_stem(stem: str) -> Any:
-    extra = 2 if stem == "6c" else 0
-
-    def build(img_size: Any, patch_size: int, in_chans: int, embed_dim: int, **unused: Any) -> ConvStem:
-        return ConvStem(img_size, in_chans, embed_dim, extra=extra)
-
-    return build
-
-
-def _check(
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    stem: str,
-    skip_lam: float,
-    stage_blocks: Sequence[int] | None,
-    keep_rate: float,
-    slim_hidden: float,
-) -> None:
-    for name, value in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
-        if not is_whole(value, least=1):
-            raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
-    if embed_dim % num_heads:
-        raise BadInput(f"num_heads is {num_heads}, which does not divide embed_dim {embed_dim}")
-    if stem not in STEMS:
-        raise BadInput(f"stem is {stem!r}; accepted: {', '.join(map(repr, STEMS))}")
-    if not is_number(skip_lam, above=0):
-        raise BadInput(f"skip_lam is {skip_lam!r}; accepted: a number above 0")
-    for name, share in (("keep_rate", keep_rate), ("slim_hidden", slim_hidden)):
-        if not is_number(share, above=0, most=1):
-            raise BadInput(f"{name} is {share!r}; accepted: above 0, up to 1")
-    if stage_blocks is None:
-        return
-    if not isinstance(stage_blocks, list | tuple) or not all(is_whole(n, least=1) for n in stage_blocks):
-        raise BadInput(f"stage_blocks is {stage_blocks!r}; accepted: blocks of each stage, 1 or more")
-    if sum(stage_blocks) != depth:
-        raise BadInput(
-            f"stage_blocks is {stage_blocks!r}, {sum(stage_blocks)} blocks in all; accepted: {depth} (depth)"
-        )
-
-
-# --- official checkpoints ------------------------------------------------------------------------------------------
-
-_TSM = re.compile(r"tsm\.(\d+)\.(?:weight\.)?(scale|[013])(\..+)?")
-_PARTS = {"0": "norm", "1": "fc1", "3": "fc2", "scale": "scale"}
-_LEFT_OUT = re.compile(r"(rtsm|aux_head)\.|.*dist")  # of the training, of token labelling, of a second teacher
-
-
-def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """An official checkpoint for `model`: whole files are unwrapped, positions brought to the model's image size.
-
-    Raises:
-        ValueError: tensors that are left over on either side (the first are named).
-    """
-    plain = {name.removeprefix("module."): tensor for name, tensor in weights_of(state).items()}
-    own = model.state_dict()
-    slimming = [f"blocks.{i}.after.0" for i, block in enumerate(model.blocks) if len(block.after)]  # type: ignore[union-attr, arg-type]
-    found = renamed(plain, model, lambda name: _renamed(name, slimming, own))
-    if "pos_embed" in found and found["pos_embed"].shape != own["pos_embed"].shape:
-        grid = list(model.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-        table = resample_abs_pos_embed(found["pos_embed"], new_size=grid, num_prefix_tokens=model.num_prefix_tokens)  # type: ignore[arg-type]
-        found = {**found, "pos_embed": table}
-    return found
-
-
-def _renamed(name: str, slimming: Sequence[str], own: Mapping[str, Tensor]) -> str | None:
-    if name not in own and (_LEFT_OUT.match(name) or name.startswith("head.")):
-        return None
-    told = _TSM.fullmatch(name)
-    if told is None or int(told[1]) >= len(slimming):
-        return name
-    return f"{slimming[int(told[1])]}.{_PARTS[told[2]]}{told[3] or ''}"
-
-
-# --- the published models ------------------------------------------------------------------------------------------
+__all__ = ["LVViT", "checkpoint_filter_fn"]
 
 
 def _cfg(size: int = 224) -> dict[str, Any]:
@@ -263,25 +42,17 @@ def _cfg(size: int = 224) -> dict[str, Any]:
 
 default_cfgs = {
     **{f"lvvit_{size}": _cfg() for size in ("tiny", "small", "medium")},
-    **{f"sit_{size}": _cfg() for size in ("tiny", "xsmall", "small", "medium")},
     "lvvit_large": _cfg(288),
-    "sit_large": _cfg(288),
 }
 
-_TINY: dict[str, Any] = {"embed_dim": 320, "depth": 14, "num_heads": 5}
-_SMALL: dict[str, Any] = {"embed_dim": 384, "depth": 16, "num_heads": 6}
-_MEDIUM: dict[str, Any] = {"embed_dim": 512, "depth": 20, "num_heads": 8}
-_LARGE: dict[str, Any] = {
-    "embed_dim": 768, "depth": 24, "num_heads": 12, "img_size": 288, "stem": "6c", "skip_lam": 3.0
-}  # fmt: skip
 
-
-def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **given: Any) -> LVViT:
+def _create(base: str, pretrained: bool, kwargs: dict[str, Any], **given: Any) -> LVViT:
+    """`variant` in kwargs: the name that the model is known by, of a paper that builds on this one; else `base`."""
     every = {**given, **kwargs}
     levels = 3 if every.get("stage_blocks") is None else 1
     model: LVViT = build_model_with_cfg(
         LVViT,
-        variant,
+        every.pop("variant", base),
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": levels, "feature_cls": "getter"},
@@ -293,52 +64,23 @@ def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **given: Any
 @register
 def lvvit_tiny(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-T: 320 channels, 15.37 M parameters, 3.46 GMACs at 224x224."""
-    return _create("lvvit_tiny", pretrained, kwargs, **_TINY)
+    return _create("lvvit_tiny", pretrained, kwargs, embed_dim=320, depth=14, num_heads=5)
 
 
 @register
 def lvvit_small(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-S: 384 channels, 24.98 M parameters, 5.53 GMACs at 224x224."""
-    return _create("lvvit_small", pretrained, kwargs, **_SMALL)
+    return _create("lvvit_small", pretrained, kwargs, embed_dim=384, depth=16, num_heads=6)
 
 
 @register
 def lvvit_medium(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-M: 512 channels, 54.69 M parameters, 11.84 GMACs at 224x224."""
-    return _create("lvvit_medium", pretrained, kwargs, **_MEDIUM)
+    return _create("lvvit_medium", pretrained, kwargs, embed_dim=512, depth=20, num_heads=8)
 
 
 @register
 def lvvit_large(pretrained: bool = False, **kwargs: Any) -> LVViT:
     """LV-ViT-L: 768 channels, 146.40 M parameters, 55.97 GMACs at 288x288."""
-    return _create("lvvit_large", pretrained, kwargs, **_LARGE)
-
-
-@register
-def sit_tiny(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """SiT-T (official sit_lvvit_tiny), slimmed after blocks 1, 2 and 3 of 14: 15.55 M parameters, 0.99 GMACs."""
-    return _create("sit_tiny", pretrained, kwargs, **_TINY, stage_blocks=(1, 1, 1, 11))
-
-
-@register
-def sit_xsmall(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """SiT-XS (official sit_lvvit_xsmall), slimmed after blocks 1, 2 and 3 of 16: 25.24 M parameters, 1.48 GMACs."""
-    return _create("sit_xsmall", pretrained, kwargs, **_SMALL, stage_blocks=(1, 1, 1, 13))
-
-
-@register
-def sit_small(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """SiT-S (official sit_lvvit_small), slimmed after blocks 9, 12 and 14 of 16: 25.24 M parameters, 4.02 GMACs."""
-    return _create("sit_small", pretrained, kwargs, **_SMALL, stage_blocks=(9, 3, 2, 2))
-
-
-@register
-def sit_medium(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """SiT-M (official sit_lvvit_medium), slimmed after blocks 10, 14 and 17 of 20: 55.13 M parameters, 8.02 GMACs."""
-    return _create("sit_medium", pretrained, kwargs, **_MEDIUM, stage_blocks=(10, 4, 3, 3))
-
-
-@register
-def sit_large(pretrained: bool = False, **kwargs: Any) -> LVViT:
-    """SiT-L (official sit_lvvit_large), slimmed after blocks 10, 14 and 17 of 24: 147.40 M parameters, 34.31 GMACs."""
-    return _create("sit_large", pretrained, kwargs, **_LARGE, stage_blocks=(10, 4, 3, 7))
+    sizes = {"embed_dim": 768, "depth": 24, "num_heads": 12, "img_size": 288, "stem": "6c", "skip_lam": 3.0}
+    return _create("lvvit_large", pretrained, kwargs, **sizes)

@@ -1,11 +1,22 @@
-"""A plain vision transformer behind a stem of several convolutions (LV-ViT, arXiv 2104.10858)."""
+"""LV-ViT and SiT opened: a plain vision transformer behind a stem of several convolutions (arXiv 2104.10858)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import PatchEmbed
+from torch import nn
+
+from leanvit.anatomy.adapters import plain_vit
+from leanvit.anatomy.adapters.parts import check_untouched, only
 from leanvit.anatomy.families.vit import OpenViT
 from leanvit.anatomy.state import State
+from leanvit.backbones.lv_vit.model import ConvStem, LVViT
+from leanvit.errors import Refused
+
+SUPPORTED = "LV-ViT and SiT of leanvit (lvvit_*, sit_*)"
+
+close_family = plain_vit.close_family
 
 
 class OpenLVViT(OpenViT):
@@ -38,3 +49,19 @@ class OpenLVViT(OpenViT):
 
     def probe_size(self) -> tuple[int, int, int]:
         return super().probe_size() if not hasattr(self.patch_embed, "layers") else self.input_size()
+
+
+def understands(model: nn.Module) -> bool:
+    return type(model) is LVViT
+
+
+def open_family(model: Any) -> OpenLVViT:
+    """Build the opened model around the children of an LV-ViT. Raises `Refused`, naming what is not understood."""
+    only("the model", dict(model.named_children()), plain_vit.CHILDREN)
+    only("the model", dict(model.named_parameters(recurse=False)), {*plain_vit.TOKENS, "pos_embed"})
+    if type(model.patch_embed) not in (PatchEmbed, ConvStem):
+        raise Refused(f"patch_embed is a {type(model.patch_embed).__name__}; supported: ConvStem, PatchEmbed")
+    check_untouched(model)
+    extras = {key: getattr(model, key) for key in plain_vit.EXTRAS}
+    opened: OpenLVViT = plain_vit.open_as(OpenLVViT, model, extras=extras)
+    return opened

@@ -43,7 +43,7 @@ class T2TViT(nn.Module):
         BadInput: an argument that is not accepted (named).
     """
 
-    OPENS = "leanvit.backbones.t2t_vit.adapter"
+    OPENS = "leanvit.backbones.t2t_vit.opened"
 
     attention: ClassVar[type[nn.Module]] = Attention  # of each block
     pos_embed: Tensor

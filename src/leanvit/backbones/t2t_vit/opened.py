@@ -1,4 +1,4 @@
-"""A plain vision transformer behind a tokens-to-token module (T2T-ViT, arXiv 2101.11986)."""
+"""T2T-ViT opened: a plain vision transformer behind a tokens-to-token module (arXiv 2101.11986)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,27 @@ from typing import Any
 
 from torch import nn
 
+from leanvit.anatomy.adapters import plain_vit
+from leanvit.anatomy.adapters.parts import check_untouched, only
 from leanvit.anatomy.arithmetic.ops import Ops
 from leanvit.anatomy.families.vit import OpenViT
 from leanvit.anatomy.parts.blocks import apply_norm
 from leanvit.anatomy.state import State
 from leanvit.anatomy.traced.rules import runs_whole
+from leanvit.backbones.t2t_vit.model import T2TViT
+from leanvit.backbones.t2t_vit.tokenizer import PerformerCell, TokensToToken, TransformerCell
+from leanvit.errors import Refused
+
+SUPPORTED = "T2T-ViT of leanvit (t2t_vit_*)"
+
+_CHILDREN = {"tokens_to_token", "pos_drop", "blocks", "norm", "fc_norm", "head_drop", "head"}
+_STEM = {"soft_split0", "soft_split1", "soft_split2", "attention1", "attention2", "project"}
+_CELLS: dict[type, set[str]] = {  # class: children
+    PerformerCell: {"norm1", "kqv", "proj", "proj_drop", "norm2", "mlp"},
+    TransformerCell: {"norm1", "attn", "norm2", "mlp"},
+}
+
+close_family = plain_vit.close_family
 
 
 class OpenT2TViT(OpenViT):
@@ -78,3 +94,33 @@ def _cell(ops: Ops, at: str, cell: Any, x: Any) -> Any:
     branch = apply_norm(ops, f"{at}.norm2", cell.norm2, x)
     branch = ops.act(f"{at}.mlp.act", cell.mlp.act, ops.linear(f"{at}.mlp.fc1", cell.mlp.fc1, branch))
     return ops.add(f"{at}.add2", x, ops.linear(f"{at}.mlp.fc2", cell.mlp.fc2, branch))
+
+
+def understands(model: nn.Module) -> bool:
+    return type(model) is T2TViT
+
+
+def open_family(model: Any) -> OpenT2TViT:
+    """Build the opened model around the children of a T2T-ViT. Raises `Refused`, naming what is not understood."""
+    _check(model)
+    extras = {"pos_drop": model.pos_drop, "patch_drop": nn.Identity(), "norm_pre": nn.Identity()}
+    opened: OpenT2TViT = plain_vit.open_as(OpenT2TViT, model, extras=extras)
+    return opened
+
+
+def _check(model: Any) -> None:
+    only("the model", dict(model.named_children()), _CHILDREN)
+    only("the model", dict(model.named_parameters(recurse=False)), {"cls_token"})
+    stem = model.tokens_to_token
+    if type(stem) is not TokensToToken:
+        raise Refused(f"tokens_to_token is a {type(stem).__name__}; supported: TokensToToken")
+    only("tokens_to_token", dict(stem.named_children()), _STEM)
+    if model.ends_alone or not isinstance(stem.project, nn.Linear):
+        raise Refused("the model was fused for deployment: open it as it was before fuse()")
+    for key in ("attention1", "attention2"):
+        cell = getattr(stem, key)
+        if type(cell) not in _CELLS:
+            known = ", ".join(kind.__name__ for kind in _CELLS)
+            raise Refused(f"tokens_to_token.{key} is a {type(cell).__name__}; supported: {known}")
+        only(f"tokens_to_token.{key}", dict(cell.named_children()), _CELLS[type(cell)])
+    check_untouched(model)

@@ -1,15 +1,4 @@
-"""NViT: global structural pruning with Hessian-aware saliency (Yang et al., CVPR 2023, arXiv 2110.04869).
-
-Embedding channels, heads, q/k dims, v dims and MLP units of all blocks are ranked together by what the loss loses and
-the figure gains with them. Between steps of training the worst groups are closed, until a target in MACs, parameters
-or measured latency is met; then the model is cut to what is left.
-
-Departures: the channels of the residual stream are scored over as many blocks as the model has (published: 12); gains
-are relative to the dense model, so that `eta` means the same for every target (published: seconds of one V100); the
-last pruning step stops at the target, unit by unit (at a latency only where no whole group fits); the task loss is
-cross-entropy, and the teacher the dense root (published: DeiT's hard distillation from a RegNet, and the dense model).
-The attention scale stays that of the original head width.
-"""
+"""NViT as a method: its knobs, and its life of learn and shape."""
 
 from __future__ import annotations
 

@@ -27,15 +27,14 @@ so models whose later blocks read positions are refused, and of plain models map
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from timm.models import build_model_with_cfg
-from torch import Tensor, nn
 
-from leanvit.models.registration import pretrained_cfg, register, renamed
+from leanvit.models.registration import pretrained_cfg, register
 from leanvit.tokens.stvit.method import STViT
-from leanvit.tokens.stvit.stvit_r import STViTR, official_name
+from leanvit.tokens.stvit.model import STViTR
+from leanvit.tokens.stvit.official import checkpoint_filter_fn
 
 __all__ = ["STViT", "STViTR", "checkpoint_filter_fn"]
 
@@ -48,15 +47,6 @@ _PAPER = {
     "pool_size": (7, 7),
 }
 default_cfgs = {f"stvit_r_swin_{size}": pretrained_cfg(**_PAPER) for size in ("tiny", "small", "base")}
-
-
-def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A checkpoint of the paper's repository under our names; our own come back as they are.
-
-    Theirs merge at the end of a stage, ours at the start of the next, where timm's features end. Raises `ValueError`
-    for a checkpoint of another model.
-    """
-    return renamed(state_dict, model, official_name)
 
 
 def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], **published: Any) -> STViTR:

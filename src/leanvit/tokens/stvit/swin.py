@@ -1,4 +1,4 @@
-"""STViT-R as a method: dumbbell units in the place of blocks of a trained Swin (section 3.3; `backbones/stvit/`).
+"""STViT-R as a method: dumbbell units in the place of blocks of a trained Swin (section 3.3; built so: `model.py`).
 
 The weights of the blocks stay, but for what has no use: the tables of relative positions of those that attend to
 semantic tokens. Swin has no layer scale, and none is put in: it would undo what the weights learned.

@@ -1,30 +1,19 @@
-"""ReViT: a vision transformer with the widths that NViT's pruning leads to (arXiv 2110.04869, section 4.3).
-
-Few heads and narrow q and k, a wide MLP in the middle, many heads at both ends: one rule from the embedding width. The
-family is DeiT's distilled one: a class and a distillation token, two heads. Importing this module registers the models
-with timm; `leanvit` does so whenever one is named. There are no pretrained weights.
-"""
+"""ReViT: a DeiT with the widths that NViT's pruning leads to (section 4.3), a rule from the embedding width."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from timm.models import build_model_with_cfg
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from leanvit.anatomy.parts.wide import WideAttention
 from leanvit.errors import BadInput, is_whole
-from leanvit.models.registration import pretrained_cfg, register
 
 DEPTH = 12
 HEAD_WIDTH = 64  # of v, and of the model that was pruned: the attention scale stays 64 ** -0.5
-default_cfgs = {
-    name: pretrained_cfg(fixed_input_size=True, classifier=("head", "head_dist"))
-    for name in ("revit_tiny", "revit_small")
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,8 @@ def widths(embed: int) -> tuple[BlockWidths, ...]:
     return tuple(BlockWidths(h, q, HEAD_WIDTH, m) for h, q, m in zip(heads, qk, mlp, strict=True))
 
 
-def _revit(embed_dim: int, **kwargs: Any) -> VisionTransformerDistilled:
+def build_revit(embed_dim: int, **kwargs: Any) -> VisionTransformerDistilled:
+    """The model, for an embedding of `embed_dim` channels; `kwargs` of timm's class but depth, heads and MLP ratio."""
     rule = widths(embed_dim)
     model = VisionTransformerDistilled(embed_dim=embed_dim, depth=DEPTH, num_heads=1, mlp_ratio=1.0, **kwargs)
     for block, width in zip(model.blocks, rule, strict=True):
@@ -69,22 +59,3 @@ def _revit(embed_dim: int, **kwargs: Any) -> VisionTransformerDistilled:
         for part in (block.attn, mlp):
             part.apply(init_weights_vit_timm)
     return model
-
-
-def _create(variant: str, pretrained: bool, kwargs: dict[str, Any], *, embed: int) -> VisionTransformerDistilled:
-    given = {"embed_dim": embed, "patch_size": 16, **kwargs}
-    features = {"out_indices": 3, "feature_cls": "getter"}  # as timm's: the last three blocks
-    model: VisionTransformerDistilled = build_model_with_cfg(_revit, variant, pretrained, feature_cfg=features, **given)
-    return model
-
-
-@register
-def revit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
-    """ReViT-T: 176 channels, 5.34 M parameters, 1.14 GMACs at 224x224."""
-    return _create("revit_tiny", pretrained, kwargs, embed=176)
-
-
-@register
-def revit_small(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
-    """ReViT-S: 384 channels, 23.12 M parameters, 4.71 GMACs at 224x224."""
-    return _create("revit_small", pretrained, kwargs, embed=384)

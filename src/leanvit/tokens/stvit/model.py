@@ -22,7 +22,6 @@ The same idea on a plain ViT is a method: `stvit` (`leanvit.tokens.stvit.method`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -210,26 +209,3 @@ def _check_padded(padded: Any, **tied: Any) -> None:
     for name, value in tied.items():
         if padded and value:
             raise BadInput(f"{name}=True belongs to one size of the map, padded=True takes any: give one of the two")
-
-
-# --- official checkpoints -------------------------------------------------------------------------
-
-
-def official_name(name: str) -> str | None:
-    """Our name of an official one; None for tables that are computed."""
-    if name.endswith(("relative_position_index", "attn_mask")):
-        return None
-    name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
-    for old, new in (
-        ("patch_embed.proj.0.c.", "patch_embed.conv1."),
-        ("patch_embed.proj.0.bn.", "patch_embed.norm1."),
-        ("patch_embed.proj.2.c.", "patch_embed.conv2."),
-        ("patch_embed.proj.2.bn.", "patch_embed.norm2."),
-        ("conv_pos.proj.0.", "conv_pos."),
-        ("semantic_token2", "centres"),
-    ):
-        name = name.replace(old, new)
-    return re.sub(r"\.layer_scale_(\d)$", r".ls\1.gamma", name)
-
-
-# --- registered models ----------------------------------------------------------------------------
