@@ -26,9 +26,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kept_rows import KeptRows
+from leanvit.cards import models as models_of_papers
 from leanvit.data import keyed
 from leanvit.measure import count, paired_latency, ratio
-from leanvit.models.registry import BUILDERS, require_model
+from leanvit.models.registry import require_model
 
 ANCHOR = "deit_tiny_patch16_224"
 GROUPS = {  # by parameters; leanvit's first
@@ -102,7 +103,7 @@ def measured(group: str, batch: int, *, rounds: int, seconds: float) -> list[dic
             {
                 "group": group,
                 "model": name,
-                "by": "leanvit" if name in BUILDERS else "timm",
+                "by": "leanvit" if name in models_of_papers() else "timm",
                 "batch": batch,
                 "params": one.params,
                 "macs": one.macs,

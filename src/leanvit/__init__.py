@@ -11,7 +11,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name -> module that defines it
+_HOME = {  # public name -> module that defines it; those of papers are in their cards
     "open_model": "leanvit.anatomy",
     "close_model": "leanvit.anatomy",
     "compress": "leanvit.recipe",
@@ -22,15 +22,6 @@ _HOME = {  # public name -> module that defines it
     "methods": "leanvit.recipe",
     "Data": "leanvit.recipe",
     "Root": "leanvit.recipe",
-    "EViT": "leanvit.tokens.evit",
-    "ToMe": "leanvit.tokens.tome",
-    "DiffRate": "leanvit.tokens.diffrate",
-    "SiT": "leanvit.tokens.sit",
-    "STViT": "leanvit.tokens.stvit",
-    "NViT": "leanvit.prune.nvit",
-    "GmmMask": "leanvit.backbones.gmm_mask",
-    "Int8": "leanvit.quantize.int8",
-    "LGViT": "leanvit.exits.lgvit",
     "open_dataset": "leanvit.data",
     "Preprocess": "leanvit.data",
     "fit": "leanvit.training",
@@ -45,14 +36,23 @@ _HOME = {  # public name -> module that defines it
     "load_artefact": "leanvit.deploy",
     "write_report": "leanvit.report",
 }
-__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'leanvit' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-    return getattr(import_module(_HOME[name]), name)
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    if name == "__all__":
+        return [*_HOME, *_of_papers(), "__version__"]
+    if not name.startswith("_") and name in _of_papers():
+        return getattr(import_module(_of_papers()[name]), name)
+    raise AttributeError(f"module 'leanvit' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_HOME, *_of_papers(), "__version__"])
+
+
+def _of_papers() -> dict[str, str]:
+    from leanvit.cards import public_names
+
+    return public_names()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import head_importance
@@ -15,13 +14,13 @@ from head_importance import HeadImportance, importance, kept_heads
 from torch import nn
 from typer.testing import CliRunner
 
+from leanvit import cards
 from leanvit.anatomy import open_model
 from leanvit.cli.main import app
 from leanvit.data import Preprocess, loader, open_dataset
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.recipe import Data, compress, load, methods, parse_with, register, save
 
-table = import_module("leanvit.recipe.papers")  # the package has a function of this name
 TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 4, "in_chans": 1, "num_classes": 10}
 
 
@@ -104,14 +103,14 @@ def test_it_is_a_method_like_any_other() -> None:
     assert parse_with("head_importance:ratio=0.5") == HeadImportance(ratio=0.5)
     assert [p.module for p in methods() if p.slug == "head_importance"] == [
         "head_importance"
-    ] and "head_importance" not in table.papers()
+    ] and "head_importance" not in cards.papers()
 
 
 def test_a_run_names_the_module_that_it_needs(model, data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(compress(model, [HeadImportance()], data), tmp_path)
     (plan,) = json.loads((tmp_path / "leanvit.json").read_text())["plans"]
     assert plan["module"] == "head_importance"
-    monkeypatch.setattr(table, "_OUTSIDE", {})
+    monkeypatch.setattr(cards, "_registered", {})
     with pytest.raises(CheckpointError, match="registered by the module 'head_importance': import that module before"):
         load(tmp_path)
 
@@ -132,13 +131,13 @@ def test_a_bad_registration_is_refused(slug: str, columns: dict, message: str) -
         register(slug, title="t", summary="s", **columns)(Mine)
     with pytest.raises(TypeError, match="has no shape"):
         register("shapeless", title="t", summary="s")(type("Shapeless", (), {}))
-    assert "shapeless" not in table.known_papers() and "mine" not in table.known_papers()
+    assert "shapeless" not in cards.known_papers() and "mine" not in cards.known_papers()
 
 
 def test_the_program_imports_what_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(table, "_OUTSIDE", {})
+    monkeypatch.setattr(cards, "_registered", {})
     code = """
 from leanvit.recipe import register
 

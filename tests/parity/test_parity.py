@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from leanvit.recipe.papers import papers
+from leanvit.cards import papers
 from parity.cases import Case, check, folder, found
 
 

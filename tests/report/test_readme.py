@@ -9,9 +9,9 @@ import pytest
 import typer
 
 import leanvit
+from leanvit.cards import papers
 from leanvit.cli.main import app
 from leanvit.errors import BadInput
-from leanvit.recipe.papers import papers
 from pages import readme
 
 ROOT = Path(__file__).parents[2]

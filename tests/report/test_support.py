@@ -10,17 +10,17 @@ import torch
 from leanvit.anatomy import OpenModel
 from leanvit.quantize.int8.method import describe
 from leanvit.recipe import Root, create, load, save
-from leanvit.recipe.papers import own_methods
+from leanvit.recipe.registry import shaping_methods
 from pages import support
-from pages.support import EXAMPLES, Example, Support, attempt
+from pages.support import Example, Support, attempt, examples
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "support.md"
 
 
 @pytest.fixture(scope="module")
 def tried() -> list[tuple[Support, OpenModel | None]]:
-    made = ((example, create(Root(example.name, example.kwargs))) for example in EXAMPLES)
-    return [attempt(example, slug, dense) for example, dense in made for slug in own_methods()]
+    made = ((example, create(Root(example.name, example.kwargs))) for example in examples())
+    return [attempt(example, slug, dense) for example, dense in made for slug in shaping_methods()]
 
 
 def test_the_committed_page_is_what_the_generator_gives(tried):
@@ -49,7 +49,7 @@ def test_every_cell_that_works_did_something_and_survives_a_save(tried, tmp_path
 
 @pytest.mark.parametrize("name", ["vit_small_patch16_rope_224", "vit_small_patch16_dinov3", "beit_base_patch16_224"])
 def test_half_precision_survives_a_save_too(name, tmp_path):
-    example = next(e for e in EXAMPLES if e.name == name)
+    example = next(e for e in support.OF_TIMM if e.name == name)
     lean = attempt(example, "tome")[1].to(torch.bfloat16)
     x = torch.randn(2, *lean.probe_size(), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     save(lean, tmp_path / "run")
@@ -59,8 +59,8 @@ def test_half_precision_survives_a_save_too(name, tmp_path):
 
 def test_the_table_says_what_works(tried):
     verdict = {(cell.name, cell.slug): cell for cell, _ in tried}
-    assert len({cell.family for cell, _ in tried}) == len(EXAMPLES)
-    for example in EXAMPLES:
+    assert len({cell.family for cell, _ in tried}) == len(examples())
+    for example in examples():
         assert verdict[example.name, "int8"].works
         blocks = "(traced)" not in example.family
         assert verdict[example.name, "tome"].works == blocks
@@ -76,6 +76,6 @@ def test_a_family_that_does_not_open_stops_the_table():
 
 
 def test_a_row_is_one_line_of_data():
-    (cell,) = support.cells([Example("mine", "vit_tiny_patch16_224", EXAMPLES[0].kwargs)], ["tome"])
+    (cell,) = support.cells([Example("mine", "vit_tiny_patch16_224", support.OF_TIMM[0].kwargs)], ["tome"])
     assert cell == Support("mine", "vit_tiny_patch16_224", "tome", True)
     assert "| mine | `vit_tiny_patch16_224` | yes |" in support.page([cell])

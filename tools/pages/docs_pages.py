@@ -12,8 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from leanvit.models.registry import MODULES
-from leanvit.recipe.papers import own_methods, papers
+from leanvit.cards import Card, papers
+from leanvit.recipe.compat import cell
+from leanvit.recipe.registry import shaping_methods
 from leanvit.verbs.explaining import Architecture, Explanation, explain
 
 # Rooms whose names are documented, with what they are for.
@@ -31,7 +32,7 @@ _RATIOS = ("ratio_vs_dense_same_runtime", "speedup_same_runtime")
 
 
 def method_pages(results: Path) -> dict[str, str]:
-    """Path in the docs -> markdown: `methods/index.md` and one page a method of `papers.toml`.
+    """Path in the docs -> markdown: `methods/index.md` and one page a paper.
 
     `results` is the folder of the benchmarks' JSON files; every measured figure names the file that it comes from.
     """
@@ -57,25 +58,9 @@ def _index() -> Iterator[str]:
     )
     yield "\n## What composes\n"
     yield "Whether the method of the column may follow that of the row on one model, from what each declares.\n"
-    slugs = own_methods()
-    from leanvit.recipe.compat import cell
-
+    slugs = shaping_methods()
     rows = [(f"`{a}`", *(cell(a, b).verdict for b in slugs)) for a in slugs]
     yield from markdown_table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
-
-
-# Methods that want a knob, or train: what the page shows, and how the test of its commands runs it.
-_ASKED = {
-    "diffrate": ("diffrate:macs=0.6", "diffrate:macs=0.8,max_steps=1,batch_size=4"),
-    "lgvit": ("lgvit:points=1", "lgvit:exits=[1],epochs=1,batch_size=4,held_out=0.2"),
-    "nvit": ("nvit:macs=0.5", "nvit:macs=0.8,interval=1,max_steps=1,batch_size=4"),
-}
-_SMALLER = {  # how the test of its commands builds an architecture
-    "dhvt": "depth=2",
-    "t2t_vit": "depth=2",
-    "litv2": "depths=[1,1,1,1]",
-    "dct_histo": "depths=[1,1,1]",
-}
 
 
 def _page(told: Explanation | Architecture, results: Path) -> Iterator[str]:
@@ -91,8 +76,7 @@ def _architecture(told: Architecture, results: Path) -> Iterator[str]:
     yield "```python\nimport timm\n\nimport leanvit.backbones  # registers the names\n"
     yield f'model = timm.create_model("{first}", num_classes=10)\n```\n'
     for name in told.recipes[:1]:
-        marker = f"<!-- test: model-arg={_SMALLER[row.slug]} -->\n" if row.slug in _SMALLER else ""
-        yield f"{marker}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
+        yield f"{_smaller(row)}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
     yield _text(import_module(row.module).__doc__)
     yield "\n## Models\n"
     yield from markdown_table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
@@ -106,9 +90,7 @@ def _architecture(told: Architecture, results: Path) -> Iterator[str]:
 
 def _method(told: Explanation, results: Path) -> Iterator[str]:
     row = told.paper
-    with_, tried = _ASKED.get(row.slug, (row.slug, ""))
-    marker = f"<!-- test: with={tried} -->\n" if tried else ""
-    yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
+    yield from _usage(told)
     yield _text(import_module(row.module).__doc__)
     yield "\n## Knobs\n"
     yield from markdown_table(
@@ -118,9 +100,9 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
             for k in told.knobs
         ],
     )
-    if row.slug in MODULES:
+    if row.models:
         yield "\n## Models\n"
-        yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in MODULES[row.slug])}.\n"
+        yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in row.models)}.\n"
     yield "\n## What it asks and changes\n"
     yield from markdown_table(
         ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
@@ -128,6 +110,25 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
     yield "\n## Figures\n"
     yield f"**Published**: {row.published or 'none'}.\n"
     yield from _measured(row.slug, results)
+
+
+def _smaller(card: Card) -> str:
+    """How the test of a page's commands builds an architecture: as deep as its first small example."""
+    given = card.example[0].args if card.example else {}
+    return "".join(f"<!-- test: model-arg={_knobs({k: given[k]})} -->\n" for k in ("depth", "depths") if k in given)
+
+
+def _usage(told: Explanation) -> Iterator[str]:
+    """The command that applies it. The test of a page's commands runs it with the small knobs of the card."""
+    row = told.paper
+    with_ = f"{row.slug}:{row.knobs.shown}" if row.knobs.shown else row.slug
+    marker = f"<!-- test: with={row.slug}:{_knobs(row.knobs.small)} -->\n" if row.knobs.shown else ""
+    yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
+
+
+def _knobs(values: Mapping[str, Any]) -> str:
+    """As the command line takes them."""
+    return ",".join(f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in values.items())
 
 
 _ELSEWHERE = ("published", "measured", "by")  # facts that have a section of their own

@@ -11,29 +11,21 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from leanvit.anatomy import OpenModel
+from leanvit.cards import paper
 from leanvit.data import Preprocess, keyed, loader, open_dataset
 from leanvit.deploy import RUNTIMES, Artefact, export, load_artefact
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe import Root, compress, create
+from leanvit.recipe import Root, compat, compress, create
 from leanvit.recipe.learning import Data
-from leanvit.recipe.registry import make_method
+from leanvit.recipe.registry import make_method, shaping_methods
 
 BEGIN = "<!-- outlets: made by `python -m pages.outlets`; not by hand -->"
 END = "<!-- end of outlets -->"
-EVIT, TOME, INT8 = ("evit", {"keep_rate": 0.5, "blocks": (0,)}), ("tome", {"r": 4}), ("int8", {"images": 32})
-MODELS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
-    "dense": (),
-    "evit": (EVIT,),
-    "tome": (TOME,),
-    "int8": (INT8,),
-    "evit + int8": (EVIT, INT8),
-    "tome + int8": (TOME, INT8),
-}
+INT8 = "int8"
 HEADINGS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "torch": "torch.export"}
 EQUAL = 1e-4  # largest difference of a logit at f32, over the largest logit
 AGREE = 0.95  # answers that an artefact must share with PyTorch, of all images
@@ -61,14 +53,21 @@ class Cell:
         return f"{self.precision}, equal" if self.max_error <= EQUAL else f"{self.precision}, agrees"
 
 
-def cells(models: Iterable[str] = tuple(MODELS), outlets: Iterable[str] = RUNTIMES) -> list[Cell]:
-    """Export each model to each outlet, run it, compare it. Takes about two seconds a cell.
+def rows() -> list[str]:
+    """The rows of the table: methods whose cards give them one, alone, and before int8 where they may stand there."""
+    slugs = [slug for slug in shaping_methods() if paper(slug).knobs.exported is not None]
+    before_int8 = [slug for slug in slugs if slug != INT8 and compat.cell(slug, INT8).verdict == "yes"]
+    return ["dense", *slugs, *(f"{slug} + {INT8}" for slug in before_int8)]
+
+
+def cells(models: Iterable[str] | None = None, outlets: Iterable[str] = RUNTIMES) -> list[Cell]:
+    """Export each model (default: of all rows) to each outlet, run it, compare it. About two seconds a cell.
 
     Raises `Refused` if an artefact answers differently from PyTorch on more than 5 % of the images.
     """
     images = _images()
     made = []
-    for name in models:
+    for name in rows() if models is None else models:
         model = build(name)
         with torch.no_grad():
             want = model(images)
@@ -85,7 +84,8 @@ def build(name: str) -> OpenModel:
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     data = Data(open_dataset("digits", "train", limit=100), _PREPROCESS)
-    return compress(model, [make_method(slug, dict(knobs)) for slug, knobs in MODELS[name]], data)
+    slugs = [] if name == "dense" else name.split(" + ")
+    return compress(model, [make_method(slug, paper(slug).knobs.exported or {}) for slug in slugs], data)
 
 
 def table(made: Iterable[Cell]) -> str:

@@ -1,27 +1,28 @@
-"""The table of methods in README.md, made from papers.toml: `python -m pages.readme [README.md]` renews it."""
+"""The table of methods in README.md, made from the cards: `python -m pages.readme [README.md]` renews it."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+from leanvit.cards import Card, papers
 from leanvit.errors import BadInput
-from leanvit.recipe.papers import Paper, papers
 
-BEGIN = "<!-- methods: made from papers.toml by `python -m pages.readme`; edit there -->"
+BEGIN = "<!-- methods: made from the cards of papers by `python -m pages.readme`; edit there -->"
 END = "<!-- end of methods -->"
 
 
 def table() -> str:
     """The methods as a markdown table."""
     lines = ["| method | what it does | paper | published | measured here |", "|---|---|---|---|---|"]
-    lines += [_row(p) for p in papers().values()]
+    lines += [_row(card) for card in papers().values()]
     return "\n".join(lines)
 
 
-def _row(paper: Paper) -> str:
-    ours = _cell(paper.measured) + (f" ({_cell(paper.machine)}; `{_cell(paper.command)}`)" if paper.measured else "")
-    cells = (f"`{paper.slug}`", _cell(paper.summary), _source(paper), _cell(paper.published), ours)
+def _row(card: Card) -> str:
+    found = card.measured
+    ours = _cell(found.text) + (f" ({_cell(found.machine)}; `{_cell(found.command)}`)" if found.text else "")
+    cells = (f"`{card.slug}`", _cell(card.summary), _source(card), _cell(card.published), ours)
     return f"| {' | '.join(cells)} |"
 
 
@@ -34,10 +35,10 @@ def renewed(text: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-def _source(paper: Paper) -> str:
-    if not paper.arxiv:
-        return _cell(paper.title)
-    return f"[{_cell(paper.title)}](https://arxiv.org/abs/{paper.arxiv}){f' ({paper.venue})' if paper.venue else ''}"
+def _source(card: Card) -> str:
+    if not card.arxiv:
+        return _cell(card.title)
+    return f"[{_cell(card.title)}](https://arxiv.org/abs/{card.arxiv}){f' ({card.venue})' if card.venue else ''}"
 
 
 def _cell(text: str) -> str:

@@ -1,6 +1,6 @@
 """Which method runs on which family, found by doing it: `python -m pages.support [docs/support.md]` renews it.
 
-Each family has one small example, opened with random weights; each method of `papers.toml` is applied to it with its
+Each family has one small example, opened with random weights; each method that has `shape` is applied to it with its
 default knobs on a few digits, and the lean model run once. A refusal is a cell's reason, in the words of the refusal.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ import torch
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.adapters.refusals import REASONS
+from leanvit.cards import paper, papers
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import Refused
 from leanvit.files import write_atomic
-from leanvit.recipe import Data, Root, compress, create, make_method, method_class, own_methods
+from leanvit.recipe import Data, Root, compress, create, make_method
+from leanvit.recipe.registry import shaping_methods
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,7 @@ def _swin(**changes: Any) -> dict[str, Any]:
     return sizes | {"depths": [2, 2, 1], "num_heads": [2, 2, 3]} | changes
 
 
-def _t2t() -> dict[str, Any]:
-    return {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "token_dim": 16, "num_classes": 7}
-
-
-EXAMPLES = (
+OF_TIMM = (
     Example("ViT (AugReg, DeiT)", "vit_tiny_patch16_224", _vit()),
     Example("DeiT, distilled", "deit_tiny_distilled_patch16_224", _vit()),
     Example("DeiT III", "deit3_small_patch16_224", _vit()),
@@ -79,7 +77,6 @@ EXAMPLES = (
     Example("Sapiens2 (grouped queries)", "vit_base_patch16_sapiens2", _vit(num_heads=4, num_kv_heads=2)),
     Example("Perception Encoder", "vit_pe_core_tiny_patch16_384", _vit(attn_pool_num_heads=3)),
     Example("Swin", "swin_tiny_patch4_window7_224", _swin(depths=[2, 6, 1])),
-    Example("ViT with a mask (GMM)", "gmm_vit_cifar", {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
     Example("Swin V2", "swinv2_tiny_window8_256", _swin()),
     Example("MobileViT (traced)", "mobilevit_xxs", {"num_classes": 7}),
     Example("MobileViT V2 (traced)", "mobilevitv2_050", {"num_classes": 7}),
@@ -89,27 +86,16 @@ EXAMPLES = (
     Example("LeViT (traced)", "levit_128s", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("PVT V2 (traced)", "pvt_v2_b0", {"depths": [1, 1, 1, 1], "num_classes": 7}),
     Example("MaxViT (traced)", "maxvit_nano_rw_256", {"img_size": 64, "depths": [1, 1, 1, 1], "num_classes": 7}),
-    Example("PiT with a mask (traced)", "gmm_pit_cifar", {"depth": [1, 1, 1], "num_classes": 7}),
     Example("CaiT (traced)", "cait_xxs24_224", {"img_size": 64, "depth": 2, "num_classes": 7}),
-    Example("T2T-ViT", "t2t_vit_7", _t2t()),
-    Example("T2T-ViT, softmax tokenizer", "t2t_vit_t_14", _t2t()),
-    Example("T2T-ViT, gated channels (traced)", "t2t_vit_14_se", _t2t()),
-    Example("T2T-ViT, ghost features (traced)", "t2t_vit_16_ghost", _t2t()),
-    Example(
-        "STViT-R (traced)",
-        "stvit_r_swin_tiny",
-        {"img_size": 128, "depths": [1, 1, 6, 1], "embed_dim": 12, "window_size": 4, "num_classes": 7},
-    ),
-    Example("LV-ViT", "lvvit_tiny", {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}),
-    Example("LITv2 (traced)", "litv2_small", {"img_size": 32, "depths": [1] * 4, "embed_dim": 24, "num_classes": 7}),
-    Example("DCT-HistoTransformer (traced)", "dct_histo_tiny", {"img_size": 64, "depths": [1] * 3, "num_classes": 7}),
-    Example("DHVT (traced)", "dhvt_tiny_cifar_patch4", {"img_size": 16, "depth": 2, "num_classes": 7}),
-    Example("DualToken-ViT (traced)", "dualtoken_vit_small", {"img_size": 64, "depths": [1, 1, 1], "num_classes": 7}),
 )
 
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
-# knobs that only say how much data is looked at, those without a default, and what small grids ask for
-_QUICK = {"samples": 1, "images": 16, "macs": 0.95, "interval": 1, "max_steps": 1, "epochs": 1, "batch_size": 8}
+
+
+def examples() -> list[Example]:
+    """timm's families, then the models of papers whose cards give them a row."""
+    own = [one for card in papers().values() for one in card.example if one.title]
+    return [*OF_TIMM, *(Example(one.title, one.model, {**one.args, "num_classes": len(_CLASSES)}) for one in own)]
 
 
 def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tuple[Support, OpenModel | None]:
@@ -118,10 +104,9 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
     Anything but a refusal is raised: a cell never hides an error.
     """
     dense = model or create(Root(example.name, example.kwargs))
-    knobs = {f.name: _QUICK[f.name] for f in fields(method_class(slug)) if f.name in _QUICK}  # type: ignore[arg-type]
     data = Data(open_dataset("digits", "train", limit=32, classes=_CLASSES), Preprocess.of(dense), batch_size=16)
     try:
-        lean = compress(dense, [make_method(slug, knobs)], data)
+        lean = compress(dense, [make_method(slug, paper(slug).knobs.small)], data)
     except Refused as refusal:
         return Support(example.family, example.name, slug, False, str(refusal)), None
     with torch.no_grad():
@@ -131,10 +116,10 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
     return Support(example.family, example.name, slug, True), lean
 
 
-def cells(examples: Sequence[Example] = EXAMPLES, slugs: Sequence[str] | None = None) -> Iterator[Support]:
-    """Every family with every method (`slugs`: all methods of `papers.toml`), row by row."""
-    slugs = own_methods() if slugs is None else slugs
-    for example in examples:
+def cells(families: Sequence[Example] | None = None, slugs: Sequence[str] | None = None) -> Iterator[Support]:
+    """Every family with every method that has `shape`, row by row; by default all of both."""
+    slugs = shaping_methods() if slugs is None else slugs
+    for example in examples() if families is None else families:
         dense = create(Root(example.name, example.kwargs))
         for slug in slugs:
             yield attempt(example, slug, dense)[0]

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from leanvit.cards import Card, known_papers, paper
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
-from leanvit.recipe.papers import Paper, known_papers, paper
 
 NAME = "methods"
 
@@ -29,11 +29,11 @@ def command(
         _all(list(known_papers().values()))
 
 
-def _all(rows: list[Paper]) -> None:
+def _all(rows: list[Card]) -> None:
     width = max(len(row.slug) for row in rows)
-    for kind in dict.fromkeys(row.kind for row in rows):
+    for kind in dict.fromkeys(row.kinds[0] for row in rows):
         print(f"{kind}")
-        for row in (r for r in rows if r.kind == kind):
+        for row in (r for r in rows if r.kinds[0] == kind):
             source = f"  [{row.arxiv}]" if row.arxiv else ""
             print(_wrapped(f"  {row.slug:{width}}  ", row.summary + source))
     print("\nMore of one: leanvit methods NAME")

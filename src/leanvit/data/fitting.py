@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from leanvit.cards import Input, input_of, models
 from leanvit.data.decode import CHANNELS
 from leanvit.data.depth import range_text
 from leanvit.data.matching import matched_with
@@ -21,12 +22,9 @@ from leanvit.models.registry import require_model
 MAX_ENLARGEMENT = 2.0  # images that have to grow more, per side, do not fit: most of the tokens would be made up
 TOKENS = 64  # tokens that a small image is cut into: an 8x8 grid, enough for token reduction to have a choice
 
-# timm modules whose models take both img_size and patch_size
-_PLAIN_FAMILIES = {"beit", "deit", "eva", "nvit", "vision_transformer", "vision_transformer_relpos"}
+# timm's modules whose models take both img_size and patch_size; of papers' models their cards say what they take
+_PLAIN_FAMILIES = {"beit", "deit", "eva", "vision_transformer", "vision_transformer_relpos"}
 _WINDOW_FAMILIES = {"swin_transformer", "swin_transformer_v2"}  # these take window_size too
-# Families whose tokens are a fixed number of pixels apart: what sides are multiples of, and the least side.
-_STRIDES = {"lv_vit": (16, 16), "sit": (16, 16), "t2t_vit": (16, 16), "dualtoken_vit": (32, 32), "dct_histo": (16, 64)}
-_PATCHED = {"dhvt": (2, 4, 16), "litv2": None}  # of leanvit's own with a choice of patches: which (None: any)
 
 
 def check_fits(
@@ -65,9 +63,9 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
     rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
 
-    DHVT has its own patches (2, 4, 16 pixels); LITv2's sides are multiples of what its mergings come to.
-    A model whose tokens are a fixed number of pixels apart (T2T-ViT, LV-ViT, DualToken-ViT, DCT-HistoTransformer) takes
-    small images enlarged up to twofold, further where it takes none as small.
+    Of a paper's models its card says what they take (`leanvit.cards.Input`): patches of some sizes, sides that are
+    multiples of what mergings come to, or tokens a fixed number of pixels apart; then small images are enlarged up to
+    twofold, further where the model takes none as small.
     A model in windows (Swin) that gets another resolution also gets the `fitting_window` of its grids.
 
     Raises BadInput for a name that timm does not know.
@@ -76,34 +74,36 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
 
     require_model(name, kind="model")
     fitted = {"num_classes": len(dataset.classes), "in_chans": dataset.channels, **kwargs}
+    if kwargs.get("pretrained"):
+        return fitted
     family = timm.models.model_entrypoint(name).__module__.split(".")[-1]
-    if not kwargs.get("pretrained") and family in _PLAIN_FAMILIES | _WINDOW_FAMILIES:
+    card = models().get(name.split(".")[0])
+    taken = None if card is None else card.input
+    if family in _PLAIN_FAMILIES | _WINDOW_FAMILIES or (taken is not None and taken.layout == "plain"):
         fitted |= _resolution(name, kwargs, dataset)
         if family in _WINDOW_FAMILIES and "img_size" in fitted and "window_size" not in kwargs:
             patch, size = _pair(fitted.get("patch_size") or _default_patch(name)), _pair(fitted["img_size"])
             grid = (size[0] // patch[0], size[1] // patch[1])
             fitted["window_size"] = fitting_window(grid, _default_window(name), len(kwargs.get("depths", range(4))))
-    elif not kwargs.get("pretrained") and _too_small(dataset.image_size, name, kwargs):
-        fitted |= _of_family(family, dataset.image_size, kwargs, _default_patch(name))
+    elif taken is not None and _too_small(dataset.image_size, name, kwargs):
+        fitted |= _size_taken(taken, dataset.image_size, kwargs, _default_patch(name))
     return fitted
 
 
-def _of_family(family: str, size: tuple[int, int], given: dict[str, Any], patch: int) -> dict[str, Any]:
-    """`img_size`, and `patch_size` where it is not given, of leanvit's own families; nothing of others.
+def _size_taken(taken: Input, size: tuple[int, int], given: dict[str, Any], patch: int) -> dict[str, Any]:
+    """`img_size`, and `patch_size` where it is not given, of a paper's models for images of `size`.
 
     patch: what the model has by default; images of more than 64 pixels keep it.
     """
-    if family in _STRIDES:
-        return {"img_size": _compact(strided_size(size, *_STRIDES[family]))}
-    if family not in _PATCHED:
-        return {}
+    if taken.layout == "strided":
+        return {"img_size": _compact(strided_size(size, taken.stride, taken.least))}
     if "patch_size" in given or max(size) > SMALL_SIDE:
         patch, chosen = given.get("patch_size", patch), {}
     else:
-        own = _PATCHED[family]
-        patch = small_grid(size)[1] if own is None else min(own, key=lambda p: _distance(size[0] * size[1] / p**2))
+        own = taken.patches
+        patch = min(own, key=lambda p: _distance(size[0] * size[1] / p**2)) if own else small_grid(size)[1]
         chosen = {"patch_size": patch}
-    step = patch * (2 ** (len(given.get("depths", range(4))) - 1) if family == "litv2" else 1)
+    step = patch * (2 ** (len(given.get("depths", range(4))) - 1) if taken.doubles else 1)
     return {"img_size": _compact((_up(size[0], step), _up(size[1], step))), **chosen}
 
 
@@ -205,8 +205,9 @@ def _image_problems(model: nn.Module, preprocess: Preprocess, dataset: AnyDatase
     if growth > MAX_ENLARGEMENT:
         own_height, own_width = dataset.image_size
         mend = f"img_size={_compact(dataset.image_size)}"
-        own = _of_family(_family(model), dataset.image_size, {}, _stem_patch(model))
-        if own:
+        taken = _taken(getattr(model, "source", model))
+        if taken is not None and taken.layout != "plain":
+            own = _size_taken(taken, dataset.image_size, {}, _stem_patch(model))
             mend = ", ".join(f"{name}={value}" for name, value in own.items())
         elif max(dataset.image_size) <= SMALL_SIDE:
             fitted, patch = small_grid(dataset.image_size)
@@ -260,12 +261,9 @@ def _any_size(model: nn.Module, size: tuple[int, int]) -> bool:
     return fits or bool(getattr(stem, "dynamic_img_pad", False))
 
 
-def _family(model: nn.Module) -> str:
-    """Which of leanvit's own families a model is of, also an opened one; empty: none of them."""
-    if hasattr(model, "tokens_to_token"):
-        return "t2t_vit"
-    module = type(getattr(model, "source", model)).__module__.split(".")
-    return next((family for family in (*_STRIDES, *_PATCHED) if family in module), "")
+def _taken(model: nn.Module) -> Input | None:
+    """What the paper of a model, or of one of its parts, says of its images; None where none does."""
+    return next(filter(None, (input_of(type(part)) for part in (model, *model.children()))), None)
 
 
 def _stem_patch(model: nn.Module) -> int:
@@ -280,7 +278,12 @@ def _model_name(model: nn.Module) -> str:
 
 def _default_patch(name: str) -> int:
     found = re.search(r"patch(\d+)", name)
-    return int(found.group(1)) if found else 4 if name.startswith(("swin", "litv2")) else 16
+    if found:
+        return int(found.group(1))
+    card = models().get(name.split(".")[0])
+    if card is not None and card.input is not None:
+        return card.input.patch
+    return 4 if name.startswith("swin") else 16
 
 
 def _default_window(name: str) -> int:

@@ -1,6 +1,6 @@
 """Floor 1: what a method is, how methods are applied, saved, loaded and combined.
 
-Names load on first use: the table of papers is light, everything else brings PyTorch.
+Names load on first use: the cards of papers are light, everything else brings PyTorch.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from leanvit.cards import Card, known_papers, own_methods, paper, papers
 from leanvit.recipe.catalogue import Reference, reference, references
-from leanvit.recipe.papers import Paper, known_papers, own_methods, paper, papers
 
 _HOME = {
     "register": "registry",
@@ -55,7 +55,7 @@ _HOME = {
     "load_recipe": "recipe_file",
 }
 __all__ = [
-    "Paper",
+    "Card",
     "Reference",
     "known_papers",
     "methods",
@@ -68,8 +68,8 @@ __all__ = [
 ]
 
 
-def methods() -> list[Paper]:
-    """Every method: leanvit's own in the order of `papers.toml`, then those registered from outside."""
+def methods() -> list[Card]:
+    """Every method: those with a card in the order of tables, then those registered from modules of a user's own."""
     return [row for row in known_papers().values() if row.is_method]
 
 

@@ -8,9 +8,8 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe.papers import own_methods
 from leanvit.recipe.protocol import Method, Places
-from leanvit.recipe.registry import method_class
+from leanvit.recipe.registry import method_class, shaping_methods
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -40,7 +39,7 @@ class Cell:
 
 def compatibility(slugs: Sequence[str] | None = None) -> list[Cell]:
     """Every ordered pair of methods."""
-    slugs = own_methods() if slugs is None else slugs
+    slugs = shaping_methods() if slugs is None else slugs
     return [cell(a, b) for a in slugs for b in slugs]
 
 

@@ -204,3 +204,16 @@ class Tunes(Retunes, Protocol):
 
     def tuned(self, structure: Structure, knobs: Mapping[str, Any]) -> tuple[Retunes, Structure]:
         """The method with these knobs, and the structure that follows."""
+
+
+# --- ways to train -------------------------------------------------------------------
+
+
+class TrainingMethod(Protocol):
+    """A way to train (kind "train"): knobs in a frozen dataclass, and one of three at least.
+
+    `BringsObjective`: what the training minimises. `Schedules`: callbacks of `fit`. `shape`: parts that stay in the
+    model, as of any `Method`; a class that has it is applied by `compress`, too.
+    """
+
+    slug: ClassVar[str]

@@ -7,8 +7,9 @@ from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from typing import Any
 
+from leanvit.cards import Card, Knobs, Measured, add_registered, own_methods, paper
 from leanvit.errors import BadInput, nearest
-from leanvit.recipe.papers import Paper, add_paper, paper, papers
+from leanvit.kinds import KINDS, steps_asked
 
 _DEFAULTS: dict[str, Any] = {
     "requires": frozenset(),
@@ -24,13 +25,19 @@ _DEFAULTS: dict[str, Any] = {
     "open_knobs": (),
 }
 _REGISTRY: dict[str, type] = {}
+_COLUMNS = ("arxiv", "venue", "family", "published", "measured", "command", "machine")
+_SIGNATURES = {
+    "shape": "shape(model, structure)",
+    "objective": "objective(model, data, config)",
+    "callbacks": "callbacks(model)",
+}
 
 
 def method(slug: str) -> Callable[[type], type]:
-    """Class decorator: register a method under the slug of its row in `papers.toml`."""
+    """Class decorator: register a method under the slug of its card, the name of its folder."""
 
     def register(cls: type) -> type:
-        _check_shape(cls)
+        _check_steps(cls, paper(slug).kinds)
         cls.slug = slug  # type: ignore[attr-defined]
         for key, value in _DEFAULTS.items():
             if not hasattr(cls, key):
@@ -41,12 +48,16 @@ def method(slug: str) -> Callable[[type], type]:
     return register
 
 
-def _check_shape(cls: type) -> None:
-    if not callable(getattr(cls, "shape", None)):
-        raise TypeError(f"{cls.__name__} has no shape(model, structure)")
+def _check_steps(cls: type, kinds: Iterable[str]) -> None:
+    """Raise `TypeError` unless the class has a step of each protocol."""
+    for steps in steps_asked(kinds):
+        if not any(callable(getattr(cls, step, None)) for step in steps):
+            raise TypeError(f"{cls.__name__} has no {' or '.join(_SIGNATURES[step] for step in steps)}")
 
 
-def register(slug: str, *, title: str, summary: str, **more: str) -> Callable[[type], type]:
+def register(
+    slug: str, *, title: str, summary: str, kind: str = "compress", compared: bool = False, **more: str
+) -> Callable[[type], type]:
     """Class decorator: register a method that is not part of leanvit, from a module of your own.
 
     Afterwards it is a method like any other: `leanvit methods`, `--with SLUG`, recipe files, compatibility. A run that
@@ -56,29 +67,41 @@ def register(slug: str, *, title: str, summary: str, **more: str) -> Callable[[t
         slug: lower-case letters, digits and `_`; not one that is taken.
         title: of the paper, or of the idea.
         summary: what it does, in half a sentence.
-        more: other columns of `Paper`: arxiv, venue, kind (default "compress"), family (default "outside"), ...
+        kind: one of `leanvit.kinds`.
+        compared: whether `leanvit compare` sets it beside others where no method is named.
+        more: arxiv, venue, family (default "outside"), published, and what was measured here: measured, command,
+            machine.
 
     Raises:
-        BadInput: the slug is malformed, or belongs to another module's method; a column that `Paper` does not have.
-        TypeError: the class has no `shape`.
+        BadInput: the slug is malformed, or belongs to another module's method; a column that there is not.
+        TypeError: the class has not the step that its kind asks for (`shape`).
     """
-    columns = {f.name for f in fields(Paper)} - {"slug", "title", "summary", "module"}
     for name in more:
-        if name not in columns:
-            raise BadInput(f"register has no column {name!r}: {nearest(name, columns)}")
+        if name not in _COLUMNS:
+            raise BadInput(f"register has no column {name!r}: {nearest(name, [*_COLUMNS, 'kind', 'compared'])}")
+    kinds = [name for name, one in KINDS.items() if one.is_method]
+    if kind not in kinds:
+        raise BadInput(f"kind is {kind!r}; accepted: {', '.join(kinds)}")
 
     def decorate(cls: type) -> type:
-        row = {"kind": "compress", "family": "outside", **more}
-        _check_shape(cls)
-        add_paper(Paper(slug=slug, title=title, summary=summary, module=cls.__module__, **row))
+        _check_steps(cls, [kind])
+        columns = {"family": "outside", **more}
+        ours = Measured(columns.pop("measured", ""), columns.pop("command", ""), columns.pop("machine", ""))
+        row: dict[str, Any] = {"measured": ours, "knobs": Knobs(compared=compared), **columns}
+        add_registered(Card(slug=slug, title=title, summary=summary, kinds=(kind,), module=cls.__module__, **row))
         return method(slug)(cls)
 
     return decorate
 
 
 def outside_module(slug: str) -> str:
-    """The module that registered a method from outside; "" for leanvit's own."""
-    return "" if slug in papers() else paper(slug).module
+    """The module to import for a method from outside; "" for leanvit's own."""
+    return paper(slug).package
+
+
+def shaping_methods() -> list[str]:
+    """The slugs of the papers with a card whose class has `shape`: what `compress` applies. Imports all of them."""
+    return [slug for slug in own_methods() if hasattr(method_class(slug), "shape")]
 
 
 def method_class(slug: str) -> type:

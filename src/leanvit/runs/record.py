@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanvit.cards import known_papers
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import JSON_LIMIT
 from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
 from leanvit.recipe.history import Root
-from leanvit.recipe.papers import known_papers
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
 from leanvit.runs.commands import Command, commands_of

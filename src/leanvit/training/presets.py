@@ -21,19 +21,20 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+import leanvit
+from leanvit import cards
 from leanvit.errors import BadInput, nearest, unknown
 from leanvit.files import Strict, strict_message
-from leanvit.models.registry import MODULES
 from leanvit.training.teachers import Distill
 from leanvit.training.timm_args import read_args
 from leanvit.training.train_recipe import MeantFor, Target, TrainRecipe, check_fields
 
+_PRESETS = Path(leanvit.__file__).parent / "presets"
 SUFFIXES = (".toml", ".yaml", ".yml")
 LARGEST = 2**18  # bytes of a recipe file; ours and timm's have some thousands
 
@@ -62,22 +63,22 @@ class _File(Strict):
 
 
 def preset_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in _folder().iterdir() if path.name.endswith(".toml"))
+    """Names of the recipes that come with the package, and with the papers that were added to it."""
+    return sorted(_files())
 
 
 def preset(name: str, model: object = None) -> TrainRecipe:
-    """A recipe that comes with the package: by its name, or by that of an architecture (`dhvt`).
+    """A recipe that comes with the package or a paper: by its name, or by that of an architecture (`dhvt`).
 
     An architecture's recipe is the one that is written for `model` (a timm name), or its only one. Raises `BadInput`
     with the nearest names, or with the recipes of the architecture.
     """
-    if name in MODULES and name not in preset_names():
+    known = _files()
+    if name in known:
+        return _parsed(known[name].read_text(encoding="utf-8"), name, f"recipe {name}")
+    if name in cards.papers() and cards.papers()[name].models:
         return _of_architecture(name, model)
-    known = preset_names()
-    if name not in known:
-        raise unknown("recipe", name, known)
-    return _parsed((_folder() / f"{name}.toml").read_text(encoding="utf-8"), name, f"recipe {name}")
+    raise unknown("recipe", name, known)
 
 
 def load_train_recipe(spec: str | Path, model: object = None) -> TrainRecipe:
@@ -104,7 +105,7 @@ def load_train_recipe(spec: str | Path, model: object = None) -> TrainRecipe:
 
 
 def _of_architecture(slug: str, model: object) -> TrainRecipe:
-    recipes = [one for one in map(preset, preset_names()) if one.model in MODULES[slug]]
+    recipes = [one for one in map(preset, preset_names()) if one.model in cards.papers()[slug].models]
     meant = [one for one in recipes if one.trains(model)] if len(recipes) > 1 else recipes
     if len(meant) == 1:
         return meant[0]
@@ -115,8 +116,9 @@ def _of_architecture(slug: str, model: object) -> TrainRecipe:
     raise BadInput(f"recipe {slug!r} is an architecture with several recipes, and {given}; accepted: {listed}")
 
 
-def _folder() -> Any:
-    return files("leanvit") / "presets"
+def _files() -> dict[str, Path]:
+    """Name -> file. Those of no paper are in `presets/`, those of a paper in its folder."""
+    return {path.stem: path for path in _PRESETS.glob("*.toml")} | cards.recipes()
 
 
 def _parsed(text: str, name: str, where: str) -> TrainRecipe:

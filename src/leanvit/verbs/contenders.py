@@ -16,21 +16,18 @@ from leanvit.recipe import (
     check_places,
     choices,
     fit_to_data,
+    known_papers,
     make_method,
-    method_class,
     methods,
     split_with,
     trainings,
 )
 from leanvit.recipe.equal_macs import check_share, share_of
-from leanvit.recipe.protocol import AtMacs, Method
+from leanvit.recipe.protocol import Method
 from leanvit.report.values import shown
 from leanvit.runs.compared import INT8
 from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import Loaded, Say
-
-CONTROLS = ("evit:select=random", "evit:select=lowest")
-FAMILIES = ("tokens", "exits")  # whose methods are compared where none is named
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def choose(
     """The methods with their dials set, and why others are left out, named ones too.
 
     Args:
-        given: as `--with` takes them; empty: all of `FAMILIES` that have a dial.
+        given: as `--with` takes them; empty: all whose cards say that they are compared.
         tolerance: how far off, as a share of `macs`, the setting of a method may be that does not train.
 
     Raises:
@@ -55,9 +52,9 @@ def choose(
         Refused: no method fits the model and the share.
     """
     check_share(macs)
-    texts = list(given) or _fitting_slugs()
-    if controls and any(split_with(text)[0] == "evit" for text in texts):
-        texts += [text for text in CONTROLS if text not in texts]
+    texts = list(given) or _compared()
+    if controls:
+        texts += [text for text in _controls(texts) if text not in texts]
     chosen: list[Contender] = []
     left_out = LeftOut()
     for text in texts:
@@ -110,8 +107,15 @@ def checked(
     return fitting, plan
 
 
-def _fitting_slugs() -> list[str]:
-    return [row.slug for row in methods() if row.family in FAMILIES and issubclass(method_class(row.slug), AtMacs)]
+def _compared() -> list[str]:
+    return [card.slug for card in methods() if card.knobs.compared]
+
+
+def _controls(texts: Sequence[str]) -> list[str]:
+    """The controls of methods, as `--with` takes them."""
+    known = known_papers()
+    slugs = dict.fromkeys(split_with(text)[0] for text in texts)
+    return [f"{slug}:{knobs}" for slug in slugs if slug in known for knobs in known[slug].knobs.controls]
 
 
 def _name(slug: str, knobs: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What one method needs, does to a model and composes with: from its row of papers.toml and its declarations.
+"""What one method needs, does to a model and composes with: from its card and its declarations.
 
 Of an architecture: its models, and the recipes that train them.
 """
@@ -10,11 +10,10 @@ from dataclasses import MISSING, Field, asdict, dataclass, fields
 from importlib import import_module
 from typing import Any
 
+from leanvit.kinds import is_method
 from leanvit.knobs import field_hints, words
-from leanvit.models.registry import MODULES
-from leanvit.recipe import TRAITS, Paper, known_papers, method_class, paper
+from leanvit.recipe import TRAITS, Card, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
-from leanvit.training.presets import preset, preset_names
 from leanvit.values import write_value
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
@@ -35,7 +34,7 @@ class Knob:
 class Explanation:
     """A method in words; the lists hold sentences ready to read."""
 
-    paper: Paper
+    paper: Card
     knobs: tuple[Knob, ...]
     requires: tuple[str, ...]
     destroys: tuple[str, ...]
@@ -46,7 +45,8 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         told = asdict(self)
-        return {**told.pop("paper"), **told}
+        del told["paper"]
+        return {**self.paper.to_json(), **told}
 
     @property
     def example(self) -> str:
@@ -76,8 +76,8 @@ class Explanation:
             "training after": "yes" if self.trainable_after else "no",
             "export": self.export,
             "published": self.paper.published,
-            "measured": ", ".join(filter(None, (self.paper.measured, self.paper.machine))),
-            "by": self.paper.command,
+            "measured": ", ".join(filter(None, (self.paper.measured.text, self.paper.measured.machine))),
+            "by": self.paper.measured.command,
         }
         facts |= {f"with {slug}": how for slug, how in self.composes.items()}
         return {name: value for name, value in facts.items() if value}
@@ -87,13 +87,14 @@ class Explanation:
 class Architecture:
     """An architecture in words."""
 
-    paper: Paper
+    paper: Card
     models: dict[str, str]  # name -> what it is, in a line
-    recipes: tuple[str, ...]  # presets of its paper
+    recipes: tuple[str, ...]  # of its folder
 
     def to_json(self) -> dict[str, Any]:
         told = asdict(self)
-        return {**told.pop("paper"), **told}
+        del told["paper"]
+        return {**self.paper.to_json(), **told}
 
     def rich(self) -> Iterator[Any]:
         """Parts to print with rich."""
@@ -110,7 +111,7 @@ class Architecture:
         yield Text(f"\nleanvit train {next(iter(self.models))} --data DATA --out RUN")
 
 
-def _heading(row: Paper) -> Iterator[Any]:
+def _heading(row: Card) -> Iterator[Any]:
     from rich.text import Text
 
     where = ", ".join(filter(None, (row.venue, row.arxiv and f"arXiv {row.arxiv}")))
@@ -136,18 +137,17 @@ def explain(slug: str) -> Explanation | Architecture:
     return _method(row) if row.is_method else _architecture(row)
 
 
-def _architecture(row: Paper) -> Architecture:
+def _architecture(row: Card) -> Architecture:
     module = import_module(row.module)
-    models = {name: _line(getattr(module, name)) for name in MODULES[row.module.rpartition(".")[2]]}
-    recipes = tuple(name for name in preset_names() if row.arxiv and preset(name).arxiv == row.arxiv)
-    return Architecture(row, models, recipes)
+    models = {name: _line(getattr(module, name)) for name in row.models}
+    return Architecture(row, models, tuple(row.recipes()))
 
 
 def _line(entry: Any) -> str:
     return (entry.__doc__ or "").strip().split("\n")[0].rstrip(".")
 
 
-def _method(row: Paper) -> Explanation:
+def _method(row: Card) -> Explanation:
     slug, cls = row.slug, method_class(row.slug)
     declared: Any = cls
     return Explanation(
@@ -161,7 +161,7 @@ def _method(row: Paper) -> Explanation:
         composes={
             other: _order(slug, other)
             for other, theirs in known_papers().items()
-            if other != slug and theirs.kind == row.kind
+            if other != slug and is_method({*row.kinds} & {*theirs.kinds})
         },
     )
 

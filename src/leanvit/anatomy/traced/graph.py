@@ -167,7 +167,7 @@ class _Recording(TorchFunctionMode):
 
     def _forward_of(self, path: str, module: nn.Module) -> Callable[..., Any]:
         original = module.forward
-        rule = module_rule(path, module)
+        rule = module_rule(path, module, self.model)
 
         def follow(*args: Any, **kwargs: Any) -> Any:
             self.paths.append(path)

@@ -140,15 +140,24 @@ def runs_whole(module: nn.Module) -> bool:
     return getattr(type(module), "RUNS_WHOLE", False)
 
 
-def module_rule(path: str, module: nn.Module) -> ModuleRule | None:
-    """The rule of a module that is one operation; None: its forward is followed. Raises `Refused` for any other."""
+def module_rule(path: str, module: nn.Module, model: nn.Module) -> ModuleRule | None:
+    """The rule of a module that is one operation; None: its forward is followed. Raises `Refused` for any other.
+
+    Followed are modules of timm, of leanvit, and of the package that the class of the model itself is of.
+    """
     if type(module) in _MODULES:
         return _MODULES[type(module)]
     if runs_whole(module):
         return ModuleRule("module", _run)
-    if type(module) not in _FOLLOWED and not type(module).__module__.startswith(_HOMES):
+    homes = (*_HOMES, _package(model))
+    if type(module) not in _FOLLOWED and not f"{type(module).__module__}.".startswith(homes):
         raise Refused(f"{path} is a {type(module).__name__}, which the traced level does not know")
     return None
+
+
+def _package(model: nn.Module) -> str:
+    """The name of the package that a model's class is of, with a dot behind it."""
+    return type(model).__module__.partition(".")[0] + "."
 
 
 # --- functions -------------------------------------------------------------------------

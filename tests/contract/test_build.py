@@ -1,4 +1,5 @@
-"""What timm asks of every model, asked of each architecture of ours (after timm's own suite), and what leanvit asks."""
+"""What is asked of every paper that builds models: what timm asks of a model (after its own suite), and what leanvit
+asks. The models are the examples of the cards."""
 
 from __future__ import annotations
 
@@ -12,15 +13,16 @@ import torch
 from timm.layers import create_feature_extractor
 from torch import nn
 
-from backbones.small import LEVELS, LIKE_ANOTHER, SMALL
+from backbones.small import EXAMPLES, SMALL
 from leanvit.anatomy import close_model, open_model
+from leanvit.cards import papers
 from leanvit.data import Preprocess
 from leanvit.deploy import export, load_artefact
 from leanvit.models.registration import register, renamed
-from leanvit.models.registry import BUILDERS, MODULES
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 names = pytest.mark.parametrize("name", SMALL)
+exported = pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.exported])
 
 
 def built(name: str, **more: Any) -> Any:
@@ -45,10 +47,11 @@ def outputs(y: Any) -> list[torch.Tensor]:
     return list(y) if isinstance(y, tuple | list) else [y]
 
 
-def test_every_module_is_tried_and_registers_what_it_says() -> None:
-    assert {BUILDERS[name] for name in SMALL} == set(BUILDERS.values())
-    for module, ours in MODULES.items():
-        assert set(ours) == set(timm.list_models(module=module)), module
+def test_every_paper_registers_the_names_of_its_card_and_has_an_example() -> None:
+    for card in papers().values():
+        registered = {n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__ == card.module}
+        assert registered == set(card.models), card.slug
+        assert bool(card.example) == bool(card.models), card.slug
 
 
 def test_a_name_that_timm_has_is_not_replaced() -> None:
@@ -115,7 +118,7 @@ def test_intermediates(name: str) -> None:
     x = picture(model)
     final, maps = model.forward_intermediates(x)
     torch.testing.assert_close(final, model.forward_features(x))
-    assert len(maps) == len(model.feature_info) == LEVELS.get(name, len(maps))
+    assert len(maps) == len(model.feature_info) == (EXAMPLES[name].levels or len(maps))
     for one, info in zip(maps, model.feature_info, strict=True):
         side = -(-x.shape[-1] // info["reduction"])
         assert one.shape == (2, info["num_chs"], side, side)
@@ -126,7 +129,7 @@ def test_intermediates(name: str) -> None:
     torch.testing.assert_close(model.forward_intermediates(x, indices=kept, intermediates_only=True)[0], maps[-1])
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
+@exported
 def test_torch_fx_traces_it(name: str) -> None:
     """As timm's feature extraction does; what decides by sizes is one step (`register_notrace_module`)."""
     model = built(name)
@@ -181,7 +184,7 @@ def test_what_timm_reads(name: str) -> None:
         timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
 
 
-@pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
+@exported
 def test_onnx_says_the_same(name: str, tmp_path: Any) -> None:
     model = built(name)
     x = picture(model)

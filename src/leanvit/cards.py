@@ -1,0 +1,371 @@
+"""Cards: what is known of each paper before any of its code is imported. Light: no PyTorch, no paper.
+
+A paper is a folder `<family>/<slug>/` with a `card.toml`, data only, beside its `__init__.py`. The folder's name is the
+paper's slug, its parent's the family, the place of both the module. Papers are found in leanvit itself and in the roots
+that are added (`add_root`), folders of the same make. Every table of papers is a function here, made of the cards:
+nothing lists papers but the folders.
+
+The order of papers is that of `FAMILIES`, then by slug.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from leanvit.errors import BadInput, nearest, unknown
+from leanvit.kinds import KINDS, is_method
+
+CARD = "card.toml"
+RECIPES = "recipes"  # folder of a paper: training recipes, NAME.toml
+FAMILIES = ("tokens", "prune", "quantize", "exits", "backbones")  # the order of tables; others follow by name
+_SLUG = r"[a-z][a-z0-9_]*"
+_KINDS_OF_VALUES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Where a measured number is: the value of `metric` in the row of a results file that has all values of `row`."""
+
+    file: str  # under benchmarks/results
+    metric: str  # key of the value
+    row: Mapping[str, Any] = field(default_factory=dict)  # key -> value; {}: the file's own keys
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured here. `{name}` in the text stands for the figure of that name."""
+
+    text: str
+    command: str = ""  # that made it
+    machine: str = ""
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Input:
+    """Which images the models of a paper take. Sides are in pixels."""
+
+    layout: str = "strided"  # "strided": tokens are `stride` apart; "patches": of a size to choose; "plain": any ViT's
+    stride: int = 0
+    least: int = 0  # the least side, a multiple of the stride
+    patches: tuple[int, ...] = ()  # sizes to choose from; (): any
+    patch: int = 16  # that the models have where their name does not say it
+    doubles: bool = False  # of patches: the distance of tokens doubles from stage to stage
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("strided", "patches", "plain"):
+            raise BadInput(f"layout is {self.layout!r}; accepted: strided, patches, plain")
+        if self.layout == "strided" and (self.stride < 1 or self.least % self.stride):
+            raise BadInput(f"stride is {self.stride}, least {self.least}; accepted: 1 or more, and a multiple of it")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """Settings of a method by which tests, tables and pages use it."""
+
+    shown: str = ""  # what `--with SLUG:` shows on its page; "": its defaults
+    small: Mapping[str, Any] = field(default_factory=dict)  # quick: few images, few steps
+    off: Mapping[str, Any] | None = None  # on the small plain ViT of the tests, these change no bit
+    exported: Mapping[str, Any] | None = None  # of its row in the table of runtimes; None: it has none
+    cost: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # that set its cost: from, to; (): any
+    controls: tuple[str, ...] = ()  # knobs of its controls, as in `--with`
+    compared: bool = False  # whether it is compared with others where no method is named
+
+
+@dataclass(frozen=True)
+class Example:
+    """A small build of one of a paper's models, for tests and tables."""
+
+    model: str  # timm name
+    args: Mapping[str, Any]  # of its constructor, `img_size` among them
+    title: str = ""  # of its row in the table of support; "": it has none
+    levels: int | None = None  # of features; None: as many as blocks
+    exported: bool = True  # False: another example has the same parts, this one need not be exported, too
+
+
+@dataclass(frozen=True)
+class Card:
+    """A paper: what its folder and its `card.toml` say."""
+
+    slug: str
+    family: str
+    module: str  # that registers its class and its models
+    title: str
+    summary: str
+    kinds: tuple[str, ...]  # what it gives (`leanvit.kinds`), the one that tables list it under first
+    arxiv: str = ""
+    venue: str = ""
+    published: str = ""  # the paper's headline
+    measured: Measured = field(default_factory=lambda: Measured(""))  # ours
+    public: tuple[str, ...] = ()  # names of its module that are offered as `leanvit.NAME`
+    models: tuple[str, ...] = ()  # names that its module registers with timm
+    input: Input | None = None
+    knobs: Knobs = field(default_factory=Knobs)
+    example: tuple[Example, ...] = ()
+    folder: Path | None = None  # None: registered from a module of a user's own
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is applied to a model; else it is an architecture."""
+        return is_method(self.kinds)
+
+    @property
+    def package(self) -> str:
+        """What to import so that the paper is known; "" for leanvit's own."""
+        if self.folder is None:
+            return self.module
+        package = self.module.removesuffix(f".{self.family}.{self.slug}")
+        return "" if package == "leanvit" else package
+
+    def recipes(self) -> dict[str, Path]:
+        """Training recipes of the paper: name -> file."""
+        found = [] if self.folder is None else sorted((self.folder / RECIPES).glob("*.toml"))
+        return {path.stem: path for path in found}
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat row."""
+        flat = ("slug", "title", "kinds", "family", "module", "summary", "arxiv", "venue", "published")
+        ours = {"measured": self.measured.text, "command": self.measured.command, "machine": self.measured.machine}
+        row = {"kind": self.kinds[0], **{name: getattr(self, name) for name in flat}, **ours}
+        return {**row, "public": self.public, "models": self.models}
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def papers() -> dict[str, Card]:
+    """The papers of leanvit and of the roots that were added, by slug, in the order of tables."""
+    return _papers(tuple(_roots))
+
+
+def known_papers() -> dict[str, Card]:
+    """All papers: those with a card, then the methods that modules of a user's own registered."""
+    return {**papers(), **_registered}
+
+
+def paper(slug: str) -> Card:
+    """One paper. Raises `BadInput` with the nearest names."""
+    known = known_papers()
+    if slug not in known:
+        raise unknown("method", slug, known)
+    return known[slug]
+
+
+def own_methods() -> list[str]:
+    """The slugs of the papers with a card that are applied to a model."""
+    return [slug for slug, card in papers().items() if card.is_method]
+
+
+def models() -> dict[str, Card]:
+    """timm name -> the paper that registers it."""
+    return {name: card for card in papers().values() for name in card.models}
+
+
+def public_names() -> dict[str, str]:
+    """Name that is offered as `leanvit.NAME` -> the module that has it."""
+    return {name: card.module for card in papers().values() for name in card.public}
+
+
+def recipes() -> dict[str, Path]:
+    """Training recipes of all papers: name -> file."""
+    return {name: path for card in papers().values() for name, path in card.recipes().items()}
+
+
+def input_of(cls: type) -> Input | None:
+    """What the paper says of its models' images whose class this is, or is made of; None where none does."""
+    for kind in cls.__mro__:
+        for card in papers().values():
+            if card.input is not None and f"{kind.__module__}.".startswith(f"{card.module}."):
+                return card.input
+    return None
+
+
+# --- roots and registered methods -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Root:
+    folder: Path
+    package: str
+
+
+_roots: list[_Root] = [_Root(Path(__file__).parent, "leanvit")]
+_registered: dict[str, Card] = {}
+
+
+def add_root(folder: str | Path, package: str | None = None) -> list[Card]:
+    """Add a folder of papers, `<family>/<slug>/card.toml` each: they are then known like leanvit's own.
+
+    Args:
+        folder: of the families. It is imported as a package; its parent goes on the path where it is not there yet.
+        package: its dotted name, default the folder's own.
+
+    Raises:
+        BadInput: no folder, one without cards, a card that is damaged, or a slug, model or public name that is taken.
+    """
+    root = _Root(Path(folder).resolve(), package or Path(folder).resolve().name)
+    if root in _roots:
+        return list(_cards(root))
+    if not root.folder.is_dir():
+        raise BadInput(f"{folder} is no folder; accepted: one that holds <family>/<slug>/{CARD}")
+    added = list(_cards(root))
+    if not added:
+        raise BadInput(f"{folder} holds no papers; accepted: a folder that holds <family>/<slug>/{CARD}")
+    _papers((*_roots, root))
+    _make_importable(root)
+    _roots.append(root)
+    return added
+
+
+def remove_root(folder: str | Path) -> None:
+    """Forget the papers of a folder that was added. Raises `BadInput` for any other."""
+    for root in _roots[1:]:
+        if root.folder == Path(folder).resolve():
+            _roots.remove(root)
+            return
+    raise BadInput(f"{folder} was not added; accepted: {', '.join(str(root.folder) for root in _roots[1:]) or 'none'}")
+
+
+def has_cards(folder: str | Path) -> bool:
+    """Whether a folder holds papers."""
+    return any(Path(folder).glob(f"*/*/{CARD}"))
+
+
+def add_registered(card: Card) -> None:
+    """A method of a module of a user's own. Raises `BadInput` if the slug is malformed or another module's."""
+    _check_slug(card.slug)
+    owner = known_papers().get(card.slug)
+    if owner is not None and owner.module != card.module:
+        raise BadInput(f"slug {card.slug!r} belongs to the method of {owner.module}: give {card.module}'s another")
+    _registered[card.slug] = card
+
+
+def _check_slug(slug: str) -> None:
+    if not re.fullmatch(_SLUG, slug):
+        raise BadInput(f"slug is {slug!r}; accepted: lower-case letters, digits and _, a letter first")
+
+
+def _make_importable(root: _Root) -> None:
+    try:
+        found = find_spec(root.package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        sys.path.insert(0, str(root.folder.parents[root.package.count(".")]))
+        found = find_spec(root.package)
+    places = [] if found is None else [Path(place).resolve() for place in found.submodule_search_locations or ()]
+    if root.folder not in places:
+        raise BadInput(f"{root.folder} cannot be imported as {root.package!r}: another module has this name")
+
+
+@cache
+def _papers(roots: tuple[_Root, ...]) -> dict[str, Card]:
+    found = [card for root in roots for card in _cards(root)]
+    for what in ("slug", "models", "public"):
+        _require_different(what, found)
+    return {card.slug: card for card in sorted(found, key=_place)}
+
+
+def _place(card: Card) -> tuple[int, str, str]:
+    known = card.family in FAMILIES
+    return FAMILIES.index(card.family) if known else len(FAMILIES), card.family, card.slug
+
+
+def _require_different(what: str, found: list[Card]) -> None:
+    taken: dict[str, Card] = {}
+    for card in found:
+        value = getattr(card, what)
+        for name in [value] if isinstance(value, str) else value:
+            other = taken.setdefault(name, card)
+            if other is not card:
+                raise BadInput(f"{_file(card)}: {what} {name!r} is that of {_file(other)}, too")
+
+
+def _file(card: Card) -> str:
+    return str(CARD if card.folder is None else card.folder / CARD)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _cards(root: _Root) -> tuple[Card, ...]:
+    return tuple(read_card(path, root.package) for path in sorted(root.folder.glob(f"*/*/{CARD}")))
+
+
+def read_card(path: Path, package: str) -> Card:
+    """A card by its file, `<family>/<slug>/card.toml` of a package. Raises `BadInput` that names the file."""
+    family, slug = path.parts[-3:-1]
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        _check_slug(slug)
+        place = {"slug": slug, "family": family, "module": f"{package}.{family}.{slug}", "folder": path.parent}
+        for key in place.keys() & content.keys():
+            raise BadInput(f"unknown key {key!r}: it follows from where the card is")
+        card: Card = _made(Card, content, "", place)
+        _check_card(card)
+    except (OSError, ValueError) as error:  # not TOML, not UTF-8; `BadInput` is a `ValueError`
+        raise BadInput(f"{path}: {error}") from error
+    return card
+
+
+def _check_card(card: Card) -> None:
+    if not card.kinds:
+        raise BadInput(f"kinds is empty; accepted: some of {', '.join(KINDS)}")
+    for kind in card.kinds:
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS)
+    if ("build" in card.kinds) != bool(card.models):
+        raise BadInput("kinds has 'build' where models are named, and only there")
+    if {*re.findall(r"\{(\w+)\}", card.measured.text)} != {*card.measured.figures}:
+        raise BadInput("measured.text names other figures in braces than measured.figures has")
+    for example in card.example:
+        if example.model not in card.models:
+            raise BadInput(f"example.model is {example.model!r}; accepted: {', '.join(card.models) or 'no model'}")
+
+
+def _made(cls: Any, content: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> Any:
+    """A dataclass of a TOML table. Raises `BadInput` for an unknown or missing key, or a value of another kind."""
+    kinds = get_type_hints(cls)
+    for key in content:
+        if key not in kinds:
+            raise BadInput(f"unknown key {where + key!r}: {nearest(key, kinds.keys() - given.keys())}")
+    values = {key: _value(kinds[key], value, where + key) for key, value in content.items()}
+    for one in fields(cls):
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in {**given, **values}:
+            raise BadInput(f"{where + one.name} is missing")
+    return cls(**given, **values)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """A value of TOML as an annotation says: a plain one, a list (a tuple), a table; what may be None is the rest."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if type(None) in inner:
+        return _value(next(one for one in inner if one is not type(None)), value, where)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _made(kind, _checked(value, dict, "a table", where), f"{where}.", {})
+    if origin is tuple:
+        listed = _checked(value, list, "a list", where)
+        return tuple(_value(inner[0], one, f"{where}[{i}]") for i, one in enumerate(listed))
+    if origin is not None:  # Mapping
+        table = _checked(value, dict, "a table", where)
+        return {key: _value(inner[1], one, f"{where}.{key}") for key, one in table.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    return _checked(value, kind, _KINDS_OF_VALUES[kind], where)
+
+
+def _checked(value: Any, kind: type, words: str, where: str) -> Any:
+    if type(value) is not kind:
+        raise BadInput(f"{where} is {value!r}; accepted: {words}")
+    return value
