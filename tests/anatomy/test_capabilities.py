@@ -18,6 +18,7 @@ from leanvit.anatomy import OpenModel, Step, open_model
 from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width
+from leanvit.anatomy.traced.model import REACHED_BY_PATH, OpenTraced
 from leanvit.errors import BadInput, Refused
 
 SRC = Path(__file__).resolve().parents[2] / "src" / "leanvit"
@@ -133,6 +134,22 @@ def make_narrower(model: OpenModel) -> None:
 )
 def test_which_tokens_are_classified(name: str, places: tuple[int, ...]) -> None:
     assert open_model(built(name), check=False).classified_tokens() == places
+
+
+@pytest.mark.parametrize("name", REACHED_BY_PATH)
+def test_a_traced_model_may_call_its_parts_like_a_capability(name: str) -> None:
+    class Toy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module(name, nn.Conv2d(3, 5, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.get_submodule(name)(x).mean((2, 3))
+
+    source, images = Toy().eval(), torch.ones(2, 3, 16, 16)
+    opened = OpenTraced(source=source, size=(3, 16, 16))
+    assert torch.equal(opened(images), source(images)) and list(opened.sites()) == [name]
+    assert (opened.plain, opened.windowed, opened.isotropic, opened.hierarchical) == (False,) * 4
 
 
 # --- steps and terms -----------------------------------------------------------------

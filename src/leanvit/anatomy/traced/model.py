@@ -44,6 +44,17 @@ SHARED = (  # those that may change while the model is open
 )
 
 
+REACHED_BY_PATH = (  # names that a child may have, too: as attributes they tell what methods ask of any model
+    "blocks",
+    "block",
+    "grid",
+    "plain",
+    "windowed",
+    "isotropic",
+    "hierarchical",
+)
+
+
 class OpenTraced(OpenModel):
     """A model run as its recorded graph. Children, parameters and buffers are those of the timm model."""
 
@@ -140,7 +151,8 @@ class OpenTraced(OpenModel):
 
     def _adopt(self, source: Any) -> None:
         for name, child in source.named_children():
-            self._refuse_taken(name)
+            if name not in REACHED_BY_PATH:
+                self._refuse_taken(name)
             self._modules[name] = child
         for name, p in source._parameters.items():
             self._refuse_taken(name)
@@ -150,7 +162,7 @@ class OpenTraced(OpenModel):
             self.register_buffer(name, b, persistent=name not in source._non_persistent_buffers_set)
 
     def _refuse_taken(self, name: str) -> None:
-        if name not in (*self._modules, "blocks") and (hasattr(type(self), name) or name in vars(self)):
+        if name not in self._modules and (hasattr(type(self), name) or name in vars(self)):
             raise Refused(f"the model has a part called {name!r}, a name that an opened model uses itself")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -159,7 +171,7 @@ class OpenTraced(OpenModel):
             raise Refused("gradient checkpointing runs blocks again, and a traced model has none")
 
     def get_submodule(self, target: str) -> nn.Module:
-        """The module at a path. Children are looked up as children: `blocks` may be one, and is () as an attribute."""
+        """The module at a path. Children are looked up as children: those of `REACHED_BY_PATH` are no attributes."""
         first, _, rest = target.partition(".")
         if first not in self._modules:
             return super().get_submodule(target)

@@ -236,7 +236,7 @@ class LGViT:
             build_heads(model, rows)  # a head may not fit the width
         if not rows or data is None:
             return
-        self._stages().check(model, replace(data, dataset=self._parts(data)[0]))
+        self._stages().check(model, self._parts(data)[0], data)
 
     def _stages(self) -> Stages:
         return Stages(
@@ -274,7 +274,7 @@ class LGViT:
         train, apart = self._parts(data)
         with keyed.global_rng(data.seed, "lgvit", "heads"):
             _install(model, rows, None, ())
-        self.chosen_for(data.dataset)._stages().train(model, replace(data, dataset=train))
+        self.chosen_for(data.dataset)._stages().train(model, train, data)
         macs, dense = exit_macs(model.eval()), dense_macs(model)
         structure: Structure = {
             "exits": [{"layer": layer, "head": kind} for layer, kind in rows],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leanvit.anatomy import OpenModel
+from leanvit.data import AnyDataset
 from leanvit.exits.lgvit.losses import Joint, SelfDistillation, Weights, kinds_of
 from leanvit.recipe.learning import Data
 
@@ -26,20 +27,25 @@ class Stages:
     augment: str | None
     amp: str
 
-    def train(self, model: OpenModel, data: Data) -> None:
-        """Stage 1 (backbone and heads), if it has epochs, then stage 2 (heads alone), in place."""
+    def train(self, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
+        """Stage 1 (backbone and heads), if it has epochs, then stage 2 (heads alone), in place.
+
+        dataset: of `data`, what is left for the training.
+        """
         if self.stage1_epochs:
-            first = replace(data, out=None if data.out is None else data.out / "stage1")
+            first = replace(data, dataset=dataset, out=None if data.out is None else data.out / "stage1")
             first.fit(model, Joint(self.strategy), epochs=self.stage1_epochs, **self._numbers(self.stage1_lr))
         if self.epochs:
             with only_heads_learn(model):
                 objective = SelfDistillation(kinds_of(model), self.weights)
-                data.fit(model, objective, epochs=self.epochs, train_mode="eval", **self._numbers(self.lr))
+                replace(data, dataset=dataset).fit(
+                    model, objective, epochs=self.epochs, train_mode="eval", **self._numbers(self.lr)
+                )
 
-    def check(self, model: OpenModel, data: Data) -> None:
+    def check(self, model: OpenModel, dataset: AnyDataset, data: Data) -> None:
         """Raise `BadInput` unless the trainings fit model and data."""
         if self.stage1_epochs or self.epochs:
-            data.steps_per_epoch(model, **self._numbers(self.lr))
+            replace(data, dataset=dataset).steps_per_epoch(model, **self._numbers(self.lr))
 
     def _numbers(self, lr: float) -> dict[str, Any]:
         numbers: dict[str, Any] = {"lr": lr, "min_lr": 0.0, "schedule": "linear", "weight_decay": 0.0}
