@@ -4,28 +4,34 @@ asks. The models are the examples of the cards."""
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import timm
 import timm.optim
 import torch
-from timm.layers import create_feature_extractor
+from timm.layers import create_feature_extractor, to_2tuple
 from torch import nn
 
-from backbones.small import EXAMPLES, SMALL
+from backbones.small import small
+from contract.toys import CARDS
 from leanvit.anatomy import close_model, open_model
-from leanvit.cards import papers
-from leanvit.data import Preprocess
+from leanvit.data import Preprocess, adapted_kwargs
 from leanvit.deploy import export, load_artefact
 from leanvit.models.registration import register, renamed
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+EXAMPLES = {one.model: one for card in CARDS for one in card.example}
+HOMES = {name: card.module for card in CARDS for name in card.models}
+SMALL = {name: small(example) for name, example in EXAMPLES.items()}
 names = pytest.mark.parametrize("name", SMALL)
 exported = pytest.mark.parametrize("name", [name for name, example in EXAMPLES.items() if example.exported])
 
 
 def built(name: str, **more: Any) -> Any:
+    import_module(HOMES[name])
     torch.manual_seed(0)
     return timm.create_model(name, **{**SMALL[name], **more}).eval()
 
@@ -48,7 +54,8 @@ def outputs(y: Any) -> list[torch.Tensor]:
 
 
 def test_every_paper_registers_the_names_of_its_card_and_has_an_example() -> None:
-    for card in papers().values():
+    for card in CARDS:
+        import_module(card.module)
         registered = {n for n in timm.list_models() if timm.models.model_entrypoint(n).__module__ == card.module}
         assert registered == set(card.models), card.slug
         assert bool(card.example) == bool(card.models), card.slug
@@ -167,7 +174,7 @@ def test_what_timm_reads(name: str) -> None:
     classifiers = cfg["classifier"] if isinstance(cfg["classifier"], tuple) else (cfg["classifier"],)
     assert {*classifiers, cfg["first_conv"]} <= modules.keys()
     assert isinstance(modules[cfg["first_conv"]], nn.Conv2d | nn.Linear)
-    assert not timm.is_model_pretrained(name)
+    assert not timm.is_model_pretrained(name) and timm.get_pretrained_cfg(name) is not None
     reductions = {info["reduction"] for info in model.feature_info}
     assert (cfg["pool_size"] is not None) == (len(reductions) > 1)
     if cfg["pool_size"] is not None:  # timm's: the last map of an image of the configuration's size
@@ -202,3 +209,25 @@ def test_it_opens_and_closes(name: str) -> None:
     torch.testing.assert_close(opened(x), want, **CLOSE)
     assert opened.state_dict().keys() == keys
     assert torch.equal(close_model(opened)(x), want)
+
+
+@names
+def test_it_is_built_at_once_on_the_meta_device_and_its_state_dict_goes_round(name: str) -> None:
+    model = built(name)
+    with torch.device("meta"):
+        hollow = timm.create_model(name, **SMALL[name])
+    hollow.load_state_dict(model.state_dict(), strict=True, assign=True)
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in hollow.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [card.models[0] for card in CARDS if card.input])
+def test_it_takes_the_sizes_that_its_card_says(name: str) -> None:
+    """Of small and larger images, built with what `adapted_kwargs` gives."""
+    for side in (8, 72):
+        data: Any = SimpleNamespace(classes=["a", "b"], channels=1, image_size=(side, side), spec="made")
+        given = adapted_kwargs(name, {}, data)
+        assert "img_size" in given
+        with torch.device("meta"):
+            model = timm.create_model(name, **given)
+            size = given.get("img_size", 224)
+            assert model(torch.empty(1, 1, *to_2tuple(size))).shape == (1, 2)

@@ -1,4 +1,5 @@
-"""`leanvit --import MODULE`: modules of the user's own, which register methods, imported before the verb runs."""
+"""`leanvit --import MODULE`: modules of the user's own, imported before the verb runs: they register methods, or are
+packages that hold folders of papers."""
 
 from __future__ import annotations
 
@@ -12,8 +13,15 @@ from leanvit.errors import BadInput
 
 
 def import_modules(names: Sequence[str]) -> None:
-    """Import modules by dotted name, from the working directory or from what is installed. Raises `BadInput`."""
-    if names and os.getcwd() not in sys.path:
+    """Import modules by dotted name, from the working directory or from what is installed; add a package's papers.
+
+    Raises `BadInput` for a name that there is not, or a card that is damaged.
+    """
+    if not names:
+        return
+    from leanvit.cards import add_root, has_cards
+
+    if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does; an installed program starts without it
     for name in names:
         if not _exists(name):
@@ -21,7 +29,9 @@ def import_modules(names: Sequence[str]) -> None:
                 f"--import {name!r}: there is no such module in {os.getcwd()} or among what is installed; "
                 "accepted: a dotted name, such as my_methods for my_methods.py"
             )
-        import_module(name)
+        module = import_module(name)
+        for folder in filter(has_cards, getattr(module, "__path__", ())):
+            add_root(folder, name)
 
 
 def _exists(name: str) -> bool:

@@ -80,7 +80,7 @@ def program(
     ctx: typer.Context,
     modules: Annotated[
         list[str] | None,
-        typer.Option("--import", metavar="MODULE", help="A module of yours that registers methods. Repeats."),
+        typer.Option("--import", metavar="MODULE", help="A module of yours: registers methods, holds papers. Repeats."),
     ] = None,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="LEANVIT_DEBUG", help="Show tracebacks, and what libraries warn about.")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leanvit.cards import Card, known_papers, paper
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
+
+if TYPE_CHECKING:
+    from leanvit.cards import Card
 
 NAME = "methods"
 
@@ -21,6 +23,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """List the methods, or explain one."""
+    from leanvit.cards import known_papers
+
     if name is not None:
         _one(name, as_json)
     elif as_json:
@@ -48,6 +52,8 @@ def _wrapped(name: str, text: str) -> str:
 
 
 def _one(slug: str, as_json: bool) -> None:
+    from leanvit.cards import paper
+
     row = paper(slug)  # a wrong name shows before anything heavy is imported
     told = load_verb("explain")(row.slug)
     if as_json:

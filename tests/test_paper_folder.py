@@ -1,0 +1,166 @@
+"""A paper is a folder and nothing else: the toys of tests/toy_papers are everywhere once their root is added, and
+nowhere when it is taken away."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+import leanvit
+from contract.toys import TOYS, toys
+from leanvit import cards
+from leanvit.cli.main import app
+from leanvit.data import Preprocess
+from leanvit.errors import BadInput, CheckpointError
+from leanvit.models.registry import require_model
+from leanvit.recipe import Root, compatibility, compress, create, load, make_method, methods, parse_with, save
+from leanvit.training import preset_names
+from pages import docs_pages, outlets, readme, support
+
+SLUGS = ("toy_first", "toy_smooth", "toy_vit")
+
+
+@pytest.fixture
+def _gone() -> Iterator[None]:
+    yield
+    for root in cards._roots[1:]:
+        cards.remove_root(root.folder)
+
+
+def tables() -> dict[str, str]:
+    """Each table that lists papers, as text."""
+    text = {
+        "methods": CliRunner().invoke(app, ["methods"]).stdout,
+        "json": CliRunner().invoke(app, ["methods", "--json"]).stdout,
+        "README": readme.table(),
+        "composition": str(compatibility()),
+        "recipes": " ".join(preset_names()),
+        "families": str(support.examples()),
+        "public": " ".join(dir(leanvit)) + " ".join(leanvit.__all__),
+    }
+    pages = docs_pages.method_pages(Path("nowhere"))
+    return {**text, "pages": " ".join(pages), "index": pages["methods/index.md"]}
+
+
+def test_each_toy_is_in_every_table_of_its_kind_and_leaves_none_behind() -> None:
+    own = tables()
+    assert "toy" not in str(own).lower()
+    with toys():
+        found = tables()
+        for table in ("methods", "json", "README", "pages", "index"):
+            assert all(slug in found[table] for slug in SLUGS), table
+        assert "toy_first" in found["composition"] and "toy_smooth" not in found["composition"]
+        assert "toy_first_finetune" in found["recipes"] and "Toy ViT (traced)" in found["families"]
+        assert all(name in found["public"] for name in ("ToyFirst", "ToySmooth", "ToyViT"))
+        assert outlets.rows() == ["dense", "evit", "tome", "int8", "evit + int8", "tome + int8"]  # what cards say
+        (cell,) = support.cells([support.OF_TIMM[0]], ["toy_first"])
+        assert cell.works
+    assert tables() == own
+
+
+def test_names_of_a_toy_resolve_while_it_is_there() -> None:
+    with toys():
+        assert parse_with("toy_first:dropped=2") == leanvit.ToyFirst(dropped=2)
+        assert parse_with("toy_smooth").smoothing == 0.1
+        assert {"toy_first", "toy_smooth"} <= {card.slug for card in methods()}
+        require_model("toy_vit_tiny")
+        with pytest.raises(BadInput, match="toy_vit is an architecture, not a method"):
+            make_method("toy_vit", {})
+    with pytest.raises(BadInput, match="unknown method 'toy_first'"):
+        parse_with("toy_first")
+    with pytest.raises(AttributeError, match="ToyFirst"):
+        leanvit.ToyFirst  # noqa: B018
+
+
+def test_a_run_names_the_package_that_it_needs(tmp_path: Path) -> None:
+    small = {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 3}
+    with toys():
+        lean = compress(create(Root("vit_tiny_patch16_224", small)), [parse_with("toy_first")])
+        save(lean, tmp_path, preprocess=Preprocess.of(lean))
+        assert torch.equal(*(one(torch.ones(1, 3, 8, 8)) for one in (lean, load(tmp_path))))
+    with pytest.raises(CheckpointError, match="registered by the module 'toy_papers': import that module"):
+        load(tmp_path)
+
+
+@pytest.mark.usefixtures("_gone")
+def test_the_program_takes_a_package_of_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(TOYS.parent)
+    told = json.loads(CliRunner().invoke(app, ["--import", "toy_papers", "methods", "toy_first", "--json"]).stdout)
+    assert told["module"] == "toy_papers.tokens.toy_first" and told["family"] == "tokens"
+    small = ["img_size=8", "patch_size=4", "embed_dim=24", "depth=2", "num_heads=2"]
+    args = [word for one in small for word in ("--model-arg", one)]
+    command = ["compress", "vit_tiny_patch16_224", *args, "--data", "digits", "--limit", "20", "--adapt"]
+    ended = CliRunner().invoke(
+        app, ["--import", "toy_papers", *command, "--with", "toy_first:dropped=2", "--out", str(tmp_path / "run")]
+    )
+    assert ended.exit_code == 0, ended.output
+    (plan,) = json.loads((tmp_path / "run" / "leanvit.json").read_text())["plans"]
+    assert plan["structure"] == {"dropped": 2}
+
+
+# --- cards that are wrong -------------------------------------------------------------------------------------------
+
+GOOD = 'title = "T"\nsummary = "s"\nkinds = ["compress"]\n'
+
+
+def written(tmp_path: Path, text: str, place: str = "tokens/mine") -> Path:
+    folder = tmp_path / "papers_of_a_test" / place
+    folder.mkdir(parents=True)
+    (folder / "card.toml").write_text(text)
+    return tmp_path / "papers_of_a_test"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title = ", "card.toml: Invalid value"),
+        ('summary = "s"\nkinds = ["compress"]', "card.toml: title is missing"),
+        (GOOD + 'titel = "T"', "unknown key 'titel': did you mean 'title'"),
+        (GOOD + 'slug = "mine"', "unknown key 'slug': it follows from where the card is"),
+        (GOOD + "venue = 3", "venue is 3; accepted: text"),
+        (GOOD + 'public = "Mine"', "public is 'Mine'; accepted: a list"),
+        (GOOD.replace("compress", "comprez"), "unknown kind 'comprez': did you mean 'compress'"),
+        (GOOD.replace('"compress"', ""), "kinds is empty; accepted: some of compress"),
+        (GOOD + 'models = ["m"]', "kinds has 'build' where models are named, and only there"),
+        (GOOD + '[[example]]\nmodel = "m"\nargs = {}', "example.model is 'm'; accepted: no model"),
+        (GOOD + '[input]\nlayout = "round"', "layout is 'round'; accepted: strided, patches, plain"),
+        (GOOD + "[input]\nstride = 16\nleast = 20", "stride is 16, least 20"),
+        (GOOD + '[measured]\ntext = "{speed}x"', "measured.text names other figures in braces"),
+        (GOOD + "[knobs]\ncost = {rate = [0, true]}", r"knobs.cost.rate\[1\] is True; accepted: a number"),
+        (GOOD + 'public = ["EViT"]', "public 'EViT' is that of"),
+    ],
+)
+def test_a_wrong_card_is_refused_by_its_file(tmp_path: Path, text: str, message: str) -> None:
+    before = cards.papers()
+    with pytest.raises(BadInput, match=message) as caught:
+        cards.add_root(written(tmp_path, text))
+    assert "mine/card.toml" in str(caught.value).replace("\\", "/")
+    assert cards.papers() == before
+
+
+def test_a_root_without_papers_or_with_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is no folder"):
+        cards.add_root(tmp_path / "nowhere")
+    with pytest.raises(BadInput, match="holds no papers"):
+        cards.add_root(tmp_path)
+    with pytest.raises(BadInput, match="slug 'evit' is that of"):
+        cards.add_root(written(tmp_path, GOOD, "tokens/evit"))
+    with pytest.raises(BadInput, match="cannot be imported as 'json'"):
+        cards.add_root(written(tmp_path / "other", GOOD), "json")
+    with pytest.raises(BadInput, match="was not added"):
+        cards.remove_root(tmp_path)
+
+
+def test_every_card_of_the_package_names_what_there_is() -> None:
+    for card in cards.papers().values():
+        module = import_module(card.module)
+        assert (module.__doc__ or "").strip(), card.slug
+        assert all(hasattr(module, name) for name in card.public), card.slug
+        assert all(timm.is_model(name) for name in card.models), card.slug
