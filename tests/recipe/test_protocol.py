@@ -6,13 +6,13 @@ import ast
 from pathlib import Path
 
 import pytest
+from gates import Gates, digits
 
 import leanvit as lv
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput
 from leanvit.recipe import Data, method_class, own_methods, protocol
 from leanvit.training import CrossEntropy
-from recipe.gates import Gates, digits
 
 SRC = Path(lv.__file__).parent
 STEPS = {
