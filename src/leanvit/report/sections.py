@@ -10,6 +10,7 @@ from typing import Any
 
 from leanvit.errors import CheckpointError, LeanvitError
 from leanvit.report import figures, rows, side_by_side, widths
+from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
 from leanvit.report.material import Material, Measurement
 from leanvit.report.pareto import accuracy_against_cost
@@ -17,7 +18,6 @@ from leanvit.report.series import Series, run_name
 from leanvit.report.token_maps import TokenMaps
 from leanvit.report.token_pictures import Stack, stacks
 from leanvit.verbs.folders import Command
-from pages.benches import Bench, DataGroup, by_data
 
 Views = dict[str, figures.Figure]
 
