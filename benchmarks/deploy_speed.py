@@ -73,10 +73,12 @@ def build(name: str, method: str, *, int8: bool) -> OpenViT:
 
 @torch.no_grad()
 def apply(model: OpenViT, method: Any) -> None:
+    """A method on a model without a history: cut ones have none."""
     structure = method.learn(model, RandomImages(model.input_size()))
+    before = dict(model.state_dict())
     method.shape(model, structure)
     if hasattr(method, "fold"):
-        method.fold(model, structure)
+        method.fold(model, structure, before)
 
 
 def as_runner(compiled: ov.CompiledModel) -> Callable[[Tensor], np.ndarray]:

@@ -3,27 +3,9 @@
     python benchmarks/trends.py benchmarks/trends/evit_tokens.toml [--data SPEC] [--seeds 3]
     python benchmarks/trends.py benchmarks/trends/evit_tokens.toml --smoke            # digits, seconds: no figures
 
-A trend is a table, not a script:
-
-    title = "EViT's choice of tokens"
-    about = "What is compared, on what, for how long."
-    reference = "leanvit/cifar10_vit"     # arms are methods on it, recovered; without it: models trained from nothing
-    data = "cifar10"                      # as `leanvit train --data` takes it
-    images = [5000, 5000]                 # for training and for the test
-    epochs = 1
-    seeds = 3
-
-    [[arms]]
-    name = "most attended"
-    methods = ["evit:keep_rate=0.7"]      # as `leanvit compress --with` takes them
-
-    [[arms]]
-    name = "random"
-    methods = ["evit:keep_rate=0.7,select=random"]
-    at_least = 0.0                        # points that the first arm is asked to be ahead of this one, in the mean
-
-Where there is no reference, an arm names a timm `model` with its `kwargs`, and the trend the `pixels` of a side. A row
-an arm and seed; a run that was killed goes on. Trends come out as they come out: `holds` is true or false.
+A trend is a table in a TOML file; benchmarks/trends/evit_tokens.toml says what each line is. With a `reference`, arms
+are methods on it, recovered; without, they are timm models that are trained from nothing. A row an arm and seed; a run
+that was killed goes on. Trends come out as they come out: `holds` is true or false.
 """
 
 from __future__ import annotations
@@ -45,6 +27,7 @@ import bench
 import leanvit.backbones  # noqa: F401 (registers the names)
 from bench import Column, Table
 from leanvit.data import Augment, Preprocess, keyed, open_dataset
+from leanvit.errors import BadInput
 from leanvit.measure import count
 from leanvit.recipe import parse_with
 from leanvit.training import FitConfig, fit, top1_accuracy
@@ -104,10 +87,13 @@ class Trend:
 
 
 def read(path: Path) -> Trend:
-    """The trend of a TOML file. A name that no trend and no arm has raises `TypeError`."""
+    """The trend of a TOML file. Raises `BadInput` for a name that no trend and no arm has, or that is missing."""
     told = tomllib.loads(path.read_text(encoding="utf-8"))
-    arms = tuple(Arm(**{"pixels": told.get("pixels", 0), **arm}) for arm in told["arms"])
-    return Trend(**{**told, "arms": arms, "images": tuple(told["images"])})
+    try:
+        arms = tuple(Arm(**{"pixels": told.get("pixels", 0), **arm}) for arm in told["arms"])
+        return Trend(**{**told, "arms": arms, "images": tuple(told["images"])})
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{path}: {error}; benchmarks/trends/evit_tokens.toml shows what a trend has") from None
 
 
 def trained(arm: Arm, seed: int, source: str, images: Sequence[int], epochs: int) -> dict[str, Any]:
@@ -180,6 +166,12 @@ def study_of(trend: Trend, smoke: bool) -> Study:
     return open_study(argparse.Namespace(**{**bench.REFERENCE, **told}))
 
 
+def made(trend: Trend, study: Study | None, arm: Arm, seed: int) -> dict[str, Any]:
+    if study:
+        return compressed(study, arm, seed)
+    return trained(arm, seed, trend.data, trend.images, trend.epochs)
+
+
 def main() -> None:
     given = OPTIONS.parse_args()
     trend = read(given.trend)
@@ -196,12 +188,7 @@ def main() -> None:
         for seed in range(trend.seeds):  # a seed of all arms before the next: what is there early is comparable
             for arm in trend.arms:
                 if kept.get(arm=arm.name, seed=seed) is None:
-                    made = (
-                        compressed(study, arm, seed)
-                        if study
-                        else trained(arm, seed, trend.data, trend.images, trend.epochs)
-                    )
-                    kept.add({"arm": arm.name, "seed": seed, **made})
+                    kept.add({"arm": arm.name, "seed": seed, **made(trend, study, arm, seed)})
     finally:
         if study:
             study.close()

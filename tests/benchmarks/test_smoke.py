@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from leanvit.errors import BadInput
 from leanvit.recipe import load_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -97,3 +98,10 @@ def test_a_trend_of_models_trained_from_nothing(smoke: Any, tmp_path: Path) -> N
     found = smoke("trends", str(path))
     assert [row["arm"] for row in found["summary"]] == ["3 heads", "2 heads"] and found["settings"]["data"] == "digits"
     assert all(one["mean"] == one["top1_percent"][0] for one in found["summary"])
+
+
+def test_a_trend_with_a_name_that_nobody_knows_is_refused(smoke: Any, tmp_path: Path) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text((TRENDS / "evit_tokens.toml").read_text().replace("epochs =", "epoch ="))
+    with pytest.raises(BadInput, match=r"odd\.toml: .*'epoch'"):
+        smoke("trends", str(path))
