@@ -182,7 +182,7 @@ def main() -> None:
     told = study.settings if study else {"data": trend.data, "recipe": RECIPE}
     settings = {**told, "arms": [vars(arm) for arm in trend.arms], "images": trend.images, "epochs": trend.epochs}
     out = given.out or bench.RESULTS / f"{given.trend.stem}.json"
-    about = bench.About(trend.title, trend.about, COLUMNS, TABLES)
+    about = bench.About(trend.title, trend.about, TABLES, COLUMNS)
     kept = bench.KeptRows(out, about, {"model": trend.reference or "several", **settings}, fresh=given.fresh)
     try:
         for seed in range(trend.seeds):  # a seed of all arms before the next: what is there early is comparable
