@@ -15,12 +15,7 @@ attention in local windows, for one layer on a grid of 14x14: `claims` holds wha
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +24,38 @@ from timm.models.pvt_v2 import Attention as SpatialReduction
 from timm.models.swin_transformer import WindowAttention, window_partition, window_reverse
 from torch import Tensor, nn
 
-from leanvit.files import write_atomic
-from leanvit.measure import count, environment, paired_latency, ratio
+import bench
+from bench import Column, Table
+from leanvit.measure import count, paired_latency, ratio
 from leanvit.models.hilo import HiLoAttention
 
 CLAIMS = {"spatial reduction": 1.4, "windows 7x7": 1.6}  # how many times as fast HiLo is said to be
 CLAIMED_GRID = 14
+ORDER = ("q25", "median", "q75")
+OPTIONS = bench.parser(
+    __doc__, batch=[1, 32], threads=2, rounds=15, seconds=0.3, smoke=False, out=bench.RESULTS / "attention_cost.json"
+)
+ABOUT = bench.About(
+    "One layer of attention",
+    "[HiLo](methods/litv2.md) against the other ways to make attention cheap, at equal width, on the grids of a "
+    "224x224 image.",
+    (
+        Table("rows", ("grid", "channels", "batch", "attention", "macs", "median_ms", "hilo_is_faster")),
+        Table(
+            "claims",
+            ("attention", "grid", "batch", "fewer_macs", "claimed", "found", "quartiles", "verdict"),
+            "The paper's claims for one layer of HiLo on a CPU, against another attention",
+        ),
+    ),
+    {
+        "median_ms": Column("time", "ms", ".3f"),
+        "hilo_is_faster": Column("HiLo is faster by (quartiles)", form=".2f", each=ORDER),
+        "fewer_macs": Column("times fewer MACs", form=".2f"),
+        "claimed": Column("claimed", form=".2f"),
+        "found": Column("found", form=".2f"),
+        "quartiles": Column("quartiles", form=".2f", each=("q25", "q75")),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -123,48 +144,34 @@ def measured(place: Place, batch: int, *, rounds: int, seconds: float) -> list[d
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The paper's two claims beside what was found on their grid."""
     found = []
+    macs = {(row["grid"], row["attention"]): row["macs"] for row in rows}
     for row in rows:
         said = CLAIMS.get(row["attention"])
         if said is not None and row["grid"] == f"{CLAIMED_GRID}x{CLAIMED_GRID}":
             low, median, high = row["hilo_is_faster"]
             verdict = "reproduced" if low >= said else "refuted" if high < said else "within the spread"
             about = {key: row[key] for key in ("attention", "grid", "batch")}
-            found.append({**about, "claimed": said, "found": median, "quartiles": [low, high], "verdict": verdict})
+            fewer = round(row["macs"] / macs[row["grid"], "hilo"], 4)
+            told = {"claimed": said, "found": median, "quartiles": [low, high], "verdict": verdict}
+            found.append({**about, "fewer_macs": fewer, **told})
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 1 and 32")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; default 2")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.3, help="least length of a sample")
-    parser.add_argument("--smoke", action="store_true", help="one narrow grid, three short rounds: no figures")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attention_cost.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1 if arguments.smoke else arguments.threads)
-    rounds, seconds = (3, 1e-4) if arguments.smoke else (arguments.rounds, arguments.seconds)
+    given = OPTIONS.parse_args()
+    places, batches, rounds, seconds = PLACES, given.batch, given.rounds, given.seconds
+    torch.set_num_threads(1 if given.smoke else given.threads)
+    if given.smoke:
+        places, batches, rounds, seconds = SMOKE, [1], 3, 1e-4
     rows = []
-    for place in SMOKE if arguments.smoke else PLACES:
-        for batch in arguments.batch or ([1] if arguments.smoke else [1, 32]):
-            new = measured(place, batch, rounds=rounds, seconds=seconds)
-            for row in new:
-                print(
-                    f"{row['grid']:6} batch {batch:3}  {row['attention']:18}{row['macs'] / 1e6:9.1f} MMACs"
-                    f"{row['median_ms']:11.3f} ms   hilo x{row['hilo_is_faster'][1]:.2f}"
-                )
-            rows += new
-    result = {
-        "command": shlex.join(["python", "benchmarks/attention_cost.py", *sys.argv[1:]]),
-        "model": "one layer of attention, LITv2-S's widths",
-        "environment": environment(),
-        "claims": claims(rows),
-        "rows": rows,
-    }
-    for claim in result["claims"]:
-        print(f"{claim['attention']}, batch {claim['batch']}: {claim['claimed']}x said, {claim['found']:.2f}x found")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.out, (json.dumps(result, indent=1) + "\n").encode())
+    for place in places:
+        for batch in batches:
+            rows += measured(place, batch, rounds=rounds, seconds=seconds)
+            for row in rows[-len(layers(place)) :]:
+                bench.say(row)
+    bench.write_result(
+        given.out, ABOUT, model="one layer of attention, LITv2-S's widths", claims=claims(rows), rows=rows
+    )
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ where that leaves batch norms behind convolutions, they are folded here, so that
 
 from __future__ import annotations
 
-import argparse
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -25,7 +23,8 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.cards import models as models_of_papers
 from leanvit.data import keyed
 from leanvit.measure import count, paired_latency, ratio
@@ -53,6 +52,28 @@ GROUPS = {  # by parameters; leanvit's first
     "about 25 M": ("t2t_vit_14", "litv2_small", "tiny_vit_21m_224"),
 }
 SIDE = 224
+OPTIONS = bench.parser(
+    __doc__,
+    group=bench.Option(list(GROUPS), "may be repeated; default: all", choices=list(GROUPS)),
+    batch=[1, 32],
+    threads=2,
+    rounds=15,
+    seconds=0.3,
+    fresh=False,
+    smoke=False,
+    out=bench.RESULTS / "backbone_throughput.json",
+)
+ABOUT = bench.About(
+    "Beside timm's light models",
+    "Images of 224x224. Every model is timed in its deployed form (`fuse()`, timm's reparameterisation, norms folded "
+    "into convolutions); parameters are those of training. `mobilevitv2` and `fastvit` were published at 256 pixels.",
+    (Table("rows", ("batch", "group", "model", "by", "params", "macs", "images_per_s", "faster_than_anchor")),),
+    {
+        "group": Column("size"),
+        "macs": Column("MACs", "G", ".2f", 1e-9),
+        "faster_than_anchor": Column(f"× `{ANCHOR}` (quartiles)", form=".2f", each=("q25", "median", "q75")),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -117,44 +138,22 @@ def measured(group: str, batch: int, *, rounds: int, seconds: float) -> list[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--group", action="append", choices=GROUPS, help="may be repeated; default: all")
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 1 and 32")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.3, help="least length of a sample")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
-    parser.add_argument("--smoke", action="store_true", help="the last group, three short rounds: no figures")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/backbone_throughput.json"))
-    arguments = parser.parse_args()
-    groups, batches = arguments.group or list(GROUPS), arguments.batch or [1, 32]
-    if arguments.smoke:
-        groups, batches = arguments.group or [*GROUPS][-1:], [1]
-        arguments.threads, arguments.rounds, arguments.seconds = 1, 3, 1e-4
-    torch.set_num_threads(arguments.threads)
+    given = OPTIONS.parse_args()
+    if given.smoke:
+        given.group, given.batch = given.group[-1:], [1]
+        given.threads, given.rounds, given.seconds = 1, 3, 1e-4
+    torch.set_num_threads(given.threads)
     settings = {
         "model": "several",
         "what": f"float32 in PyTorch (eager), {SIDE}x{SIDE}, random weights, deployed forms",
         "anchor": ANCHOR,
-        **{key: getattr(arguments, key) for key in ("threads", "rounds", "seconds", "smoke")},
+        **{key: getattr(given, key) for key in ("threads", "rounds", "seconds", "smoke")},
     }
-    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
-    for group in groups:
-        for batch in batches:
-            if kept.get(group=group, batch=batch):
-                continue
-            kept.rows.extend(measured(group, batch, rounds=arguments.rounds, seconds=arguments.seconds))
-            kept.write()
-            told(kept.rows[-1 - len(GROUPS[group]) :])
-
-
-def told(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        print(
-            f"{row['group']:12}batch {row['batch']:3}  {row['model']:28}{row['params'] / 1e6:7.2f} M"
-            f"{row['macs'] / 1e9:7.2f} GMACs{row['images_per_s']:9.1f} img/s   x{row['faster_than_anchor'][1]:.2f}",
-            flush=True,
-        )
+    kept = bench.KeptRows(given.out, ABOUT, settings, fresh=given.fresh)
+    for group in given.group:
+        for batch in given.batch:
+            if kept.get(group=group, batch=batch) is None:
+                kept.add(*measured(group, batch, rounds=given.rounds, seconds=given.seconds))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_mlp_width
 from leanvit.data import Dataset, Preprocess, keyed
@@ -42,7 +43,6 @@ from leanvit.training import RECOVERY
 from reference_study import (
     SMOKE_NVIT,
     Study,
-    add_arguments,
     applied,
     artefact,
     dense_artefact,
@@ -56,11 +56,73 @@ from reference_study import (
     speed,
 )
 
-HERE = Path(__file__).parent
-OUT, RECIPE = HERE / "results" / "composed_deit_small.json", HERE.parent / "examples" / "composed.toml"
+RECIPE = Path(__file__).parents[1] / "examples" / "composed.toml"
 BATCH = 8
 PICTURES = 64  # random ones, for calibration and for NViT's few steps
 BRIEFLY = {"interval": 2, "max_steps": 16, "batch_size": 8}  # NViT's steps on random pictures
+OPTIONS = bench.parser(
+    __doc__,
+    **bench.REFERENCE,
+    recover_images=25_000,
+    recover_epochs=3,
+    recipe=bench.Option(RECIPE, "of both parts"),
+    table=bench.Option(help="latency table of DeiT-S (default: measured, kept beside --out)", kind=Path),
+    reference_table=bench.Option(help="likewise, of the reference", kind=Path),
+    out=bench.RESULTS / "composed_deit_small.json",
+)
+SPREAD = ("median", "q25", "q75")
+ABOUT = bench.About(
+    "Composed for speed",
+    "[NViT](methods/nvit.md) to half of the latency, then [EViT](methods/evit.md) at 0.7, then int8: the recipe "
+    "`examples/composed.toml`, in OpenVINO. The sketch is the control, uniform widths that nobody searched for (4 "
+    "heads of 48, MLPs of 640) with the same EViT and int8. The recovery is ten passes over the training images, about "
+    "half of what the reference was trained with; the dense network, its teacher, gets no more training.",
+    (
+        Table(
+            "rows",
+            (
+                *("ours/macs_ratio", "sketch/macs_ratio"),
+                *(f"median_ms/{name}" for name in ("ours int8", "sketch int8", "dense int8", "eager fp32")),
+                *("speedup_vs/sketch int8", "speedup_vs/dense int8"),
+                *("sketch_speed/speedup_vs/dense int8", "speedup_vs/eager fp32"),
+            ),
+            "`deit_small_patch16_224` of random weights, batch 8",
+            {"part": "speed"},
+        ),
+        Table(
+            "rows",
+            (
+                *("seed", "macs_ratio", "trained_images", "off_the_shelf_top1_percent"),
+                *("top1_percent", "change_points", "speed/speedup_vs/dense int8"),
+            ),
+            "The same recipe on the reference, judged by the answers of OpenVINO int8 on "
+            "{settings[accuracy][val_images]:,} images",
+            {"part": "accuracy"},
+        ),
+    ),
+    {
+        "ours/macs_ratio": Column("MACs of the recipe", "of dense", ".3f"),
+        "sketch/macs_ratio": Column("MACs of the sketch", "of dense", ".3f"),
+        "median_ms/ours int8": Column("the recipe, int8", "ms", ".1f"),
+        "median_ms/sketch int8": Column("the sketch, int8", "ms", ".1f"),
+        "median_ms/dense int8": Column("dense, int8", "ms", ".1f"),
+        "median_ms/eager fp32": Column("dense in PyTorch, f32", "ms", ".1f"),
+        "speedup_vs/sketch int8": Column(
+            "the recipe is faster than the sketch by (quartiles)", form=".2f", each=SPREAD
+        ),
+        "speedup_vs/dense int8": Column("the recipe is faster than dense int8 by (quartiles)", form=".2f", each=SPREAD),
+        "sketch_speed/speedup_vs/dense int8": Column(
+            "the sketch is faster than dense int8 by (quartiles)", form=".2f", each=SPREAD
+        ),
+        "speedup_vs/eager fp32": Column(
+            "the recipe is faster than dense in PyTorch at f32 by (quartiles): a change of runtime and of precision",
+            form=".2f",
+            each=SPREAD,
+        ),
+        "top1_percent": Column("recovered", "%", ".2f"),
+        "speed/speedup_vs/dense int8": Column("× dense int8 (quartiles)", form=".2f", each=SPREAD),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -240,39 +302,33 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, out=OUT, images=25_000, epochs=3)
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--table", type=Path, help="latency table of DeiT-S (default: measured, kept beside --out)")
-    parser.add_argument("--reference-table", type=Path, help="likewise, of the reference")
-    arguments = parser.parse_args()
-    methods = methods_of(arguments.recipe, smoke=arguments.smoke)
+    given = OPTIONS.parse_args()
+    methods = methods_of(given.recipe, smoke=given.smoke)
     settings = {"methods": [repr(m) for m in methods], "briefly": BRIEFLY}
-    with_reference = arguments.smoke or bool(arguments.data and arguments.model)
-    study = open_study(arguments, **settings) if with_reference else None
-    told = {"accuracy": study.settings if study else None, "threads": arguments.threads, **settings}
-    kept = KeptRows(arguments.out, told, fresh=arguments.fresh)
+    with_reference = given.smoke or bool(given.data and given.model)
+    study = open_study(given, **settings) if with_reference else None
+    told = {"accuracy": study.settings if study else None, "threads": given.threads, **settings}
+    kept = bench.KeptRows(given.out, ABOUT, told, fresh=given.fresh)
     if kept.get(part="speed") is None:
-        shapes = shapes_study(arguments)
-        widths = Sketch(heads=2, head_dim=4, mlp=40) if arguments.smoke else Sketch()
+        shapes = shapes_study(given)
+        widths = Sketch(heads=2, head_dim=4, mlp=40) if given.smoke else Sketch()
         try:
-            table = arguments.table or arguments.out.with_name(f"{arguments.out.stem}_table_shapes.json")
+            table = given.table or given.out.with_name(f"{given.out.stem}_table_shapes.json")
             kept.add(speed_row(shapes, with_table(shapes, methods, table), widths))
         finally:
             shapes.close()
     print(headline(kept.rows), flush=True)
     if study:
         try:
-            table = arguments.reference_table or arguments.out.with_name(f"{arguments.out.stem}_table_reference.json")
+            table = given.reference_table or given.out.with_name(f"{given.out.stem}_table_reference.json")
             methods = with_table(study, methods, table)
-            for seed in range(arguments.seeds):
+            for seed in range(given.seeds):
                 if kept.get(part="accuracy", seed=seed) is None:
-                    row = kept.add(accuracy_row(study, methods, seed))
-                    print(f"seed {seed}: {row['top1_percent']:.2f} % ({row['change_points']:+.2f})", flush=True)
+                    kept.add(accuracy_row(study, methods, seed))
         finally:
             study.close()
     kept.write(**headline(kept.rows))
-    print(arguments.out)
+    print(given.out)
 
 
 if __name__ == "__main__":

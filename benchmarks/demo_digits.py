@@ -11,22 +11,39 @@ import json
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-from leanvit.files import write_atomic
+import bench
+from bench import Column, Table
 
-RESULTS = Path(__file__).parent / "results" / "demo_digits.json"
+OPTIONS = bench.parser(__doc__)
+ABOUT = bench.About(
+    "The demo",
+    "What `leanvit demo` finds on the embedded digits.",
+    (
+        Table(
+            "rows",
+            (
+                *("method", "runtime", "precision", "top1_percent", "change_points"),
+                *("latency_ms", "speedup_same_runtime"),
+            ),
+        ),
+    ),
+    {
+        "latency_ms": Column("time of a batch", "ms", ".2f"),
+        "speedup_same_runtime": Column("speed", "× dense in the same runtime", ".2f"),
+    },
+)
 
 
 def main() -> None:
+    OPTIONS.parse_args()
+    out = bench.RESULTS / "demo_digits.json"
     with tempfile.TemporaryDirectory(prefix="leanvit-demo-") as folder:
         command = [sys.executable, "-m", "leanvit", "demo", "--out", f"{folder}/demo", "--json"]
         printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
     found = json.loads(printed.replace(f"{folder}/", "runs/"))  # where the runs lay says nothing
-    text = json.dumps({"command": "python benchmarks/demo_digits.py", **found}, indent=1, allow_nan=False)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(RESULTS, f"{text}\n".encode())
-    print(RESULTS)
+    bench.write_json(out, {**ABOUT.to_json(out.stem), "command": bench.command(), **found})
+    print(out)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ and calibration images are random: speed does not depend on them, and nothing is
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +20,7 @@ import timm
 import torch
 from torch import Tensor
 
+import bench
 from leanvit.anatomy import OpenViT, open_model
 from leanvit.deploy.onnx import open_files as open_onnx
 from leanvit.deploy.onnx import write_files as write_onnx
@@ -30,15 +28,24 @@ from leanvit.deploy.openvino import compile_model, convert
 from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.deploy.runtimes import Options
 from leanvit.deploy.tracing import trace
-from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.measure import count, paired_latency, ratio
 from leanvit.recipe.protocol import Folds
 from leanvit.recipe.registry import make_method
-from tokens_speed import cut_like
+from tokens_speed import ABOUT, cut_like
 
 METHODS: dict[str, dict[str, Any] | None] = {"dense": None, "evit": {"keep_rate": 0.7}, "tome": {"r": 13}}
 CUT = " lengths, cut"  # control: tokens sliced off for nothing, to the lengths that a method leaves
 ALL = [*METHODS, f"evit{CUT}", f"tome{CUT}"]
 Key = tuple[str, str, str]  # method, runtime, precision
+OPTIONS = bench.parser(
+    __doc__,
+    model="deit_small_patch16_224",
+    batch=[8, 1],
+    threads=1,
+    rounds=15,
+    method=bench.Option(ALL, f"may be repeated; default: {', '.join(ALL)}"),
+    out=None,
+)
 
 
 class RandomImages:
@@ -67,10 +74,12 @@ def build(name: str, method: str, *, int8: bool) -> OpenViT:
 
 @torch.no_grad()
 def apply(model: OpenViT, method: Any) -> None:
+    """A method on a model without a history: cut ones have none."""
     structure = method.learn(model, RandomImages(model.input_size()))
+    before = dict(model.state_dict())
     method.shape(model, structure)
     if isinstance(method, Folds):
-        method.fold(model, structure)
+        method.fold(model, structure, before)
 
 
 def as_runner(compiled: ov.CompiledModel) -> Callable[[Tensor], np.ndarray]:
@@ -157,43 +166,23 @@ def measure(name: str, batch: int, *, threads: int, rounds: int, methods: list[s
     return {"rows": rows, "int8_vs_nncf": {str(batch): rivals}, "kernels": {str(batch): kernels}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_small_patch16_224")
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--method", action="append", help=f"may be repeated; default: {', '.join(ALL)}")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    parts = [
-        measure(
-            arguments.model,
-            batch,
-            threads=arguments.threads,
-            rounds=arguments.rounds,
-            methods=arguments.method or ALL,
-        )
-        for batch in arguments.batch or [8, 1]
-    ]
-    result = {
-        "command": shlex.join(["python", "benchmarks/deploy_speed.py", *sys.argv[1:]]),
-        "model": arguments.model,
-        "environment": environment(),
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The parts of several batches as one."""
+    return {
         "rows": [row for part in parts for row in part["rows"]],
         "int8_vs_nncf": {k: v for part in parts for k, v in part["int8_vs_nncf"].items()},
         "kernels": {k: v for part in parts for k, v in part["kernels"].items()},
     }
+
+
+def main() -> None:
+    given = OPTIONS.parse_args()
+    how = {"threads": given.threads, "rounds": given.rounds, "methods": given.method}
+    result = merged([measure(given.model, batch, **how) for batch in given.batch])
     for row in result["rows"]:
-        efficiency = "" if row["efficiency"] is None else f"  efficiency {row['efficiency']:.3f}"
-        print(
-            f"batch {row['batch']}  {row['method']:6} {row['runtime']:12} {row['precision']:17}"
-            f"{row['images_per_s']:9.1f} img/s  x{row['ratio_vs_dense_same_runtime']:.3f}{efficiency}"
-        )
+        bench.say(row)
     print(json.dumps(result["int8_vs_nncf"], indent=1))
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+    bench.write_result(given.out, ABOUT, model=given.model, **result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ small ViT and few epochs, and keeps what `leanvit measure` found in benchmarks/r
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -17,10 +16,33 @@ import tempfile
 import time
 from pathlib import Path
 
+import bench
+from bench import Column, Table
 from leanvit.data import open_dataset
-from leanvit.files import write_atomic
 
-RESULTS = Path(__file__).parent / "results" / "imagefolder_cifar10.json"
+OPTIONS = bench.parser(
+    __doc__,
+    cifar10=bench.Option(help="folder with the parquet files of CIFAR-10", positional=True, required=True),
+)
+ABOUT = bench.About(
+    "The commands of the README on a folder of images",
+    "5,000 training and 1,000 test images of CIFAR-10, a small ViT, few epochs.",
+    (
+        Table(
+            "comparison/rows",
+            ("name", "runtime", "precision", "top1_percent/value", "change_points/value", "latency_ms"),
+        ),
+        Table("steps", ("command", "seconds"), "How long each command takes"),
+    ),
+    {
+        "name": Column("model"),
+        "top1_percent/value": Column("top-1", "%", ".2f"),
+        "change_points/value": Column("change", "points", "+.2f"),
+        "latency_ms": Column("time of a batch (quartiles)", "ms", ".2f"),
+        "command": Column("command", show="code"),
+        "seconds": Column("time", "s", ".1f"),
+    },
+)
 IMAGES = {"train": 5000, "val": 1000}
 MODEL = "--model-arg depth=6 --model-arg embed_dim=128 --model-arg num_heads=4 --set lr=1e-3"
 COMMANDS = (
@@ -44,9 +66,8 @@ def write_folder(source: str, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10", help="folder with the parquet files of CIFAR-10")
-    source = str(Path(parser.parse_args().cifar10).resolve())
+    source = str(Path(OPTIONS.parse_args().cifar10).resolve())
+    out = bench.RESULTS / "imagefolder_cifar10.json"
     steps = []
     with tempfile.TemporaryDirectory(prefix="leanvit-folder-") as folder:
         write_folder(source, Path(folder) / "photos")
@@ -58,9 +79,10 @@ def main() -> None:
         measured = max(Path(folder).glob("runs/slim/measure*.json"), key=lambda path: path.stat().st_mtime)
         page = (Path(folder) / "report.html").stat().st_size
         result = {"steps": steps, "page_bytes": page, "comparison": json.loads(measured.read_text())}
-    text = json.dumps({"command": "python benchmarks/imagefolder_cifar10.py CIFAR10_FOLDER", **result}, indent=1)
-    write_atomic(RESULTS, f"{text}\n".encode())
-    print(RESULTS)
+    bench.write_json(
+        out, {**ABOUT.to_json(out.stem), "command": "python benchmarks/imagefolder_cifar10.py CIFAR10_FOLDER", **result}
+    )
+    print(out)
 
 
 if __name__ == "__main__":

@@ -10,32 +10,36 @@ luck, and finished. Model, averaged weights and optimiser in the saved state are
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import itertools
-import json
 import multiprocessing
 import random
-import shlex
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
 
+import bench
+from bench import Column, Table
 from leanvit.data import Preprocess, open_dataset
-from leanvit.files import write_atomic
-from leanvit.measure import environment
 from leanvit.training import FitConfig, fit
 from leanvit.training.checkpoint import STATE, read_position
 
-RESULTS = Path(__file__).parent / "results" / "kill_resume.json"
+OPTIONS = bench.parser(__doc__, kills=bench.Option(50, "how many"), seed=0)
+ABOUT = bench.About(
+    "Killed and resumed trainings",
+    "Whether a training that was killed at random moments and resumed ends with the bits of one that was left alone.",
+    (Table("trials", ("setting", "processes", "killed_at", "identical")),),
+    {
+        "killed_at": Column("killed behind step"),
+        "identical": Column("bit-identical"),
+    },
+)
 IMAGES, SPLIT_SEED = 160, 0
 PLAIN = FitConfig(epochs=3, batch_size=16, lr=3e-3, clip_grad=1.0, augment="light", save_every=3)
 SETTINGS = {
@@ -123,39 +127,30 @@ def undisturbed(setting: str, size: int) -> tuple[str, float]:
         return digest(Path(folder) / "run"), seconds
 
 
-def report(trials: list[Trial], seed: int) -> dict[str, Any]:
-    return {
-        "command": shlex.join([Path(sys.executable).name, "benchmarks/kill_resume.py", *sys.argv[1:]]),
-        "environment": environment(),
-        "seed": seed,
-        "kills": sum(len(t.killed_at) for t in trials),
-        "all_identical": all(t.identical for t in trials),
-        "settings": {name: config.to_json() for name, config in SETTINGS.items()},
-        "trials": [vars(t) for t in trials],
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    given = OPTIONS.parse_args()
     SERVER.set_forkserver_preload(["torch", "timm", "sklearn.datasets", "leanvit.training"])
-    draw = random.Random(options.seed)
+    draw = random.Random(given.seed)
     undisturbed("plain", 1)  # starts the server, which is in no later run's time
     whole = {(setting, size): undisturbed(setting, size) for setting in SETTINGS for size in (1, 2)}
     trials: list[Trial] = []
     for setting, size in itertools.cycle(whole):
-        if sum(len(t.killed_at) for t in trials) >= options.kills:
+        if sum(len(t.killed_at) for t in trials) >= given.kills:
             break
         done = trial(setting, size, *whole[setting, size], draw)
         if done.killed_at:  # else it was quicker than the kill, and proves nothing
             trials.append(done)
             print(done, flush=True)
-    found = report(trials, options.seed)
-    RESULTS.parent.mkdir(exist_ok=True)
-    write_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode())
-    print(f"{found['kills']} kills, all bit-identical: {found['all_identical']}")
+    bench.write_result(
+        bench.RESULTS / "kill_resume.json",
+        ABOUT,
+        seed=given.seed,
+        kills=sum(len(t.killed_at) for t in trials),
+        all_identical=all(t.identical for t in trials),
+        settings={name: config.to_json() for name, config in SETTINGS.items()},
+        trials=[vars(t) for t in trials],
+    )
+    print(f"all bit-identical: {all(t.identical for t in trials)}")
 
 
 if __name__ == "__main__":

@@ -10,17 +10,16 @@ ends, for machines that are lent for minutes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import timm
 
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.deploy import check_table, latencies
-from leanvit.files import write_atomic
 from leanvit.measure import LatencyTable
 
 CIFAR = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3, "num_classes": 10}
@@ -29,6 +28,39 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {  # timm name, its argumen
     "cifar": ("vit_tiny_patch16_224", CIFAR, 32),
 }
 MULTIPLES = (8, 1)
+OPTIONS = bench.parser(
+    __doc__,
+    model=bench.Option(choices=list(MODELS), required=True),
+    runtime=bench.Option(required=True),
+    shapes=bench.Option(10, "held-out models"),
+    parts=bench.Option(3, "of: the table, and one check for each multiple"),
+    tables=bench.Option(help="folder where tables are kept", kind=Path, required=True),
+    out=bench.Option(kind=Path, required=True),
+)
+ABOUT = bench.About(
+    "Latency tables",
+    "What a table of a model's blocks predicts for whole models of random widths, which it has not seen, against the "
+    "clock: widths on multiples of 8, and any. `cifar` is the ViT of `leanvit/cifar10_vit`.",
+    (
+        Table(
+            "rows",
+            (
+                *("model", "runtime", "batch", "entries", "measuring_s"),
+                *(f"held_out/{m}/{what}" for m in (8, 1) for what in ("rows", "median_error", "worst_error")),
+            ),
+        ),
+    ),
+    {
+        "model": Column("model"),
+        "measuring_s": Column("measured in", "s", ".0f"),
+        "held_out/8/rows": Column("models, multiples of 8", show="count"),
+        "held_out/8/median_error": Column("median error", "%", ".1f", 100),
+        "held_out/8/worst_error": Column("worst", "%", ".1f", 100),
+        "held_out/1/rows": Column("models, any width", show="count"),
+        "held_out/1/median_error": Column("median error", "%", ".1f", 100),
+        "held_out/1/worst_error": Column("worst", "%", ".1f", 100),
+    },
+)
 
 
 def build(model: str) -> tuple[OpenModel, int]:
@@ -84,56 +116,27 @@ def checked(table: LatencyTable, model: OpenModel, shapes: int, multiple: int) -
     return {**{key: value for key, value in check.items() if key != "rows"}, "bias": bias, "rows": rows}
 
 
-class Result:
-    """The file of results: a row for each table, all of one CPU."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-
-    def row(self, model: str, table: LatencyTable) -> dict[str, Any]:
-        """The row of this very table; the one of an older table goes."""
-        cpu = table.provenance["environment"]["cpu"]
-        if other := {row["environment"]["cpu"] for row in self.rows} - {cpu}:
-            raise SystemExit(f"{self.path} holds rows of {', '.join(other)}, the table is of {cpu}: give another --out")
-        for row in self.rows:
-            if row["fingerprint"] == table.fingerprint:
-                return row
-        self.rows = [r for r in self.rows if (r["model"], r["runtime"]) != (model, table.runtime)]
-        self.rows.append(row_of(model, table))
-        self.rows.sort(key=lambda r: (r["model"], r["runtime"]))
-        return self.rows[next(i for i, r in enumerate(self.rows) if r["fingerprint"] == table.fingerprint)]
-
-    def save(self) -> None:
-        commands = [row["command"] for row in self.rows]
-        content = {"commands": commands, "environment": self.rows[0]["environment"], "rows": self.rows}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, f"{json.dumps(content, indent=1)}\n".encode())
+def kept_row(kept: bench.KeptRows, model: str, table: LatencyTable) -> dict[str, Any]:
+    """The row of this very table; the one of an older table goes."""
+    if row := kept.get(fingerprint=table.fingerprint):
+        return row
+    kept.rows[:] = [r for r in kept.rows if (r["model"], r["runtime"]) != (model, table.runtime)]
+    row = kept.add(row_of(model, table))
+    kept.rows.sort(key=lambda r: (r["model"], r["runtime"]))
+    kept.content["commands"] = [r["command"] for r in kept.rows]  # without the folder of this machine
+    return row
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--runtime", required=True)
-    parser.add_argument("--shapes", type=int, default=10)
-    parser.add_argument("--parts", type=int, default=3, help="of: the table, and one check for each multiple")
-    parser.add_argument("--tables", type=Path, required=True, help="folder where tables are kept")
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    left = arguments.parts - (not (arguments.tables / f"{arguments.model}-{arguments.runtime}.json").exists())
-    table = table_of(arguments.model, arguments.runtime, arguments.tables)
-    result = Result(arguments.out)
-    row = result.row(arguments.model, table)
-    result.save()
+    given = OPTIONS.parse_args()
+    left = given.parts - (not (given.tables / f"{given.model}-{given.runtime}.json").exists())
+    table = table_of(given.model, given.runtime, given.tables)
+    kept = bench.KeptRows(given.out, ABOUT, {})
+    row = kept_row(kept, given.model, table)
     for multiple in [m for m in MULTIPLES if str(m) not in row["held_out"]][: max(left, 0)]:
-        held = checked(table, build(arguments.model)[0], arguments.shapes, multiple)
-        row["held_out"][str(multiple)] = held
-        result.save()
-        print(
-            f"{row['model']} {row['runtime']}, {row['entries']} entries in {row['measuring_s']} s; multiples of "
-            f"{multiple}: median error {held['median_error']:.1%}, worst {held['worst_error']:.1%} (machine's drift "
-            f"left in: {held['worst_raw_error']:.1%}), within 15 %: {held['within']:.0%}"
-        )
+        row["held_out"][str(multiple)] = checked(table, build(given.model)[0], given.shapes, multiple)
+        kept.write()
+        bench.say({"model": given.model, "multiples of": multiple, **row["held_out"][str(multiple)]})
 
 
 if __name__ == "__main__":

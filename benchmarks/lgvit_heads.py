@@ -19,36 +19,65 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Rule
 from leanvit.data import Dataset, Preprocess
 from leanvit.exits.calibration import Collected, Point, collect, curve, replay
 from leanvit.exits.lgvit import LGViT
 from leanvit.recipe import Data, compress
-from leanvit.verbs.models import load_model, open_split
-from reference_study import over_seeds, smoke_reference, verdict
+from reference_study import open_reference, over_seeds, smoke_reference, verdict
 
-OUT = Path(__file__).parent / "results" / "lgvit_heads.json"
 LAYOUTS = {"published": None, "convolution": "lph_dw", "attention": "gah2", "linear": "linear"}
 SHARE = 0.75  # of the blocks, that images pass on average, at most: the specification's 9 of 12
+OPTIONS = bench.parser(
+    __doc__,
+    data="",
+    model="",
+    seeds=3,
+    limit=bench.Option(10_000, "training images, the held-out ones among them"),
+    val_images=None,
+    epochs=4,
+    out=bench.RESULTS / "lgvit_heads.json",
+    fresh=False,
+    smoke=False,
+)
+ABOUT = bench.About(
+    "Early exits",
+    "[LGViT](methods/lgvit.md)'s heads against plain linear ones at the same blocks, and its rule against letting as "
+    "many images leave blindly. `{settings[model]}`, {settings[limit]:,} training images, {settings[epochs]} epochs of "
+    "the heads, the backbone frozen.",
+    (
+        Table("summary", ("name", "top1 after block *"), "Top-1 of each head and of the end on all validation images"),
+        Table(
+            "summary",
+            ("name", "depth_over_mean_exit", "speedup_macs", "points_lost", "above_random"),
+            "Under the rule, with the threshold that held-out training images chose",
+        ),
+        Table("trends", ("claim", "points", "verdict"), "What is expected"),
+    ),
+    {
+        "name": Column("heads"),
+        "top1 after block *": Column("after block *", "%", ".2f"),
+        "depth_over_mean_exit": Column("depth / mean exit", form=".2f"),
+        "speedup_macs": Column("MACs saved", "times", ".2f"),
+        "points_lost": Column("lost", "points", ".2f"),
+        "above_random": Column("above random exits, median", "points", ".2f"),
+    },
+)
 
 
 def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
     """(dense model, preprocessing, all training images, validation images)."""
     if arguments.smoke:
         return smoke_reference(depth=3, epochs=4)
-    if not arguments.data or not arguments.model:
-        raise SystemExit("give DATA and --model RUN, or --smoke")
-    loaded = load_model(arguments.model)
-    val = open_split(arguments.data, "val", limit=arguments.val_images).cached()
-    return loaded.model.eval(), loaded.preprocess, open_split(arguments.data, "train").cached(), val
+    return open_reference(arguments)
 
 
 def method(layout: str, dense: OpenModel, arguments: argparse.Namespace) -> LGViT:
@@ -164,27 +193,16 @@ def trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default="", help="data spec of the reference")
-    parser.add_argument("--model", metavar="RUN", default="")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=10_000, help="training images, the held-out ones among them")
-    parser.add_argument("--val-images", type=int, help="validation images (default: all)")
-    parser.add_argument("--epochs", type=int, default=4, help="of the heads")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
-    parser.add_argument("--smoke", action="store_true", help="digits, a tiny model: no figures")
-    arguments = parser.parse_args()
-    if arguments.smoke:
-        arguments.limit, arguments.epochs, arguments.seeds = 200, 1, 1
-    study = reference(arguments)
-    settings = {key: getattr(arguments, key) for key in ("model", "data", "limit", "val_images", "epochs")}
-    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
-    for seed in range(arguments.seeds):
+    given = OPTIONS.parse_args()
+    if given.smoke:
+        given.limit, given.epochs, given.seeds = 200, 1, 1
+    study = reference(given)
+    settings = {key: getattr(given, key) for key in ("model", "data", "limit", "val_images", "epochs")}
+    kept = bench.KeptRows(given.out, ABOUT, settings, fresh=given.fresh)
+    for seed in range(given.seeds):
         for layout in LAYOUTS:
             if kept.get(layout=layout, seed=seed) is None:
-                made = kept.add(row(study, layout, seed, arguments))
-                print(f"seed {seed}  {layout:12} {made['top1_percent']}  {made['rule']}", flush=True)
+                kept.add(row(study, layout, seed, given))
     kept.write(summary=summary(kept.rows), trends=trends(kept.rows))
     for trend in trends(kept.rows):
         print(trend)

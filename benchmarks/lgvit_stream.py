@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,22 +28,68 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.data import Dataset, Preprocess, loader
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.exits.calibration import collect
 from leanvit.exits.lgvit import LGViT
-from leanvit.files import write_atomic
-from leanvit.measure import Spread, count, environment
+from leanvit.measure import Spread, count
 from leanvit.recipe import Data, compress, parse_with
 from leanvit.verbs.models import load_model, open_split
 from reference_study import smoke_reference
 
-RESULTS = Path(__file__).parent / "results" / "lgvit_stream.json"
 TOLERANCE = 0.15  # of the measured speed-up against the counted one
 BLOCKS = 10  # parts of the stream, for quartiles
 TRAINED, SMOKE_KNOBS = "points=1,epochs=3", "epochs=2,batch_size=16,points=2"
 LEAVING = 0.15  # of the images that reach an exit, where the heads are untrained
+OPTIONS = bench.parser(
+    __doc__,
+    data=None,
+    model=None,
+    untrained=bench.Option(help="a timm name: random weights, for its cost alone", metavar="MODEL"),
+    lgvit=bench.Option(TRAINED, "knobs of lgvit, of a trained reference"),
+    images=None,
+    stream=bench.Option(1000, "validation images that are timed"),
+    to=bench.Option("openvino", choices=("openvino", "onnx")),
+    threads=1,
+    seed=0,
+    out=bench.RESULTS / "lgvit_stream.json",
+    smoke=False,
+)
+ABOUT = bench.About(
+    "Early exits, image by image",
+    "Counted speed-up (mean MACs, heads included) beside the measured one; a small network on small images, so what "
+    "comes with every graph weighs much.",
+    (
+        Table(
+            "",
+            (
+                *("model", "weights", "runtime", "images", "top1_percent/dense", "top1_percent/lgvit"),
+                *("depth_over_mean_exit", "counted_speedup", "measured_speedup", "measured_quartiles"),
+                *("measured_over_counted", "verdict"),
+            ),
+        ),
+    ),
+    {
+        "top1_percent/dense": Column("top-1, dense", "%", ".1f"),
+        "top1_percent/lgvit": Column("top-1, with exits", "%", ".1f"),
+        "depth_over_mean_exit": Column("depth / mean exit", form=".2f"),
+        "counted_speedup": Column("counted speed-up", "times", ".2f"),
+        "measured_speedup": Column("measured speed-up", "times", ".2f"),
+        "measured_quartiles": Column("quartiles of the measured", "times", ".2f", each=("q25", "", "q75")),
+        "measured_over_counted": Column("measured / counted", form=".2f"),
+        "verdict": Column("within 15 %"),
+    },
+    {
+        "lgvit_stream_deit_small": (
+            "Early exits of a usual size, image by image",
+            "The same on photos at 224x224. Untrained: its cost alone is of interest, and 15 % of the images that "
+            "reach an exit leave there.",
+        )
+    },
+)
 
 
 def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
@@ -154,26 +198,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", help="data spec of the reference")
-    parser.add_argument("--model", metavar="RUN", help="the dense reference: a run folder")
-    parser.add_argument("--untrained", metavar="MODEL", help="a timm name: random weights, for its cost alone")
-    parser.add_argument("--lgvit", default=TRAINED, help=f"knobs of lgvit, of a trained reference (default {TRAINED})")
-    parser.add_argument("--images", type=int, help="training images (default: all)")
-    parser.add_argument("--stream", type=int, default=1000, help="validation images that are timed")
-    parser.add_argument("--to", choices=("openvino", "onnx"), default="openvino")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--smoke", action="store_true", help="seconds: digits, a tiny model, few images")
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    found = measure(arguments)
-    found["command"] = shlex.join(["python", "benchmarks/lgvit_stream.py", *sys.argv[1:]])
-    found["environment"] = environment()
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(arguments.out, f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode())
-    print(json.dumps({k: v for k, v in found.items() if k != "environment"}, indent=1))
+    given = OPTIONS.parse_args()
+    torch.manual_seed(given.seed)
+    found = measure(given)
+    bench.write_result(given.out, ABOUT, **found)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

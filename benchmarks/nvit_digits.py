@@ -12,24 +12,33 @@ from __future__ import annotations
 import copy
 import json
 import statistics
-from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.data import Preprocess, keyed, loader, open_dataset
-from leanvit.files import write_atomic
-from leanvit.measure import environment
 from leanvit.prune.nvit.groups import all_open, closed_below, groups, threshold
 from leanvit.prune.nvit.masking import close_units
 from leanvit.prune.nvit.saliency import divisors, scores
 from leanvit.prune.nvit.units import Layout, layout
 from leanvit.training import FitConfig, fit, top1_accuracy
 
-RESULTS = Path(__file__).parent / "results" / "nvit_digits.json"
+OPTIONS = bench.parser(__doc__)
+ABOUT = bench.About(
+    "NViT's score against weight magnitude and chance",
+    "Top-1 on 359 digits after a share of all MLP units is masked by one global ranking, without fine-tuning; means "
+    "over 3 seeds. The whole network: {dense:.1f} %.",
+    (Table("means", ("name", "0.5", "0.7", "0.85")),),
+    {
+        "name": Column("ranking"),
+        **{str(share): Column(f"{100 * share:.0f} % of the units masked", "%", ".1f") for share in (0.5, 0.7, 0.85)},
+    },
+)
 SEEDS, SHARES = (0, 1, 2), (0.5, 0.7, 0.85)
 SHAPE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 48, "depth": 4, "num_heads": 4}
 PREPROCESS = Preprocess(
@@ -86,22 +95,16 @@ def one_seed(seed: int) -> dict[str, float | dict[str, list[float]]]:
 
 
 def main() -> None:
+    OPTIONS.parse_args()
     runs = [one_seed(seed) for seed in SEEDS]
     means = {
         name: {str(share): statistics.mean(run["after"][name][i] for run in runs) for i, share in enumerate(SHARES)}
         for name in ("score", "magnitude", "random")
     }
-    found = {
-        "command": "python benchmarks/nvit_digits.py",
-        "what": "top-1 in % on 359 digits after a share of all MLP units is masked, mean over seeds; no fine-tuning",
-        "dense": statistics.mean(run["dense"] for run in runs),
-        "means": means,
-        "seeds": runs,
-        "environment": environment(),
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(RESULTS, f"{json.dumps(found, indent=1, allow_nan=False)}\n".encode())
-    print(json.dumps({"dense": found["dense"], **means}, indent=1))
+    dense = statistics.mean(run["dense"] for run in runs)
+    what = "top-1 in % on 359 digits after a share of all MLP units is masked, mean over seeds; no fine-tuning"
+    bench.write_result(bench.RESULTS / "nvit_digits.json", ABOUT, what=what, dense=dense, means=means, seeds=runs)
+    print(json.dumps({"dense": dense, **means}, indent=1))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.errors import LeanvitError
 from leanvit.measure import count
@@ -39,7 +40,6 @@ from leanvit.training.objectives import SoftDistillation
 from reference_study import (
     SMOKE_NVIT,
     Study,
-    add_arguments,
     applied,
     artefact,
     dense_artefact,
@@ -53,12 +53,54 @@ from reference_study import (
 )
 from torch_pruning_vit import VARIANTS, Variant, prune, task_gradients, widths
 
-OUT = Path(__file__).parent / "results" / "nvit_vs_torch_pruning.json"
 NVIT = "nvit:macs=0.5,interval=8,max_steps=160,batch_size=64"
 BATCHES = (1, 64)
 CLOSE = 0.02  # relative: how near MACs and latency are brought to NViT's
 STEPS = 9  # of the bisection; head widths and round numbers make the cost a staircase
 Goal = Callable[[nn.Module], float]  # the cost of a model over the cost wanted
+OPTIONS = bench.parser(
+    __doc__,
+    **bench.REFERENCE,
+    recover_images=10000,
+    recover_epochs=1,
+    nvit=NVIT,
+    variant=bench.Option([v.name for v in VARIANTS], "of torch-pruning", choices=[v.name for v in VARIANTS]),
+    at=bench.Option(["macs", "latency"], "equal what (default: both)", choices=("macs", "latency")),
+    macs=bench.Option(0.5, "share of dense, where there is no NViT to follow"),
+    scratch_images=bench.Option(100_000, "of the smaller network"),
+    reference_images=bench.Option(help="how many the reference was trained on, to tell the share", kind=int),
+    out=bench.RESULTS / "nvit_vs_torch_pruning.json",
+)
+SPEEDS = {f"{way}: speedup": way for way in ("torch f32, batch 64", "openvino f32, batch 1")}
+ABOUT = bench.About(
+    "Pruning against torch-pruning",
+    "[NViT](methods/nvit.md) and the group Taylor criterion of torch-pruning, from the same network, with as many "
+    "training images each; and a narrower network trained from nothing on more images, a twentieth of what the "
+    "reference saw. Latency is that of PyTorch at batch 64; these rows were made two at a time on one machine.",
+    (
+        Table(
+            "summary",
+            (
+                *("name", "top1_percent/seeds", "macs_ratio/mean", "trained_images/mean"),
+                *("one_shot_top1_percent", "top1_percent", "change_points", *SPEEDS),
+            ),
+        ),
+        Table("summary", ("name", "points", "best")),
+        Table("rows", ("method", "export_ok", "reload_ok"), where={"seed": 0, "at": "macs"}),
+    ),
+    {
+        "name": Column("network"),
+        "top1_percent/seeds": Column("seeds"),
+        "trained_images/mean": Column("training images", form=",.0f"),
+        "top1_percent": Column("at the end", "%", ".2f"),
+        **{key: Column(heading, "× dense", ".2f") for key, heading in SPEEDS.items()},
+        "points": Column("lead of the means over seeds", "points", "+.2f"),
+        "best": Column("best of torch-pruning"),
+        "method": Column("network"),
+        "export_ok": Column("exports"),
+        "reload_ok": Column("loads again without a pickled module"),
+    },
+)
 
 
 def nvit_row(study: Study, nvit: str, seed: int) -> dict[str, Any]:
@@ -163,7 +205,7 @@ def scratch_row(study: Study, macs: int, seed: int, images: int, reference_image
     torch.manual_seed(seed)
     model = smaller(study, macs)
     epochs = max(1, round(images / len(study.train)))
-    taken = study.train.limited(max(study.recovery.batch, round(images / epochs)), seed=seed)
+    taken = study.train.limited(max(study.recovery.batch_size, round(images / epochs)), seed=seed)
     config = replace(
         study.recovery,
         epochs=epochs,
@@ -186,22 +228,20 @@ def scratch_row(study: Study, macs: int, seed: int, images: int, reference_image
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
-def run(study: Study, kept: KeptRows, arguments: argparse.Namespace) -> None:
-    for seed in range(arguments.seeds):
+def run(study: Study, kept: bench.KeptRows, given: argparse.Namespace) -> None:
+    for seed in range(given.seeds):
         ours = kept.get(method="nvit", seed=seed)
         if ours is None and is_there("nvit"):
-            ours = kept.add(nvit_row(study, arguments.nvit, seed))
-            show(ours)
-        wanted = ours["macs"] if ours else round(arguments.macs * macs_of(study, study.dense))
+            ours = kept.add(nvit_row(study, given.nvit, seed))
+        wanted = ours["macs"] if ours else round(given.macs * macs_of(study, study.dense))
         goals = {"macs": macs_goal(study, wanted)} | ({"latency": latency_goal(study, ours)} if ours else {})
-        for at, goal in ((k, v) for k, v in goals.items() if not arguments.at or k in arguments.at):
-            for variant in (v for v in VARIANTS if not arguments.variant or v.name in arguments.variant):
+        for at, goal in ((k, v) for k, v in goals.items() if k in given.at):
+            for variant in (v for v in VARIANTS if v.name in given.variant):
                 if kept.get(method=f"torch-pruning, {variant.name}", seed=seed, at=at) is None:
                     images = ours["trained_images"] if ours else None
-                    show(kept.add(rival_row(study, variant, seed, at, goal, images)))
+                    kept.add(rival_row(study, variant, seed, at, goal, images))
         if kept.get(method="dense smaller, from scratch", seed=seed) is None:
-            told = arguments.reference_images
-            show(kept.add(scratch_row(study, wanted, seed, arguments.scratch_images, told)))
+            kept.add(scratch_row(study, wanted, seed, given.scratch_images, given.reference_images))
     kept.write(summary=summary(kept.rows))
 
 
@@ -246,36 +286,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def show(row: dict[str, Any]) -> None:
-    fast = ", ".join(f"{k} x{v['speedup_vs']['dense'][0]:.2f}" for k, v in row["speed"].items())
-    print(
-        f"seed {row['seed']}  {row['method']:28} equal {row['at']:8} {row['one_shot_top1_percent']:6.2f} -> "
-        f"{row['top1_percent']:6.2f} % ({row['change_points']:+.2f})  MACs x{row['macs_ratio']:.3f}  {fast}",
-        flush=True,
-    )
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, out=OUT, images=10000, epochs=1)
-    parser.add_argument("--nvit", default=NVIT, help=f"the method as `--with` takes it (default {NVIT})")
-    parser.add_argument(
-        "--variant", action="append", choices=[v.name for v in VARIANTS], help="of torch-pruning (default: all)"
-    )
-    parser.add_argument("--at", action="append", choices=("macs", "latency"), help="equal what (default: both)")
-    parser.add_argument("--macs", type=float, default=0.5, help="share of dense, where there is no NViT to follow")
-    parser.add_argument("--scratch-images", type=int, default=100_000, help="of the smaller network (default 100,000)")
-    parser.add_argument("--reference-images", type=int, help="how many the reference was trained on, to tell the share")
-    arguments = parser.parse_args()
-    if arguments.smoke:
-        arguments.nvit, arguments.scratch_images = SMOKE_NVIT, 256
-    told = {k: getattr(arguments, k) for k in ("nvit", "macs", "scratch_images", "reference_images")}
-    study = open_study(arguments, **told, rival="torch-pruning")
+    given = OPTIONS.parse_args()
+    if given.smoke:
+        given.nvit, given.scratch_images = SMOKE_NVIT, 256
+    told = {k: getattr(given, k) for k in ("nvit", "macs", "scratch_images", "reference_images")}
+    study = open_study(given, **told, rival="torch-pruning")
     try:
-        run(study, KeptRows(arguments.out, study.settings, fresh=arguments.fresh), arguments)
+        run(study, bench.KeptRows(given.out, ABOUT, study.settings, fresh=given.fresh), given)
     finally:
         study.close()
-    print(arguments.out)
+    print(given.out)
 
 
 if __name__ == "__main__":

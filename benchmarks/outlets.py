@@ -8,10 +8,6 @@ and calibration images are random: speed does not depend on them, and nothing is
 
 from __future__ import annotations
 
-import argparse
-import json
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,15 +16,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import bench
+from bench import Column, Table
 from deploy_speed import METHODS, build
 from leanvit.data import Preprocess
 from leanvit.deploy import Options, export, load_artefact
 from leanvit.deploy.openvino import bf16_runs
-from leanvit.measure import environment, paired_latency, ratio
+from leanvit.measure import paired_latency, ratio
 
-OUT = Path(__file__).parent / "results" / "outlets.json"
 Key = tuple[str, str, str]  # method, runtime, precision
 Run = Callable[[Tensor], Any]
+OPTIONS = bench.parser(
+    __doc__,
+    model="deit_tiny_patch16_224",
+    batch=[1, 8],
+    threads=1,
+    rounds=9,
+    method=bench.Option(["dense"], "may be repeated; default: dense", choices=list(METHODS)),
+    out=bench.RESULTS / "outlets.json",
+)
+ABOUT = bench.About(
+    "Runtimes and precisions",
+    "The same network in every runtime: random weights, speed alone.",
+    (
+        Table(
+            "rows",
+            (
+                *("method", "runtime", "precision", "batch", "median_ms"),
+                *("speedup_vs_f32_same_runtime", "speedup_vs_torch_f32_with_change_of_runtime"),
+            ),
+        ),
+    ),
+    {
+        "median_ms": Column("time", "ms", ".2f"),
+        "speedup_vs_f32_same_runtime": Column("speed (quartiles)", "× f32 in the same runtime", ".2f"),
+        "speedup_vs_torch_f32_with_change_of_runtime": Column("speed (quartiles)", "× PyTorch f32", ".2f"),
+    },
+)
 
 
 def candidates(name: str, batch: int, threads: int, methods: list[str], folder: Path) -> tuple[dict[Key, Run], dict]:
@@ -94,42 +118,18 @@ def measure(name: str, batch: int, *, threads: int, rounds: int, methods: list[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="deit_tiny_patch16_224")
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 1 and 8")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--method", action="append", choices=list(METHODS), help="may be repeated; default: dense")
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    given = OPTIONS.parse_args()
+    torch.set_num_threads(given.threads)
     rows: list[dict[str, Any]] = []
     products: dict[str, Any] = {}
-    for batch in arguments.batch or [1, 8]:
+    for batch in given.batch:
         found, products[str(batch)] = measure(
-            arguments.model,
-            batch,
-            threads=arguments.threads,
-            rounds=arguments.rounds,
-            methods=arguments.method or ["dense"],
+            given.model, batch, threads=given.threads, rounds=given.rounds, methods=given.method
         )
         rows += found
         for row in found:
-            print(
-                f"batch {batch}  {row['method']:6} {row['runtime']:13} {row['precision']:15}"
-                f"{row['median_ms']:9.2f} ms  x{row['speedup_vs_f32_same_runtime']['median']:.2f} of its f32, "
-                f"x{row['speedup_vs_torch_f32_with_change_of_runtime']['median']:.2f} of torch f32",
-                flush=True,
-            )
-    result = {
-        "command": shlex.join(["python", "benchmarks/outlets.py", *sys.argv[1:]]),
-        "model": arguments.model,
-        "environment": environment(),
-        "integer_products": products,
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1))
+            bench.say(row)
+    bench.write_result(given.out, ABOUT, model=given.model, integer_products=products, rows=rows)
 
 
 if __name__ == "__main__":

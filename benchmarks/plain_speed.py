@@ -9,22 +9,19 @@ from the transcription's output is written beside its time.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import shlex
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
+import bench
 import leanvit.backbones  # noqa: F401 (registers the names)
+from bench import Column, Table
 from leanvit.backbones.gmm_mask import fuse
-from leanvit.measure import environment, paired_latency, ratio
+from leanvit.measure import paired_latency, ratio
 from plain_dct_histo import PlainDctHisto
 from plain_dhvt import PlainDHVT
 from plain_dualtoken_vit import PlainDualTokenViT
@@ -50,6 +47,29 @@ MODELS = (
     "t2t_vit_7",
     "t2t_vit_14",
     "t2t_vit_t_14",
+)
+OPTIONS = bench.parser(
+    __doc__,
+    model=bench.Option(list(MODELS), f"may be repeated; default {', '.join(MODELS)}"),
+    batch=[8, 1],
+    rounds=15,
+    seconds=0.5,
+    threads=None,
+    out=None,
+)
+ABOUT = bench.About(
+    "Against a straight transcription",
+    "The same networks written as the papers' formulas stand, with shared weights.",
+    (
+        Table(
+            "rows",
+            ("model", "side", "batch", "images_per_s", "speedup_vs_transcription", "largest_difference"),
+        ),
+    ),
+    {
+        "speedup_vs_transcription": Column("speed", "× the transcription", ".2f"),
+        "largest_difference": Column("largest difference of an output", form=".0e"),
+    },
 )
 
 
@@ -89,32 +109,16 @@ def measured(name: str, batch: int, *, rounds: int, seconds: float) -> list[dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help=f"may be repeated; default {', '.join(MODELS)}")
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.5, help="least length of a sample")
-    parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    rows = [
-        row
-        for name in arguments.model or MODELS
-        for batch in arguments.batch or [8, 1]
-        for row in measured(name, batch, rounds=arguments.rounds, seconds=arguments.seconds)
-    ]
+    given = OPTIONS.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    rows = []
+    for name in given.model:
+        for batch in given.batch:
+            rows += measured(name, batch, rounds=given.rounds, seconds=given.seconds)
     for row in rows:
-        print(
-            f"{row['model']:28} batch {row['batch']}  {row['side']:16}{row['images_per_s']:9.1f} img/s  "
-            f"x{row['speedup_vs_transcription']:.3f}  differs by {row['largest_difference']:.1e}"
-        )
-    if arguments.out:
-        command = shlex.join(["python", "benchmarks/plain_speed.py", *sys.argv[1:]])
-        result = {"command": command, "model": "several", "environment": environment(), "rows": rows}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        bench.say(row)
+    bench.write_result(given.out, ABOUT, model="several", rows=rows)
 
 
 if __name__ == "__main__":

@@ -17,21 +17,19 @@ Rows are written as they come; the same command goes on where it was killed.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.measure import count
 from leanvit.recipe import compress, make_method, parse_with
 from reference_study import (
     SMOKE_NVIT,
     Study,
-    add_arguments,
     applied,
     artefact,
     dense_artefact,
@@ -44,10 +42,43 @@ from reference_study import (
     speed,
 )
 
-OUT = Path(__file__).parent / "results" / "reference_runs.json"
 NVIT = "nvit:macs=0.5,interval=8,max_steps=160,batch_size=64"  # 10,000 images and 20 cuts to half the MACs
 RATE, BATCH = 0.7, 8
 PLACES = ((1, 3), (2, 4))  # of the training-free trends: early and late, in a network of six blocks
+OPTIONS = bench.parser(
+    __doc__,
+    **bench.REFERENCE,
+    recover_images=5000,
+    recover_epochs=1,
+    nvit=NVIT,
+    only=bench.Option([], "rows of these names; may be repeated", metavar="NAME"),
+    out=bench.RESULTS / "reference_runs.json",
+)
+SPEEDS = {
+    "torch f32: speedup vs dense f32/mean": "PyTorch",
+    "openvino f32: speedup vs dense f32/mean": "OpenVINO f32",
+    "openvino int8: speedup vs dense int8/mean": "OpenVINO int8, dense too",
+    "openvino int8: speedup vs dense f32/mean": "OpenVINO int8, dense f32",
+}
+ABOUT = bench.About(
+    "Methods and compositions on a reference",
+    "Each alone, and together, recovered from the same teacher on the same images: {settings[recover_images]:,} of "
+    "recovery and {settings[val_images]:,} of validation, batch 8. Accuracies are means over seeds with the least and "
+    "the most; speeds are means, of times as fast as the dense network in the same runtime.",
+    (
+        Table(
+            "summary",
+            ("name", "macs_ratio/mean", "off_the_shelf_top1_percent", "top1_percent", "change_points", *SPEEDS),
+        ),
+        Table("trends", ("claim", "figures", "holds"), "What the papers lead to expect"),
+    ),
+    {
+        "name": Column("methods"),
+        "top1_percent": Column("recovered", "%", ".2f"),
+        **{key: Column(heading, "× dense", ".2f") for key, heading in SPEEDS.items()},
+        "figures": Column("means", form=".2f"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -228,54 +259,36 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser, out=OUT, images=5000, epochs=1)
-    parser.add_argument("--nvit", default=NVIT, help=f"the method as `--with` takes it (default {NVIT})")
-    parser.add_argument("--only", action="append", metavar="NAME", help="rows of these names (may be repeated)")
-    arguments = parser.parse_args()
-    if arguments.smoke:
-        arguments.nvit = SMOKE_NVIT
-    study = open_study(arguments, nvit=arguments.nvit)
-    kept = KeptRows(arguments.out, study.settings, fresh=arguments.fresh)
+    given = OPTIONS.parse_args()
+    if given.smoke:
+        given.nvit = SMOKE_NVIT
+    study = open_study(given, nvit=given.nvit)
+    kept = bench.KeptRows(given.out, ABOUT, study.settings, fresh=given.fresh)
     try:
-        chosen = plans(study, arguments.nvit)
-        unknown = set(arguments.only or ()) - {p.name for p in chosen}
+        chosen = plans(study, given.nvit)
+        unknown = set(given.only) - {p.name for p in chosen}
         if unknown:
             raise SystemExit(f"--only {', '.join(unknown)}: there is {', '.join(p.name for p in chosen)}")
-        run(study, kept, [p for p in chosen if not arguments.only or p.name in arguments.only], arguments.seeds)
+        run(study, kept, [p for p in chosen if not given.only or p.name in given.only], given.seeds)
     finally:
         study.close()
-    print(arguments.out)
+    print(given.out)
 
 
-def run(study: Study, kept: KeptRows, chosen: list[Plan], seeds: int) -> None:
+def run(study: Study, kept: bench.KeptRows, chosen: list[Plan], seeds: int) -> None:
     if kept.get(part="dense") is None:
         torch_speed = speed(study, {"dense f32": study.dense}, BATCH)
         dense = {"method": "dense", "part": "dense", **size(study, study.dense), "speed": {"torch f32": torch_speed}}
         kept.add({**dense, **quality(study, study.dense)})
     for key in training_free(study, len(study.dense.blocks), seeds):
         if kept.get(part="training free", **key) is None:
-            show(kept.add(training_free_row(study, key)))
+            kept.add(training_free_row(study, key))
     for seed in range(seeds):
         trainings = Trainings(study, seed)
         for plan in chosen:
             if kept.get(part="recovered", method=plan.name, seed=seed) is None:
-                show(kept.add(measured(study, plan, trainings)))
+                kept.add(measured(study, plan, trainings))
     kept.write(summary=summary(kept.rows), trends=trends(kept.rows))
-
-
-def show(row: dict[str, Any]) -> None:
-    if row["part"] == "training free":
-        how = f"{row['blocks']} {row['keep_rate']} {row['select']}{', fused' if row['fuse'] else ''}"
-        print(f"training free {how:30} {row['top1_percent']:6.2f} %", flush=True)
-        return
-    shelf, top1 = row["off_the_shelf_top1_percent"], row["top1_percent"]
-    fast = ", ".join(f"{k} x{next(iter(v['speedup_vs'].values()))[0]:.2f}" for k, v in row["speed"].items())
-    print(
-        f"seed {row['seed']}  {row['method']:24} {shelf:6.2f} -> {top1:6.2f} % ({row['change_points']:+.2f})  "
-        f"MACs x{row['macs_ratio']:.2f}  {fast}",
-        flush=True,
-    )
 
 
 if __name__ == "__main__":

@@ -32,23 +32,6 @@ SMOKE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embe
 SMOKE_NVIT = "nvit:macs=0.6,interval=2,max_steps=8,batch_size=16"
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, out: Path, images: int, epochs: int) -> None:
-    """The options of every benchmark of a reference."""
-    parser.add_argument("data", nargs="?", help="data spec of the reference, as `leanvit train --data` takes it")
-    parser.add_argument("--model", metavar="RUN", help="the reference: a run folder (or a timm name)")
-    parser.add_argument("--seeds", type=int, default=3, help="recoveries of each method, seeds 0, 1, ...")
-    parser.add_argument("--recover-images", type=int, default=images, help=f"training images (default {images:,})")
-    parser.add_argument("--recover-epochs", type=int, default=epochs, help=f"passes over them (default {epochs})")
-    parser.add_argument("--lr", type=float, default=RECOVERY.lr, help="peak learning rate of the recovery")
-    parser.add_argument("--amp", choices=("bf16", "fp32"), default="bf16", help="of the recovery's forwards")
-    parser.add_argument("--val-images", type=int, help="validation images (default: all)")
-    parser.add_argument("--threads", type=int, default=1, help="of the timed runs; training takes torch's default")
-    parser.add_argument("--rounds", type=int, default=9, help="of the timed runs")
-    parser.add_argument("--out", type=Path, default=out)
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
-    parser.add_argument("--smoke", action="store_true", help="seconds: digits, a tiny model, few images")
-
-
 @dataclass(frozen=True)
 class Study:
     """One dense model with what all of its rows share."""
@@ -73,12 +56,16 @@ def open_study(arguments: argparse.Namespace, **settings: Any) -> Study:
     """The study that the options describe; `settings` are those of one benchmark."""
     if arguments.smoke:
         return _smoke_study(arguments, settings)
+    return _study(arguments, *open_reference(arguments), settings)
+
+
+def open_reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
+    """(dense model, its preprocessing, all training images, validation images) that the options name."""
     if not arguments.data or not arguments.model:
         raise SystemExit("give DATA and --model RUN, or --smoke")
     loaded = load_model(arguments.model)
-    train = open_split(arguments.data, "train").cached()
     val = open_split(arguments.data, "val", limit=arguments.val_images).cached()
-    return _study(arguments, loaded.model, loaded.preprocess, train, val, settings)
+    return loaded.model.eval(), loaded.preprocess, open_split(arguments.data, "train").cached(), val
 
 
 def smoke_reference(*, depth: int, epochs: int) -> tuple[OpenModel, Preprocess, Dataset, Dataset]:
@@ -181,7 +168,7 @@ def recovered(
     epochs, taken = study.recovery.epochs, study.train.limited(study.recover_images, seed=seed)
     if images is not None:  # the same schedule over more images: as many epochs, of a larger share of the data
         epochs = max(epochs, -(-images // len(study.train)))
-        taken = study.train.limited(max(study.recovery.batch, round(images / epochs)), seed=seed)
+        taken = study.train.limited(max(study.recovery.batch_size, round(images / epochs)), seed=seed)
     result = recover(
         model,
         study.dense,

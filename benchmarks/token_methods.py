@@ -23,7 +23,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.measure import Comparison
 from leanvit.recipe import Recovery
 from leanvit.report.side_by_side import macs_ratio
@@ -32,7 +33,6 @@ from leanvit.training import RECOVERY
 from leanvit.verbs.comparing import compare_methods
 from reference_study import SMOKE, over_seeds, verdict
 
-OUT = Path(__file__).parent / "results" / "token_methods.json"
 METHODS = (
     "evit",
     "tome",
@@ -48,6 +48,62 @@ METHODS = (
 RUNTIMES = ("openvino",)
 # Without dropout of any kind: a reference that learned with patches left out would recover on parts of images.
 RECOVERY_SETTINGS = {"augment": "light", "train_mode": "eval"}
+OPTIONS = bench.parser(
+    __doc__,
+    data="",
+    model="",
+    method=bench.Option(list(METHODS), "as `leanvit compare --with` takes it; may be repeated"),
+    macs=0.65,
+    tolerance=bench.Option(0.03, "of the share of the MACs"),
+    controls=bench.Option(True, "leave out EViT with random and lowest tokens"),
+    seeds=3,
+    limit=bench.Option(3000, "images of each split"),
+    recover_epochs=1,
+    torch_only=bench.Option(False, "no OpenVINO and no int8 beside PyTorch"),
+    recover_lr=bench.Option(RECOVERY.lr, "peak learning rate of the recovery"),
+    work=bench.Option(Path("runs/token_methods"), "folder of the comparisons"),
+    out=bench.RESULTS / "token_methods.json",
+    fresh=False,
+    smoke=False,
+)
+HOW = (
+    " `{settings[model]}` at {settings[macs]:g} of its MACs, {settings[limit]:,} images of each split, epochs of "
+    "recovery: {settings[recover_epochs]}."
+)
+ABOUT = bench.About(
+    "Token methods at equal MACs",
+    "Off the shelf and after the same short recovery, on a small reference. Means over the seeds, with the least and "
+    f"the most.{HOW}",
+    (
+        Table(
+            "summary",
+            (
+                *("name", "macs_ratio/mean", "off_the_shelf_top1_percent", "top1_percent", "change_points"),
+                *(f"speedup, {way}/mean" for way in ("torch f32", "openvino f32", "openvino int8")),
+            ),
+        ),
+        Table("trends", ("claim", "points", "verdict"), "What the papers lead to expect"),
+    ),
+    {
+        "name": Column("method"),
+        "top1_percent": Column("at the end", "%", ".2f"),
+        **{
+            f"speedup, {way}/mean": Column(f"{way}, seed 0" if "openvino" in way else way, "× dense", ".2f")
+            for way in ("torch f32", "openvino f32", "openvino int8")
+        },
+    },
+    {
+        "token_methods_longer": (
+            "Token methods with modules that learn from nothing",
+            "SiT and STViT begin with modules that know nothing, so all get a longer recovery here, at a higher rate; "
+            f"SiT without its distillation and averaged windows are their controls.{HOW}",
+        ),
+        "token_methods_search": (
+            "DiffRate after a longer search",
+            f"Rates that are learned with frozen weights against uniform ones.{HOW}",
+        ),
+    },
+)
 
 
 def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comparison]:
@@ -57,7 +113,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comp
     found = compare_methods(
         arguments.model,
         arguments.data,
-        arguments.methods,
+        arguments.method,
         macs=arguments.macs,
         tolerance=arguments.tolerance,
         controls=arguments.controls,
@@ -163,45 +219,18 @@ def _by_seed(rows: list[dict[str, Any]], name: str, column: str) -> dict[int, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", default="", help="data spec of the reference")
-    parser.add_argument("--model", metavar="RUN", default="")
-    parser.add_argument("--method", action="append", dest="methods", help="as `leanvit compare --with` takes it")
-    parser.add_argument("--macs", type=float, default=0.65)
-    parser.add_argument("--tolerance", type=float, default=0.03)
-    parser.add_argument(
-        "--no-controls", dest="controls", action="store_false", help="leave out EViT with random and lowest tokens"
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--limit", type=int, default=3000, help="images of each split")
-    parser.add_argument("--recover-epochs", type=int, default=1)
-    parser.add_argument("--torch-only", action="store_true", help="no OpenVINO and no int8 beside PyTorch")
-    parser.add_argument("--recover-lr", type=float, default=RECOVERY.lr)
-    parser.add_argument("--work", type=Path, default=Path("runs/token_methods"), help="folder of the comparisons")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
-    parser.add_argument("--smoke", action="store_true", help="digits, a tiny model, two methods: no figures")
-    arguments = parser.parse_args()
-    if arguments.smoke:
-        arguments.data, arguments.model = "digits", "vit_tiny_patch16_224"
-        arguments.methods, arguments.limit, arguments.seeds, arguments.tolerance = ["evit", "tome"], 70, 1, 0.5
-    if not arguments.data or not arguments.model:
-        parser.error("give DATA and --model RUN, or --smoke")
-    arguments.methods = arguments.methods or list(METHODS)
-    settings = {
-        "model": arguments.model,
-        "data": arguments.data,
-        "macs": arguments.macs,
-        "limit": arguments.limit,
-        "recover_epochs": arguments.recover_epochs,
-        "recover_lr": arguments.recover_lr,
-        "methods": arguments.methods,
-    }
-    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
-    for seed in range(arguments.seeds):
+    given = OPTIONS.parse_args()
+    if given.smoke:
+        given.data, given.model = "digits", "vit_tiny_patch16_224"
+        given.method, given.limit, given.seeds, given.tolerance = ["evit", "tome"], 70, 1, 0.5
+    if not given.data or not given.model:
+        OPTIONS.error("give DATA and --model RUN, or --smoke")
+    settings = {key: getattr(given, key) for key in ("model", "data", "macs", "limit", "recover_epochs", "recover_lr")}
+    kept = bench.KeptRows(given.out, ABOUT, {**settings, "methods": given.method}, fresh=given.fresh)
+    for seed in range(given.seeds):
         if kept.get(seed=seed) is None:
-            result, comparison = run_seed(arguments, seed)
-            kept.rows.extend(rows_of(result, comparison, seed))
+            result, comparison = run_seed(given, seed)
+            kept.add(*rows_of(result, comparison, seed))
             kept.write(summary=summary(kept.rows), trends=trends(kept.rows), left_out=result.left_out)
     for name, columns in summary(kept.rows).items():
         print(f"{name:28}", {k: v["mean"] for k, v in columns.items() if v})

@@ -10,7 +10,6 @@ DiffRate's lists, which a search would find, are the published ones of DeiT-S at
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +19,8 @@ import timm
 import torch
 from torch import nn
 
-from kept_rows import KeptRows
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenModel
 from leanvit.data import Preprocess
 from leanvit.deploy import Options, export, load_artefact
@@ -28,13 +28,32 @@ from leanvit.measure import count, paired_latency, ratio
 from leanvit.recipe import at_macs, compress, make_method
 from tokens_speed import cut_like
 
-OUT = Path(__file__).parent / "results" / "token_methods_speed.json"
 MODEL = "deit_small_patch16_224"
 DIFFRATE = {  # the published schedule of DeiT-S at 2.9 GMACs: 0.63 of its MACs
     "prune": [197, 196, 190, 168, 150, 139, 129, 117, 99, 78, 58, 3],
     "merge": [197, 194, 176, 156, 141, 133, 121, 107, 88, 64, 56, 3],
 }
 ASKED = {"evit": 0.95, "tome": 0.9, "diffrate": 0.95, "sit": 0.95, "stvit": 0.95}  # efficiency at batch 8
+OPTIONS = bench.parser(
+    __doc__,
+    macs=0.63,
+    method=bench.Option(list(ASKED), "may be repeated; default: all", choices=list(ASKED)),
+    threads=1,
+    rounds=11,
+    out=bench.RESULTS / "token_methods_speed.json",
+    fresh=False,
+    smoke=False,
+)
+ABOUT = bench.About(
+    "Time saved, MACs saved",
+    "Token methods on DeiT-S shapes at one share of its MACs. `cut` is the control: tokens sliced off for nothing, to "
+    "the lengths that the method leaves.",
+    (Table("rows", ("batch", "runtime", "method", "macs_ratio", "median_ms", "speedup", "efficiency", "asked")),),
+    {
+        "speedup": Column("times as fast (quartiles)", form=".2f", each=("median", "q25", "q75")),
+        "asked": Column("asked", form="g"),
+    },
+)
 
 
 def models(share: float, wanted: list[str], *, smoke: bool) -> dict[str, OpenModel]:
@@ -88,34 +107,16 @@ def _runner(model: nn.Module, name: str, runtime: str, batch: int, folder: Path,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--macs", type=float, default=0.63, help="share of the dense model's")
-    parser.add_argument("--method", action="append", choices=list(ASKED), help="may be repeated; default: all")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--fresh", action="store_true", help="forget the rows that --out holds")
-    parser.add_argument("--smoke", action="store_true", help="four blocks, batch 1, one round each")
-    parser.add_argument("--seeds", type=int, default=1, help=argparse.SUPPRESS)  # what every smoke test gives
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rounds, seconds, batches = (3, 0.01, (1,)) if arguments.smoke else (arguments.rounds, 0.2, (8, 1))
-    settings = {"model": MODEL, "macs": arguments.macs, "threads": arguments.threads, "rounds": rounds}
-    kept = KeptRows(arguments.out, settings, fresh=arguments.fresh)
-    found = models(arguments.macs, arguments.method or list(ASKED), smoke=arguments.smoke)
+    given = OPTIONS.parse_args()
+    torch.set_num_threads(given.threads)
+    rounds, seconds, batches = (3, 0.01, (1,)) if given.smoke else (given.rounds, 0.2, (8, 1))
+    settings = {"model": MODEL, "macs": given.macs, "threads": given.threads, "rounds": rounds}
+    kept = bench.KeptRows(given.out, ABOUT, settings, fresh=given.fresh)
+    found = models(given.macs, given.method, smoke=given.smoke)
     for batch in batches:
         for runtime in ("torch", "openvino"):
-            if kept.get(batch=batch, runtime=runtime) is not None:
-                continue
-            made = list(rows(found, runtime, batch, threads=arguments.threads, rounds=rounds, seconds=seconds))
-            kept.rows.extend(made)
-            kept.write()
-            for row in made:
-                print(
-                    f"batch {batch}  {runtime:9} {row['method']:22} MACs x{row['macs_ratio']:.3f}  "
-                    f"x{row['speedup'][0]:.3f}  efficiency {row['efficiency']}",
-                    flush=True,
-                )
+            if kept.get(batch=batch, runtime=runtime) is None:
+                kept.add(*rows(found, runtime, batch, threads=given.threads, rounds=rounds, seconds=seconds))
 
 
 if __name__ == "__main__":

@@ -12,28 +12,43 @@ More runtimes are more entries of `RUNTIMES`.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+import bench
+from bench import Column, Table
 from leanvit.anatomy import OpenViT, State, Step, open_model
-from leanvit.measure import count, environment, paired_latency, ratio
+from leanvit.measure import count, paired_latency, ratio
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from sketch_vit import SketchViT
 
 MODEL, SIZE = "deit_small_patch16_224", (3, 224, 224)
 Models = dict[str, nn.Module]
+ABOUT = bench.About(
+    "Token methods and int8 on DeiT-S in every runtime",
+    "[EViT](methods/evit.md) at keep rate 0.7, [ToMe](methods/tome.md) at r=13 and [int8](methods/int8.md), each "
+    "against the dense network in the same runtime and precision. Controls: tokens sliced off for nothing to the same "
+    "lengths (`cut`), the same network written plainly (`sketch`), NNCF's int8. Random weights: speed alone.",
+    (
+        Table(
+            "rows",
+            (
+                *("batch", "runtime", "precision", "method", "macs_ratio"),
+                *("images_per_s", "ratio_vs_dense_same_runtime", "efficiency"),
+            ),
+        ),
+    ),
+    {
+        "ratio_vs_dense_same_runtime": Column("speed", "× dense in the same runtime", ".2f"),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -149,38 +164,25 @@ def measured(batches: list[int], runtimes: list[str], *, rounds: int, seconds: f
     ]
 
 
+OPTIONS = bench.parser(
+    __doc__,
+    batch=[8, 1],
+    rounds=15,
+    seconds=0.5,
+    threads=None,
+    runtime=bench.Option(list(RUNTIMES), "may be repeated; default: all", choices=list(RUNTIMES)),
+    out=None,
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, action="append", help="may be repeated; default 8 and 1")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.5, help="least length of a sample")
-    parser.add_argument("--threads", type=int, help="of torch; default: as torch chooses")
-    parser.add_argument("--runtime", action="append", choices=list(RUNTIMES), help="may be repeated; default: all")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    done = measured(
-        arguments.batch or [8, 1],
-        arguments.runtime or list(RUNTIMES),
-        rounds=arguments.rounds,
-        seconds=arguments.seconds,
-    )
-    result = {
-        "command": shlex.join(["python", "benchmarks/tokens_speed.py", *sys.argv[1:]]),
-        "model": MODEL,
-        "environment": environment(),
-        "rows": done,
-    }
-    for row in done:
-        efficiency = "" if row["efficiency"] is None else f"  efficiency {row['efficiency']:.3f}"
-        print(
-            f"batch {row['batch']}  {row['runtime']:22} {row['method']:18} {row['precision']:6}"
-            f"{row['images_per_s']:8.1f} img/s  x{row['ratio_vs_dense_same_runtime']:.3f}{efficiency}"
-        )
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    given = OPTIONS.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    rows = measured(given.batch, given.runtime, rounds=given.rounds, seconds=given.seconds)
+    for row in rows:
+        bench.say(row)
+    bench.write_result(given.out, ABOUT, model=MODEL, rows=rows)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import bench
+from bench import Column, Table
 from leanvit.data import Augment, Preprocess, open_dataset
-from leanvit.files import write_atomic
-from leanvit.measure import environment
 
-RESULTS = Path(__file__).parent / "results" / "train_speed.json"
 WARM_UP = 3  # steps: allocators, caches and the queue of loader workers are as they stay from here on
 LIGHT = Augment(crop="resized")
 STRONG = Augment(crop="resized", scale=(0.08, 1.0), auto_augment="rand-m7-mstd0.5-inc1", erase=0.25)
@@ -217,48 +216,62 @@ def compared(case: Case, folder: Path, classes: int, *, script: str, turns: int)
     return {"case": case.name, "images_per_s": speeds, "leanvit_vs_timm": ratio}
 
 
-def keep(rows: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write the rows into the result, beside those that it holds of the same machine and script."""
-    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if all(held.get(name) == value for name, value in about.items()):
-        rows = {row["case"]: row for row in held["rows"]} | rows
-    ordered = [rows[case.name] for case in CASES if case.name in rows]
-    text = json.dumps({**about, "rows": ordered}, indent=1)
-    write_atomic(RESULTS, f"{text}\n".encode())
+BY_NAME = {case.name: case for case in CASES}
+OPTIONS = bench.parser(
+    __doc__,
+    timm_script=bench.Option(help="timm's train.py"),
+    cifar10=bench.Option(help="data spec of 32x32 images"),
+    photos=bench.Option(help="data spec of photographs"),
+    case=bench.Option(list(BY_NAME), "may be repeated; default: all", choices=list(BY_NAME)),
+    turns=bench.Option(3, "of each side"),
+    note=bench.Option("", "what a reader must know of the script; stands in the result"),
+    threads=bench.Option(len(os.sched_getaffinity(0)), "of torch, on both sides"),
+    fresh=False,
+    train=bench.Option(help=argparse.SUPPRESS, choices=list(BY_NAME)),  # one side, one turn
+    folder=bench.Option(help=argparse.SUPPRESS, kind=Path),
+)
+ABOUT = bench.About(
+    "Training against timm's script",
+    "Whole processes in turns: same model, images, batch, augmentation, optimiser, precision, workers, threads.",
+    (
+        Table(
+            "rows",
+            (
+                *("case", "images_per_s/timm", "images_per_s/leanvit"),
+                *("leanvit_vs_timm/median", "leanvit_vs_timm/turns"),
+            ),
+        ),
+    ),
+    {
+        "case": Column("model / augmentation / precision / workers"),
+        "images_per_s/timm": Column("timm", "images/s", ".1f", show="median"),
+        "images_per_s/leanvit": Column("leanvit", "images/s", ".1f", show="median"),
+        "leanvit_vs_timm/median": Column("leanvit × timm", form=".2f"),
+        "leanvit_vs_timm/turns": Column("turn by turn", form=".2f"),
+    },
+)
 
 
 def main() -> None:
-    by_name = {case.name: case for case in CASES}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--timm-script", help="timm's train.py")
-    parser.add_argument("--cifar10", help="data spec of 32x32 images")
-    parser.add_argument("--photos", help="data spec of photographs")
-    parser.add_argument("--case", action="append", choices=list(by_name), help="may be repeated; default: all")
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--note", default="", help="what a reader must know of the script; stands in the result")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, on both sides")
-    parser.add_argument("--train", choices=list(by_name), help=argparse.SUPPRESS)  # one side, one turn
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    given = OPTIONS.parse_args()
     if given.train:
-        print(json.dumps(train(by_name[given.train], given.folder)))
+        print(json.dumps(train(BY_NAME[given.train], given.folder)))
         return
     if not given.timm_script:
-        parser.error("--timm-script is needed: timm's train.py")
+        OPTIONS.error("--timm-script is needed: timm's train.py")
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    about = {
-        "command": "python benchmarks/train_speed.py --timm-script FILE --cifar10 FOLDER --photos SPEC",
-        "script": {"sha256": hashlib.sha256(Path(given.timm_script).read_bytes()).hexdigest(), "note": given.note},
-        "environment": {**environment(), "threads": given.threads},
-    }
-    for case in (by_name[name] for name in given.case or by_name):
+    digest = hashlib.sha256(Path(given.timm_script).read_bytes()).hexdigest()
+    settings = {"script": {"sha256": digest, "note": given.note}, "threads": given.threads}
+    kept = bench.KeptRows(bench.RESULTS / "train_speed.json", ABOUT, settings, fresh=given.fresh)
+    for case in (BY_NAME[name] for name in given.case):
         shape = MODELS[case.model]
-        spec = getattr(given, shape.data) or parser.error(f"--{shape.data} is needed for {case.name}")
+        spec = getattr(given, shape.data) or OPTIONS.error(f"--{shape.data} is needed for {case.name}")
         with tempfile.TemporaryDirectory(prefix="leanvit-speed-") as folder:
             classes = write_folder(spec, shape.batch * shape.steps, Path(folder))
             row = compared(case, Path(folder), classes, script=given.timm_script, turns=given.turns)
-        keep({case.name: row}, about)
-        print(f"{case.name}: {row['leanvit_vs_timm']['median']:.3f} of timm  {row['images_per_s']}", flush=True)
+        kept.rows[:] = [r for r in kept.rows if r["case"] != case.name]
+        kept.add(row)
+        kept.rows.sort(key=lambda r: list(BY_NAME).index(r["case"]))
 
 
 if __name__ == "__main__":

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
-
-
-@pytest.fixture
-def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`smoke("small_data", "--pairs", "dhvt")`: what a script writes with --smoke; again: into the same file."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-
-    def run(script: str, *options: str) -> dict[str, Any]:
-        out = tmp_path / f"{script}.json"
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", "--smoke", "--out", str(out), *options])
-        import_module(script).main()
-        return json.loads(out.read_text())
-
-    return run
 
 
 def test_small_data_goes_on_and_compares_seed_by_seed(smoke: Any) -> None:
@@ -41,12 +22,11 @@ def test_small_data_goes_on_and_compares_seed_by_seed(smoke: Any) -> None:
 
 
 @pytest.mark.parametrize("smoke_sizes", [True, False])
-def test_small_data_compares_equal_sizes(monkeypatch: pytest.MonkeyPatch, smoke_sizes: bool) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_small_data_compares_equal_sizes(smoke_sizes: bool) -> None:
     small_data = import_module("small_data")
 
     def params(name: str) -> list[int]:
-        made = (one.built(0, num_classes=10) for one in small_data.pair(name, smoke=smoke_sizes).candidates)
+        made = (one.built(0, num_classes=10) for one in small_data.pair(name, smoke=smoke_sizes).arms)
         return [sum(p.numel() for p in model.parameters()) for model in made]
 
     t2t, plain = params("t2t_vit")
@@ -65,7 +45,7 @@ def test_the_mask_benchmark_keeps_its_rows_by_seed(smoke: Any) -> None:
 
 def test_throughput_times_deployed_forms_against_one_anchor(smoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("backbone_throughput")
-    monkeypatch.setattr(module, "GROUPS", {"small": ("efficientformerv2_s0", "dhvt_tiny_imagenet_patch16")})
+    monkeypatch.setitem(module.GROUPS, "about 25 M", ("efficientformerv2_s0", "dhvt_tiny_imagenet_patch16"))
     found = smoke("backbone_throughput")
     anchor, timms, ours = found["rows"]
     assert [row["by"] for row in found["rows"]] == ["timm", "timm", "leanvit"]
@@ -76,8 +56,7 @@ def test_throughput_times_deployed_forms_against_one_anchor(smoke: Any, monkeypa
     assert smoke("backbone_throughput")["rows"] == found["rows"], "a group that is there is not timed again"
 
 
-def test_norms_behind_convolutions_are_folded_into_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_norms_behind_convolutions_are_folded_into_them() -> None:
     form = import_module("backbone_throughput").candidate("efficientformerv2_s0").model
     left = [name for name, m in form.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert left == ["norm"], "the last norm stands behind a sum, not behind a convolution"

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from leanvit.exits.calibration import Point
 
-BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.mark.slow
-def test_the_stream_holds_its_claim_beside_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    out = tmp_path / "lgvit_stream.json"
-    monkeypatch.setattr(sys, "argv", ["lgvit_stream.py", "--smoke", "--out", str(out)])
-    import_module("lgvit_stream").main()
-    found = json.loads(out.read_text())
+def test_the_stream_holds_its_claim_beside_what_was_found(smoke: Any) -> None:
+    found = smoke("lgvit_stream")
     assert found["measured_over_counted"] == pytest.approx(found["measured_speedup"] / found["counted_speedup"])
     assert (found["verdict"] == "reproduced") == (abs(found["measured_over_counted"] - 1) <= 0.15)
     assert sum(found["left_after_block"].values()) == pytest.approx(1) and found["images"] == 40
     assert found["thresholds"] and found["knobs"]["points"] == 2
 
 
-def test_rules_are_held_against_blind_exiting_of_the_same_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def test_rules_are_held_against_blind_exiting_of_the_same_cost() -> None:
     heads = import_module("lgvit_heads")
     alone, layers = (40.0, 60.0, 80.0), (1, 2, 3)
     point = Point(threshold=0.5, top1=0.7, macs=1.0, mean_layer=2.0, shares=(0.25, 0.5, 0.25))
@@ -39,12 +30,8 @@ def test_rules_are_held_against_blind_exiting_of_the_same_cost(monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_kinds_of_heads_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    out = tmp_path / "lgvit_heads.json"
-    monkeypatch.setattr(sys, "argv", ["lgvit_heads.py", "--smoke", "--out", str(out)])
-    import_module("lgvit_heads").main()
-    found = json.loads(out.read_text())
+def test_kinds_of_heads_stand_side_by_side(smoke: Any) -> None:
+    found = smoke("lgvit_heads")
     rows = {row["layout"]: row for row in found["rows"]}
     assert rows["linear"]["heads"] == ["linear"] * 2 and rows["convolution"]["heads"] == ["lph_dw"] * 2
     assert len({row["top1_percent"][-1] for row in rows.values()}) == 1, "the backbone is frozen"
