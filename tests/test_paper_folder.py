@@ -132,7 +132,7 @@ def written(tmp_path: Path, text: str, place: str = "tokens/mine") -> Path:
         (GOOD + '[[example]]\nmodel = "m"\nargs = {}', "example.model is 'm'; accepted: no model"),
         (GOOD + '[input]\nlayout = "round"', "layout is 'round'; accepted: strided, patches, plain"),
         (GOOD + "[input]\nstride = 16\nleast = 20", "stride is 16, least 20"),
-        (GOOD + '[measured]\ntext = "{speed}x"', "measured.text names other figures in braces"),
+        (GOOD + '[measured]\ntemplate = "{speed}x"', "measured.template names other figures in braces"),
         (GOOD + "[knobs]\ncost = {rate = [0, true]}", r"knobs.cost.rate\[1\] is True; accepted: a number"),
         (GOOD + 'public = ["EViT"]', "public 'EViT' is that of"),
     ],

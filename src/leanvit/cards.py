@@ -14,7 +14,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +24,7 @@ from leanvit.errors import BadInput, nearest, unknown
 from leanvit.kinds import KINDS, is_method
 
 CARD = "card.toml"
+HEADLINE = "headline.txt"  # beside the card: the template of what was measured, with its figures
 RECIPES = "recipes"  # folder of a paper: training recipes, NAME.toml
 FAMILIES = ("tokens", "prune", "quantize", "exits", "backbones")  # the order of tables; others follow by name
 _SLUG = r"[a-z][a-z0-9_]*"
@@ -35,15 +36,25 @@ class Figure:
     """Where a measured number is: the value of `metric` in the row of a results file that has all values of `row`."""
 
     file: str  # under benchmarks/results
-    metric: str  # key of the value
-    row: Mapping[str, Any] = field(default_factory=dict)  # key -> value; {}: the file's own keys
+    metric: str  # path of the value, "top1_percent/mean"
+    row: Mapping[str, Any] = field(default_factory=dict)  # path -> value
+    table: str = "rows"  # of the file; "": the file's own keys
+    of: str = ""  # "mean" of a list or of several rows, "count" of a list
+    scale: float = 1  # factor
+    over: Mapping[str, Any] = field(default_factory=dict)  # what differs in the figure to divide by
+    format: str = ""  # Python's format of the number
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured here. `{name}` in the text stands for the figure of that name."""
+    """What was measured here: `text`, or a `template` in which `{name}` stands for the figure of that name.
 
-    text: str
+    A template is rendered from the results (`tools/pages/headlines.py`) into the file `HEADLINE` of the paper's folder,
+    which is its text then: results are not part of the package.
+    """
+
+    text: str = ""
+    template: str = ""
     command: str = ""  # that made it
     machine: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -104,7 +115,7 @@ class Card:
     arxiv: str = ""
     venue: str = ""
     published: str = ""  # the paper's headline
-    measured: Measured = field(default_factory=lambda: Measured(""))  # ours
+    measured: Measured = field(default_factory=Measured)  # ours
     public: tuple[str, ...] = ()  # names of its module that are offered as `leanvit.NAME`
     models: tuple[str, ...] = ()  # names that its module registers with timm
     input: Input | None = None
@@ -312,6 +323,9 @@ def read_card(path: Path, package: str) -> Card:
             raise BadInput(f"unknown key {key!r}: it follows from where the card is")
         card: Card = _made(Card, content, "", place)
         _check_card(card)
+        if card.measured.template and (headline := path.with_name(HEADLINE)).is_file():
+            measured = replace(card.measured, text=headline.read_text(encoding="utf-8").strip())
+            card = replace(card, measured=measured)
     except (OSError, ValueError) as error:  # not TOML, not UTF-8; `BadInput` is a `ValueError`
         raise BadInput(f"{path}: {error}") from error
     return card
@@ -325,8 +339,10 @@ def _check_card(card: Card) -> None:
             raise unknown("kind", kind, KINDS)
     if ("build" in card.kinds) != bool(card.models):
         raise BadInput("kinds has 'build' where models are named, and only there")
-    if {*re.findall(r"\{(\w+)\}", card.measured.text)} != {*card.measured.figures}:
-        raise BadInput("measured.text names other figures in braces than measured.figures has")
+    if {*re.findall(r"\{(\w+)\}", card.measured.template)} != {*card.measured.figures}:
+        raise BadInput("measured.template names other figures in braces than measured.figures has")
+    if card.measured.text and card.measured.template:
+        raise BadInput("measured has text and template; accepted: one of them")
     for example in card.example:
         if example.model not in card.models:
             raise BadInput(f"example.model is {example.model!r}; accepted: {', '.join(card.models) or 'no model'}")

@@ -86,7 +86,9 @@ def register(
     def decorate(cls: type) -> type:
         _check_steps(cls, [kind])
         columns = {"family": "outside", **more}
-        ours = Measured(columns.pop("measured", ""), columns.pop("command", ""), columns.pop("machine", ""))
+        ours = Measured(
+            columns.pop("measured", ""), command=columns.pop("command", ""), machine=columns.pop("machine", "")
+        )
         row: dict[str, Any] = {"measured": ours, "knobs": Knobs(compared=compared), **columns}
         add_registered(Card(slug=slug, title=title, summary=summary, kinds=(kind,), module=cls.__module__, **row))
         return method(slug)(cls)
