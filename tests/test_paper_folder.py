@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import typer
 from typer.testing import CliRunner
 
 import leanvit
@@ -19,8 +20,20 @@ from leanvit import cards
 from leanvit.cli.main import app
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.kinds import KINDS
 from leanvit.models.registry import require_model
-from leanvit.recipe import Root, compatibility, compress, create, load, make_method, methods, parse_with, save
+from leanvit.recipe import (
+    Root,
+    check_order,
+    compatibility,
+    compress,
+    create,
+    load,
+    make_method,
+    methods,
+    parse_with,
+    save,
+)
 from leanvit.training import preset_names
 from pages import docs_pages, outlets, readme, support
 
@@ -71,6 +84,10 @@ def test_names_of_a_toy_resolve_while_it_is_there() -> None:
         assert parse_with("toy_smooth").smoothing == 0.1
         assert {"toy_first", "toy_smooth"} <= {card.slug for card in methods()}
         require_model("toy_vit_tiny")
+        with pytest.raises(
+            BadInput, match=r"methods\[0\] is 'toy_smooth', a way to train; accepted: a method with shape"
+        ):
+            check_order((), [parse_with("toy_smooth")])
         with pytest.raises(BadInput, match="toy_vit is an architecture, not a method"):
             make_method("toy_vit", {})
     with pytest.raises(BadInput, match="unknown method 'toy_first'"):
@@ -164,3 +181,14 @@ def test_every_card_of_the_package_names_what_there_is() -> None:
         assert (module.__doc__ or "").strip(), card.slug
         assert all(hasattr(module, name) for name in card.public), card.slug
         assert all(timm.is_model(name) for name in card.models), card.slug
+
+
+def test_every_kind_has_its_verb_its_protocol_and_its_contract() -> None:
+    for kind in KINDS.values():
+        assert kind.verb in typer.main.get_command(app).commands
+        assert (TOYS.parent / "contract" / kind.contract).is_file()
+        module, _, name = kind.protocol.partition(":")
+        assert not module or hasattr(import_module(module), name)
+        assert kind.is_method == bool(kind.steps)
+    with toys():
+        assert {kind for card in cards.papers().values() for kind in card.kinds} == set(KINDS)
