@@ -290,6 +290,7 @@ def test_compile_without_a_graph_break(name):
         torch.testing.assert_close(compiled(x), opened(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.e2e
 def test_compile_with_gradients():
     _, opened = pair("deit_tiny_patch16_224", depth=2)
     x = images(opened)
@@ -302,6 +303,7 @@ def test_compile_with_gradients():
         torch.testing.assert_close(got[key], grad, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.e2e
 def test_compile_with_inductor():
     _, opened = pair("deit_tiny_patch16_224", depth=1)
     x = images(opened)

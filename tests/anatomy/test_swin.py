@@ -227,6 +227,7 @@ def test_export_with_a_dynamic_batch(name):
     torch.testing.assert_close(program.module()(x), opened(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", [V1, "swinv2_tiny_window16_256:any_size"])
 def test_compile_without_a_graph_break(name):
     _, opened = pair(name)

@@ -181,6 +181,7 @@ def test_what_timm_reads(name: str) -> None:
         timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
 
 
+@pytest.mark.extra("onnxruntime", of="onnx")
 @pytest.mark.parametrize("name", [name for name in SMALL if name not in LIKE_ANOTHER])
 def test_onnx_says_the_same(name: str, tmp_path: Any) -> None:
     model = built(name)

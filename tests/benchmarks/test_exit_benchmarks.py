@@ -15,7 +15,7 @@ from leanvit.exits.calibration import Point
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_stream_holds_its_claim_beside_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     out = tmp_path / "lgvit_stream.json"
@@ -38,7 +38,7 @@ def test_rules_are_held_against_blind_exiting_of_the_same_cost(monkeypatch: pyte
     assert heads.spread([*ends, point], alone, layers) == {"least": 10, "median": 10, "most": 10}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_kinds_of_heads_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     out = tmp_path / "lgvit_heads.json"

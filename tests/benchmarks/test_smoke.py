@@ -29,7 +29,7 @@ def smoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     first = smoke("reference_runs", "--only", "evit")
     dense, evit = first["rows"]
@@ -42,9 +42,9 @@ def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     assert len(again["commands"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.extra("torch_pruning", of="bench")
 def test_torch_pruning_meets_the_macs(smoke: Any) -> None:
-    pytest.importorskip("torch_pruning")
     found = smoke("nvit_vs_torch_pruning", "--at", "macs", "--variant", "uniform")
     rows = {row["method"]: row for row in found["rows"] if row["at"] == "macs"}
     if "nvit" in rows:
@@ -73,7 +73,7 @@ def test_token_methods_hold_a_row_for_each_method_and_seed(smoke: Any, tmp_path:
     assert all(0.5 < row["macs_ratio"] < 1 and row["speedup"]["torch f32"][0] > 0 for row in found["rows"][1:])
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_composed_claims_follow_from_its_rows(smoke: Any) -> None:
     found = smoke("composed_deit_small")
     by_part = {row["part"]: row for row in found["rows"]}

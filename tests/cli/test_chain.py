@@ -16,6 +16,8 @@ from leanvit.report.keeping import evidence_file, pairs, pictures_file
 from leanvit.report.token_maps import TokenMaps
 from leanvit.verbs.folders import commands_of
 
+pytestmark = pytest.mark.e2e
+
 VERBS = ["train", "compress", "export", "measure", "report"]
 
 
