@@ -13,8 +13,6 @@ import timm
 import torch
 from torch import nn
 
-from seconds import file_of, kept_seconds
-
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
 
 
@@ -22,13 +20,11 @@ pytest_plugins = ["seconds"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of an extra that is not installed are skipped; files that take long go to the workers first."""
+    """Tests of an extra that is not installed are skipped."""
     for item in items:
         for module, extra in ((mark.args[0], mark.kwargs["of"]) for mark in item.iter_markers("extra")):
             if find_spec(module) is None:
                 item.add_marker(pytest.mark.skip(reason=f"needs {module}: pip install 'leanvit[{extra}]'"))
-    kept = kept_seconds()
-    items.sort(key=lambda item: -kept.get(file_of(item.nodeid), 0.0))
 
 
 def pytest_collection_finish() -> None:

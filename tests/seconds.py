@@ -92,6 +92,12 @@ class Seconds:
         if self.suite and self.reports:
             self.calibration.append(min(calibration() for _ in range(3)))
 
+    @staticmethod
+    def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+        """Files that take long go to the workers first: at the end one worker would wait for the other."""
+        kept = kept_seconds()
+        items.sort(key=lambda item: -kept[file_of(item.nodeid)])
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logstart(self) -> None:
         self.mark = processor_seconds()
