@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import typer.testing
 from torch import nn
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
@@ -65,6 +67,14 @@ def _short_timings() -> Iterator[None]:
         for verb, name, seconds in ((compare, "min_seconds", 1e-3), (dry_run, "seconds", 0.0)):
             assert name in verb.__kwdefaults__
             patch.setitem(verb.__kwdefaults__, name, seconds)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_tree_of_commands() -> Iterator[None]:
+    """Typer's runner makes all commands anew for each call, which takes longer than most wrong calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
         yield
 
 

@@ -46,7 +46,12 @@ def run_alone(runtime: str, artefact: Path, photo: Path) -> list[tuple[float, st
 
 
 @pytest.mark.parametrize(
-    "runtime", ["openvino", "torch", pytest.param("onnx", marks=pytest.mark.extra("onnxruntime", of="onnx"))]
+    "runtime",
+    [
+        "openvino",
+        pytest.param("torch", marks=pytest.mark.e2e),
+        pytest.param("onnx", marks=pytest.mark.extra("onnxruntime", of="onnx")),
+    ],
 )
 def test_fifteen_lines_and_the_runtime_alone_give_leanvits_answer(tmp_path: Path, runtime: str) -> None:
     artefact = export(
