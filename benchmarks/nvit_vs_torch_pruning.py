@@ -163,7 +163,7 @@ def scratch_row(study: Study, macs: int, seed: int, images: int, reference_image
     torch.manual_seed(seed)
     model = smaller(study, macs)
     epochs = max(1, round(images / len(study.train)))
-    taken = study.train.limited(max(study.recovery.batch, round(images / epochs)), seed=seed)
+    taken = study.train.limited(max(study.recovery.batch_size, round(images / epochs)), seed=seed)
     config = replace(
         study.recovery,
         epochs=epochs,

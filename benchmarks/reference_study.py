@@ -180,7 +180,7 @@ def recovered(
     epochs, taken = study.recovery.epochs, study.train.limited(study.recover_images, seed=seed)
     if images is not None:  # the same schedule over more images: as many epochs, of a larger share of the data
         epochs = max(epochs, -(-images // len(study.train)))
-        taken = study.train.limited(max(study.recovery.batch, round(images / epochs)), seed=seed)
+        taken = study.train.limited(max(study.recovery.batch_size, round(images / epochs)), seed=seed)
     result = recover(
         model,
         study.dense,
