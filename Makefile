@@ -5,16 +5,24 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench docs clean help
+.PHONY: demo test test-e2e wheel-test check bench docs clean help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 demo: $(VENV)/.user  ## train a small ViT, make it lean, measure it, write the report (minutes)
 	$(BIN)/leanvit demo $(ARGS)
 
-test: $(VENV)/.dev  ## the test suite (ARGS="-m slow": what takes longest, a benchmark's rehearsal)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.dev  ## the tests that every change needs (ARGS="tests/data -k shards": a part)
+	$(PYTEST) -m "not e2e" --seconds test $(ARGS)
+
+test-e2e: $(VENV)/.e2e  ## whole chains, whole matrices and every extra: the other tests
+	$(PYTEST) -m "e2e or extra" --seconds e2e $(ARGS)
+
+wheel-test:  ## the wheel, installed into a fresh environment and used there
+	.ci/wheel
 
 check: $(VENV)/.dev  ## ruff and mypy
 	$(BIN)/ruff check --no-cache .
@@ -40,7 +48,8 @@ $(BIN)/python:
 
 # A stamp for each set of extras: quick when nothing changed, made again when pyproject.toml did.
 EXTRAS_user := data
-EXTRAS_dev := data,onnx,heic,dev
+EXTRAS_dev := data,dev
+EXTRAS_e2e := data,heic,onnx,bench,gpu,log,loops,docs,dev
 EXTRAS_bench := data,bench
 EXTRAS_docs := docs
 $(VENV)/.%: pyproject.toml | $(BIN)/python

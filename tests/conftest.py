@@ -5,38 +5,28 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+import typer.testing
 from torch import nn
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 4, "num_heads": 3, "num_classes": 7}
 
 
-# Files of few and long tests. They go to the workers first: at the end one would wait for the other.
-FIRST = (
-    "report/test_support.py",
-    "report/test_outlets.py",
-    "docs/test_commands.py",
-    "verbs/test_demonstration.py",
-    "deploy/test_openvino.py",
-    "deploy/test_swin_artefacts.py",
-    "quantize/test_int8_traced.py",
-    "examples/test_examples.py",
-    "bad_input/test_interrupts.py",
-    "benchmarks/test_smoke.py",
-    "cli/test_compress_resume.py",
-)
+pytest_plugins = ["seconds"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    order = {here / name: place for place, name in enumerate(FIRST)}
-    gone = [str(path) for path in order if not path.is_file()]
-    assert not gone, f"tests/conftest.py puts files first that are not there: {gone}"
-    items.sort(key=lambda item: order.get(item.path, len(order)))
+    """Tests of an extra that is not installed are skipped."""
+    for item in items:
+        for module, extra in ((mark.args[0], mark.kwargs["of"]) for mark in item.iter_markers("extra")):
+            if find_spec(module) is None:
+                item.add_marker(pytest.mark.skip(reason=f"needs {module}: pip install 'leanvit[{extra}]'"))
 
 
 def pytest_collection_finish() -> None:
@@ -80,6 +70,14 @@ def _short_timings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_tree_of_commands() -> Iterator[None]:
+    """Typer's runner makes all commands anew for each call, which takes longer than most wrong calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.testing._get_command))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -95,7 +93,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Callable[..., nn.Module]:
     """`tiny()`, `tiny("deit3_small_patch16_224", depth=2)`: a small timm model with random parameters."""
 

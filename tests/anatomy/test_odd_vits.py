@@ -7,7 +7,8 @@ import copy
 import pytest
 import timm
 import torch
-from test_plain_vit import FEATURE_OPTIONS, gradients, pair, same
+from test_plain_vit import FEATURE_OPTIONS, pair
+from twins import same, same_draws, same_gradients
 
 from leanvit.anatomy import OpenModel, close_model, open_model
 from leanvit.anatomy.arithmetic.quant_ops import ObserverOps
@@ -60,28 +61,13 @@ def test_half_precision_stays_what_it_is(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_equal_with_and_without_checkpointing(name):
     model, opened = pair(name)
-    model.train()
-    opened.train()
-    x = images(model)
-    want, plain = gradients(model, x), gradients(opened, x)
-    opened.set_grad_checkpointing()
-    checkpointed = gradients(opened, x)
-    assert set(want) == set(plain) == set(checkpointed) and len(want) > 20
-    for key, grad in want.items():
-        torch.testing.assert_close(plain[key], grad, rtol=0, atol=2e-6 * grad.abs().max().item() + 1e-9, msg=key)
-        assert torch.equal(plain[key], checkpointed[key]), key
+    same_gradients(model, opened, rtol=2e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", PATCH_DROP)
 def test_patch_dropout_takes_the_positions_along(name):
     model, opened = pair(name)
-    x = images(model, batch=6)
-    outputs = []
-    for net in (model, opened):
-        torch.manual_seed(5)
-        outputs.append(net.train()(x))
-    same(*outputs)
-    assert not torch.equal(outputs[0], model.eval()(x))
+    same_draws(model, opened, images(model, batch=6))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ import torch
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.models._features import FeatureGetterNet
 from torch import nn
+from twins import gradients, same, same_draws, same_gradients, twins
 
 from leanvit.anatomy import Block, OpenViT, State, close_model, open_model
 from leanvit.errors import BadInput
@@ -19,30 +20,7 @@ TRAINED = [name for name in NAMES if not name.endswith(":headless")]
 
 
 def pair(name: str, **kwargs) -> tuple[nn.Module, OpenViT]:
-    """A timm model and its opened twin, which share no tensor."""
-    model = build(name, **kwargs)
-    return model, open_model(copy.deepcopy(model))
-
-
-def same(a, b) -> None:
-    """Bit for bit, through tuples and lists."""
-    if isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            same(x, y)
-    else:
-        assert a.dtype == b.dtype and a.shape == b.shape
-        assert a.abs().max() > 0 and torch.isfinite(a).all()
-        assert torch.equal(a, b), f"largest difference {(a - b).abs().max():.3e}"
-
-
-def gradients(model: nn.Module, x: torch.Tensor, seed: int = 3) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)
-    out = model(x)
-    out = sum(out) if isinstance(out, tuple) else out
-    model.zero_grad()
-    (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
-    return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    return twins(build(name, **kwargs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,29 +60,13 @@ def test_other_dtypes_stay_what_they_are(name, dtype):
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients_equal_with_and_without_checkpointing(name):
     model, opened = pair(name)
-    model.train()
-    opened.train()
-    x = images(model)
-    want = gradients(model, x)
-    plain = gradients(opened, x)
-    opened.set_grad_checkpointing()
-    checkpointed = gradients(opened, x)
-    assert set(want) == set(plain) == set(checkpointed) and len(want) > 20
-    for key, grad in want.items():
-        torch.testing.assert_close(plain[key], grad, rtol=0, atol=1e-6 * grad.abs().max().item(), msg=key)
-        assert torch.equal(plain[key], checkpointed[key]), key
+    same_gradients(model, opened)
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224:regularised", "deit_small_distilled_patch16_224:drop_path"])
 def test_regularisation_draws_the_same_numbers(name):
     model, opened = pair(name)
-    x = images(model, batch=6)
-    outputs = []
-    for net in (model, opened):
-        torch.manual_seed(5)
-        outputs.append(net.train()(x))
-    same(*outputs)
-    assert not torch.equal(outputs[0], model.eval()(x))
+    same_draws(model, opened, images(model, batch=6))
 
 
 def test_distilled_training_gives_two_logits_in_train_mode_only():
@@ -290,6 +252,7 @@ def test_compile_without_a_graph_break(name):
         torch.testing.assert_close(compiled(x), opened(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.e2e
 def test_compile_with_gradients():
     _, opened = pair("deit_tiny_patch16_224", depth=2)
     x = images(opened)
@@ -302,6 +265,7 @@ def test_compile_with_gradients():
         torch.testing.assert_close(got[key], grad, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.e2e
 def test_compile_with_inductor():
     _, opened = pair("deit_tiny_patch16_224", depth=1)
     x = images(opened)

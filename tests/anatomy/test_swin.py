@@ -10,8 +10,8 @@ import torch
 from timm.layers import set_fused_attn
 from timm.models._features import FeatureGetterNet
 from torch import nn
+from twins import same, same_draws, same_gradients, twins
 
-from anatomy.test_plain_vit import gradients, same
 from leanvit.anatomy import OpenSwin, Step, close_model, open_model
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_mlp_width, set_stage_width
@@ -24,9 +24,7 @@ V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 
 
 def pair(name: str, **kwargs) -> tuple[nn.Module, OpenSwin]:
-    """A timm model and its opened twin, which share no tensor."""
-    model = build_swin(name, **kwargs)
-    return model, open_model(copy.deepcopy(model))
+    return twins(build_swin(name, **kwargs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,28 +70,13 @@ def test_a_wrong_size_names_both():
 @pytest.mark.parametrize("name", [V1, "swinv2_small_window8_256:padded", "swin_s3_small_224:regularised"])
 def test_gradients_equal_with_and_without_checkpointing(name):
     model, opened = pair(name, drop_path_rate=0.0, attn_drop_rate=0.0, proj_drop_rate=0.0, drop_rate=0.0)
-    model.train()
-    opened.train()
-    x = images(model)
-    want, plain = gradients(model, x), gradients(opened, x)
-    opened.set_grad_checkpointing()
-    checkpointed = gradients(opened, x)
-    assert set(want) == set(plain) == set(checkpointed) == {key for key, _ in model.named_parameters()}
-    for key, grad in want.items():
-        torch.testing.assert_close(plain[key], grad, rtol=0, atol=1e-6 * grad.abs().max().item(), msg=key)
-        assert torch.equal(plain[key], checkpointed[key]), key
+    assert same_gradients(model, opened) == {key for key, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("name", ["swin_s3_small_224:regularised", "swinv2_base_window12to16_192to256"])
 def test_regularisation_draws_the_same_numbers(name):
     model, opened = pair(name)
-    x = images(model, batch=6)
-    outputs = []
-    for net in (model, opened):
-        torch.manual_seed(5)
-        outputs.append(net.train()(x))
-    same(*outputs)
-    assert not torch.equal(outputs[0], model.eval()(x))
+    same_draws(model, opened, images(model, batch=6))
 
 
 # --- timm's feature interface ------------------------------------------------------
@@ -227,6 +210,7 @@ def test_export_with_a_dynamic_batch(name):
     torch.testing.assert_close(program.module()(x), opened(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", [V1, "swinv2_tiny_window16_256:any_size"])
 def test_compile_without_a_graph_break(name):
     _, opened = pair(name)

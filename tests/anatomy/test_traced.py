@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from twins import same, same_draws, twins
 
 from hybrid_zoo import HYBRIDS, build, images
 from leanvit.anatomy import Ops, close_model, open_model
@@ -20,24 +21,13 @@ from leanvit.measure import count
 from leanvit.recipe.compat import check_order
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
+from matrix import every
 
 NAMES = sorted(HYBRIDS)
 
 
 def pair(name: str, **kwargs: Any) -> tuple[nn.Module, OpenTraced]:
-    """A timm model and its opened twin, which share no tensor."""
-    model = build(name, **kwargs)
-    return model, open_model(copy.deepcopy(model))  # type: ignore[return-value]
-
-
-def same(a: Any, b: Any) -> None:
-    if isinstance(a, tuple | list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            same(x, y)
-        return
-    assert a.shape == b.shape and a.dtype == b.dtype and torch.isfinite(a).all() and a.abs().max() > 0
-    assert torch.equal(a, b), f"largest difference {(a - b).abs().max():.3e}"
+    return twins(build(name, **kwargs))
 
 
 class Counted(Ops):
@@ -77,7 +67,7 @@ class Counted(Ops):
         return super().softmax(site, scores)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", every(4, NAMES))
 def test_the_opened_model_is_the_original_and_every_product_passes_through_the_op_set(name: str) -> None:
     """Outputs, gradients and statistics bit for bit; MACs counted by site are all that the original executes."""
     model, opened = pair(name)
@@ -188,13 +178,7 @@ def test_autocast_is_followed() -> None:
 
 def test_regularisation_draws_the_same_numbers() -> None:
     model, opened = pair("mobilevit_xxs", drop_path_rate=0.3, drop_rate=0.2)
-    x = images(model, 6)
-    outputs = []
-    for net in (model, opened):
-        torch.manual_seed(5)
-        outputs.append(net.train()(x))
-    same(*outputs)
-    assert not torch.equal(outputs[0], model.eval()(x))
+    same_draws(model, opened, images(model, 6))
 
 
 def test_a_frozen_norm_stays_frozen_in_training() -> None:
@@ -325,6 +309,7 @@ def test_exported_for_any_batch(name: str) -> None:
             torch.testing.assert_close(program.module()(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(torch.__version__.startswith("2.9."), reason="the compiler of torch 2.9 breaks the graph")
 def test_captured_whole_by_the_compiler() -> None:
     model, opened = pair("efficientvit_b0")

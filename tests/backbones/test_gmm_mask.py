@@ -239,7 +239,7 @@ def test_heads_that_are_cut_take_their_gaussians_along() -> None:
     torch.testing.assert_close(small(picture()), model(picture()), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mask", ["gmm", "elm"])
+@pytest.mark.parametrize("mask", [pytest.param("gmm", marks=pytest.mark.extra("onnxruntime", of="onnx")), "elm"])
 def test_it_trains_reduces_quantizes_saves_loads_and_exports(mask: str, tmp_path: Path) -> None:
     data = Data(make_data(16), make_preprocess(), batch_size=8)
     model = compress(create(Root("vit_tiny_patch16_224", {**VIT, "patch_size": 4})), [GmmMask(mask=mask, init="paper")])

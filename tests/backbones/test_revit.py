@@ -51,6 +51,7 @@ def test_opened_it_computes_what_it_does_in_timm(fused: bool) -> None:
     assert torch.equal(close_model(opened)(picture()), want)
 
 
+@pytest.mark.e2e
 def test_it_is_a_root_that_trains_is_compressed_saved_loaded_and_exported(tmp_path: Path) -> None:
     model = create(Root("revit_tiny", SMALL))
     assert root_of(revit()).name == "revit_tiny"

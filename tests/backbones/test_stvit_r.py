@@ -176,6 +176,7 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
         checkpoint_filter_fn({"layers.2.blocks.1.attn.qkv.weight": torch.zeros(1), **model.state_dict()}, model)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("form", [{}, {"padded": True}, {"use_global": True, "conv_pos": True, "relative_pos": True}])
 def test_every_form_opens_and_exports(form: dict[str, Any], tmp_path: Path) -> None:
     given = {**SMALL[NAME], "embed_dim": 4, "num_heads": (1, 1, 1, 1), **form}
@@ -192,6 +193,7 @@ def test_every_form_opens_and_exports(form: dict[str, Any], tmp_path: Path) -> N
         torch.testing.assert_close(torch.as_tensor(load_artefact(tmp_path / "a")(x)), want, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.e2e
 def test_int8_saved_and_loaded(tmp_path: Path) -> None:
     given = {**SMALL[NAME], "img_size": 64, "in_chans": 1, "num_classes": 4, "padded": True}
     dense = create(Root(NAME, given))

@@ -320,6 +320,7 @@ def test_fused_it_says_the_same_from_fewer_operations(name: str) -> None:
         built(name).train().fuse()
 
 
+@pytest.mark.e2e
 def test_int8_reaches_the_runtime(tmp_path: Path) -> None:
     model = create(Root(PERFORMER, {**SMALL[PERFORMER], "num_classes": 4, "depth": 2}))
     data = digits_of(model)

@@ -55,6 +55,7 @@ def _interrupt(folder: Path, argv: tuple[str, ...], sign: str) -> tuple[int, str
     raise AssertionError(f"{argv[0]} goes on after three interrupts: {said}{process.communicate()[1]}")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_interrupt_ends_with_130(verb: str, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "run", tmp_path / "run")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,13 +55,16 @@ def missing(says: tuple[str, ...], text: str) -> list[str]:
 def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
     """Every path below a folder: files by size and time of change, links by where they lead."""
     found: dict[str, tuple[Any, ...]] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            found[name] = ("link", str(path.readlink()))
-        elif path.is_dir():
-            found[name] = ("folder",)
-        else:
-            status = path.stat()
-            found[name] = ("file", status.st_size, status.st_mtime_ns)
+    for above, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(above, name)
+            status = os.lstat(path)
+            kind = stat.S_IFMT(status.st_mode)
+            where = path.removeprefix(f"{folder}/")
+            if kind == stat.S_IFLNK:
+                found[where] = ("link", os.readlink(path))
+            elif kind == stat.S_IFDIR:
+                found[where] = ("folder",)
+            else:
+                found[where] = ("file", status.st_size, status.st_mtime_ns)
     return found

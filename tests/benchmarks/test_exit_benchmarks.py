@@ -11,7 +11,7 @@ import pytest
 from leanvit.exits.calibration import Point
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_stream_holds_its_claim_beside_what_was_found(smoke: Any) -> None:
     found = smoke("lgvit_stream")
     assert found["measured_over_counted"] == pytest.approx(found["measured_speedup"] / found["counted_speedup"])
@@ -29,7 +29,7 @@ def test_rules_are_held_against_blind_exiting_of_the_same_cost() -> None:
     assert heads.spread([*ends, point], alone, layers) == {"least": 10, "median": 10, "most": 10}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_kinds_of_heads_stand_side_by_side(smoke: Any) -> None:
     found = smoke("lgvit_heads")
     rows = {row["layout"]: row for row in found["rows"]}

@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 TRENDS = Path(__file__).parents[2] / "benchmarks" / "trends"
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     first = smoke("reference_runs", "--seeds", "1", "--only", "evit")
     dense, evit = first["rows"]
@@ -27,9 +27,9 @@ def test_reference_runs_writes_rows_and_goes_on(smoke: Any) -> None:
     assert len(again["commands"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
+@pytest.mark.extra("torch_pruning", of="bench")
 def test_torch_pruning_meets_the_macs(smoke: Any) -> None:
-    pytest.importorskip("torch_pruning")
     found = smoke("nvit_vs_torch_pruning", "--seeds", "1", "--at", "macs", "--variant", "uniform")
     rows = {row["method"]: row for row in found["rows"] if row["at"] == "macs"}
     if "nvit" in rows:
@@ -58,7 +58,7 @@ def test_token_methods_hold_a_row_for_each_method_and_seed(smoke: Any, tmp_path:
     assert all(0.5 < row["macs_ratio"] < 1 and row["speedup"]["torch f32"][0] > 0 for row in found["rows"][1:])
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_composed_claims_follow_from_its_rows(smoke: Any) -> None:
     found = smoke("composed_deit_small", "--seeds", "1")
     by_part = {row["part"]: row for row in found["rows"]}

@@ -17,6 +17,8 @@ from leanvit.runs.layout import evidence_file, pictures_file
 from leanvit.runs.measurements import pairs
 from leanvit.runs.token_maps import TokenMaps
 
+pytestmark = pytest.mark.e2e
+
 VERBS = ["train", "compress", "export", "measure", "report"]
 
 

@@ -53,6 +53,7 @@ def weights(run: Path) -> bytes:
     return file.read_bytes()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_compression_ended_by_a_signal_goes_on(folder: Path, whole: Path, invoke, number: signal.Signals) -> None:
     out = folder / number.name

@@ -191,6 +191,7 @@ def test_what_timm_reads(name: str) -> None:
         timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
 
 
+@pytest.mark.extra("onnxruntime", of="onnx")
 @exported
 def test_onnx_says_the_same(name: str, tmp_path: Any) -> None:
     model = built(name)

@@ -241,8 +241,10 @@ def test_only_accepted_formats_are_opened_whatever_the_ending(tmp_path, monkeypa
     assert not asked
 
 
+@pytest.mark.extra("pillow_heif", of="heic")
 def test_heic_is_read_where_its_package_is():
-    pillow_heif = pytest.importorskip("pillow_heif")
+    import pillow_heif
+
     stream = BytesIO()
     pillow_heif.from_pillow(halves((64, 48))).save(stream, quality=90)
     image = decode(stream.getvalue(), key="k")

@@ -71,6 +71,7 @@ def test_lengths_are_seen_where_a_step_takes_tokens() -> None:
     assert Nodes.of(shapes, 64).tokens == (10, 17)
 
 
+@pytest.mark.e2e
 def test_an_int8_half_block_runs_integer_kernels(tmp_path: Path) -> None:
     """All of its products with weights: q, k, v and the projection; fc1 and fc2."""
     for half, products in (("attention", 4), ("mlp", 2)):

@@ -22,6 +22,8 @@ from leanvit.quantize.int8 import Int8
 from leanvit.recipe import compress
 from leanvit.tokens.tome import ToMe
 
+pytestmark = pytest.mark.extra("onnxruntime", of="onnx")
+
 
 def images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(9))
@@ -29,7 +31,6 @@ def images(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch", [None, 2])
 def test_onnx_equals_pytorch(tmp_path: Path, batch: int | None) -> None:
-    pytest.importorskip("onnxruntime")
     artefact = export(small(), tmp_path / "a", to="onnx", preprocess=PREPROCESS, batch=batch)
     assert set(artefact.files) == {"model.onnx", "operators.json"} and artefact.opset in range(
         18, 30
@@ -45,7 +46,6 @@ def test_onnx_equals_pytorch(tmp_path: Path, batch: int | None) -> None:
 
 
 def test_int8_weights_are_stored_as_bytes_and_every_product_is_one_of_integers(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     whole = export(small(), tmp_path / "f32", to="onnx", preprocess=PREPROCESS, batch=4)
     artefact = export(small_int8(), tmp_path / "int8", to="onnx", preprocess=PREPROCESS, batch=4)
     assert artefact.precision == "int8" and load_artefact(artefact).precision == "int8"
@@ -62,7 +62,6 @@ def test_int8_weights_are_stored_as_bytes_and_every_product_is_one_of_integers(t
 
 
 def test_int8_in_onnx_runtime_is_the_simulation_but_for_rounding(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     runner = load_artefact(export(small_int8(), tmp_path / "a", to="onnx", preprocess=PREPROCESS))
     with torch.no_grad():
         want, unrounded = small_int8()(images(64)), small()(images(64))
@@ -74,7 +73,6 @@ def test_int8_in_onnx_runtime_is_the_simulation_but_for_rounding(tmp_path: Path)
 
 @pytest.mark.parametrize("kwargs", [{"skip": ("patch_embed*", "head")}, {"products": False}])
 def test_what_stays_float_is_counted_as_float(tmp_path: Path, kwargs: dict[str, Any]) -> None:
-    pytest.importorskip("onnxruntime")
     artefact = export(small_int8(Int8(images=4, **kwargs)), tmp_path / "a", to="onnx", preprocess=PREPROCESS, batch=1)
     floats = 2 if "skip" in kwargs else 4
     assert (artefact.check["integer_products"], artefact.check["products"]) == (14 - floats, 14)
@@ -99,7 +97,6 @@ class Convolutions(nn.Module):
 def test_convolutions_that_tile_the_image_become_products_and_others_stay_right(
     tmp_path: Path, stride: int, side: int, integer: int
 ) -> None:
-    pytest.importorskip("onnxruntime")
     model = Convolutions(stride, bias=stride == 4).eval()
     preprocess = replace(PREPROCESS, input_size=(3, side, side))
     artefact = export(model, tmp_path / "a", to="onnx", preprocess=preprocess)
@@ -117,7 +114,6 @@ def reduced() -> nn.Module:
 @pytest.mark.parametrize(("make", "opset"), [(small_int8, 17), (reduced, 17), (small, 19)])
 def test_the_opset_is_the_one_that_was_asked_for(tmp_path: Path, make: Any, opset: int) -> None:
     """By ONNX's own reader; ONNX Runtime answers as PyTorch does (the check of every export)."""
-    pytest.importorskip("onnxruntime")
     import onnx
 
     artefact = export(make(), tmp_path / "a", to="onnx", preprocess=PREPROCESS, opset=opset)
@@ -161,7 +157,6 @@ def test_an_opset_that_cannot_be_is_refused_before_any_work(tmp_path: Path, to: 
 def test_what_opset_17_cannot_say_is_refused_by_name(
     kind: str, attributes: dict, outputs: int, message: str | None
 ) -> None:
-    pytest.importorskip("onnxruntime")
     import onnx_ir as ir
 
     from leanvit.deploy.onnx_opset import lower_to
@@ -178,7 +173,6 @@ def test_what_opset_17_cannot_say_is_refused_by_name(
 
 
 def test_padding_of_some_axes_becomes_padding_of_all() -> None:
-    pytest.importorskip("onnxruntime")
     import onnx_ir as ir
 
     from leanvit.deploy.onnx_opset import lower_to

@@ -25,6 +25,7 @@ from leanvit.deploy.openvino_graph import (
 from leanvit.deploy.tracing import trace
 from leanvit.quantize.int8 import Int8
 from leanvit.tokens.evit import EViT
+from matrix import every
 
 
 def images(count: int) -> torch.Tensor:
@@ -51,11 +52,14 @@ def test_fixed_batch_takes_any_number_in_pieces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "kwargs",
-    [
-        {"global_pool": "avg", "class_token": False, "num_heads": 4},
-        {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
-        {"qkv_bias": False},
-    ],
+    every(
+        3,
+        [
+            {"init_values": 0.1, "qk_norm": True, "reg_tokens": 4},
+            {"global_pool": "avg", "class_token": False, "num_heads": 4},
+            {"qkv_bias": False},
+        ],
+    ),
 )
 def test_variants_pass_the_gate(tmp_path: Path, kwargs: dict[str, object]) -> None:
     artefact = export(small(**kwargs), tmp_path / "a", preprocess=PREPROCESS)
@@ -127,6 +131,7 @@ def test_options_are_recorded(float_artefact: Artefact) -> None:
     assert (runner.runtime, runner.precision, runner.options.threads) == ("openvino", "bf16", 1)
 
 
+@pytest.mark.e2e
 def test_int8_takes_any_batch_too(tmp_path: Path) -> None:
     artefact = export(small_int8(), tmp_path / "a", preprocess=PREPROCESS)
     runner = load_artefact(artefact.path)
@@ -163,6 +168,7 @@ def test_readers_move_before_the_transposition_and_values_stay() -> None:
     assert abs(run() - want).max() < 1e-5
 
 
+@pytest.mark.e2e
 def test_class_attention_leaves_the_int8_kernel_whole() -> None:
     """The row that EViT reads is scored apart: attention stays one kernel in the block that reads it."""
     model = small(patch_size=4, embed_dim=128)

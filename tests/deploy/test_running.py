@@ -18,9 +18,10 @@ def images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(9))
 
 
-@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+@pytest.mark.parametrize(
+    "runtime", ["openvino", pytest.param("onnx", marks=pytest.mark.extra("onnxruntime", of="onnx"))]
+)
 def test_pixels_give_what_normalised_images_give(tmp_path: Path, runtime: str) -> None:
-    pytest.importorskip("onnxruntime")
     runner = load_artefact(export(small(), tmp_path / "a", to=runtime, preprocess=PREPROCESS, input_type="u8", batch=2))
     pixels = torch.randint(0, 256, (3, 32, 32, 3), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     with torch.no_grad():

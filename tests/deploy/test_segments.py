@@ -38,11 +38,12 @@ def small(tiny, **rows) -> OpenModel:
 
 @pytest.mark.parametrize(
     ("to", "batch", "depth", "rows"),
-    [("openvino", None, 2, [(1, "lph_dw")]), ("onnx", 1, 2, [(1, "gah2")])],
+    [
+        ("openvino", None, 2, [(1, "lph_dw")]),
+        pytest.param("onnx", 1, 2, [(1, "gah2")], marks=pytest.mark.extra("onnxruntime", of="onnx")),
+    ],
 )
 def test_images_leave_where_they_do_in_torch(tiny, tmp_path: Path, to, batch, depth, rows) -> None:
-    if to == "onnx":
-        pytest.importorskip("onnxruntime")
     model, x = small(tiny, depth=depth, rows=rows), images(12, 16)
     with torch.no_grad():
         want, state = model.trace(x)
@@ -63,6 +64,7 @@ def test_images_leave_where_they_do_in_torch(tiny, tmp_path: Path, to, batch, de
         load_artefact(tmp_path / "a")
 
 
+@pytest.mark.e2e
 def test_int8_and_pixels(tiny, tmp_path: Path) -> None:
     model = small(tiny, depth=2, rows=[(1, "gah2")])
     rounded = Int8(images=16)

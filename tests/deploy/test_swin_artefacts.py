@@ -20,6 +20,8 @@ from leanvit.recipe.history import Root
 from leanvit.tokens.tome import ToMe
 from zoo import SMALL_SWIN, build_swin
 
+pytestmark = pytest.mark.e2e
+
 WIDE = {"embed_dim": 24, "num_heads": (2, 4)}
 CASES = [
     ("swin_tiny_patch4_window7_224", {"depths": (2, 1), "window_size": 4}, [ToMe(r=[6, 8, 6])]),

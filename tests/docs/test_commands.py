@@ -190,6 +190,7 @@ def _no_network() -> Iterator[None]:
         yield
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("page", [page for page in PAGES if page != FIRST])
 def test_every_command_of_the_page_works(page: str, quickstart: Path, tmp_path: Path, monkeypatch) -> None:
     folder = tmp_path / "page"
@@ -202,6 +203,7 @@ def test_every_command_of_the_page_works(page: str, quickstart: Path, tmp_path: 
     run_page(PAGES[page])
 
 
+@pytest.mark.e2e
 def test_the_quickstart_works(quickstart: Path) -> None:
     left = {path.name for path in quickstart.iterdir()} | {path.name for path in (quickstart / "runs").iterdir()}
     assert {"dense", "slim", "merged", "report.html"} <= left

@@ -45,10 +45,15 @@ def run_alone(runtime: str, artefact: Path, photo: Path) -> list[tuple[float, st
     return [(float(logit), label) for logit, label in pairs]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        "openvino",
+        pytest.param("torch", marks=pytest.mark.e2e),
+        pytest.param("onnx", marks=pytest.mark.extra("onnxruntime", of="onnx")),
+    ],
+)
 def test_fifteen_lines_and_the_runtime_alone_give_leanvits_answer(tmp_path: Path, runtime: str) -> None:
-    if runtime == "onnx":
-        pytest.importorskip("onnxruntime")
     artefact = export(
         small_int8(), tmp_path / "a", to=runtime, preprocess=PREPROCESS, input_type="u8", batch=1, labels=LABELS
     )

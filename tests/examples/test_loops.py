@@ -56,9 +56,14 @@ def trained(folder: Path, words: list[str], out: str) -> dict[str, torch.Tensor]
     return load(folder / out).state_dict()
 
 
-@pytest.mark.parametrize("loop", ["accelerate", "lightning"])
+ACCELERATE, LIGHTNING = (pytest.mark.extra(loop, of="loops") for loop in ("accelerate", "lightning"))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "loop", [pytest.param("accelerate", marks=ACCELERATE), pytest.param("lightning", marks=LIGHTNING)]
+)
 def test_another_loop_ends_with_the_bits_of_the_plain_one(folder: Path, loop: str) -> None:
-    pytest.importorskip(loop)
     plain, before = load(folder / "plain").state_dict(), load(folder / "lean").state_dict()
     found = trained(folder, [str(EXAMPLES / f"with_{loop}.py")], loop)
     assert all(torch.equal(value, plain[name]) for name, value in found.items())
@@ -66,8 +71,9 @@ def test_another_loop_ends_with_the_bits_of_the_plain_one(folder: Path, loop: st
     assert {path.name for path in folder.iterdir()} <= {"lean", "dense", "plain", "accelerate", "lightning", "two"}
 
 
+@pytest.mark.e2e
+@ACCELERATE
 def test_two_processes_of_accelerate_train_as_one(folder: Path) -> None:
-    pytest.importorskip("accelerate")
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
     found = trained(folder, [*launch, str(EXAMPLES / "with_accelerate.py")], "two")

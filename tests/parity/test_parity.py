@@ -14,7 +14,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         why = "no golden cases: give --cases DIR, set LEANVIT_PARITY, or put them into ../shared/parity"
         metafunc.parametrize("case", [pytest.param(None, marks=pytest.mark.skip(reason=why), id="none")])
         return
-    metafunc.parametrize("case", [pytest.param(case, id=case.id) for case in found(root)])
+    full_size = {True: pytest.mark.e2e, False: ()}  # models as they were published, counted
+    cases = found(root)
+    metafunc.parametrize(
+        "case", [pytest.param(case, id=case.id, marks=full_size[case.id.endswith("/variants")]) for case in cases]
+    )
 
 
 def test_parity(case: Case) -> None:

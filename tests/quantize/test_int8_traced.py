@@ -21,6 +21,7 @@ from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import compress, load, save
 
 SIZES = {"mobilevit_xxs": 64, "efficientformer_l1": 224}
+SMALLER: dict[str, Any] = {"mobilevit_xxs": {}, "efficientformer_l1": {"depths": (1, 1, 1, 2)}}
 NAMES = sorted(SIZES)
 
 
@@ -39,7 +40,7 @@ class Noise:
 @pytest.fixture(scope="module")
 def dense() -> dict[str, OpenModel]:
     """Opened models with fresh weights and the running statistics of some batches."""
-    return {name: fresh(name, SIZES[name]) for name in NAMES}
+    return {name: fresh(name, SIZES[name], **SMALLER[name]) for name in NAMES}
 
 
 def fresh(name: str, size: int, **kwargs: Any) -> OpenModel:
@@ -127,6 +128,7 @@ def test_a_quantized_model_is_recorded_anew_for_another_size(rounded: Any) -> No
         assert model(torch.randn(2, 3, 96, 64)).shape == (2, 20)
 
 
+@pytest.mark.e2e
 def test_deployed_it_runs_int8_kernels(tmp_path: Path) -> None:
     """Equal at f32; as int8 every convolution (depthwise ones too, a norm behind each) and every linear in int8."""
     small = {"depths": (1, 1, 1, 1, 1), "widths": (8, 8, 16, 16, 32), "head_widths": (32, 32)}

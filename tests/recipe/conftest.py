@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -35,10 +36,16 @@ def images() -> Tensor:
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture
-def lean(tiny: Callable[..., nn.Module], noise: NoiseData) -> nn.Module:
-    """A small model with every method of this issue that composes: EViT, then int8."""
+@pytest.fixture(scope="session")
+def compressed(tiny: Callable[..., nn.Module]) -> nn.Module:
+    """A small model with EViT, then int8."""
     from leanvit.quantize.int8 import Int8
     from leanvit.tokens.evit import EViT
 
-    return compress(tiny(), [EViT(keep_rate=0.5, blocks=(1, 2)), Int8()], noise)
+    return compress(tiny(), [EViT(keep_rate=0.5, blocks=(1, 2)), Int8()], NoiseData())
+
+
+@pytest.fixture
+def lean(compressed: nn.Module) -> nn.Module:
+    """A copy of it, to change."""
+    return copy.deepcopy(compressed)

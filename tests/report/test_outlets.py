@@ -16,26 +16,33 @@ PAGE = Path(__file__).parents[2] / "docs" / "outlets.md"
 
 @pytest.fixture(scope="module")
 def cells() -> list[Cell]:
-    pytest.importorskip("onnxruntime")
     return outlets.cells()
 
 
+@pytest.mark.e2e
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_the_page_is_current(cells: list[Cell]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert outlets.renewed(text, cells) == text, "run: python -m pages.outlets"
 
 
+@pytest.mark.e2e
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_every_method_reaches_every_outlet(cells: list[Cell]) -> None:
     assert {(c.model, c.outlet) for c in cells} == {(m, o) for m in outlets.rows() for o in RUNTIMES}
     assert not [c for c in cells if c.refused]
 
 
+@pytest.mark.e2e
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_float_models_are_equal_and_rounded_ones_agree(cells: list[Cell]) -> None:
     for cell in cells:
         simulated = "int8" not in cell.model or cell.outlet == "torch"
         assert cell.max_error <= outlets.EQUAL if simulated else cell.agreement >= outlets.AGREE, cell
 
 
+@pytest.mark.e2e
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_int8_is_called_what_it_is(cells: list[Cell]) -> None:
     for cell in cells:
         rounded = "int8" in cell.model

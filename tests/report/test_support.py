@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,34 @@ COMMITTED = Path(__file__).parents[2] / "docs" / "support.md"
 
 @pytest.fixture(scope="module")
 def tried() -> list[tuple[Support, OpenModel | None]]:
-    made = ((example, create(Root(example.name, example.kwargs))) for example in examples())
+    return attempts(examples())
+
+
+def attempts(chosen: Sequence[Example]) -> list[tuple[Support, OpenModel | None]]:
+    made = ((example, create(Root(example.name, example.kwargs))) for example in chosen)
     return [attempt(example, slug, dense) for example, dense in made for slug in shaping_methods()]
 
 
+@pytest.mark.e2e
 def test_the_committed_page_is_what_the_generator_gives(tried):
     assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), (
         "run: python -m pages.support"
     )
 
 
+@pytest.mark.e2e
 def test_every_cell_that_works_did_something_and_survives_a_save(tried, tmp_path):
-    for cell, lean in tried:
+    check_cells(tried, tmp_path)
+
+
+def test_every_method_works_on_the_first_family(tmp_path):
+    first = attempts(examples()[:1])
+    assert all(cell.works for cell, _ in first)
+    check_cells(first, tmp_path)
+
+
+def check_cells(found, tmp_path):
+    for cell, lean in found:
         if lean is None:
             assert not cell.works and cell.reason
             continue
@@ -57,6 +74,7 @@ def test_half_precision_survives_a_save_too(name, tmp_path):
         assert torch.equal(load(tmp_path / "run")(x), lean(x))
 
 
+@pytest.mark.e2e
 def test_the_table_says_what_works(tried):
     verdict = {(cell.name, cell.slug): cell for cell, _ in tried}
     assert len({cell.family for cell, _ in tried}) == len(examples())

@@ -313,6 +313,7 @@ def test_what_a_later_method_takes_is_no_miss() -> None:
     assert "macs 0.5 was asked for" in less.check(lean, dict(plan.structure))[-1]
 
 
+@pytest.mark.e2e
 def test_it_is_recovered_and_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create(Root("vit_tiny_patch16_224", SMALL))

@@ -16,6 +16,7 @@ from leanvit.recipe.structure import check_structure
 from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit.method import EViT, KeepRateSchedule, default_blocks, keep_rate_at, reorganize
 from leanvit.tokens.tome import ToMe
+from matrix import every
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 TWO = EViT(keep_rate=0.6, blocks=(1, 2))  # 16 patches: 10 + fused, then 7 + fused
@@ -191,7 +192,7 @@ def test_gradients_survive_checkpointing(tiny) -> None:
     assert set(got) == set(want) and all(torch.equal(got[key], want[key]) for key in want)
 
 
-@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("fuse", every(2, [True, False]))
 def test_exports_with_static_counts(tiny, fuse: bool) -> None:
     model = reduced(tiny(), EViT(keep_rate=0.6, blocks=(1, 2), fuse=fuse))
     batch = torch.export.Dim("batch", min=2, max=64)

@@ -164,6 +164,7 @@ def test_token_maps_show_the_heaviest_slot(dense, data) -> None:
     assert all(1 <= owner < r.tokens for r in maps.reductions for owners in r.owners for owner in owners)
 
 
+@pytest.mark.e2e
 def test_it_exports_with_int8(dense, data, tmp_path: Path) -> None:
     lean = compress(dense, [SMALL, Int8(images=8)], data)
     assert {"blocks.0.after.0.fc1", "blocks.1.after.0.fc2"} <= set(lean.ops.names())

@@ -195,6 +195,7 @@ def test_gradients_reach_everything_and_survive_checkpointing(tiny) -> None:
     assert set(got) == set(want) and all(torch.equal(got[key], want[key]) for key in want)
 
 
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_a_life_of_a_run(tiny, tmp_path: Path) -> None:
     """Compressed, trained by distillation, int8, saved, loaded bit for bit, exported with static shapes."""
     data, preprocess = make_data(24), make_preprocess()

@@ -119,6 +119,7 @@ def test_other_blocks_are_refused() -> None:
         compress(swin(), [ToMe(r=1), STViT()])
 
 
+@pytest.mark.e2e
 def test_a_life_of_a_run(tmp_path: Path) -> None:
     model, x = swin(img_size=16, patch_size=1, in_chans=1, num_classes=4), images(2, 1, 16)
     preprocess = replace(make_preprocess(), input_size=(1, 16, 16))

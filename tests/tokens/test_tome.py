@@ -18,6 +18,7 @@ from leanvit.recipe.text import parse_with
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome.matching import match, merge, shares
 from leanvit.tokens.tome.method import ToMe, schedule
+from matrix import every
 from tokens.reduction import VARIANTS, explicit, gradients, images, lengths_in_mlps, operators, reduced
 
 GAP = {"class_token": False, "global_pool": "avg"}
@@ -192,7 +193,7 @@ def test_the_gradient_is_that_of_the_weighted_mean() -> None:
     assert torch.autograd.gradcheck(lambda t: merge(t, matching, share), x)
 
 
-@pytest.mark.parametrize("model", ["plain", "registers", "no_class_token"])
+@pytest.mark.parametrize("model", every(3, ["plain", "registers", "no_class_token"]))
 def test_exports_with_static_counts(tiny, model: str) -> None:
     lean = reduced(tiny(**MODELS[model]), ToMe(r=4))
     batch = torch.export.Dim("batch", min=2, max=64)

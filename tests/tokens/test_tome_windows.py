@@ -130,6 +130,7 @@ def test_gradients_survive_checkpointing() -> None:
     assert set(got) == set(want) and all(torch.equal(got[key], want[key]) for key in want) and len(want) > 60
 
 
+@pytest.mark.e2e
 def test_exports_with_a_dynamic_batch() -> None:
     lean = merged(V2)
     batch = torch.export.Dim("batch", min=2, max=64)

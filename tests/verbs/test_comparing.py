@@ -60,6 +60,7 @@ def test_every_model_is_a_run_that_loads(compared: Compared) -> None:
         assert [plan.slug for plan in load(compared.folder / name).history.plans] == slugs
 
 
+@pytest.mark.e2e
 def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
     given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 1}}
     more = {"runtimes": ["openvino"], "int8": True, "controls": False, "tolerance": 0.5}

@@ -11,6 +11,8 @@ from leanvit.cli.main import app
 from leanvit.recipe import load_run
 from leanvit.verbs import demonstration
 
+pytestmark = pytest.mark.e2e
+
 SMALL = {"img_size": 8, "patch_size": 2, "depth": 4, "embed_dim": 48, "num_heads": 3}
 
 

@@ -96,6 +96,7 @@ MAKERS = {"train": _train, "compress": _compress, "publish": _publish}
 EVERY = {"train": 5, "compress": 23, "publish": 17}  # of the operations: all were tried once, which takes a minute
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("replacing", [False, True], ids=["new", "overwrite"])
 @pytest.mark.parametrize("verb", MAKERS)
 def test_a_kill_at_any_moment_leaves_a_folder_that_is_let_in(verb, replacing, runs, tmp_path) -> None:

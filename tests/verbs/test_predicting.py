@@ -111,8 +111,8 @@ def test_python_answers_as_the_program_does(place: Path) -> None:
     assert lv.predict(model, files)[0].label == by_path[0].label
 
 
+@pytest.mark.extra("onnxruntime", of="onnx")
 def test_a_runs_own_artefact_is_used_and_one_runs_alone(place: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     run, whole = tmp_path / "run", place / "whole"
     shutil.copytree(place / "run", run)
     want, model, said = predict(run, whole), lv.load(run), list[str]()

@@ -23,6 +23,7 @@ from leanvit.training import HardDistillation, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
 from leanvit.verbs import demonstration
 from leanvit.verbs.asking import ask
+from matrix import every
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
 NAME = "vit_tiny_patch16_224"
@@ -60,7 +61,7 @@ def quick(tmp_path_factory) -> Path:
 # --- those of the package -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", every(6, preset_names()))
 def test_every_preset_is_rehearsed_on_made_up_images(name: str, tmp_path: Path, monkeypatch) -> None:
     """The model itself where it is built from a name (a large one has 2 blocks); what a recipe starts from is small."""
     monkeypatch.chdir(tmp_path)
@@ -370,8 +371,10 @@ def test_the_table_of_the_docs_is_that_of_the_code() -> None:
 # --- TensorBoard ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extra("tensorboard", of="log")
 def test_tensorboard_goes_on_after_a_resume(quick: Path, tmp_path: Path, monkeypatch) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulator
+
     from leanvit.training import TensorBoardLog
 
     class Killed(Exception):

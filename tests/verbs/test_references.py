@@ -131,6 +131,7 @@ def test_a_packaged_reference_names_recipes_that_exist(packaged: Reference) -> N
         assert tomllib.loads((presets / f"{name}.toml").read_text(encoding="utf-8"))
 
 
+@pytest.mark.e2e
 def test_a_packaged_reference_is_as_good_as_its_record_says(packaged: Reference, shared: Path) -> None:
     """On 400 images of its data: within four standard errors of the figure of all of them."""
     folder = shared / "data" / packaged.record.data
@@ -143,6 +144,7 @@ def test_a_packaged_reference_is_as_good_as_its_record_says(packaged: Reference,
     assert abs(found - said) <= 400 * (said / 100 * (1 - said / 100) / 400) ** 0.5
 
 
+@pytest.mark.e2e
 def test_a_packaged_reference_runs_from_the_command_line(packaged: Reference, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert packaged.spec in run("references").stdout

@@ -39,6 +39,7 @@ def test_names_are_checked_before_anything_is_loaded(monkeypatch: pytest.MonkeyP
         measure("no such model", "no such data", runtimes=["onnx"], all_runtimes=True)
 
 
+@pytest.mark.e2e
 def test_all_runtimes_are_one_table_and_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deployed, "find_spec", without("onnxruntime"))
     monkeypatch.setattr("leanvit.deploy.openvino.bf16_runs", lambda: False)

@@ -93,8 +93,8 @@ def export(
             overwrite=overwrite,
         )
     out = Path(out)
-    require_runtime(to)
     check_opset(opset, to)
+    require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
     check_arguments(model, preprocess, batch)

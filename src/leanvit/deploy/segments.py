@@ -56,8 +56,8 @@ def export_segments(
         Refused: a torch archive, which holds one graph; a part that cannot be exported, or that differs from PyTorch.
     """
     out = Path(out)
-    require_runtime(to)
     check_opset(opset, to)
+    require_runtime(to)
     runtime = runtime_module(to)
     if not hasattr(runtime, "open_outputs"):
         raise Refused(

@@ -76,8 +76,8 @@ def export(
         Refused: a method of the run cannot be exported, or the artefact differs from the model.
     """
     watch = Stopwatch("export", command)
-    require_runtime(to)
     check_opset(opset, to)
+    require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
     if batch is not None:
