@@ -6,9 +6,9 @@
         --tolerance 0.05 --limit 10000 --recover-epochs 3 --recover-lr 5e-4 --no-controls --torch-only \\
         --out benchmarks/results/token_methods_longer.json
 
-One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
-recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the methods
-stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
+One `leanvit compare-methods` a seed: each method is set to the share of the MACs, judged off the shelf and after the
+same recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the
+methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
 learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends that the
 specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the short
 recovery of the first line, at a low rate, is not for them.
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", default="", help="data spec of the reference")
     parser.add_argument("--model", metavar="RUN", default="")
-    parser.add_argument("--method", action="append", dest="methods", help="as `leanvit compare --with` takes it")
+    parser.add_argument("--method", action="append", dest="methods", help="as `compare-methods --with` takes it")
     parser.add_argument("--macs", type=float, default=0.65)
     parser.add_argument("--tolerance", type=float, default=0.03)
     parser.add_argument(

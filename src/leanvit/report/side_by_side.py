@@ -1,4 +1,4 @@
-"""Methods side by side at equal MACs: what `leanvit compare` keeps in `compare.json`, and its table."""
+"""Methods side by side at equal MACs: what `leanvit compare-methods` keeps in `compare.json`, and its table."""
 
 from __future__ import annotations
 

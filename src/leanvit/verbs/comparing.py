@@ -1,4 +1,4 @@
-"""`compare`: methods side by side on one model and data set at equal MACs, off the shelf and after equal recovery."""
+"""`compare-methods`: methods on one model and data set at equal MACs, before and after the same recovery."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def compare_methods(
         kept_train = None if train is None else train.cached()
         contest = _Contest(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
         kept = f"finished methods, and the state of a training, are in {folder}"
-        with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
+        with says_how_to_go_on(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             _keep_baseline(contest)
             standings = _standings(contest, chosen, left_out)
             if int8:
@@ -356,7 +356,7 @@ def _standing(contest: _Contest, one: Contender) -> Standing:
     folder = contest.folder / one.name
     if (folder / STANDING).is_file():
         return _read_standing(folder / STANDING)
-    begun, watch = time.perf_counter(), Stopwatch("compare", contest.command)
+    begun, watch = time.perf_counter(), Stopwatch("compare-methods", contest.command)
     shelf: dict[str, Any] = {}
     tally = Tally([one.method], last_share(contest.start.info))
 
