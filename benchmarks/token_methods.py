@@ -8,10 +8,10 @@
 
 One `leanvit compare-methods` a seed: each method is set to the share of the MACs, judged off the shelf and after the
 same recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the
-methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
-learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends that the
-specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the short
-recovery of the first line, at a low rate, is not for them.
+methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for
+DiffRate's learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends
+that the specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the
+short recovery of the first line, at a low rate, is not for them.
 
 A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
 """
