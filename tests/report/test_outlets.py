@@ -22,7 +22,7 @@ def cells() -> list[Cell]:
 
 def test_the_page_is_current(cells: list[Cell]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert outlets.renewed(text, cells) == text, "run: python -m pages.outlets"
+    assert outlets.renewed(text, cells) == text, "run: make pages"
 
 
 def test_every_method_reaches_every_outlet(cells: list[Cell]) -> None:

@@ -28,7 +28,7 @@ COMMANDS = [
 
 
 def test_the_table_is_current() -> None:
-    assert readme.renewed(TEXT) == TEXT, "run: python -m pages.readme"
+    assert readme.renewed(TEXT) == TEXT, "run: make pages"
     for slug in papers():
         assert f"| `{slug}` |" in TEXT
 

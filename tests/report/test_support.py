@@ -24,9 +24,7 @@ def tried() -> list[tuple[Support, OpenModel | None]]:
 
 
 def test_the_committed_page_is_what_the_generator_gives(tried):
-    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), (
-        "run: python -m pages.support"
-    )
+    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), "run: make pages"
 
 
 def test_every_cell_that_works_did_something_and_survives_a_save(tried, tmp_path):

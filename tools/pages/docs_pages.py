@@ -1,6 +1,7 @@
 """Pages of the documentation that are made, not written: one a method, and the reference of the public names.
 
-`docs/hooks.py` puts them into the site when it is built, so they cannot fall behind what they describe.
+`make pages` writes those of the methods into docs/methods/; the reference needs mkdocstrings, and `docs/hooks.py` puts
+it into the site when that is built.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.models.registry import MODULES
-from leanvit.recipe.papers import own_methods, papers
+from leanvit.recipe.papers import Paper, own_methods, papers
 from leanvit.verbs.explaining import Architecture, Explanation, explain
 
 # Rooms whose names are documented, with what they are for.
@@ -101,7 +102,7 @@ def _architecture(told: Architecture, results: Path) -> Iterator[str]:
     if told.recipes:
         yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
     yield "\n## Figures\n"
-    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _claims(row)
     yield from _measured(row.slug, results)
 
 
@@ -128,7 +129,7 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
         ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
     )
     yield "\n## Figures\n"
-    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _claims(row)
     yield from _measured(row.slug, results)
 
 
@@ -143,25 +144,29 @@ def _comments(told: Explanation) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, flags=re.MULTILINE))
 
 
+def _claims(row: Paper) -> Iterator[str]:
+    """The paper's headline, and ours with its machine and command."""
+    yield f"**Published**: {row.published or 'none'}.\n"
+    if row.measured:
+        commands = " and ".join(f"`{command.strip()}`" for command in row.command.split(";"))
+        yield f"**Measured here**: {row.measured}. On {row.machine}, by {commands}.\n"
+
+
 def _measured(slug: str, results: Path) -> Iterator[str]:
     """What the benchmarks found for a method, file by file."""
-    found = False
     for file in sorted(results.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         rows = [r for r in _rows(content) if slug in r["method"].split(" + ")]
         if not rows:
             continue
-        found = True
         machine = content.get("environment") or content.get("comparison", {}).get("environment", {})
-        yield f"\n**Measured** by `{content['command']}` on {machine.get('cpu', 'an unnamed CPU')}, "
-        yield f"{machine.get('threads', '?')} threads of torch, on `{content['model']}`: "
-        yield f"`benchmarks/results/{file.name}`.\n"
+        cpu, threads = machine.get("cpu", "an unnamed CPU"), machine.get("threads", "?")
+        yield f"\nRows of `benchmarks/results/{file.name}`: `{content['command']}` on {cpu}, {threads} threads, model"
+        yield f"`{content['model']}`.\n"
         yield from markdown_table(
             ("methods", "runtime", "precision", "batch", "speed, × dense in the same runtime", "top-1 change, points"),
             [_figures(r) for r in rows],
         )
-    if not found:
-        yield "\n**Measured**: not yet.\n"
 
 
 def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
