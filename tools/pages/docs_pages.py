@@ -195,8 +195,20 @@ def _reference_page(room: str, purpose: str) -> Iterator[str]:
     package = import_module(room)
     for name in sorted(package.__all__, key=str.lower):
         home = _home(package, name)
-        if home is not None:
+        other = _documented_in(room, name) if home is not None else None
+        if other is not None:
+            yield f"- `{name}`: see [`{other}.{name}`]({other}.md#{home}.{name})\n"
+        elif home is not None:
             yield f"::: {home}.{name}\n"
+
+
+def _documented_in(room: str, name: str) -> str | None:
+    """The page of a package below that documents a name of `leanvit`: each name has one place in the reference."""
+    if room != "leanvit":
+        return None
+    value = getattr(import_module(room), name)
+    below = (other for other in ROOMS if other != room and name in import_module(other).__all__)
+    return next((other for other in below if getattr(import_module(other), name) is value), None)
 
 
 def _home(package: Any, name: str) -> str | None:
