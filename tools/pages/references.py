@@ -18,7 +18,7 @@ goes to `--out`, or under `runs/`. A folder of the same path is not mistaken for
 the name is refused, and `./leanvit/NAME` means the folder.
 
 Parameters are stored in half precision and are float32 again after loading; the records say what the rounding changed.
-A run of your own is published the same way: see [your own model](own-model.md#hand-a-run-on).
+A run of your own is published the same way: see [your own model](own-model.md#publish-a-run).
 """
 NONE = "\nThis checkout holds none yet.\n"
 
