@@ -5,7 +5,7 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-e2e wheel-test check bench docs clean help
+.PHONY: demo test test-e2e wheel-test check bench docs pages clean help
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -36,6 +36,9 @@ bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)
 
 docs: $(VENV)/.docs  ## the documentation, as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+pages: $(VENV)/.dev  ## the pages that are made: the README's table, docs/methods/, support, outlets, references, performance
+	PYTHONPATH=tools $(BIN)/python -m pages.make $(ARGS)
 
 clean:  ## forget the environment
 	rm -rf $(VENV)

@@ -6,12 +6,12 @@
         --tolerance 0.05 --limit 10000 --recover-epochs 3 --recover-lr 5e-4 --no-controls --torch-only \\
         --out benchmarks/results/token_methods_longer.json
 
-One `leanvit compare` a seed: each method is set to the share of the MACs, judged off the shelf and after the same
-recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the methods
-stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for DiffRate's
-learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends that the
-specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the short
-recovery of the first line, at a low rate, is not for them.
+One `leanvit compare-methods` a seed: each method is set to the share of the MACs, judged off the shelf and after the
+same recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the
+methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for
+DiffRate's learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends
+that the specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the
+short recovery of the first line, at a low rate, is not for them.
 
 A row a seed and method. Finished seeds, and finished methods of an interrupted one (in --work), are not run again.
 """
@@ -52,7 +52,7 @@ OPTIONS = bench.parser(
     __doc__,
     data="",
     model="",
-    method=bench.Option(list(METHODS), "as `leanvit compare --with` takes it; may be repeated"),
+    method=bench.Option(list(METHODS), "as `leanvit compare-methods --with` takes it; may be repeated"),
     macs=0.65,
     tolerance=bench.Option(0.03, "of the share of the MACs"),
     controls=bench.Option(True, "leave out EViT with random and lowest tokens"),

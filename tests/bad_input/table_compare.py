@@ -1,4 +1,4 @@
-"""Wrong calls of `compare`."""
+"""Wrong calls of `compare-methods`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ADAPTED = (*tiny("img_size=8", "patch_size=2", "in_chans=1", "num_classes=10", 
 
 
 def _compare(name: str, more: tuple[str, ...], *says: str, code: int = 2) -> Cli:
-    return Cli(f"compare {name}", ("compare", NAME, *_ADAPTED, *more), says, code)
+    return Cli(f"compare-methods {name}", ("compare-methods", NAME, *_ADAPTED, *more), says, code)
 
 
 CASES: list[Case] = []

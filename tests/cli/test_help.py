@@ -31,7 +31,7 @@ def test_every_option_stands_in_a_panel(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "words"), [("80", []), ("80", ["train"]), ("100", ["compare"]), ("80", ["recipes", "show"])]
+    ("width", "words"), [("80", []), ("80", ["train"]), ("100", ["compare-methods"]), ("80", ["recipes", "show"])]
 )
 def test_flags_show_no_type_and_panels_are_named(width: str, words: list[str]) -> None:
     shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": width}).output

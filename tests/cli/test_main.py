@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import leanvit
 from leanvit import __version__
+from leanvit.cli import compare_methods
 from leanvit.cli.main import app
 from leanvit.errors import BadInput
 
@@ -82,6 +83,17 @@ def test_a_wrong_request_ends_with_2_and_a_hint(arguments: list[str], hint: str)
     assert result.exit_code == 2, result.output
     assert hint in result.output.replace("\n│ ", " ")
     assert "Traceback" not in result.output
+
+
+def test_the_old_name_of_a_command_works_and_warns(monkeypatch) -> None:
+    def compared(model, data, *_, **__):
+        raise BadInput(f"called with {model} and {data}")
+
+    monkeypatch.setattr(compare_methods, "load_verb", {"compare_methods": compared}.__getitem__)
+    result = runner.invoke(app, ["compare", "m", "--data", "digits"])
+    assert result.exit_code == 2 and "called with m and digits" in result.stderr
+    assert "the command compare is now compare-methods" in result.stderr and not result.stdout
+    assert "the command" not in runner.invoke(app, ["compare-methods", "m", "--data", "digits"]).stderr
 
 
 def test_a_failure_ends_with_1(tmp_path) -> None:

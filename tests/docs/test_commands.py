@@ -31,7 +31,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leanvit.cli.main import app
-from pages.docs_pages import method_pages
 
 ROOT = Path(__file__).parents[2]
 FIRST = "docs/quickstart.md"  # the other pages go on in the folder that it leaves
@@ -62,9 +61,8 @@ class Block:
 
 
 def pages() -> dict[str, str]:
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    made = {f"made/{path}": text for path, text in method_pages(ROOT / "benchmarks" / "results").items()}
-    return {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in files} | made
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8") for f in files}
 
 
 def blocks(text: str) -> list[Block]:

@@ -33,7 +33,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_every_headline_is_rendered_from_the_results() -> None:
     for file, text in headlines().items():
-        assert file.read_text(encoding="utf-8") == text, "run: python -m pages.headlines"
+        assert file.read_text(encoding="utf-8") == text, "run: make pages"
 
 
 def test_no_measured_figure_is_typed_by_hand() -> None:

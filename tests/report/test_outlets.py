@@ -23,7 +23,7 @@ def cells() -> list[Cell]:
 @pytest.mark.extra("onnxruntime", of="onnx")
 def test_the_page_is_current(cells: list[Cell]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert outlets.renewed(text, cells) == text, "run: python -m pages.outlets"
+    assert outlets.renewed(text, cells) == text, "run: make pages"
 
 
 @pytest.mark.e2e

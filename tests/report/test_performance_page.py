@@ -55,7 +55,7 @@ CONTENT: dict[str, Any] = {
 
 def test_the_committed_page_is_current() -> None:
     committed = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert committed == page(RESULTS), "run: python -m pages.performance"
+    assert committed == page(RESULTS), "run: make pages"
 
 
 def test_compressed_models_come_first_and_every_section_shows_figures() -> None:

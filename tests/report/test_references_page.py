@@ -12,7 +12,7 @@ COMMITTED = Path(__file__).parents[2] / "docs" / "references.md"
 
 
 def test_the_committed_page_is_current() -> None:
-    assert COMMITTED.read_text(encoding="utf-8") == page(), "run: python -m pages.references"
+    assert COMMITTED.read_text(encoding="utf-8") == page(), "run: make pages"
     assert (NONE in page()) == (not references())
 
 

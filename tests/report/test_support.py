@@ -30,9 +30,7 @@ def attempts(chosen: Sequence[Example]) -> list[tuple[Support, OpenModel | None]
 
 @pytest.mark.e2e
 def test_the_committed_page_is_what_the_generator_gives(tried):
-    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), (
-        "run: python -m pages.support"
-    )
+    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), "run: make pages"
 
 
 @pytest.mark.e2e

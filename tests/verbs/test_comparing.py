@@ -136,7 +136,7 @@ def test_a_signal_ends_it_with_the_command_that_goes_on(tmp_path: Path, number: 
 
     out = tmp_path / "here"
     given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 2}, "tolerance": 0.5}
-    typed = f"leanvit compare {NAME} --out {out}"
+    typed = f"leanvit compare-methods {NAME} --out {out}"
     with pytest.raises(Interrupted, match=re.escape(f"To go on: {typed} --resume")):
         compare_methods(NAME, "digits", out=out, say=stop, command=typed, **given)
     assert not (out / COMPARED).exists() and (out / BASELINE).is_dir()

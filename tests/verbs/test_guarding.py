@@ -81,7 +81,7 @@ def test_an_interrupt_goes_through_even_behind_another_error() -> None:
 def test_a_recovery_batch_has_an_option(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    words = ["compare", NAME, "--data", "digits", "--limit", "20", "--macs", "0.7", "--recover", "1"]
+    words = ["compare-methods", NAME, "--data", "digits", "--limit", "20", "--macs", "0.7", "--recover", "1"]
     words += [word for key, value in ARGS.items() for word in ("--model-arg", f"{key}={value}")]
     done = CliRunner().invoke(app, [*words, "--recover-batch", "64", "--with", "tome", "--out", str(tmp_path / "new")])
     assert done.exit_code == 2 and "--recover-batch 20" in done.output and not (tmp_path / "new").exists()

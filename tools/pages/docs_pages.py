@@ -1,6 +1,7 @@
 """Pages of the documentation that are made, not written: one a method, and the reference of the public names.
 
-`docs/hooks.py` puts them into the site when it is built, so they cannot fall behind what they describe.
+`make pages` writes those of the methods into docs/methods/; the reference needs mkdocstrings, and `docs/hooks.py` puts
+it into the site when that is built.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _architecture(told: Architecture, results: Path) -> Iterator[str]:
     if told.recipes:
         yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
     yield "\n## Figures\n"
-    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _claims(row)
     yield from _measured(row.slug, results)
 
 
@@ -108,7 +109,7 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
         ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
     )
     yield "\n## Figures\n"
-    yield f"**Published**: {row.published or 'none'}.\n"
+    yield from _claims(row)
     yield from _measured(row.slug, results)
 
 
@@ -134,25 +135,30 @@ def _knobs(values: Mapping[str, Any]) -> str:
 _ELSEWHERE = ("published", "measured", "by")  # facts that have a section of their own
 
 
+def _claims(row: Card) -> Iterator[str]:
+    """The paper's headline, and ours with its machine and command."""
+    yield f"**Published**: {row.published or 'none'}.\n"
+    ours = row.measured
+    if ours.text:
+        commands = " and ".join(f"`{command.strip()}`" for command in ours.command.split(";"))
+        yield f"**Measured here**: {ours.text}. On {ours.machine}, by {commands}.\n"
+
+
 def _measured(slug: str, results: Path) -> Iterator[str]:
     """What the benchmarks found for a method, file by file."""
-    found = False
     for file in sorted(results.glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         rows = [r for r in _rows(content) if slug in r["method"].split(" + ")]
         if not rows:
             continue
-        found = True
         machine = content.get("environment") or content.get("comparison", {}).get("environment", {})
-        yield f"\n**Measured** by `{content['command']}` on {machine.get('cpu', 'an unnamed CPU')}, "
-        yield f"{machine.get('threads', '?')} threads of torch, on `{content['model']}`: "
-        yield f"`benchmarks/results/{file.name}`.\n"
+        cpu, threads = machine.get("cpu", "an unnamed CPU"), machine.get("threads", "?")
+        yield f"\nRows of `benchmarks/results/{file.name}`: `{content['command']}` on {cpu}, {threads} threads, model"
+        yield f"`{content['model']}`.\n"
         yield from markdown_table(
             ("methods", "runtime", "precision", "batch", "speed, × dense in the same runtime", "top-1 change, points"),
             [_figures(r) for r in rows],
         )
-    if not found:
-        yield "\n**Measured**: not yet.\n"
 
 
 def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -181,8 +187,20 @@ def _reference_page(room: str, purpose: str) -> Iterator[str]:
     package = import_module(room)
     for name in sorted(package.__all__, key=str.lower):
         home = _home(package, name)
-        if home is not None:
+        other = _documented_in(room, name) if home is not None else None
+        if other is not None:
+            yield f"- `{name}`: see [`{other}.{name}`]({other}.md#{home}.{name})\n"
+        elif home is not None:
             yield f"::: {home}.{name}\n"
+
+
+def _documented_in(room: str, name: str) -> str | None:
+    """The page of a package below that documents a name of `leanvit`: each name has one place in the reference."""
+    if room != "leanvit":
+        return None
+    value = getattr(import_module(room), name)
+    below = (other for other in ROOMS if other != room and name in import_module(other).__all__)
+    return next((other for other in below if getattr(import_module(other), name) is value), None)
 
 
 def _home(package: Any, name: str) -> str | None:

@@ -1,6 +1,6 @@
 """The measured headline of each paper: a text whose numbers are references into the benchmarks' results.
 
-`python -m pages.headlines` renders the template of each card (`measured.template`, `leanvit.cards.Figure`) and writes
+`make pages` renders the template of each card (`measured.template`, `leanvit.cards.Figure`) and writes
 it as `headline.txt` beside the card, which goes into the wheel (the results do not); a test holds them to each other.
 """
 
@@ -16,7 +16,6 @@ from typing import Any
 
 from leanvit.cards import HEADLINE, Figure, papers
 from leanvit.errors import BadInput
-from leanvit.files import write_atomic
 from pages.performance import rows_at, value_at
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -78,12 +77,3 @@ def _metric(row: Mapping[str, Any], path: str, columns: Mapping[str, Any]) -> An
 @cache
 def _content(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def main() -> None:
-    for file, text in headlines().items():
-        write_atomic(file, text.encode())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,11 @@
 """Which method reaches which outlet: a table in docs/outlets.md that is made by doing it.
 
-`python -m pages.outlets [docs/outlets.md]` exports a small model with each combination of methods to each
+`make pages` exports a small model with each combination of methods to each
 outlet, runs the artefact and compares it with PyTorch on images; a test does the same and holds the file to it.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from leanvit.recipe import Root, compat, compress, create
 from leanvit.recipe.learning import Data
 from leanvit.recipe.registry import make_method, shaping_methods
 
-BEGIN = "<!-- outlets: made by `python -m pages.outlets`; not by hand -->"
+BEGIN = "<!-- outlets: made by `make pages` -->"
 END = "<!-- end of outlets -->"
 INT8 = "int8"
 HEADINGS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "torch": "torch.export"}
@@ -130,12 +129,3 @@ def _cell(name: str, outlet: str, model: OpenModel, images: torch.Tensor, want: 
     counted = (artefact.check["integer_products"], artefact.check["products"]) if "products" in artefact.check else None
     largest = float((got - want).abs().max() / want.abs().max())
     return Cell(name, outlet, artefact.precision, largest, agreement, counted)
-
-
-def main() -> None:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/outlets.md")
-    path.write_text(renewed(path.read_text(encoding="utf-8"), cells()), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,15 @@
-"""The page of the references, made from their records: `python -m pages.references [docs/references.md]`."""
+"""The page of the references, made from their records: `make pages` writes docs/references.md."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-from leanvit.files import write_atomic
 from leanvit.recipe import Reference, references
 
 INTRO = """# References
 
 Small trained models that come with the package, for a first look and for tests that need a model with some accuracy.
-Made by `python -m pages.references` from the records in `src/leanvit/references/`; figures are those of
+Made by `make pages` from the records in `src/leanvit/references/`; figures are those of
 `leanvit publish`, measured when the model was published.
 
 `leanvit/NAME` stands wherever a model name or run folder does, offline: `leanvit references` lists the names,
@@ -21,7 +18,7 @@ goes to `--out`, or under `runs/`. A folder of the same path is not mistaken for
 the name is refused, and `./leanvit/NAME` means the folder.
 
 Parameters are stored in half precision and are float32 again after loading; the records say what the rounding changed.
-A run of your own is published the same way: see [your own model](own-model.md#hand-a-run-on).
+A run of your own is published the same way: see [your own model](own-model.md#publish-a-run).
 """
 NONE = "\nThis checkout holds none yet.\n"
 
@@ -83,12 +80,3 @@ def _interval(percent: tuple[float, float, float]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def main() -> None:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/references.md")
-    write_atomic(path, page().encode())
-
-
-if __name__ == "__main__":
-    main()

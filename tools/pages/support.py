@@ -1,4 +1,4 @@
-"""Which method runs on which family, found by doing it: `python -m pages.support [docs/support.md]` renews it.
+"""Which method runs on which family, found by doing it: `make pages` writes docs/support.md.
 
 Each family has one small example, opened with random weights; each method that has `shape` is applied to it with its
 default knobs on a few digits, and the lean model run once. A refusal is a cell's reason, in the words of the refusal.
@@ -6,10 +6,8 @@ default knobs on a few digits, and the lean model run once. A refusal is a cell'
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,6 @@ from leanvit.anatomy.adapters.refusals import REASONS
 from leanvit.cards import paper, papers
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import Refused
-from leanvit.files import write_atomic
 from leanvit.recipe import Data, Root, compress, create, make_method
 from leanvit.recipe.registry import shaping_methods
 
@@ -136,7 +133,7 @@ def page(found: Sequence[Support]) -> str:
     lines = [
         "# Support",
         "",
-        "Made by `python -m pages.support`: a small model of each family is opened, each method applied,",
+        "Made by `make pages`: a small model of each family is opened, each method applied,",
         'and the result run. "yes" means that this worked; a number leads to the refusal below.',
         "",
         f"| family | for example | {' | '.join(f'`{slug}`' for slug in slugs)} |",
@@ -156,12 +153,3 @@ def page(found: Sequence[Support]) -> str:
         *(f"| `{name}` | {reason} |" for name, reason in sorted(REASONS.items(), key=lambda row: row[0].lower())),
     ]
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/support.md")
-    write_atomic(path, page(list(cells())).encode())
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import typer
 
 from leanvit import __version__
 from leanvit.cli import (
-    compare,
+    compare_methods,
     compress,
     data,
     demo,
@@ -42,8 +42,19 @@ EXIT_CODES = (
 )
 
 
+_RENAMED = {compare_methods.OLD_NAME: compare_methods.NAME}
+
+
 class _Program(Verbs):
     """Turns every error into one line and an exit code; with `--debug` the traceback comes before the line."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """An old name of a command works, and warns on stderr."""
+        if args[0] in _RENAMED:
+            new = _RENAMED[args[0]]
+            output.say(f"leanvit: warning: the command {args[0]} is now {new}; the old name goes in the next release")
+            args = [new, *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
@@ -109,7 +120,7 @@ for verb in (
     train,
     compress,
     retune,
-    compare,
+    compare_methods,
     measure,
     latencies,
     predict,

@@ -34,9 +34,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     """Write a page about run folders and return its path.
 
     Args:
-        runs: run folders, folders of `leanvit compare` (all runs in them), or references as `leanvit/NAME` (then give
-            `out`); each gives its comparisons, token maps, curves and commands. They may stand on different models and
-            data: what was measured on other images is shown apart, never in one plot or table.
+        runs: run folders, folders of `leanvit compare-methods` (all runs in them), or references as `leanvit/NAME`
+            (then give `out`); each gives its comparisons, token maps, curves and commands. They may stand on different
+            models and data: what was measured on other images is shown apart, never in one plot or table.
         out: HTML file; default: `report.html` in the first run's folder (or `report-2.html` and so on).
         overwrite: replace `out`.
 

@@ -1,4 +1,4 @@
-"""Methods side by side at equal MACs: the table and the figure of what `leanvit compare` keeps."""
+"""Methods side by side at equal MACs: what `leanvit compare-methods` keeps in `compare.json`, and its table."""
 
 from __future__ import annotations
 

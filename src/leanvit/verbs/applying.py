@@ -88,7 +88,7 @@ def _standing(shared: Conditions, one: Contender) -> Standing:
     folder = shared.folder / one.name
     if (through := Standing.read(folder)) is not None:
         return through
-    begun, watch = time.perf_counter(), Stopwatch("compare", shared.command)
+    begun, watch = time.perf_counter(), Stopwatch("compare-methods", shared.command)
     shelf: dict[str, Any] = {}
     tally = Tally([one.method], asked_rows(shared.start.info))
 

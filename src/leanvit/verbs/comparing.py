@@ -1,4 +1,4 @@
-"""`compare`: methods side by side on one model and data set at equal MACs, off the shelf and after equal recovery."""
+"""`compare-methods`: methods on one model and data set at equal MACs, before and after the same recovery."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def compare_methods(
         kept_train = None if train is None else train.cached()
         shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
         kept = f"finished methods, and the state of a training, are in {folder}"
-        with says_how_to_go_on(folder, command, verb="compare", about=ABOUT, kept=kept):
+        with says_how_to_go_on(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)
             standings = apply_all(shared, chosen, left_out)
             if int8:

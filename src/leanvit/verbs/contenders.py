@@ -62,7 +62,7 @@ def choose(
         name = slug if slug not in (*(one.name for one in chosen), *left_out) else _name(slug, knobs)
         if any(one.name == name for one in chosen):
             raise BadInput(f"{text} is given twice: a method is compared with others, not with itself")
-        say(f"compare: {name} at {macs:g} of the MACs")
+        say(f"compare-methods: {name} at {macs:g} of the MACs")
         with left_out.guard(name, say, but=BadInput if text in given else ()):  # a knob that was mistyped
             method = at_macs(start.model, slug, macs, knobs)
             check_order(start.model.traits(), [method])

@@ -1,4 +1,4 @@
-"""`leanvit compare`: methods side by side on one model and data set, at equal MACs."""
+"""`leanvit compare-methods`: methods side by side on one model and data set, at equal MACs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values, recovery_of
 
-NAME = "compare"
+NAME = "compare-methods"
+OLD_NAME = "compare"  # until 0.2
 
 
 def command(
