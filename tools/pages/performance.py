@@ -1,26 +1,24 @@
 """The page of speed and accuracy, made from what the benchmarks' results say of themselves.
 
-`python -m pages.performance [docs/performance.md]` reads benchmarks/results; a test holds the page to it. A result has
+`make pages` reads benchmarks/results; a test holds the page to it. A result has
 `title`, `about`, `columns` (what the values of a key are) and `tables` (which are shown): see benchmarks/bench.py.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from leanvit.files import write_atomic
 from pages.docs_pages import markdown_table
 
 Content = Mapping[str, Any]  # of a result file
 INTRO = """# How fast, how accurate
 
 Measured on a CPU: networks that leanvit made lean, its training, the architectures that it builds itself, single
-layers. Made by `python -m pages.performance` from `benchmarks/results/`; the machine stands beside each table, and the
+layers. Made by `make pages` from `benchmarks/results/`; the machine stands beside each table, and the
 command makes it anew on yours. Speeds are float32 in PyTorch where nothing else is said; candidates take turns on the
 same input, a time is the median of the rounds, and a ratio is taken inside each round before its median and quartiles.
 Results that speak against a paper's claim stand here like the others.
@@ -150,12 +148,3 @@ def _number(value: Any, column: Content) -> str:
     if not isinstance(value, int | float):
         return str(value)
     return format(value * column["scale"] if "scale" in column else value, column.get("form", ""))
-
-
-def main() -> None:
-    path = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/performance.md")
-    write_atomic(path, page(path.resolve().parents[1] / "benchmarks" / "results").encode())
-
-
-if __name__ == "__main__":
-    main()
