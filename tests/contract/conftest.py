@@ -7,7 +7,7 @@ import pytest
 from contract.toys import toys
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _with_toys() -> Iterator[None]:
     """The toys are papers like all others."""
     with toys():

@@ -43,7 +43,7 @@ default_cfgs = {"toy_vit_tiny": pretrained_cfg(fixed_input_size=True)}
 @register
 def toy_vit_tiny(pretrained: bool = False, **kwargs: Any) -> ToyViT:
     """Two blocks of 48 channels."""
-    features = {"out_indices": 3, "feature_cls": "getter"}
+    features = {"out_indices": 2, "feature_cls": "getter"}
     given = {"embed_dim": 48, "depth": 2, "num_heads": 3, **kwargs}
     model: ToyViT = build_model_with_cfg(ToyViT, "toy_vit_tiny", pretrained, feature_cfg=features, **given)
     return model
