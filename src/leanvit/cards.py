@@ -14,21 +14,24 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
-from leanvit.errors import BadInput, nearest, unknown
+from annotated_types import MinLen
+
+from leanvit.errors import BadInput, unknown
 from leanvit.kinds import KINDS, is_method
+from leanvit.knobs import Choice, check
 
 CARD = "card.toml"
 HEADLINE = "headline.txt"  # beside the card: the template of what was measured, with its figures
 RECIPES = "recipes"  # folder of a paper: training recipes, NAME.toml
 FAMILIES = ("tokens", "prune", "quantize", "exits", "backbones")  # the order of tables; others follow by name
 _SLUG = r"[a-z][a-z0-9_]*"
-_KINDS_OF_VALUES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+LAYOUTS = ("strided", "patches", "plain")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,9 @@ class Measured:
 class Input:
     """Which images the models of a paper take. Sides are in pixels."""
 
-    layout: str = "strided"  # "strided": tokens are `stride` apart; "patches": of a size to choose; "plain": any ViT's
+    layout: Annotated[str, Choice(LAYOUTS)] = (
+        "strided"  # "strided": tokens are `stride` apart; "patches": of a size to choose; "plain": any ViT's
+    )
     stride: int = 0
     least: int = 0  # the least side, a multiple of the stride
     patches: tuple[int, ...] = ()  # sizes to choose from; (): any
@@ -72,8 +77,6 @@ class Input:
     doubles: bool = False  # of patches: the distance of tokens doubles from stage to stage
 
     def __post_init__(self) -> None:
-        if self.layout not in ("strided", "patches", "plain"):
-            raise BadInput(f"layout is {self.layout!r}; accepted: strided, patches, plain")
         if self.layout == "strided" and (self.stride < 1 or self.least % self.stride):
             raise BadInput(f"stride is {self.stride}, least {self.least}; accepted: 1 or more, and a multiple of it")
 
@@ -102,6 +105,9 @@ class Example:
     exported: bool = True  # False: another example has the same parts, this one need not be exported, too
 
 
+Kinds = Annotated[tuple[Annotated[str, Choice(KINDS)], ...], MinLen(1)]
+
+
 @dataclass(frozen=True)
 class Card:
     """A paper: what its folder and its `card.toml` say."""
@@ -111,7 +117,7 @@ class Card:
     module: str  # that registers its class and its models
     title: str
     summary: str
-    kinds: tuple[str, ...]  # what it gives (`leanvit.kinds`), the one that tables list it under first
+    kinds: Kinds  # what it gives, the one that tables list it under first
     arxiv: str = ""
     venue: str = ""
     published: str = ""  # the paper's headline
@@ -321,7 +327,7 @@ def read_card(path: Path, package: str) -> Card:
         place = {"slug": slug, "family": family, "module": f"{package}.{family}.{slug}", "folder": path.parent}
         for key in place.keys() & content.keys():
             raise BadInput(f"unknown key {key!r}: it follows from where the card is")
-        card: Card = _made(Card, content, "", place)
+        card: Card = check("", {**place, **content}, Card)
         _check_card(card)
         if card.measured.template and (headline := path.with_name(HEADLINE)).is_file():
             measured = replace(card.measured, text=headline.read_text(encoding="utf-8").strip())
@@ -332,11 +338,6 @@ def read_card(path: Path, package: str) -> Card:
 
 
 def _check_card(card: Card) -> None:
-    if not card.kinds:
-        raise BadInput(f"kinds is empty; accepted: some of {', '.join(KINDS)}")
-    for kind in card.kinds:
-        if kind not in KINDS:
-            raise unknown("kind", kind, KINDS)
     if ("build" in card.kinds) != bool(card.models):
         raise BadInput("kinds has 'build' where models are named, and only there")
     if {*re.findall(r"\{(\w+)\}", card.measured.template)} != {*card.measured.figures}:
@@ -346,42 +347,3 @@ def _check_card(card: Card) -> None:
     for example in card.example:
         if example.model not in card.models:
             raise BadInput(f"example.model is {example.model!r}; accepted: {', '.join(card.models) or 'no model'}")
-
-
-def _made(cls: Any, content: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> Any:
-    """A dataclass of a TOML table. Raises `BadInput` for an unknown or missing key, or a value of another kind."""
-    kinds = get_type_hints(cls)
-    for key in content:
-        if key not in kinds:
-            raise BadInput(f"unknown key {where + key!r}: {nearest(key, kinds.keys() - given.keys())}")
-    values = {key: _value(kinds[key], value, where + key) for key, value in content.items()}
-    for one in fields(cls):
-        if one.default is MISSING and one.default_factory is MISSING and one.name not in {**given, **values}:
-            raise BadInput(f"{where + one.name} is missing")
-    return cls(**given, **values)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """A value of TOML as an annotation says: a plain one, a list (a tuple), a table; what may be None is the rest."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if type(None) in inner:
-        return _value(next(one for one in inner if one is not type(None)), value, where)
-    if kind is Any:
-        return value
-    if is_dataclass(kind):
-        return _made(kind, _checked(value, dict, "a table", where), f"{where}.", {})
-    if origin is tuple:
-        listed = _checked(value, list, "a list", where)
-        return tuple(_value(inner[0], one, f"{where}[{i}]") for i, one in enumerate(listed))
-    if origin is not None:  # Mapping
-        table = _checked(value, dict, "a table", where)
-        return {key: _value(inner[1], one, f"{where}.{key}") for key, one in table.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    return _checked(value, kind, _KINDS_OF_VALUES[kind], where)
-
-
-def _checked(value: Any, kind: type, words: str, where: str) -> Any:
-    if type(value) is not kind:
-        raise BadInput(f"{where} is {value!r}; accepted: {words}")
-    return value

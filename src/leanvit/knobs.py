@@ -163,7 +163,7 @@ def _record(name: str, value: Mapping[str, Any], kind: Any) -> Any:
     for key in value:
         if key not in known:
             raise BadInput(f"{name or 'it'} has no key {key!r}: {nearest(key, known)}")
-    if missing := [key for key, field in known.items() if key not in value and field.default is MISSING]:
+    if missing := [key for key, field in known.items() if key not in value and _required(field)]:
         raise BadInput(f"{name or 'it'} lacks {', '.join(missing)}")
     where = f"block {value['block']}" if is_whole(value.get("block"), least=0) else name
     hints = field_hints(kind)
@@ -172,6 +172,10 @@ def _record(name: str, value: Mapping[str, Any], kind: Any) -> Any:
         return kind(**made)
     except BadInput as error:
         raise BadInput(f"{where}: {error}" if where else str(error)) from None
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _holds(rule: Any, value: Any) -> bool:

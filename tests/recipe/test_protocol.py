@@ -18,7 +18,7 @@ SRC = Path(lv.__file__).parent
 STEPS = {
     name: kind
     for name, kind in vars(protocol).items()
-    if getattr(kind, "_is_protocol", False) and name not in ("Method", "Protocol")
+    if getattr(kind, "_is_runtime_protocol", False) and name != "Method"
 }
 OF_ALL = {"Achieves", "Checks", "Learns"}
 HAS = {

@@ -63,12 +63,11 @@ def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
     Raises `BadInput` for what is no method.
     """
     for i, m in enumerate(methods):
-        if isinstance(m, type) or not isinstance(m, Method):
+        if not isinstance(m, type) and isinstance(m, Method):
+            continue
+        if isinstance(m, type) or getattr(m, "slug", None) is None:
             raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
-        if not hasattr(m, "shape"):
-            raise BadInput(
-                f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure)"
-            )
+        raise BadInput(f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure)")
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return
