@@ -3,7 +3,6 @@ NeurIPS 2019, arXiv 1905.10650).
 
 A head's importance is how much the loss would change without it, to first order: |output · gradient|, summed over the
 head's output for an image, averaged over images (equation 2), normed per block. The least important heads go.
-
 Departure: heads are cut out, not masked, in one step; one stays in every block.
 """
 

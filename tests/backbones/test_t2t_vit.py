@@ -12,7 +12,6 @@ import timm
 import torch
 from torch import nn
 
-from backbones.small import SMALL
 from leanvit.anatomy import close_model, open_model
 from leanvit.backbones.t2t_vit import checkpoint_filter_fn
 from leanvit.backbones.t2t_vit.model import sinusoid

@@ -20,7 +20,7 @@ CASES = [
         lambda: preset("litv2", "vit_tiny_patch16_224"),
         ("none of them is of vit_tiny_patch16_224", "litv2_medium"),
     ),
-    Case("architecture without a recipe", lambda: preset("stvit"), ("'stvit' is an architecture without a recipe",)),
+    Case("architecture without a recipe", lambda: preset("lv_vit"), ("'lv_vit' is an architecture without a recipe",)),
     Case("preset name", lambda: preset("deit_smal"), ("unknown recipe 'deit_smal'", "did you mean 'deit_small'")),
     _file("key.toml", "unknown key 'titel'", "did you mean 'title'"),
     _file("model-key.toml", r"unknown key 'model\.nam'", "'name'"),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from leanvit.recipe.papers import papers
 
+from leanvit.cards import papers
 from leanvit.errors import BadInput
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -110,7 +110,7 @@ def recorded() -> Iterator[str]:
         for row in content.get("rows", []):
             yield row.get("command", "")
     for paper in papers().values():
-        yield from paper.command.split("; ")
+        yield from paper.measured.command.split("; ")
 
 
 @pytest.mark.parametrize("line", sorted({one for one in recorded() if one.startswith("python benchmarks/")}))

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 
 from contract.toys import toys
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _with_toys() -> Iterator[None]:
-    """The toys are papers like all others."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """The toys are papers like all others while a test of this folder runs, and in no other."""
     with toys():
-        yield
+        return (yield)

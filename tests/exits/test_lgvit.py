@@ -299,7 +299,7 @@ def test_saved_loaded_and_given_another_threshold(lean, tmp_path: Path) -> None:
     for change, words in (
         ({"thresholds": [2.0, 2.0]}, "threshold is 2"),
         ({"macs": [1, 2, 3]}, "macs cannot be edited"),
-        ({"thresholds": 2}, "plan 'lgvit' does not fit: thresholds: .*list"),
+        ({"thresholds": 2}, "plan 'lgvit' does not fit: thresholds is 2; accepted: a list"),
         ({"rule": None}, "plan 'lgvit' does not fit: rule"),
         ({"extra": 1}, "unknown key 'extra'"),
     ):

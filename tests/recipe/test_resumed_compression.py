@@ -197,7 +197,7 @@ def test_unfinished_on_a_method_without_prepare_is_named(model, tmp_path) -> Non
     content = json.loads((tmp_path / "leanvit.json").read_text())
     content["plans"][0]["finished"] = False
     (tmp_path / "leanvit.json").write_bytes(sealed_text(content))
-    with pytest.raises(CheckpointError, match=r"plan 'evit' does not fit.*prepare"):
+    with pytest.raises(CheckpointError, match=r"plan 'evit' is unfinished, and its method puts nothing in"):
         load(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_a_run_keeps_the_range_of_its_training(tmp_path):
         ),
         (["measure", MODEL, "--data", "digits", "--interpolation", "cubic"], "did you mean 'bicubic'"),
         (["export", MODEL, "--crop-pct", "0"], "crop_pct is 0.0; accepted: a number above 0"),
-        (["compress", MODEL, "--with", "int8", "--mean", "nan"], "mean is (nan,)"),
+        (["compress", MODEL, "--with", "int8", "--mean", "nan"], "--mean is ['nan']; accepted: numbers"),
         (["data", "digits", "--mean", "0.5"], "mean are of a model"),
         (["data", "digits", "--model", MODEL, "--mean", "0.5"], "accepted: 3 values, one a channel"),
     ],
