@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from backbones.small import SMALL as OF_CARD
 from leanvit.anatomy import close_model, open_model
 from leanvit.backbones.t2t_vit import checkpoint_filter_fn
 from leanvit.backbones.t2t_vit.model import sinusoid
@@ -37,6 +38,11 @@ from zoo import randomise
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from plain_t2t_vit import PlainT2TViT
 
+SMALL = {  # 32x32 images: four patch tokens
+    name: args | {"img_size": 32, "embed_dim": 32, "num_heads": 2}
+    for name, args in OF_CARD.items()
+    if name.startswith("t2t_vit")
+}
 PERFORMER, TRANSFORMER = "t2t_vit_7", "t2t_vit_t_14"
 PLAIN = pytest.mark.parametrize("name", [PERFORMER, TRANSFORMER])
 TRACED = ("t2t_vit_14_se", "t2t_vit_16_ghost", "t2t_vit_dense")
