@@ -251,6 +251,12 @@ def remove_root(folder: str | Path) -> None:
     raise BadInput(f"{folder} was not added; accepted: {', '.join(str(root.folder) for root in _roots[1:]) or 'none'}")
 
 
+def reread() -> None:
+    """Read the cards anew when they are next asked for: files of papers changed."""
+    _papers.cache_clear()
+    _cards.cache_clear()
+
+
 def has_cards(folder: str | Path) -> bool:
     """Whether a folder holds papers."""
     return any(Path(folder).glob(f"*/*/{CARD}"))

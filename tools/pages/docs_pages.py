@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from leanvit.cards import Card, papers
+from leanvit.cards import Card, known_papers, papers
 from leanvit.recipe.compat import cell
 from leanvit.recipe.registry import shaping_methods
 from leanvit.verbs.explaining import Architecture, Explanation, explain
@@ -104,9 +104,10 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
     if row.models:
         yield "\n## Models\n"
         yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in row.models)}.\n"
+    elsewhere = {*_ELSEWHERE, *(f"with {slug}" for slug in known_papers().keys() - papers().keys())}
     yield "\n## What it asks and changes\n"
     yield from markdown_table(
-        ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in _ELSEWHERE]
+        ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in elsewhere]
     )
     yield "\n## Figures\n"
     yield from _claims(row)

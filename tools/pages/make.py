@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from leanvit import cards
 from leanvit.errors import unknown
 from leanvit.files import write_atomic
 from pages import docs_pages, headlines, outlets, performance, readme, references, support
@@ -53,6 +54,7 @@ def main() -> None:
         for path, text in PAGES[name]().items():
             (ROOT / path).parent.mkdir(exist_ok=True)
             write_atomic(ROOT / path, text.encode())
+        cards.reread()  # headlines are part of them
 
 
 if __name__ == "__main__":
