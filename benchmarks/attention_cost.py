@@ -152,8 +152,8 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             verdict = "reproduced" if low >= said else "refuted" if high < said else "within the spread"
             about = {key: row[key] for key in ("attention", "grid", "batch")}
             fewer = round(row["macs"] / macs[row["grid"], "hilo"], 4)
-            told = {"claimed": said, "found": median, "quartiles": [low, high], "verdict": verdict}
-            found.append({**about, "fewer_macs": fewer, **told})
+            payload = {"claimed": said, "found": median, "quartiles": [low, high], "verdict": verdict}
+            found.append({**about, "fewer_macs": fewer, **payload})
     return found
 
 
@@ -168,7 +168,7 @@ def main() -> None:
         for batch in batches:
             rows += measured(place, batch, rounds=rounds, seconds=seconds)
             for row in rows[-len(layers(place)) :]:
-                bench.say(row)
+                bench.log(row)
     bench.write_result(
         given.out, ABOUT, model="one layer of attention, LITv2-S's widths", claims=claims(rows), rows=rows
     )

@@ -2,8 +2,9 @@
 
     python benchmarks/backbone_throughput.py [--batch 1 --batch 32] [--threads 2]     # 10 minutes on two cores
 
-Models stand in groups of about one size. Those of a group are timed in turns on the same images, and DeiT-Ti with them:
-it is the anchor, so that ratios of different groups can be compared. Weights are random: speed does not depend on them.
+Models stand in groups of about one size. Those of a group are timed interleaved on the same images, and DeiT-Ti with
+them: it is the anchor, so that ratios of different groups can be compared. Weights are random: speed does not depend on
+them.
 
 Every model is timed in the form that is deployed. leanvit's own have `fuse()`, timm's are reparameterised by timm;
 where that leaves batch norms behind convolutions, they are folded here, so that nobody is slow for want of it.

@@ -113,14 +113,20 @@ def _told(name: str, option: Option) -> dict[str, Any]:
     first = default[0] if isinstance(default, list) and default else default
     kind = option.kind or (str if first is None or isinstance(first, list) else type(first))
     kind = Path if isinstance(first, Path) else kind
-    told = {"default": default, "type": kind, "choices": option.choices, "metavar": option.metavar, "help": option.help}
+    payload = {
+        "default": default,
+        "type": kind,
+        "choices": option.choices,
+        "metavar": option.metavar,
+        "help": option.help,
+    }
     if option.positional:
-        return {**told, "nargs": None if option.required else "?"}
+        return {**payload, "nargs": None if option.required else "?"}
     if isinstance(default, list):
-        told |= {"nargs": "+"} if option.several else {"action": Repeated}
+        payload |= {"nargs": "+"} if option.several else {"action": Repeated}
     elif default is not None:
-        told["help"] = f"{option.help or ''} (default %(default)s)".strip()
-    return {**told, "dest": name, "required": option.required}
+        payload["help"] = f"{option.help or ''} (default %(default)s)".strip()
+    return {**payload, "dest": name, "required": option.required}
 
 
 # --- what a result says of itself ------------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ def write_result(path: Path | None, about: About, **content: Any) -> None:
         write_json(path, {**about.to_json(path.stem), "command": command(), "environment": environment(), **content})
 
 
-def say(row: Mapping[str, Any]) -> None:
+def log(row: Mapping[str, Any]) -> None:
     """Print the plain values of a row."""
     plain = {k: v for k, v in row.items() if isinstance(v, str | int | float)}
     print("  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()), flush=True)
@@ -238,8 +244,8 @@ class KeptRows:
         if path.is_file() and not fresh:
             kept = json.loads(path.read_text(encoding="utf-8"))
             self._require_same(kept)
-            told = {k: v for k, v in settings.items() if v is not None}
-            self.content |= {**kept, "settings": kept["settings"] | told}
+            payload = {k: v for k, v in settings.items() if v is not None}
+            self.content |= {**kept, "settings": kept["settings"] | payload}
         self.content = about.to_json(path.stem) | self.content | about.to_json(path.stem)
         if command() not in self.content.setdefault("commands", []):
             self.content["commands"].append(command())
@@ -257,7 +263,7 @@ class KeptRows:
         self.rows.extend(rows)
         self.write()
         for row in rows:
-            say(row)
+            log(row)
         return rows[-1]
 
     def write(self, **more: Any) -> None:

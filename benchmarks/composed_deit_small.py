@@ -3,8 +3,8 @@
     python benchmarks/composed_deit_small.py                                  # speed alone
     python benchmarks/composed_deit_small.py DATA --model RUN                 # and the accuracy of the same preset
 
-The preset is one recipe file (examples/composed.toml) for both parts. All networks of a part are timed in turns on one
-input, batch 8, on one thread:
+The preset is one recipe file (examples/composed.toml) for both parts. All networks of a part are timed interleaved on
+one input, batch 8, on one thread:
 
     dense int8    the whole network, quantized by the same method
     sketch int8   the control: uniform narrower widths that nobody searched for (4 heads of 48, MLPs of 640), EViT
@@ -206,7 +206,7 @@ def random_pictures(model: OpenModel) -> Dataset:
 
 
 def speed_row(study: Study, methods: tuple[Any, ...], widths: Sketch) -> dict[str, Any]:
-    """All four networks, timed in turns."""
+    """All four networks, timed interleaved."""
     start = time.perf_counter()
     briefly = tuple(replace(m, **BRIEFLY) if m.slug == "nvit" else m for m in methods)
     int8 = next(m for m in methods if m.slug == "int8")
@@ -261,8 +261,8 @@ def accuracy_row(study: Study, methods: tuple[Any, ...], seed: int) -> dict[str,
     start = time.perf_counter()
     int8 = next(m for m in methods if m.slug == "int8")
     before = [m for m in methods if m.slug != "int8"]
-    shelf, pruning_images = applied(study, study.dense, before, seed)
-    lean, images = recovered(study, shelf, seed, before)
+    off_the_shelf, pruning_images = applied(study, study.dense, before, seed)
+    lean, images = recovered(study, off_the_shelf, seed, before)
     rounded = applied(study, lean, [int8], seed)[0]
     ours, dense_int8 = artefact(study, rounded, "reference", BATCH), dense_artefact(study, BATCH, int8)
     timed = {"ours int8": ours, "dense int8": dense_int8, "eager fp32": study.dense}
@@ -271,7 +271,7 @@ def accuracy_row(study: Study, methods: tuple[Any, ...], seed: int) -> dict[str,
         "seed": seed,
         "trained_images": pruning_images + images,
         **size(study, lean),
-        **quality(study, shelf, "off_the_shelf_"),
+        **quality(study, off_the_shelf, "off_the_shelf_"),
         **quality(study, lean, "f32_"),
         **quality(study, dense_int8, "dense_int8_"),
         **quality(study, ours),
@@ -307,8 +307,8 @@ def main() -> None:
     settings = {"methods": [repr(m) for m in methods], "briefly": BRIEFLY}
     with_reference = given.smoke or bool(given.data and given.model)
     study = open_study(given, **settings) if with_reference else None
-    told = {"accuracy": study.settings if study else None, "threads": given.threads, **settings}
-    kept = bench.KeptRows(given.out, ABOUT, told, fresh=given.fresh)
+    payload = {"accuracy": study.settings if study else None, "threads": given.threads, **settings}
+    kept = bench.KeptRows(given.out, ABOUT, payload, fresh=given.fresh)
     if kept.get(part="speed") is None:
         shapes = shapes_study(given)
         widths = Sketch(heads=2, head_dim=4, mlp=40) if given.smoke else Sketch()

@@ -180,7 +180,7 @@ def main() -> None:
     how = {"threads": given.threads, "rounds": given.rounds, "methods": given.method}
     result = merged([measure(given.model, batch, **how) for batch in given.batch])
     for row in result["rows"]:
-        bench.say(row)
+        bench.log(row)
     print(json.dumps(result["int8_vs_nncf"], indent=1))
     bench.write_result(given.out, ABOUT, model=given.model, **result)
 

@@ -93,7 +93,7 @@ def main() -> None:
                 row["top1_percent"].append(one(side, seed, train, val, given))
                 row["mean"] = statistics.mean(row["top1_percent"])
                 kept.write(changes=changes(kept.rows))
-                bench.say(row)
+                bench.log(row)
 
 
 def changes(rows: list[dict[str, Any]]) -> dict[str, float]:

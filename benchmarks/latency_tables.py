@@ -87,20 +87,20 @@ def table_of(model: str, runtime: str, folder: Path) -> LatencyTable:
 
 def row_of(model: str, table: LatencyTable) -> dict[str, Any]:
     """What is told of a table, before it is checked."""
-    told = table.provenance
+    payload = table.provenance
     options = f"--model {model} --runtime {table.runtime} --tables FOLDER --out benchmarks/results/latency_tables.json"
     return {
         "model": model,
         "runtime": table.runtime,
         "precision": table.precision,
         "batch": table.batch,
-        "entries": told["entries"],
-        "measuring_s": told["measuring_s"],
-        "spread": told["spread"],
+        "entries": payload["entries"],
+        "measuring_s": payload["measuring_s"],
+        "spread": payload["spread"],
         "fingerprint": table.fingerprint,
         "held_out": {},
-        "environment": told["environment"],
-        "date": told["date"],
+        "environment": payload["environment"],
+        "date": payload["date"],
         "command": f"python benchmarks/latency_tables.py {options}",
     }
 
@@ -136,7 +136,7 @@ def main() -> None:
     for multiple in [m for m in MULTIPLES if str(m) not in row["held_out"]][: max(left, 0)]:
         row["held_out"][str(multiple)] = checked(table, build(given.model)[0], given.shapes, multiple)
         kept.write()
-        bench.say({"model": given.model, "multiples of": multiple, **row["held_out"][str(multiple)]})
+        bench.log({"model": given.model, "multiples of": multiple, **row["held_out"][str(multiple)]})
 
 
 if __name__ == "__main__":

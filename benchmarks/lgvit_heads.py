@@ -81,7 +81,7 @@ def reference(arguments: argparse.Namespace) -> tuple[OpenModel, Preprocess, Dat
 
 
 def method(layout: str, dense: OpenModel, arguments: argparse.Namespace) -> LGViT:
-    """The published places; one kind of head at all of them, or the published order."""
+    """The published layers; one kind of head at all of them, or the published order."""
     kind, amp = LAYOUTS[layout], "fp32" if arguments.smoke else "bf16"
     exits = [layer for layer, _ in LGViT().rows(dense)]
     heads = None if kind is None else (kind,) * len(exits)

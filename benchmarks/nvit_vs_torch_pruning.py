@@ -107,9 +107,9 @@ def nvit_row(study: Study, nvit: str, seed: int) -> dict[str, Any]:
     """NViT pruned and recovered."""
     start = time.perf_counter()
     method = parse_with(nvit)
-    shelf, pruning_images = applied(study, study.dense, [method], seed)
-    lean, images = recovered(study, shelf, seed, [method])
-    row = columns(study, "nvit", seed, shelf, lean, pruning_images + images)
+    off_the_shelf, pruning_images = applied(study, study.dense, [method], seed)
+    lean, images = recovered(study, off_the_shelf, seed, [method])
+    row = columns(study, "nvit", seed, off_the_shelf, lean, pruning_images + images)
     row |= {"pruning_images": pruning_images, "achieved": method.achieved(lean, dict(lean.history.plans[-1].structure))}
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
@@ -120,9 +120,9 @@ def rival_row(
     """torch-pruning where `goal` (cost over the wanted cost) is 1, recovered on `images` images."""
     start = time.perf_counter()
     gradients = task_gradients(study.dense, study.train, study.preprocess, seed=seed)
-    shelf, ratio, reached = bisect(lambda share: prune(study.dense, gradients, variant, share), goal)
-    lean, seen = recovered(study, shelf, seed, images=images)
-    row = columns(study, f"torch-pruning, {variant.name}", seed, shelf, lean, seen)
+    off_the_shelf, ratio, reached = bisect(lambda share: prune(study.dense, gradients, variant, share), goal)
+    lean, seen = recovered(study, off_the_shelf, seed, images=images)
+    row = columns(study, f"torch-pruning, {variant.name}", seed, off_the_shelf, lean, seen)
     row |= {"at": at, "pruning_ratio": round(ratio, 5), "cost_over_wanted": round(reached, 4), "widths": widths(lean)}
     return {**row, "seconds": round(time.perf_counter() - start, 1)}
 
@@ -142,11 +142,13 @@ def bisect(make: Callable[[float], nn.Module], goal: Goal) -> tuple[nn.Module, f
     return model, ratio, reached
 
 
-def columns(study: Study, name: str, seed: int, shelf: nn.Module, lean: nn.Module, images: int) -> dict[str, Any]:
+def columns(
+    study: Study, name: str, seed: int, off_the_shelf: nn.Module, lean: nn.Module, images: int
+) -> dict[str, Any]:
     """What every row has."""
     slug = name.replace(", ", "-").replace(" ", "")
     row = {"method": name, "seed": seed, "at": "macs", "trained_images": images, **size(study, lean)}
-    row |= quality(study, shelf, "one_shot_") | quality(study, lean)
+    row |= quality(study, off_the_shelf, "one_shot_") | quality(study, lean)
     row["speed"] = {
         f"torch f32, batch {batch}": speed(study, {"lean": lean, "dense": study.dense}, batch) for batch in BATCHES
     }
@@ -290,8 +292,8 @@ def main() -> None:
     given = OPTIONS.parse_args()
     if given.smoke:
         given.nvit, given.scratch_images = SMOKE_NVIT, 256
-    told = {k: getattr(given, k) for k in ("nvit", "macs", "scratch_images", "reference_images")}
-    study = open_study(given, **told, rival="torch-pruning")
+    payload = {k: getattr(given, k) for k in ("nvit", "macs", "scratch_images", "reference_images")}
+    study = open_study(given, **payload, rival="torch-pruning")
     try:
         run(study, bench.KeptRows(given.out, ABOUT, study.settings, fresh=given.fresh), given)
     finally:

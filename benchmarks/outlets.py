@@ -1,4 +1,4 @@
-"""Speed of every outlet on this CPU: torch, torch.compile, torch.export, OpenVINO and ONNX Runtime, at each precision.
+"""Speed of every runtime on this CPU: torch, torch.compile, torch.export, OpenVINO and ONNX Runtime, at each precision.
 
     python benchmarks/outlets.py --model deit_tiny_patch16_224 --batch 1 --batch 8
 
@@ -66,20 +66,20 @@ def candidates(name: str, batch: int, threads: int, methods: list[str], folder: 
             runners[method, "torch", simulated] = torch.inference_mode()(model)
             if not int8:
                 runners[method, "torch.compile", "f32"] = torch.inference_mode()(compiled(model))
-            for outlet in ("torch", "openvino", "onnx"):
+            for backend in ("torch", "openvino", "onnx"):
                 artefact = export(
                     model,
-                    folder / f"{method}-{outlet}-{int8}",
-                    to=outlet,
+                    folder / f"{method}-{backend}-{int8}",
+                    to=backend,
                     preprocess=Preprocess.of(model),
                     batch=batch,
                 )
                 if "products" in artefact.check:
-                    products[f"{method}/{outlet}"] = [artefact.check["integer_products"], artefact.check["products"]]
-                options = Options() if outlet == "torch" else Options(threads=threads)
+                    products[f"{method}/{backend}"] = [artefact.check["integer_products"], artefact.check["products"]]
+                options = Options() if backend == "torch" else Options(threads=threads)
                 runner = load_artefact(artefact, options=options)
                 runners[method, runner.runtime, runner.precision] = runner
-                if outlet == "openvino" and bf16_runs():
+                if backend == "openvino" and bf16_runs():
                     hinted = load_artefact(artefact, options=Options(precision="bf16", threads=threads))
                     runners[method, "openvino", f"{rounded}+bf16" if int8 else "bf16"] = hinted
     return runners, products
@@ -128,7 +128,7 @@ def main() -> None:
         )
         rows += found
         for row in found:
-            bench.say(row)
+            bench.log(row)
     bench.write_result(given.out, ABOUT, model=given.model, integer_products=products, rows=rows)
 
 

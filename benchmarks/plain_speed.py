@@ -2,9 +2,9 @@
 
     python benchmarks/plain_speed.py [--model NAME] [--batch 8 --batch 1] [--rounds 15] [--threads N]
 
-Three sides, timed in turns on one input: the transcription (`plain_*.py`), leanvit's model, and the same after `fuse()`
-where there is something to fold. Weights and images are random: speed does not depend on them. Each side's distance
-from the transcription's output is written beside its time.
+Three sides, timed interleaved on one input: the transcription (`plain_*.py`), leanvit's model, and the same after
+`fuse()` where there is something to fold. Weights and images are random: speed does not depend on them. Each side's
+distance from the transcription's output is written beside its time.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> None:
         for batch in given.batch:
             rows += measured(name, batch, rounds=given.rounds, seconds=given.seconds)
     for row in rows:
-        bench.say(row)
+        bench.log(row)
     bench.write_result(given.out, ABOUT, model="several", rows=rows)
 
 

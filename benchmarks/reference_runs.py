@@ -44,7 +44,7 @@ from reference_study import (
 
 NVIT = "nvit:macs=0.5,interval=8,max_steps=160,batch_size=64"  # 10,000 images and 20 cuts to half the MACs
 RATE, BATCH = 0.7, 8
-PLACES = ((1, 3), (2, 4))  # of the training-free trends: early and late, in a network of six blocks
+BLOCK_SETS = ((1, 3), (2, 4))  # of the training-free trends: early and late, in a network of six blocks
 OPTIONS = bench.parser(
     __doc__,
     **bench.REFERENCE,
@@ -153,13 +153,13 @@ class Trainings:
 def measured(study: Study, plan: Plan, trainings: Trainings) -> dict[str, Any]:
     """One row."""
     start, seed = time.perf_counter(), trainings.seed
-    shelf, _ = trainings.off_the_shelf(plan.methods)
+    off_the_shelf, _ = trainings.off_the_shelf(plan.methods)
     lean, images = trainings.after_recovery(plan.methods)
     row = {"method": plan.name, "seed": seed, "part": "recovered", "trained_images": images, **size(study, lean)}
     row["patch_tokens"] = lean.patch_tokens()
     slug = plan.name.replace(", ", "-").replace(" ", "")
     if plan.int8 is None:
-        row |= quality(study, shelf, "off_the_shelf_") | quality(study, lean)
+        row |= quality(study, off_the_shelf, "off_the_shelf_") | quality(study, lean)
         row["speed"] = {
             "torch f32": speed(study, {"lean": lean, "dense f32": study.dense}, BATCH),
             "openvino f32": speed(
@@ -168,7 +168,7 @@ def measured(study: Study, plan: Plan, trainings: Trainings) -> dict[str, Any]:
         }
     else:
         rounded = artefact(study, applied(study, lean, [plan.int8], seed)[0], slug, BATCH)
-        rough = artefact(study, applied(study, shelf, [plan.int8], seed)[0], f"{slug}-rough", BATCH)
+        rough = artefact(study, applied(study, off_the_shelf, [plan.int8], seed)[0], f"{slug}-rough", BATCH)
         row |= quality(study, rough, "off_the_shelf_") | quality(study, rounded)
         beside = {"dense int8": dense_artefact(study, BATCH, plan.int8), "dense f32": dense_artefact(study, BATCH)}
         row["speed"] = {"openvino int8": speed(study, {"lean": rounded, **beside}, BATCH)}
@@ -182,13 +182,13 @@ def measured(study: Study, plan: Plan, trainings: Trainings) -> dict[str, Any]:
 
 def training_free(study: Study, depth: int, seeds: int) -> Iterator[dict[str, Any]]:
     """Keys of EViT's rows without any training: which tokens go, where, how many."""
-    if depth <= max(max(places) for places in PLACES):
+    if depth <= max(max(blocks) for blocks in BLOCK_SETS):
         return
-    for places in PLACES:
+    for blocks in BLOCK_SETS:
         for rate in (0.7, 0.5):
             for select, fuse in (("attention", True), ("attention", False), ("random", False), ("lowest", False)):
                 for seed in range(seeds if select == "random" else 1):
-                    yield {"blocks": list(places), "keep_rate": rate, "select": select, "fuse": fuse, "seed": seed}
+                    yield {"blocks": list(blocks), "keep_rate": rate, "select": select, "fuse": fuse, "seed": seed}
 
 
 def training_free_row(study: Study, key: dict[str, Any]) -> dict[str, Any]:
@@ -205,8 +205,8 @@ def _training_free_trends(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]
     free = [r for r in rows if r["part"] == "training free"]
     mean = {(tuple(r["blocks"]), r["keep_rate"], r["select"], r["fuse"]): _mean(rows, **_key_of(r)) for r in free}
     for rate in sorted({r["keep_rate"] for r in free}, reverse=True):
-        early, late = (mean[places, rate, "attention", True] for places in PLACES)
-        others = {how: mean[PLACES[1], rate, how, False] for how in ("lowest", "random", "attention")}
+        early, late = (mean[blocks, rate, "attention", True] for blocks in BLOCK_SETS)
+        others = {how: mean[BLOCK_SETS[1], rate, how, False] for how in ("lowest", "random", "attention")}
         at = f"evit, rate {rate}, no training"
         yield _trend(f"{at}: later blocks help", late > early, late=late, early=early)
         yield _trend(f"{at}, late: top above lowest", late > others["lowest"], top=late, lowest=others["lowest"])

@@ -103,7 +103,7 @@ def _study(
     )
     images = min(arguments.recover_images, len(train))
     weights = sum(float(p.detach().double().abs().sum()) for p in dense.parameters())
-    told = {
+    payload = {
         "reference": {"root": vars(dense.history.root), "sum_of_absolute_weights": weights} if dense.history else {},
         "train": train.spec,
         "val": val.spec,
@@ -124,7 +124,7 @@ def _study(
         arguments.threads,
         arguments.rounds,
         scratch_folder(),
-        told,
+        payload,
     )
 
 
@@ -230,7 +230,7 @@ def dense_artefact(study: Study, batch: int, int8: Any = None) -> Any:
 
 
 def speed(study: Study, candidates: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The first candidate against the others, all timed in turns on one input.
+    """The first candidate against the others, all timed interleaved on one input.
 
     {"batch", "median_ms": {name: ...}, "speedup_vs": {other: [median, q25, q75]}}
     """

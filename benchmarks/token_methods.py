@@ -7,7 +7,7 @@
         --out benchmarks/results/token_methods_longer.json
 
 One `leanvit compare-methods` a seed: each method is set to the share of the MACs, judged off the shelf and after the
-same recovery (nothing dropped out), and timed in turns; with seed 0 also in OpenVINO, at f32 and int8. Beside the
+same recovery (nothing dropped out), and timed interleaved; with seed 0 also in OpenVINO, at f32 and int8. Beside the
 methods stand the controls of their papers: EViT with random and with the least attended tokens, uniform rates for
 DiffRate's learned ones, SiT without its distillation, averaged windows for the tokens that STViT generates. The trends
 that the specifications name are reported as they come out. SiT and STViT begin with modules that know nothing: the
@@ -131,7 +131,7 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comp
         out=folder,
         resume=(folder / "about.json").is_file(),
         rounds=3 if arguments.smoke else 9,
-        say=lambda line: print(f"seed {seed}  {line}", flush=True),
+        log=lambda line: print(f"seed {seed}  {line}", flush=True),
     )
     return found.result, found.comparison
 
@@ -142,13 +142,13 @@ def rows_of(result: SideBySide, comparison: Comparison, seed: int) -> Iterator[d
     yield {"method": BASELINE, "seed": seed, "macs_ratio": 1.0, "top1_percent": _rounded(dense.top1_percent.value)}
     for one in result.standings:
         row = comparison.row(one.name)
-        shelf, after = one.off_the_shelf_percent, row.top1_percent
+        off_the_shelf, after = one.off_the_shelf_percent, row.top1_percent
         yield {
             "method": one.name,
             "seed": seed,
             "knobs": one.knobs,
             "macs_ratio": round(macs_ratio(comparison, one.name), 4),
-            "off_the_shelf_top1_percent": _rounded(shelf.value),
+            "off_the_shelf_top1_percent": _rounded(off_the_shelf.value),
             "top1_percent": _rounded(after.value),
             "change_points": None if row.change_points is None else _rounded(row.change_points.value),
             "change_interval": None

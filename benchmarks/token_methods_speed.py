@@ -2,7 +2,7 @@
 
     python benchmarks/token_methods_speed.py [--macs 0.63] [--threads 1]      # about 15 minutes
 
-Efficiency is time saved / MACs saved, both against the dense model in the same runtime, timed in turns; "cut" is the
+Efficiency is time saved / MACs saved, both against the dense model in the same runtime, timed interleaved; "cut" is the
 control: tokens sliced off for nothing to the lengths that a method leaves, so that its efficiency is what the runtime
 gives for fewer tokens. Weights and images are random: speed does not depend on them. Nothing is said about accuracy.
 DiffRate's lists, which a search would find, are the published ones of DeiT-S at 2.9 GMACs.
@@ -78,7 +78,7 @@ def _knobs(slug: str) -> dict[str, Any]:
 def rows(
     found: dict[str, OpenModel], runtime: str, batch: int, *, threads: int, rounds: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
-    """A row for each model in one runtime, timed in turns."""
+    """A row for each model in one runtime, timed interleaved."""
     macs = {name: count(model, model.input_size()).macs for name, model in found.items()}
     x = torch.randn(batch, *found["dense"].input_size(), generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory(prefix="leanvit-bench-") as folder:

@@ -3,7 +3,8 @@
     python benchmarks/tokens_deit_small.py          # about half an hour on one core
 
 Writes benchmarks/results/tokens_deit_small.json from `tokens_speed.py` (PyTorch) and `deploy_speed.py` (the rest);
-what the rows mean is said there. Rows are ratios to the dense model in the same runtime, timed in turns, on one thread.
+what the rows mean is said there. Rows are ratios to the dense model in the same runtime, timed interleaved, on one
+thread.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
         result["rows"] = [*rows, *result["rows"]]
         bench.write_result(given.out, tokens_speed.ABOUT, model=model, threads=1, **result)
     for row in result["rows"]:
-        bench.say(row)
+        bench.log(row)
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ RUNTIMES: dict[str, Callable[[Models, Models], Iterator[Candidate]]] = {
 def timed(
     candidates: list[Candidate], macs: dict[str, int], *, batch: int, rounds: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """Rows of the candidates of one runtime, timed in turns on one input."""
+    """Rows of the candidates of one runtime, timed interleaved on one input."""
     images = torch.randn(batch, *SIZE, generator=torch.Generator().manual_seed(0))
     named = {f"{c.method}/{c.precision}": c for c in candidates}
     taken = paired_latency(
@@ -181,7 +181,7 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     rows = measured(given.batch, given.runtime, rounds=given.rounds, seconds=given.seconds)
     for row in rows:
-        bench.say(row)
+        bench.log(row)
     bench.write_result(given.out, ABOUT, model=MODEL, rows=rows)
 
 

@@ -232,7 +232,7 @@ OPTIONS = bench.parser(
 )
 ABOUT = bench.About(
     "Training against timm's script",
-    "Whole processes in turns: same model, images, batch, augmentation, optimiser, precision, workers, threads.",
+    "Processes, interleaved: same model, images, batch, augmentation, optimiser, precision, workers, threads.",
     (
         Table(
             "rows",

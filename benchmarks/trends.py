@@ -88,10 +88,10 @@ class Trend:
 
 def read(path: Path) -> Trend:
     """The trend of a TOML file. Raises `BadInput` for a name that no trend and no arm has, or that is missing."""
-    told = tomllib.loads(path.read_text(encoding="utf-8"))
+    payload = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
-        arms = tuple(Arm(**{"pixels": told.get("pixels", 0), **arm}) for arm in told["arms"])
-        return Trend(**{**told, "arms": arms, "images": tuple(told["images"])})
+        arms = tuple(Arm(**{"pixels": payload.get("pixels", 0), **arm}) for arm in payload["arms"])
+        return Trend(**{**payload, "arms": arms, "images": tuple(payload["images"])})
     except (KeyError, TypeError) as error:
         raise BadInput(f"{path}: {error}; benchmarks/trends/evit_tokens.toml shows what a trend has") from None
 
@@ -155,15 +155,15 @@ def against(top1: Mapping[tuple[str, int], float], arms: Sequence[Arm]) -> Itera
             points = [round(top1[first.name, seed] - top1[other.name, seed], 3) for seed in seeds]
             mean = round(statistics.mean(points), 3)
             holds = None if other.at_least is None else mean >= other.at_least
-            told = {"than": other.name, "points": points, "mean": mean}
-            yield {**told, "asked_at_least": other.at_least, "holds": holds}
+            payload = {"than": other.name, "points": points, "mean": mean}
+            yield {**payload, "asked_at_least": other.at_least, "holds": holds}
 
 
 def study_of(trend: Trend, smoke: bool) -> Study:
     images, val_images = trend.images
-    told = {"data": trend.data, "model": trend.reference, "val_images": val_images, "smoke": smoke}
-    told |= {"recover_images": images, "recover_epochs": trend.epochs}
-    return open_study(argparse.Namespace(**{**bench.REFERENCE, **told}))
+    payload = {"data": trend.data, "model": trend.reference, "val_images": val_images, "smoke": smoke}
+    payload |= {"recover_images": images, "recover_epochs": trend.epochs}
+    return open_study(argparse.Namespace(**{**bench.REFERENCE, **payload}))
 
 
 def made(trend: Trend, study: Study | None, arm: Arm, seed: int) -> dict[str, Any]:
@@ -179,8 +179,8 @@ def main() -> None:
     if given.smoke:
         trend = replace(trend, data="digits", images=SMOKE_IMAGES, epochs=1, seeds=1)
     study = study_of(trend, given.smoke) if trend.reference else None
-    told = study.settings if study else {"data": trend.data, "recipe": RECIPE}
-    settings = {**told, "arms": [vars(arm) for arm in trend.arms], "images": trend.images, "epochs": trend.epochs}
+    payload = study.settings if study else {"data": trend.data, "recipe": RECIPE}
+    settings = {**payload, "arms": [vars(arm) for arm in trend.arms], "images": trend.images, "epochs": trend.epochs}
     out = given.out or bench.RESULTS / f"{given.trend.stem}.json"
     about = bench.About(trend.title, trend.about, TABLES, COLUMNS)
     kept = bench.KeptRows(out, about, {"model": trend.reference or "several", **settings}, fresh=given.fresh)

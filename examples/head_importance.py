@@ -64,9 +64,9 @@ class HeadImportance:
         for i, (block, heads) in enumerate(zip(model.blocks, structure["heads"], strict=True)):
             attn, at = block.attn, f"blocks.{i}.attn."
             old = {name.removeprefix(at): t for name, t in before.items() if name.startswith(at)}
-            places = torch.arange(old["proj.weight"].shape[1]).unflatten(0, (-1, attn.v_dim))
-            columns = places[heads].flatten()  # (heads * v_dim,)
-            rows = torch.cat([columns + part * places.numel() for part in range(3)])  # q, k, v
+            indices = torch.arange(old["proj.weight"].shape[1]).unflatten(0, (-1, attn.v_dim))
+            columns = indices[heads].flatten()  # (heads * v_dim,)
+            rows = torch.cat([columns + part * indices.numel() for part in range(3)])  # q, k, v
             kept = {n: t[rows] if n.startswith("qkv.") else t for n, t in old.items()}
             attn.load_state_dict(kept | {"proj.weight": old["proj.weight"][:, columns]})
 

@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 def _short_timings() -> Iterator[None]:
     """What verbs time by default takes a sample as short as it can be: nobody reads these figures."""
     from leanvit.measure.comparing import compare
-    from leanvit.verbs.rehearsing import dry_run
+    from leanvit.verbs.dry_running import dry_run
 
     with pytest.MonkeyPatch.context() as patch:
         for verb, name, seconds in ((compare, "min_seconds", 1e-3), (dry_run, "seconds", 0.0)):

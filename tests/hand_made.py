@@ -13,7 +13,7 @@ from leanvit.runs.commands import Command
 from leanvit.runs.evidence import Answers, Evidence
 from leanvit.runs.logs import Curve
 from leanvit.runs.record import Measurement, RunRecord
-from leanvit.runs.saving import Asked
+from leanvit.runs.saving import TargetRow
 from leanvit.runs.token_maps import Picture, Reduction, TokenMaps
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -102,7 +102,7 @@ def record(comparison, maps, evidence) -> RunRecord:
         model_args={"depth": 2},
         classes=("zero", "one"),
         data="digits",
-        asked=(Asked("evit", {"keep_rate": 0.7}, {"tokens": [5, 4]}),),
+        asked=(TargetRow("evit", {"keep_rate": 0.7}, {"tokens": [5, 4]}),),
         commands=(command,),
         measurements=(Measurement("measure.json", comparison, command.command, evidence, {"b": PIXEL}),),
         tokens=maps,

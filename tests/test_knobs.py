@@ -193,12 +193,12 @@ def test_they_are_light() -> None:
 
 @pytest.mark.parametrize("slug", own_methods())
 def test_every_example_that_is_printed_is_accepted(slug: str) -> None:
-    told = explain(slug)
-    assert isinstance(told, Explanation)
-    made = parse_with(told.example)
-    for one in told.knobs:
+    payload = explain(slug)
+    assert isinstance(payload, Explanation)
+    made = parse_with(payload.example)
+    for one in payload.knobs:
         assert one.meaning and one.accepts and one.example.startswith(f"{one.name}=")
-        assert _is_accepted(f"{slug}:{one.example}") or _is_accepted(f"{told.example},{one.example}"), one.example
+        assert _is_accepted(f"{slug}:{one.example}") or _is_accepted(f"{payload.example},{one.example}"), one.example
     for field in fields(made):
         if field.default is not None:
             assert check(field.name, field.default, field_hints(method_class(slug))[field.name]) == field.default

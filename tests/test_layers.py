@@ -1,6 +1,6 @@
-"""Imports between the packages of leanvit: down the floors of `docs/architecture.md` only, and never in a circle.
+"""Imports between the packages of leanvit: down the layers of `docs/architecture.md` only, and never in a circle.
 
-Every import counts, also one inside a function or under `TYPE_CHECKING`; against the floors, a module that is named as
+Every import counts, also one inside a function or under `TYPE_CHECKING`; against the layers, a module that is named as
 text (`"leanvit.backbones.t2t_vit"`) counts, too. Names that a package loads on first use (its table `_HOME`) are those
 of the module that has them. What breaks the rules today is listed here. Both lists only shrink: a new break fails, and
 so does an entry that is no longer needed.
@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[1]
 SRC = REPO / "src"
 ROOT = "leanvit"  # its `__init__` is a table of public names, which anyone may import
 
-# (module, the module of a higher floor or of another room of floor 2 that it imports or names), sorted
+# (module, the module of a higher layer or of another package of layer 2 that it imports or names), sorted
 UPWARD: list[tuple[str, str]] = []
 
 # modules that import one another, directly or through others of the same row, sorted
@@ -72,7 +72,7 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def named(tree: ast.Module) -> Iterator[str]:
-    """The rooms and modules of leanvit that a module names as text, the beginnings of names too."""
+    """The packages and modules of leanvit that a module names as text, the beginnings of names too."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             name = node.value.rstrip(".")
@@ -80,34 +80,34 @@ def named(tree: ast.Module) -> Iterator[str]:
                 yield name
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     return module.split(".")[1] if "." in module else module
 
 
 @cache
-def floors() -> dict[str, int]:
-    """The floor of each room, read from the picture of the page."""
+def layers() -> dict[str, int]:
+    """The layer of each package, read from the picture of the page."""
     text = (REPO / "docs/architecture.md").read_text(encoding="utf-8")
-    picture = text.split("## Floors")[1].split("\n    data ")[0]
-    found, floor = {ROOT: 0, "__main__": 5}, None
+    picture = text.split("## Layers")[1].split("\n    data ")[0]
+    found, layer = {ROOT: 0, "__main__": 5}, None
     for line in picture.splitlines():
-        if begins := re.match(r" +floor (\d)", line):
-            floor = int(begins[1])
-        if floor is not None:
+        if begins := re.match(r" +layer (\d)", line):
+            layer = int(begins[1])
+        if layer is not None:
             for name in re.findall(r"\b(\w+)(?:/|\.py\b)", line):
-                found.setdefault(name, floor)
+                found.setdefault(name, layer)
     return found
 
 
 def upward() -> set[tuple[str, str]]:
-    """(module, what it imports or names) where that is not below it, nor of its own room or floor."""
+    """(module, what it imports or names) where that is not below it, nor of its own package or layer."""
     found = set()
     for module, tree in modules().items():
         if module == ROOT:
             continue
         for other in imports()[module] | set(named(tree)):
-            here, there = floors()[room(module)], floors()[room(other)]
-            if room(module) != room(other) and (here < there or here == there == 2):
+            here, there = layers()[package(module)], layers()[package(other)]
+            if package(module) != package(other) and (here < there or here == there == 2):
                 found.add((module, other))
     return found
 
@@ -132,12 +132,12 @@ def reached(start: str) -> set[str]:
     return seen
 
 
-def test_every_room_stands_on_a_floor() -> None:
-    missing = {room(module) for module in modules()} - floors().keys()
-    assert not missing, f"docs/architecture.md, Floors, lacks {sorted(missing)}"
+def test_every_package_is_in_a_layer() -> None:
+    missing = {package(module) for module in modules()} - layers().keys()
+    assert not missing, f"docs/architecture.md, Layers, lacks {sorted(missing)}"
 
 
-def test_imports_go_down_the_floors() -> None:
+def test_imports_go_down_the_layers() -> None:
     assert sorted(set(UPWARD)) == UPWARD
     found = upward()
     assert not (new := sorted(found - set(UPWARD))), f"imports that do not go down: {new}"

@@ -35,7 +35,7 @@ from leanvit.recipe import (
     save,
 )
 from leanvit.training import preset_names
-from pages import docs_pages, outlets, readme, support
+from pages import docs_pages, readme, runtimes, support
 
 SLUGS = ("toy_first", "toy_smooth", "toy_vit")
 
@@ -72,7 +72,7 @@ def test_each_toy_is_in_every_table_of_its_kind_and_leaves_none_behind() -> None
         assert "toy_first" in found["composition"] and "toy_smooth" not in found["composition"]
         assert "toy_first_finetune" in found["recipes"] and "Toy ViT (traced)" in found["families"]
         assert all(name in found["public"] for name in ("ToyFirst", "ToySmooth", "ToyViT"))
-        assert outlets.rows() == ["dense", "evit", "tome", "int8", "evit + int8", "tome + int8"]  # what cards say
+        assert runtimes.rows() == ["dense", "evit", "tome", "int8", "evit + int8", "tome + int8"]  # what cards say
         (cell,) = support.cells([support.OF_TIMM[0]], ["toy_first"])
         assert cell.works
     assert tables() == own
@@ -109,8 +109,8 @@ def test_a_run_names_the_package_that_it_needs(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_gone")
 def test_the_program_takes_a_package_of_papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TOYS.parent)
-    told = json.loads(CliRunner().invoke(app, ["--import", "toy_papers", "methods", "toy_first", "--json"]).stdout)
-    assert told["module"] == "toy_papers.tokens.toy_first" and told["family"] == "tokens"
+    payload = json.loads(CliRunner().invoke(app, ["--import", "toy_papers", "methods", "toy_first", "--json"]).stdout)
+    assert payload["module"] == "toy_papers.tokens.toy_first" and payload["family"] == "tokens"
     small = ["img_size=8", "patch_size=4", "embed_dim=24", "depth=2", "num_heads=2"]
     args = [word for one in small for word in ("--model-arg", one)]
     command = ["compress", "vit_tiny_patch16_224", *args, "--data", "digits", "--limit", "20", "--adapt"]

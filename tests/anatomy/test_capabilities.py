@@ -27,10 +27,10 @@ CAPABILITIES = {  # a letter for each; of blocks and attentions: whether all of 
     "H": lambda model: model.hierarchical,
     "P": lambda model: model.plain,
     "W": lambda model: model.windowed,
-    "R": lambda model: model.reads_places,
+    "R": lambda model: model.reads_positions,
     "b": lambda model: every(block.plain for block in model.blocks),
     "a": lambda model: every(attn.plain for attn in attentions(model)),
-    "r": lambda model: every(attn.reads_places for attn in attentions(model)),
+    "r": lambda model: every(attn.reads_positions for attn in attentions(model)),
     "c": lambda model: every([*(b.prunable for b in model.blocks), *(attn.prunable for attn in attentions(model))]),
     "w": lambda model: not model.width_refusal(),
 }
@@ -132,8 +132,8 @@ def make_narrower(model: OpenModel) -> None:
         ("gmm_pit_cifar", ()),
     ],
 )
-def test_which_tokens_are_classified(name: str, places: tuple[int, ...]) -> None:
-    assert open_model(built(name), check=False).classified_tokens() == places
+def test_which_tokens_are_classified(name: str, positions: tuple[int, ...]) -> None:
+    assert open_model(built(name), check=False).classified_tokens() == positions
 
 
 @pytest.mark.parametrize("name", REACHED_BY_PATH)

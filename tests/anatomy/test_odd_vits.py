@@ -186,17 +186,17 @@ def test_evit_and_tome_move_the_places(name):
     x = images(opened)
     EViT().shape(opened, {"blocks": [{"block": 0, "keep_rate": 0.5, "tokens": None}]})
     state = opened.trace(x, trace=True, tap=frozenset({"*"}))[1]
-    kept, places = state.taps["blocks.0.topk"], state.places
-    assert places.shape == (2, 9) and torch.equal(places[:, :8], kept)
+    kept, positions = state.taps["blocks.0.topk"], state.positions
+    assert positions.shape == (2, 9) and torch.equal(positions[:, :8], kept)
     for row in range(2):  # the fused token is where one of the dropped ones was
-        assert int(places[row, 8]) not in kept[row].tolist()
+        assert int(positions[row, 8]) not in kept[row].tolist()
 
     merged = open_model(build(name))
     ToMe(r=5).shape(merged, {"blocks": [{"block": 0, "r": 5}, {"block": 1, "r": 2}]})
     state = merged.trace(x, trace=True)[1]
-    assert state.places.shape == (2, 9)
+    assert state.positions.shape == (2, 9)
     for row in range(2):  # each token is where one of its own patches is
-        for token, place in enumerate(state.places[row].tolist()):
+        for token, place in enumerate(state.positions[row].tolist()):
             assert int(state.owner[row, place]) == token + state.num_prefix
 
 

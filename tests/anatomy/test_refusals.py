@@ -29,9 +29,9 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("name", "kwargs", "told"), FOREIGN, ids=[case[0] for case in FOREIGN])
-def test_foreign_families_and_parts_are_named(name, kwargs, told):
+def test_foreign_families_and_parts_are_named(name, kwargs, payload):
     model = timm.create_model(name, **kwargs)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(Refused, match=payload):
         open_model(model)
 
 

@@ -298,8 +298,8 @@ def test_embedding_widths_are_per_stage(name):
     closed = close_model(opened)
     same(closed(images(opened)), want)
     assert closed.num_features == 18 and closed.head.fc.in_features == 18
-    for stage, width, told in ((3, 8, "stage is 3; accepted: 0 to 2"), (0, 0, "width of stage 0 is 0")):
-        with pytest.raises(BadInput, match=told):
+    for stage, width, payload in ((3, 8, "stage is 3; accepted: 0 to 2"), (0, 0, "width of stage 0 is 0")):
+        with pytest.raises(BadInput, match=payload):
             set_stage_width(opened, stage, width)
 
 
@@ -313,8 +313,8 @@ def test_embedding_widths_are_per_stage(name):
         (V1, {**SMALL_SWIN, "global_pool": "catavgmax"}, "global_pool 'catavgmax' is not supported"),
     ],
 )
-def test_look_alikes_are_refused_with_the_reason(name, kwargs, told):
-    with pytest.raises(Refused, match=told):
+def test_look_alikes_are_refused_with_the_reason(name, kwargs, payload):
+    with pytest.raises(Refused, match=payload):
         open_model(timm.create_model(name, **kwargs))
 
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanvit.anatomy.parts.tokens import complement, moved_owner, new_places, take_tokens, unmerge, with_prefix
+from leanvit.anatomy.parts.tokens import complement, moved_owner, new_indices, take_tokens, unmerge, with_prefix
 
 
 @settings(max_examples=30, deadline=None)
@@ -40,12 +40,12 @@ def test_with_prefix_puts_protected_tokens_first() -> None:
 
 
 def test_owner_follows_moves_and_stays_dropped() -> None:
-    places = new_places(torch.tensor([[0, 3, 1]]), 5, rest=-1)
-    assert places.tolist() == [[0, 2, -1, 1, -1]]
-    owner = moved_owner(torch.tensor([[1, 2, 3, 4]]), places)
+    positions = new_indices(torch.tensor([[0, 3, 1]]), 5, rest=-1)
+    assert positions.tolist() == [[0, 2, -1, 1, -1]]
+    owner = moved_owner(torch.tensor([[1, 2, 3, 4]]), positions)
     assert owner.tolist() == [[2, -1, 1, -1]]
-    assert moved_owner(owner, new_places(torch.tensor([[0, 2, 1]]), 3)).tolist() == [[1, -1, 2, -1]]
-    fused = new_places(torch.tensor([[0, 3, 1]]), 5, rest=3)
+    assert moved_owner(owner, new_indices(torch.tensor([[0, 2, 1]]), 3)).tolist() == [[1, -1, 2, -1]]
+    fused = new_indices(torch.tensor([[0, 3, 1]]), 5, rest=3)
     assert moved_owner(torch.tensor([[1, 2, 3, 4]]), fused).tolist() == [[2, 3, 1, 3]]
 
 

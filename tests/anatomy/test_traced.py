@@ -356,8 +356,8 @@ def traced(toy: nn.Module) -> OpenTraced:
         (lambda m, x: x.max(1)[0], {}, "calls max"),
     ],
 )
-def test_what_cannot_be_followed_is_named(then: Any, parts: dict[str, nn.Module], told: str) -> None:
-    with pytest.raises(Refused, match=told):
+def test_what_cannot_be_followed_is_named(then: Any, parts: dict[str, nn.Module], payload: str) -> None:
+    with pytest.raises(Refused, match=payload):
         traced(Toy(then, **parts))
 
 

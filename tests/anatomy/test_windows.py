@@ -31,7 +31,7 @@ def test_a_window_holds_neighbours_and_a_shift_moves_the_cut():
 
 
 def test_strangers_are_those_that_only_the_shift_brought_together():
-    mask = Windows((4, 4), (2, 2), (1, 1)).strangers(torch.device("cpu"), torch.float32)
+    mask = Windows((4, 4), (2, 2), (1, 1)).shift_mask(torch.device("cpu"), torch.float32)
     assert mask.shape == (4, 4, 4) and not mask[0].any()
     assert torch.equal(mask[3], -100 * (1 - torch.eye(4)))  # the four corners of the image
     assert mask[1, 0].tolist() == [0, -100, 0, -100]  # last and first column

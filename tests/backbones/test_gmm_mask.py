@@ -166,19 +166,19 @@ def test_a_mask_follows_the_tokens_that_are_left() -> None:
     masked = compress(vit(), [GmmMask(init="paper"), EViT(keep_rate=0.5, blocks=(0,), fuse=False)])
     seen = Watched()
     _, state = masked.trace(picture(), ops=seen)
-    places = state.places
-    assert places is not None and places.shape == (2, 8)
+    positions = state.positions
+    assert positions is not None and positions.shape == (2, 8)
     table = masked.blocks[1].attn.mask.between((4, 4))
     free = compress(vit(), [EViT(keep_rate=0.5, blocks=(0,), fuse=False)])
     free.load_state_dict({k: v for k, v in masked.state_dict().items() if ".mask." not in k})
     for image in range(2):
-        want = table[:, places[image]][:, :, places[image]]
-        q, k = _queries_and_keys(masked, places)
+        want = table[:, positions[image]][:, :, positions[image]]
+        q, k = _queries_and_keys(masked, positions)
         got = seen.kept["blocks.1.attn.softmax"][image, :, 1:, 1:]
         torch.testing.assert_close(got, (q @ k.transpose(-2, -1))[image, :, 1:, 1:] * want, rtol=1e-4, atol=1e-5)
 
 
-def _queries_and_keys(model: OpenModel, places: Tensor) -> tuple[Tensor, Tensor]:
+def _queries_and_keys(model: OpenModel, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Scaled queries and keys of the second block."""
     x, state = model.embed(picture(), model.start(picture()))
     x, state = model.run(x, state, 0, 1)
@@ -198,7 +198,7 @@ def test_distances_go_to_other_image_sizes_and_elements_do_not() -> None:
 def test_patches_that_are_dropped_while_training_leave_with_their_places() -> None:
     model = compress(vit(patch_drop_rate=0.5), [GmmMask(init="paper")]).train()
     _, state = model.trace(picture())
-    assert state.places is not None and state.places.shape == (2, 8)
+    assert state.positions is not None and state.positions.shape == (2, 8)
 
 
 def test_what_it_refuses() -> None:

@@ -254,7 +254,7 @@ def official(model: LITv2) -> dict[str, Tensor]:
 def test_official_files_load_by_name(tmp_path: Path) -> None:
     model, fresh, said = small(), timm.create_model("litv2_small", **SMALL["litv2_small"]).eval(), []
     torch.save({"model": official(model), "epoch": 3}, tmp_path / "litv2_s.pth")
-    load_weights(fresh, tmp_path / "litv2_s.pth", name="litv2_small", say=said.append)
+    load_weights(fresh, tmp_path / "litv2_s.pth", name="litv2_small", log=said.append)
     x = noise(1, 3, 64, 64)
     assert torch.equal(fresh(x), model(x)) and "an official checkpoint of litv2_small" in said[0]
     built = timm.create_model(

@@ -105,8 +105,8 @@ def recorded() -> Iterator[str]:
     """Every command of a benchmark that a committed result or a paper's figures name."""
     for content in RESULTS.values():
         for key in ("command", "commands"):
-            told = content.get(key, [])
-            yield from told.split("; ") if isinstance(told, str) else told
+            payload = content.get(key, [])
+            yield from payload.split("; ") if isinstance(payload, str) else payload
         for row in content.get("rows", []):
             yield row.get("command", "")
     for paper in papers().values():

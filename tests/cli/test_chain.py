@@ -47,10 +47,10 @@ def test_compress_saves_the_plans_in_order_and_measures_every_step(chain) -> Non
     assert [row.name for row in comparison.rows] == ["dense", "+ evit", "+ recovery", "+ int8"]
     macs = [row.macs_per_image for row in comparison.rows]
     assert macs[1] < macs[0], "fewer tokens take fewer MACs"
-    told = json.loads(chain.results["compress"].stdout)
-    assert [row["method"] for row in told["asked"]] == ["evit", "int8"]
-    assert told["asked"][0]["asked"]["keep_rate"] == 0.6
-    assert told["asked"][1]["achieved"]["weight_bits"] == 8
+    payload = json.loads(chain.results["compress"].stdout)
+    assert [row["method"] for row in payload["asked"]] == ["evit", "int8"]
+    assert payload["asked"][0]["asked"]["keep_rate"] == 0.6
+    assert payload["asked"][1]["achieved"]["weight_bits"] == 8
 
 
 def test_compress_traces_tokens(chain) -> None:
@@ -64,11 +64,11 @@ def test_compress_traces_tokens(chain) -> None:
 
 
 def test_measure_has_a_row_for_each_model_and_runtime(chain) -> None:
-    told = json.loads(chain.results["measure"].stdout)
-    names = [row["name"] for row in told["comparison"]["rows"]]
+    payload = json.loads(chain.results["measure"].stdout)
+    names = [row["name"] for row in payload["comparison"]["rows"]]
     assert names == ["dense", "evit + int8", "dense (openvino)", "evit + int8 (openvino)"]
-    assert told["file"].endswith("measure-2.json"), "the measurement that compress made is not replaced"
-    by_name = {row["name"]: row for row in told["comparison"]["rows"]}
+    assert payload["file"].endswith("measure-2.json"), "the measurement that compress made is not replaced"
+    by_name = {row["name"]: row for row in payload["comparison"]["rows"]}
     assert by_name["evit + int8 (openvino)"]["precision"] == "int8"
     assert by_name["evit + int8"]["precision"] == "int8 simulated"
     assert by_name["dense"]["disk_bytes"] > 0

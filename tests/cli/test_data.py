@@ -35,8 +35,10 @@ def test_data_says_what_there_is(invoke, tagged) -> None:
     assert shown.exit_code == 0, shown.output
     for part in ("csv table, grey, 2 classes, several labels an image", "image '7.png' cannot be decoded", "no leak"):
         assert part in shown.stdout, part
-    told = json.loads(invoke("data", tagged / "tags.csv", "--all", "--json").stdout)
-    assert [split["images"] for split in told["splits"]] == [80, 20] and told["splits"][0]["per_class"]["bright"] == 40
+    payload = json.loads(invoke("data", tagged / "tags.csv", "--all", "--json").stdout)
+    assert [split["images"] for split in payload["splits"]] == [80, 20] and payload["splits"][0]["per_class"][
+        "bright"
+    ] == 40
 
 
 def test_several_labels_are_trained_compressed_and_measured(invoke, tagged) -> None:

@@ -226,9 +226,9 @@ def test_one_method_is_explained() -> None:
 
 
 def test_one_method_as_json_has_knobs_with_their_defaults() -> None:
-    told = json.loads(runner.invoke(app, ["methods", "evit", "--json"]).stdout)
-    assert told["slug"] == "evit"
-    (knob,) = (knob for knob in told["knobs"] if knob["name"] == "keep_rate")
+    payload = json.loads(runner.invoke(app, ["methods", "evit", "--json"]).stdout)
+    assert payload["slug"] == "evit"
+    (knob,) = (knob for knob in payload["knobs"] if knob["name"] == "keep_rate")
     assert knob["default"] == 0.7 and knob["accepts"].startswith("a number above 0, up to 1")
     assert knob["example"] == "keep_rate=0.7" and knob["meaning"]
-    assert told["composes"]["int8"].startswith("yes, evit first")
+    assert payload["composes"]["int8"].startswith("yes, evit first")

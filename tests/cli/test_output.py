@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from leanvit.cli import output
 from leanvit.cli.main import app
 from leanvit.recipe.store import _instead
-from leanvit.verbs.models import say_bad
+from leanvit.verbs.models import log_bad
 
 ODD = "\x1b[2J\x1b]0;title\x07 \r \x9b31m \u202e [red]b[/red] \udce9"
 
@@ -21,11 +21,11 @@ ODD = "\x1b[2J\x1b]0;title\x07 \r \x9b31m \u202e [red]b[/red] \udce9"
 def test_nothing_is_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table("class")
     table.add_row(Text(ODD))
-    output.say(ODD)
+    output.log(ODD)
     output.show(ODD)
     output.print_rich(table, ODD)
-    told = capsys.readouterr()
-    for text in (told.err, told.out):
+    payload = capsys.readouterr()
+    for text in (payload.err, payload.out):
         assert not set(text) & set("\x1b\x07\r\x9b\u202e\udce9"), "a control character went through"
         assert "\\x1b[2J" in text and "\\u202e" in text and "[red]b[/red]" in text and "\\udce9" in text
     assert output.plain("ünïcode\tand\nlines") == "ünïcode\tand\nlines"
@@ -51,5 +51,5 @@ def test_commands_to_be_copied_are_quoted(tmp_path: Path) -> None:
         split, spec, bad = "train", "folder:my pictures?on_bad=skip", [Bad()] * 21
 
     said: list[str] = []
-    say_bad(said.append, Data())  # type: ignore[arg-type]
+    log_bad(said.append, Data())  # type: ignore[arg-type]
     assert "leanvit data 'folder:my pictures?on_bad=skip' --all --json" in said[-1]

@@ -37,9 +37,9 @@ def test_without_a_file_a_short_table_is_printed_and_names_are_escaped(place: Pa
 
 
 def test_json_on_stdout_holds_every_answer(place: Path, invoke) -> None:
-    told = json.loads(invoke("predict", place / "run", place / "photos", "--json").stdout)
-    assert (told["images"], told["failed"], len(told["answers"])) == (23, 1, 23)
-    assert {"image": ODD, "classes": told["answers"][0]["classes"]}.items() <= told["answers"][0].items()
+    payload = json.loads(invoke("predict", place / "run", place / "photos", "--json").stdout)
+    assert (payload["images"], payload["failed"], len(payload["answers"])) == (23, 1, 23)
+    assert {"image": ODD, "classes": payload["answers"][0]["classes"]}.items() <= payload["answers"][0].items()
 
 
 @pytest.mark.parametrize(

@@ -151,5 +151,5 @@ def test_it_exports_as_declared(slug: str, tmp_path: Path) -> None:
 @methods
 def test_the_knobs_that_set_its_cost_are_those_of_the_card(slug: str) -> None:
     said = tuple(cards.paper(slug).knobs.cost)
-    assert said == tuple(getattr(method_class(slug), "dials", ()))
+    assert said == tuple(getattr(method_class(slug), "cost_knobs", ()))
     assert not cards.paper(slug).knobs.compared or said

@@ -1,4 +1,4 @@
-"""Fixtures of the data room: a small image folder, and the shared real data where there is some."""
+"""Fixtures of the data package: a small image folder, and the shared real data where there is some."""
 
 from __future__ import annotations
 

@@ -127,10 +127,10 @@ def test_names_of_a_model_are_never_replaced() -> None:
 def test_for_model_says_what_it_matched_once() -> None:
     lines: list[str] = []
     digits = open_dataset("digits", "val").take(range(8))
-    assert for_model(digits, torch.nn.Identity(), say=lines.append) is digits and not lines
+    assert for_model(digits, torch.nn.Identity(), log=lines.append) is digits and not lines
     model = torch.nn.Identity()
     model.num_classes, model.classes = 10, tuple(reversed(digits.classes))  # type: ignore[assignment]
-    assert for_model(digits, model, say=lines.append).classes == list(model.classes) and len(lines) == 1
+    assert for_model(digits, model, log=lines.append).classes == list(model.classes) and len(lines) == 1
 
 
 def test_names_that_come_twice_are_refused_before_a_training() -> None:

@@ -52,13 +52,13 @@ def test_a_stream_is_known_by_its_shards_and_first_samples(other, says) -> None:
 
 def test_it_is_the_same_decoded_or_not_and_where_an_image_cannot_be_read() -> None:
     digits = open_dataset("digits", "train", limit=40)
-    told = identity(digits)
-    assert told == identity(digits.cached()) and len(told["pixels"]) == LOOKS
-    assert changes(told, told) == [] and changes(None, told) == []
-    old = {key: told[key] for key in ("spec", "split", "images", "samples")}
+    payload = identity(digits)
+    assert payload == identity(digits.cached()) and len(payload["pixels"]) == LOOKS
+    assert changes(payload, payload) == [] and changes(None, payload) == []
+    old = {key: payload[key] for key in ("spec", "split", "images", "samples")}
     moved = replace(digits, targets=np.roll(digits.targets, 1))
-    assert changes(old, told) == [] and changes(old, identity(moved)) == ["data: its keys or labels changed"]
-    assert changes(told, identity(moved)) == ["data: its labels changed"]
+    assert changes(old, payload) == [] and changes(old, identity(moved)) == ["data: its keys or labels changed"]
+    assert changes(payload, identity(moved)) == ["data: its labels changed"]
 
 
 def test_many_images_take_no_time() -> None:

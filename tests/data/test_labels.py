@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from leanvit.data import labels
-from leanvit.data.labels import Places, sorted_names
+from leanvit.data.labels import RowLocations, sorted_names
 from leanvit.errors import BadInput
 
-LINES = Places("a.csv", lambda row: f"line {row + 2}")
+LINES = RowLocations("a.csv", lambda row: f"line {row + 2}")
 
 
 @pytest.mark.parametrize(
@@ -83,5 +83,5 @@ def test_an_accent_has_one_encoding():
 
 def test_names_of_a_record_are_told_apart():
     given = ["crane", "cat", "crane", "", " "]
-    assert labels.told_apart(given) == ["crane (0)", "cat", "crane (2)", "class (3)", "class (4)"]
-    assert labels.told_apart(["a", "b"]) == ["a", "b"]
+    assert labels.distinct_names(given) == ["crane (0)", "cat", "crane (2)", "class (3)", "class (4)"]
+    assert labels.distinct_names(["a", "b"]) == ["a", "b"]

@@ -167,8 +167,8 @@ def test_a_layout(tmp_path, case):
     assert all(one.classes == classes.split() for one in opened.values())
     first, *rest = opened.values()
     assert first.left_out == left_out and not any(one.left_out for one in rest)
-    told = open_dataset(tmp_path, "train" if "train" in held else None if "all" in held else "val").note
-    assert note in told if note else "taken" not in told and "belong" not in told
+    payload = open_dataset(tmp_path, "train" if "train" in held else None if "all" in held else "val").note
+    assert note in payload if note else "taken" not in payload and "belong" not in payload
 
 
 @pytest.mark.parametrize(
@@ -284,22 +284,24 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_it_is_said_before_a_training(tmp_path):
     plant(tmp_path, {**split("train", TWO), "train/a/1.txt": None, "test": 5})
-    told: list[str] = []
-    open_split(str(tmp_path), "train", say=told.append)
-    assert told[0] == f"data: {tmp_path}, train: 3 images, typically 24 wide and 20 high, colour, 2 classes"
-    assert "test/ has no class folders and is left out" in told[1]
-    assert told[2:] == ["data: left out of train: 5 in test/, which has no class folders, 1 with the ending .txt"]
+    payload: list[str] = []
+    open_split(str(tmp_path), "train", log=payload.append)
+    assert payload[0] == f"data: {tmp_path}, train: 3 images, typically 24 wide and 20 high, colour, 2 classes"
+    assert "test/ has no class folders and is left out" in payload[1]
+    assert payload[2:] == ["data: left out of train: 5 in test/, which has no class folders, 1 with the ending .txt"]
 
 
 def test_what_both_splits_have_to_say_is_said_once(tmp_path):
     plant(tmp_path, {"a": 12, "b": 12, "b/notes.txt": None})
-    told: list[str] = []
-    train = open_split(str(tmp_path), "train", say=told.append)
-    open_split(str(tmp_path), "val", say=told.append, beside=train)
-    firsts = [line.split(" images")[0].removeprefix(f"data: {tmp_path}, ") for line in (told[0], told[-1])]
+    payload: list[str] = []
+    train = open_split(str(tmp_path), "train", log=payload.append)
+    open_split(str(tmp_path), "val", log=payload.append, beside=train)
+    firsts = [line.split(" images")[0].removeprefix(f"data: {tmp_path}, ") for line in (payload[0], payload[-1])]
     assert firsts == [f"train: {len(train)}", f"val: {24 - len(train)}"]
-    assert "holds out 10% of the images" in told[1] and told[2] == "data: left out of train: 1 with the ending .txt"
-    assert len(told) == 4
+    assert (
+        "holds out 10% of the images" in payload[1] and payload[2] == "data: left out of train: 1 with the ending .txt"
+    )
+    assert len(payload) == 4
 
 
 # --- random trees -----------------------------------------------------------------------------------------------------

@@ -109,8 +109,8 @@ def test_names_json_and_several_labels(tmp_path):
     image = png(picture(1))
     write_shard(tmp_path / "n.tar", {"x/1.png": image, "x/1.cls": b"dog\n", "x/2.png": image, "x/2.cls": b"cat"})
     assert [s.target for s in open_dataset(f"wds:{tmp_path}/n.tar")] == [1, 0]
-    told = [json.dumps({"label": label, "id": 7}).encode() for label in (["b", "a"], ["a"], [])]
-    members = {f"{n}.{end}": c for n, one in enumerate(told) for end, c in (("png", image), ("json", one))}
+    payload = [json.dumps({"label": label, "id": 7}).encode() for label in (["b", "a"], ["a"], [])]
+    members = {f"{n}.{end}": c for n, one in enumerate(payload) for end, c in (("png", image), ("json", one))}
     several = open_dataset(f"wds:{write_shard(tmp_path / 'j.tar', members)}")
     assert several.multi_label and several.classes == ["a", "b"]
     assert [s.target.tolist() for s in several] == [[1, 1], [1, 0], [0, 0]]

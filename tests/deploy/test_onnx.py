@@ -1,4 +1,4 @@
-"""The ONNX Runtime outlet: equal to PyTorch at f32; at int8 close to its simulation, and really in integers."""
+"""Export to ONNX Runtime: equal to PyTorch at f32; at int8 close to its simulation, and really in integers."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def small(tiny, **rows) -> OpenModel:
     """4 x 4 patches; some of `images(12)` leave, some stay."""
     made = exiting(tiny(img_size=16, patch_size=4, embed_dim=16, num_heads=2, depth=rows["depth"]), rows=rows["rows"])
     thresholds = (split_threshold(made, images(12, 16)),) * len(rows["rows"])
-    made.exits.leaving.rule = Rule("confidence", thresholds)
+    made.exits.policy.rule = Rule("confidence", thresholds)
     return made
 
 
@@ -54,7 +54,7 @@ def test_images_leave_where_they_do_in_torch(tiny, tmp_path: Path, to, batch, de
     at = torch.cat(work.at)
     assert torch.tensor([*model.exits.layers, depth])[at].tolist() == state.left.tolist() and len(set(at.tolist())) > 1
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
-    assert work.macs == model.exits.leaving.macs
+    assert work.macs == model.exits.policy.macs
     assert artefact.segments["rule"] == "confidence" and artefact.check["max_error"] < 1e-4
     weights = [p for p in (tmp_path / "a").rglob("*") if p.suffix in (".bin", ".onnx")]
     most = 4 * max(sum(p.numel() for p in block.parameters()) for block in model.blocks)

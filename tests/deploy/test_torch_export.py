@@ -1,4 +1,4 @@
-"""The torch.export outlet: archives, and whom leanvit trusts."""
+"""Export with torch.export: archives, and whom leanvit trusts."""
 
 from __future__ import annotations
 

@@ -19,12 +19,14 @@ ROWS = [row for row in papers().values() if not row.is_method]
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.slug)
 def test_an_architecture_is_explained_by_its_models(row) -> None:
     names = row.models
-    told = json.loads(CliRunner().invoke(app, ["methods", row.slug, "--json"]).stdout)
-    assert tuple(told["models"]) == names and all(told["models"].values()) and told["slug"] == row.slug
+    payload = json.loads(CliRunner().invoke(app, ["methods", row.slug, "--json"]).stdout)
+    assert tuple(payload["models"]) == names and all(payload["models"].values()) and payload["slug"] == row.slug
     shown = CliRunner().invoke(app, ["methods", row.slug])
-    assert shown.exit_code == 0 and names[0] in shown.output and all(name in shown.output for name in told["recipes"])
+    assert (
+        shown.exit_code == 0 and names[0] in shown.output and all(name in shown.output for name in payload["recipes"])
+    )
     page = method_pages(Path("nowhere"))[f"methods/{row.slug}.md"]
-    assert all(f"`{name}`" in page for name in (*names, *told["recipes"])) and row.arxiv in page
+    assert all(f"`{name}`" in page for name in (*names, *payload["recipes"])) and row.arxiv in page
 
 
 def test_an_architecture_is_no_method() -> None:

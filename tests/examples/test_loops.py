@@ -1,4 +1,4 @@
-"""leanvit's parts in other people's loops: the examples end with the bits of the plain loop of docs/training.md."""
+"""leanvit's parts in other people's loops: the examples end bit-identical to the plain loop of docs/training.md."""
 
 from __future__ import annotations
 

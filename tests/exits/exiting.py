@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.exits.rules import Rule
-from leanvit.anatomy.exits.running import Exits, Leaving
+from leanvit.anatomy.exits.running import ExitPolicy, Exits
 from leanvit.exits.cost import exit_macs
 from leanvit.exits.lgvit.heads import build_heads
 
@@ -35,8 +35,8 @@ def exiting(model: nn.Module, threshold: float = NEVER, *, kind: str = "confiden
                     noise = torch.randn(tensor.shape, generator=generator)
                     tensor.copy_(noise.abs() + 0.5 if "running_var" in name else 0.4 * noise)
     rule = Rule(kind, (threshold,) * len(rows))
-    opened.exits = Exits(heads, Leaving(layers, len(opened.blocks), rule), source="lgvit").eval()
-    opened.exits.leaving.macs = exit_macs(opened)
+    opened.exits = Exits(heads, ExitPolicy(layers, len(opened.blocks), rule), source="lgvit").eval()
+    opened.exits.policy.macs = exit_macs(opened)
     return opened
 
 

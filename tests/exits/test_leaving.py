@@ -48,12 +48,12 @@ def test_all_leave_at_the_first_exit(tiny) -> None:
     model, x = exiting(tiny(), 0.0), images()
     logits, state = model.trace(x)
     assert state.left.tolist() == [1] * 6 and torch.equal(logits, run_all(model, x, {}).logits[0])
-    assert count(model, (3, 32, 32), make_input=lambda _: x[:1]).macs == model.exits.leaving.macs[0]
+    assert count(model, (3, 32, 32), make_input=lambda _: x[:1]).macs == model.exits.policy.macs[0]
 
 
 def test_a_batch_is_its_images_one_by_one(tiny) -> None:
     model, x = exiting(tiny("deit_tiny_distilled_patch16_224")), images(12)
-    model.exits.leaving.rule = Rule("confidence", (split_threshold(model, x),) * 3)
+    model.exits.policy.rule = Rule("confidence", (split_threshold(model, x),) * 3)
     logits, state = model.trace(x)
     alone = [model.trace(one) for one in x.split(1)]
     assert len(set(state.left.tolist())) > 1, "some leave, some stay"
@@ -63,14 +63,14 @@ def test_a_batch_is_its_images_one_by_one(tiny) -> None:
 
 def test_nothing_is_computed_for_who_left(tiny) -> None:
     model, x = exiting(tiny()), images(12)
-    model.exits.leaving.rule = Rule("confidence", (split_threshold(model, x),) * 3)
+    model.exits.policy.rule = Rule("confidence", (split_threshold(model, x),) * 3)
     seen = [0] * 4
     for i, block in enumerate(model.blocks):
         block.mlp.fc1.register_forward_pre_hook(lambda m, args, i=i: seen.__setitem__(i, args[0].shape[0]))
     with model.exits.recording() as work:
         left = model.trace(x)[1].left
     assert seen == [int((left > i).sum()) for i in range(4)] and seen[3] < 12
-    each = torch.tensor([model.exits.leaving.macs[[1, 2, 3, 4].index(n)] for n in left.tolist()])
+    each = torch.tensor([model.exits.policy.macs[[1, 2, 3, 4].index(n)] for n in left.tolist()])
     assert work.mean_macs == pytest.approx(float(each.float().mean()))
     assert count(model, (3, 32, 32), batch=12, make_input=lambda _: x).macs == pytest.approx(work.mean_macs, abs=1)
     assert work.mean_layer == pytest.approx(float(left.float().mean())) and work.images == 12
@@ -80,7 +80,7 @@ def test_a_higher_threshold_lets_nobody_leave_earlier(tiny) -> None:
     model, x = exiting(tiny()), images(10)
     before = torch.zeros(10, dtype=torch.int64)
     for threshold in (0.0, 0.3, 0.5, 0.7, 0.9, 1.0):
-        model.exits.leaving.rule = Rule("confidence", (threshold,) * 3)
+        model.exits.policy.rule = Rule("confidence", (threshold,) * 3)
         left = model.trace(x)[1].left
         assert (left >= before).all()
         before = left
@@ -145,11 +145,11 @@ def test_heads_cost_what_a_count_says(tiny) -> None:
     """The cost of leaving somewhere, counted in one run of all parts, is that of a model that does leave there."""
     model, x = exiting(tiny(depth=4)), images(1)
     for i in range(4):
-        model.exits.leaving.rule = Rule("confidence", tuple(0.0 if j == i else NEVER for j in range(3)))
-        assert count(model, (3, 32, 32), make_input=lambda _: x).macs == model.exits.leaving.macs[i]
+        model.exits.policy.rule = Rule("confidence", tuple(0.0 if j == i else NEVER for j in range(3)))
+        assert count(model, (3, 32, 32), make_input=lambda _: x).macs == model.exits.policy.macs[i]
     with model.without_exits():
         bare = count(model, (3, 32, 32)).macs
-    assert count(model, (3, 32, 32)).macs == model.exits.leaving.macs[3] > bare
+    assert count(model, (3, 32, 32)).macs == model.exits.policy.macs[3] > bare
 
 
 def test_a_comparison_shows_the_mean_cost_of_the_images_it_saw(tiny) -> None:
@@ -162,7 +162,7 @@ def test_a_comparison_shows_the_mean_cost_of_the_images_it_saw(tiny) -> None:
         keys: list[str]
 
     model, x = exiting(tiny()), images(12)
-    model.exits.leaving.rule = Rule("confidence", (split_threshold(model, x),) * 3)
+    model.exits.policy.rule = Rule("confidence", (split_threshold(model, x),) * 3)
     batches = [
         Batch(x[i : i + 4], torch.zeros(4, dtype=torch.int64), [str(i + j) for j in range(4)]) for i in (0, 4, 8)
     ]
@@ -180,7 +180,7 @@ def test_a_model_with_exits_says_so(tiny) -> None:
     with pytest.raises(Refused, match="exits of lgvit"):
         close_model(model)
     with model.whole_depth():
-        assert model.exits.leaving.rule is None
+        assert model.exits.policy.rule is None
         assert model.trace(images(2))[1].left.tolist() == [4, 4]
     model.train()
     assert torch.equal(model(images(2)), model(images(2))), "in training there is the network's end alone"

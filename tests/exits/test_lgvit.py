@@ -139,10 +139,10 @@ def test_terms_of_stage_2_are_divided_as_published() -> None:
 
 def test_the_deployed_end_teaches(model, data) -> None:
     model = copy.deepcopy(model)
-    from leanvit.anatomy.exits.running import Exits, Leaving
+    from leanvit.anatomy.exits.running import ExitPolicy, Exits
 
     heads = build_heads(model, [(1, "lph_pw"), (2, "linear"), (3, "gah2")])
-    model.exits = Exits(heads, Leaving((1, 2, 3), 4, None), source="lgvit").eval()
+    model.exits = Exits(heads, ExitPolicy((1, 2, 3), 4, None), source="lgvit").eval()
     seen = run_all(model, images(2, 8, 1), {})
     with model.without_exits():
         torch.testing.assert_close(seen.final, model(images(2, 8, 1)))
@@ -223,7 +223,7 @@ def test_thresholds_are_chosen_on_images_that_nothing_learned_from(data) -> None
 def test_a_replayed_rule_is_what_the_model_does(lean, data) -> None:
     """Every point of the curve: share of each exit, accuracy and cost are those of runs with its threshold."""
     seen = collect(lean, data.dataset, data.preprocess, batch_size=16)
-    layers, macs = (1, 2, 4), lean.exits.leaving.macs
+    layers, macs = (1, 2, 4), lean.exits.policy.macs
     for kind in ("confidence", "entropy", "patience", "patient_confident"):
         points = curve(seen, kind, 2, layers, macs, points=6)
         assert points[0].shares[0 if kind != "patient_confident" else 1] == 1 and points[-1].shares[-1] == 1
@@ -231,7 +231,7 @@ def test_a_replayed_rule_is_what_the_model_does(lean, data) -> None:
         assert costs == sorted(costs), "from the cheapest to the dearest"
         middle = points[len(points) // 2]
         model = copy.deepcopy(lean)
-        model.exits.leaving.rule = replace(_rule(kind), thresholds=(middle.threshold,) * 2)
+        model.exits.policy.rule = replace(_rule(kind), thresholds=(middle.threshold,) * 2)
         with model.exits.recording() as work:
             from leanvit.data import loader
             from leanvit.measure import accuracy, predict
@@ -268,8 +268,8 @@ def test_targets_choose_the_threshold(lean, data) -> None:
 def test_a_target_reaches_the_model(model, data) -> None:
     asked = compress(model, [replace(QUICK, speedup=1.5)], data)
     plan = asked.history.plans[-1]
-    told, rule = plan.method().achieved(asked, plan.structure), asked.exits.leaving.rule
-    assert told["held_out_speedup_macs"] >= 1.5 and rule.thresholds == tuple(plan.structure["thresholds"])
+    payload, rule = plan.method().achieved(asked, plan.structure), asked.exits.policy.rule
+    assert payload["held_out_speedup_macs"] >= 1.5 and rule.thresholds == tuple(plan.structure["thresholds"])
     assert plan.structure["expected"]["of"]["thresholds"] == plan.structure["thresholds"]
     assert plan.method().check(asked, dict(plan.structure)) == []
 
@@ -287,13 +287,13 @@ def test_saved_loaded_and_given_another_threshold(lean, tmp_path: Path) -> None:
     x = images(9, 8, 1)
     save(lean, tmp_path / "run")
     again = load(tmp_path / "run")
-    assert torch.equal(again(x), lean(x)) and again.exits.leaving.macs == lean.exits.leaving.macs
+    assert torch.equal(again(x), lean(x)) and again.exits.policy.macs == lean.exits.policy.macs
     (plan,) = again.history.plans
     edited = Plan(plan.slug, plan.knobs, {**plan.structure, "thresholds": [0.0, 0.0]})
     other = reapply(again, [edited])
     assert other.trace(x)[1].left.tolist() == [1] * 9 and again.trace(x)[1].left.tolist() != [1] * 9
     save(other, tmp_path / "other")
-    assert load(tmp_path / "other").exits.leaving.rule.thresholds == (0.0, 0.0)
+    assert load(tmp_path / "other").exits.policy.rule.thresholds == (0.0, 0.0)
     never = reapply(other, [Plan(plan.slug, plan.knobs, {**plan.structure, "rule": "entropy", "thresholds": [0, 0]})])
     assert never.trace(x)[1].left.tolist() == [4] * 9
     for change, words in (
@@ -325,7 +325,7 @@ def test_retuned_it_has_other_knobs_the_same_weights_and_no_need_of_data(lean, d
     published = retune(asked, "lgvit", {"rule": "entropy"})
     assert published.history.plans[-1].structure["thresholds"] == [DEFAULTS["entropy"]] * 2, "not that of another rule"
     kept = retune(never, "lgvit", {"patience": 1})
-    assert kept.history.plans[-1].method().threshold == (0, 0) and kept.exits.leaving.rule.patience == 1
+    assert kept.history.plans[-1].method().threshold == (0, 0) and kept.exits.policy.rule.patience == 1
 
 
 def compress_again(lean: OpenModel, data: Data, knobs: dict[str, Any]) -> float:
@@ -372,7 +372,7 @@ def test_a_run_is_retuned_into_a_new_one(model, lean, data, tmp_path: Path) -> N
     (row,) = json.loads(result.stdout)["asked"]
     assert row["method"] == "lgvit" and row["asked"]["threshold"] == row["achieved"]["threshold"] == 0
     run = load_run(tmp_path / "new")
-    assert run.model.exits.leaving.rule.thresholds == (0.0, 0.0) and run.info["data"] == "digits"
+    assert run.model.exits.policy.rule.thresholds == (0.0, 0.0) and run.info["data"] == "digits"
     assert run.preprocess == data.preprocess and run.classes == tuple("0123456789")
     assert [c.verb for c in commands_of(tmp_path / "new")] == ["retune"]
     again = CliRunner().invoke(app, command)
@@ -389,7 +389,7 @@ def test_int8_sees_backbone_and_heads(model, lean, data, tmp_path: Path) -> None
     for site in ("exits.heads.0.map.conv_dw", "exits.heads.1.map.qkv", "exits.heads.0.classifiers.0"):
         assert (site, "weight") in rows
     assert ("exits.heads.1.map.attn", "a") not in rows and ("exits.heads.1.map.matmul1", "a") in rows
-    assert rounded.exits.leaving.rule == lean.exits.leaving.rule
+    assert rounded.exits.policy.rule == lean.exits.policy.rule
     save(rounded, tmp_path / "run")
     assert torch.equal(load(tmp_path / "run")(x), rounded(x))
 

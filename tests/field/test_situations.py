@@ -74,7 +74,7 @@ def an_artefact_says_the_names_that_were_trained(here: Path, pets: Path, numbers
 def one_class_of_a_run_is_measured_with_a_warning(here: Path, pets: Path, numbers: Path) -> None:
     folder(here / "dogs", ["skip", "dog"])
     lines: list[str] = []
-    top1(pets / "run", "dogs?classes=dog", say=lines.append)
+    top1(pets / "run", "dogs?classes=dog", log=lines.append)
     assert any("no answer can be wrong" in line for line in lines)
 
 
@@ -117,7 +117,7 @@ def an_unlabelled_test_folder_is_left_out_aloud(here: Path, pets: Path, numbers:
     folder(here / "kaggle/train", ["cat", "dog"], 12)
     folder(here / "kaggle", ["test"], 5)
     lines: list[str] = []
-    made = trained(here, here / "kaggle", say=lines.append)
+    made = trained(here, here / "kaggle", log=lines.append)
     assert load_run(made.folder).classes == ("cat", "dog")
     assert any("5 in test/" in line for line in lines)
 
@@ -197,7 +197,7 @@ def weights_of_other_loops_are_found_and_said(here: Path, pets: Path, numbers: P
     want = torch.load(files["tutorial.pth"], weights_only=True)["model_state_dict"]
     for name, file in files.items():
         lines: list[str] = []
-        given = {"model_args": SMALL, "weights": file, "adapt_to": data, "say": lines.append}
+        given = {"model_args": SMALL, "weights": file, "adapt_to": data, "log": lines.append}
         loaded = verbs.models.load_model(NAME, **given).model.state_dict()
         assert torch.equal(loaded["blocks.1.attn.qkv.weight"], want["blocks.1.attn.qkv.weight"]), name
         assert loaded["head.weight"].shape[0] == 2 and any(line.startswith(name) for line in lines), name

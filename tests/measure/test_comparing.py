@@ -124,9 +124,9 @@ def test_the_baseline_may_be_any(batches) -> None:
 
 
 def test_stages_are_told(batches) -> None:
-    told: list[str] = []
-    compare({"a": lean()}, batches, progress=told.append, meter=NoMeter("not asked for"), **QUICK)
-    assert [line.split()[0] for line in told] == ["accuracy", "latency:", "MACs"]
+    payload: list[str] = []
+    compare({"a": lean()}, batches, progress=payload.append, meter=NoMeter("not asked for"), **QUICK)
+    assert [line.split()[0] for line in payload] == ["accuracy", "latency:", "MACs"]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_models_on_different_devices_are_refused(batches) -> None:
 
 
 def test_a_data_set_is_read_through_each_models_own_preprocessing() -> None:
-    data = pytest.importorskip("leanvit.data", reason="the data room is not there yet")
+    data = pytest.importorskip("leanvit.data", reason="the data package is not there yet")
     digits = data.open_dataset("digits", "val", limit=20)
     kwargs = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1}
     create = partial(timm.create_model, "vit_tiny_patch16_224", num_classes=len(digits.classes), **kwargs)

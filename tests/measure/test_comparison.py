@@ -158,7 +158,7 @@ def test_a_model_at_two_precisions_in_a_runtime_is_compared_with_its_like() -> N
         timed("lean int8 (openvino)", "openvino", 0.25, "int8", model="lean"),
     )
     assert [getattr(one.speedup_vs_baseline, "median", None) for one in found.rows] == [None, None, 2.0, None, 4.0]
-    assert list(found.places()) == ["torch", "openvino f32", "openvino int8"]
+    assert list(found.by_runtime()) == ["torch", "openvino f32", "openvino int8"]
     gains = [str(one)[:50] for one in found.runtime_changes()]
     assert gains == [
         "dense, openvino f32 instead of torch f32: 2.50x (2",

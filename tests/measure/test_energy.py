@@ -264,11 +264,11 @@ def text_of(comparison: Comparison) -> str:
 def test_a_comparison_holds_the_joules_of_each_row(batches) -> None:
     meter = Metered()
     runners = {"dear": meter.runner("dear", 3.0), "cheap": meter.runner("cheap", 1.0)}
-    told: list[str] = []
-    found = compare(runners, batches, latency_batch=2, meter=meter, progress=told.append, **QUICK)
+    payload: list[str] = []
+    found = compare(runners, batches, latency_batch=2, meter=meter, progress=payload.append, **QUICK)
     assert [row.joules_per_image.median for row in found.rows] == pytest.approx([1.5, 0.5], rel=0.01)
     assert {row.energy_source for row in found.rows} == {"a fake counter"}
-    assert "energy: a fake counter" in told
+    assert "energy: a fake counter" in payload
     assert Comparison.from_json(found.to_json()) == found
     shown = text_of(found)
     assert "energy [J/image]" in shown and "idle power of the same counter" in shown and "not subtracted" in shown

@@ -122,11 +122,15 @@ def test_garbage_collection_waits_and_comes_back_even_after_an_error(clock: Cloc
 
 
 def test_progress_is_told_after_each_round(clock: Clock) -> None:
-    told: list[tuple[int, int]] = []
+    payload: list[tuple[int, int]] = []
     paired_latency(
-        {"a": clock.candidate("a", 1.0)}, images, batch=1, rounds=3, progress=lambda done, of: told.append((done, of))
+        {"a": clock.candidate("a", 1.0)},
+        images,
+        batch=1,
+        rounds=3,
+        progress=lambda done, of: payload.append((done, of)),
     )
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert payload == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_cuda_samples_are_event_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel, State, open_model
 from leanvit.anatomy.arithmetic.ops import TORCH
 from leanvit.anatomy.exits.rules import THRESHOLDS, Evidence, Rule
-from leanvit.anatomy.exits.running import Exits, Leaving
+from leanvit.anatomy.exits.running import ExitPolicy, Exits
 from leanvit.data import Batch
 from leanvit.exits.cost import exit_macs
 from leanvit.exits.lgvit.heads import build_heads, build_map, parse_rows
@@ -66,8 +66,8 @@ def exiting(case: Case) -> OpenModel:
     layers = json.loads(layers) if isinstance(layers, str) else list(layers)
     kinds = default_heads(len(layers)) if c.get("highway_type", "LGViT") == "LGViT" else ("linear",) * len(layers)
     rows = parse_rows(layers, kinds, len(model.blocks))
-    leaving = Leaving(layers, len(model.blocks), None)
-    model.exits = Exits(build_heads(model, rows), leaving, source="lgvit")
+    policy = ExitPolicy(layers, len(model.blocks), None)
+    model.exits = Exits(build_heads(model, rows), policy, source="lgvit")
     model.load_state_dict(weights, strict=True)
     return model.train("train" in case.spec["mode"].split()[0])
 
@@ -96,7 +96,7 @@ def forward_eval(case: Case) -> None:
     if "final_logits" in outputs:
         case.check("final_logits", seen.final, outputs["final_logits"])
     for i, threshold in enumerate(case.spec.get("thresholds_per_rule", [])):
-        model.exits.leaving.rule = _rule(case, threshold, len(seen.logits))
+        model.exits.policy.rule = _rule(case, threshold, len(seen.logits))
         logits, state = model.trace(images)  # in one batch; the case ran one image at a time
         case.check(f"exit_layer_rule{i}", state.left, outputs[f"exit_layer_rule{i}"])
         case.check(f"exit_logits_rule{i}", logits, outputs[f"exit_logits_rule{i}"])
@@ -181,7 +181,7 @@ def variants(case: Case) -> None:
         count = len(want["exit_head_params"])
         layers = list(range(12 - count, 12))
         heads = build_heads(model, parse_rows(layers, default_heads(count), 12))
-        model.exits = Exits(heads, Leaving(layers, 12, None), source="lgvit")
+        model.exits = Exits(heads, ExitPolicy(layers, 12, None), source="lgvit")
         assert [sum(p.numel() for p in head.parameters()) for head in heads] == want["exit_head_params"], name
         total = sum(p.numel() for p in model.parameters())
         assert total + want["of_which_unused_pooler"] == want["params_total"], name
@@ -202,5 +202,5 @@ class _Nothing(nn.Module):
 
 
 def _headless(model: OpenModel, layers: list[int]) -> OpenModel:
-    model.exits = Exits([_Nothing() for _ in layers], Leaving(layers, 12, None), source="lgvit")
+    model.exits = Exits([_Nothing() for _ in layers], ExitPolicy(layers, 12, None), source="lgvit")
     return model

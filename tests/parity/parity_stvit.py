@@ -79,13 +79,13 @@ def pooling(case: Case) -> None:
 
 @handler("stvit", "stage")
 def stage(case: Case) -> None:
-    told = case.spec["constructor"]
+    payload = case.spec["constructor"]
     shape = {"input_resolution", "embed_dim", "num_heads", "mlp_ratio", "depth", "downsample"}
     given = ours(case, STAGE, shape)
-    dim, grid = told["embed_dim"], tuple(told["input_resolution"])
-    hidden = int(dim * told["mlp_ratio"])
-    net = SemanticStage(None, dim, told["num_heads"], hidden, [0.0] * told["depth"], grid=grid, **given)
-    end = PatchMerging(dim, 2 * dim) if told.get("downsample") else nn.Identity()
+    dim, grid = payload["embed_dim"], tuple(payload["input_resolution"])
+    hidden = int(dim * payload["mlp_ratio"])
+    net = SemanticStage(None, dim, payload["num_heads"], hidden, [0.0] * payload["depth"], grid=grid, **given)
+    end = PatchMerging(dim, 2 * dim) if payload.get("downsample") else nn.Identity()
     both = nn.ModuleDict({"stage": net, "downsample": end}).train(case.spec["mode"] == "train")
     with_eps(both, case)
     weights = {official_name(key): tensor for key, tensor in case.part("weights").items()}

@@ -40,21 +40,21 @@ def _merged(
     r = min(r, (x.shape[1] - even - odd) // 2)
     matching = match(metric, r, even=even, odd=odd, keep_order=class_token)
     share, after = shares(matching, size.squeeze(-1))
-    merged, places = merge(x, matching, share), matching.places()
-    back = places
+    merged, indices = merge(x, matching, share), matching.indices()
+    back = indices
     if distill_token:  # the official inverse forgets that its merge moved the distillation token to the front
-        back = _moved(places, even, merged.shape[1] - matching.receivers - 1)
+        back = _moved(indices, even, merged.shape[1] - matching.receivers - 1)
     if distill_token and not class_token:  # and it puts the first unmerged token before that token
         order = torch.tensor([1, 0, *range(2, merged.shape[1])])
-        merged, after, places = merged[:, order], after[:, order], order[places]
-    source = one_hot(places, merged.shape[1]).transpose(1, 2).to(x.dtype)  # (B, N', N)
+        merged, after, indices = merged[:, order], after[:, order], order[indices]
+    source = one_hot(indices, merged.shape[1]).transpose(1, 2).to(x.dtype)  # (B, N', N)
     return {"merged": merged, "size": after.unsqueeze(-1), "source": source, "unmerged": take_tokens(merged, back)}
 
 
-def _moved(places: Tensor, old: int, new: int) -> Tensor:
+def _moved(indices: Tensor, old: int, new: int) -> Tensor:
     """Places after the token at `old` is taken out and put in again at `new` > `old`."""
-    closed = torch.where((places > old) & (places <= new), places - 1, places)
-    return torch.where(places == old, new, closed)
+    closed = torch.where((indices > old) & (indices <= new), indices - 1, indices)
+    return torch.where(indices == old, new, closed)
 
 
 @handler("tome", "model")
@@ -77,8 +77,8 @@ def model(case: Case) -> None:
         case.check("size", size.unsqueeze(-1), outputs["size"])
     if "source" in outputs:
         prefix = torch.arange(vit.num_prefix_tokens).expand(len(x), -1)
-        places = torch.cat([prefix, state.owners(len(x), x.device)], dim=1)  # (B, N): prefix tokens never move
-        source = one_hot(places, state.tokens[-1]).transpose(1, 2)
+        indices = torch.cat([prefix, state.owners(len(x), x.device)], dim=1)  # (B, N): prefix tokens never move
+        source = one_hot(indices, state.tokens[-1]).transpose(1, 2)
         case.check("source", source.to(torch.float32), outputs["source"])
     if "grad_x" in outputs:
         (logits * inputs["grad_weight"]).sum().backward()

@@ -51,9 +51,9 @@ def test_the_target_is_met_on_the_real_module(kind: str, ratio: float, tmp_path:
     now = {"macs": count(lean, (1, 8, 8)).macs, "params": parameters(lean)}
     assert ratio * 0.99 <= now[kind] / whole[kind] <= ratio
     structure = dict(lean.history.plans[0].structure)
-    told = nvit.achieved(lean, structure)
-    assert told[kind] == now[kind] / whole[kind] and told["target"] == f"{kind} {ratio:g}"
-    assert len(told["widths"]) == 2 and "mlp 96 -> " in told["widths"][0]
+    payload = nvit.achieved(lean, structure)
+    assert payload[kind] == now[kind] / whole[kind] and payload["target"] == f"{kind} {ratio:g}"
+    assert len(payload["widths"]) == 2 and "mlp 96 -> " in payload["widths"][0]
     assert nvit.check(lean, structure) == []
     save(lean, tmp_path / "run")
     again = load(tmp_path / "run")
@@ -196,7 +196,7 @@ class Analytic:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """An analytic table, and a clock that finds the cut model 10 % slower than predicted; the ratios it told."""
-    told: list[float] = []
+    payload: list[float] = []
     monkeypatch.setattr(method, "open_table", lambda *args, **kwargs: Analytic())
 
     def measured(model: Any, units: Any, **kwargs: Any) -> Any:
@@ -204,13 +204,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
         def measure(gates: torch.Tensor) -> float:
             dims = {name: int(view.sum()) for name, view in units.split(gates).items()}
-            told.append(1.1 * figure.total(dims) / figure.total({}))
-            return told[-1]
+            payload.append(1.1 * figure.total(dims) / figure.total({}))
+            return payload[-1]
 
         return measure
 
     monkeypatch.setattr(method, "measured_ratio", measured)
-    return told
+    return payload
 
 
 def test_a_latency_target_is_held_against_the_clock(clock: list[float]) -> None:

@@ -22,10 +22,10 @@ STEPS = {
 }
 OF_ALL = {"Achieves", "Checks", "Learns"}
 HAS = {
-    "evit": OF_ALL | {"AtMacs", "Places", "Schedules"},
-    "tome": OF_ALL | {"AtMacs", "Places"},
-    "diffrate": OF_ALL | {"AtMacs", "ChecksFit", "ChoosesKnobs", "ForeseesTraining", "Places"},
-    "sit": OF_ALL | {"AtMacs", "BringsObjective", "ChecksTeacher", "Folds", "Places"},
+    "evit": OF_ALL | {"AtMacs", "FillsSlots", "Schedules"},
+    "tome": OF_ALL | {"AtMacs", "FillsSlots"},
+    "diffrate": OF_ALL | {"AtMacs", "ChecksFit", "ChoosesKnobs", "ForeseesTraining", "FillsSlots"},
+    "sit": OF_ALL | {"AtMacs", "BringsObjective", "ChecksTeacher", "Folds", "FillsSlots"},
     "stvit": OF_ALL | {"AtMacs", "Folds"},
     "int8": OF_ALL | {"ChecksFit", "Folds"},
     "nvit": OF_ALL | {"AtMacs", "ChecksFit", "ChoosesKnobs", "Folds", "ForeseesTraining"},

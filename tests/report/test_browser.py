@@ -79,16 +79,16 @@ def test_the_depth_slider_moves_by_mouse_and_key(browser, url) -> None:
     layers = (
         "[...document.querySelectorAll('.tokens g.layer')].filter(g => getComputedStyle(g).display !== 'none').length"
     )
-    told = "document.querySelector('.tokens output').textContent"
-    assert (page.run(layers), page.run(told)) == (1, "after block 0: 3 tokens for 4 patches")
+    payload = "document.querySelector('.tokens output').textContent"
+    assert (page.run(layers), page.run(payload)) == (1, "after block 0: 3 tokens for 4 patches")
     page.run("document.querySelector('input[data-depths]').focus()")
     page.press("ArrowLeft")
-    assert (page.run(layers), page.run(told)) == (0, "the image as given: 4 patches")
+    assert (page.run(layers), page.run(payload)) == (0, "the image as given: 4 patches")
     page.press("End")
     assert page.run(layers) == 1
     page.press("Home")
     page.click("input[data-depths]")  # the middle of two places: the browser takes the nearer, the second
-    assert page.run("document.querySelector('input[data-depths]').getAttribute('aria-valuetext')") == page.run(told)
+    assert page.run("document.querySelector('input[data-depths]').getAttribute('aria-valuetext')") == page.run(payload)
     assert page.complaints() == []
 
 

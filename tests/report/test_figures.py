@@ -35,9 +35,9 @@ def test_latency_plot_has_a_point_and_error_bars_for_each_row(comparison) -> Non
 
 
 def test_pointing_at_a_row_tells_its_figures_and_its_own_reference(comparison) -> None:
-    told = points(costs(comparison)["latency"])[3]["hovertemplate"]
+    payload = points(costs(comparison)["latency"])[3]["hovertemplate"]
     for part in ("slim, openvino f32", "top-1 88.00 %", "change −2.00 points", "4.00× as fast as dense in openvino"):
-        assert part in told
+        assert part in payload
 
 
 def test_a_model_keeps_its_colour_and_a_runtime_its_symbol(comparison) -> None:

@@ -15,7 +15,7 @@ from leanvit.report.page import render
 from leanvit.report.sections import sections
 from leanvit.runs.commands import Command
 from leanvit.runs.record import Measurement, RunRecord, read_run
-from leanvit.runs.saving import Asked
+from leanvit.runs.saving import TargetRow
 
 HOSTILE = """</script><script>alert('x')</script>"><img src=x onerror=alert(1)>{{ 7*7 }}"""
 
@@ -66,7 +66,7 @@ def test_what_comes_from_runs_is_escaped(record, make_row, compare_rows, maps, e
         model_args={HOSTILE: HOSTILE},
         classes=(HOSTILE, HOSTILE),
         data=HOSTILE,
-        asked=(Asked(HOSTILE, {HOSTILE: HOSTILE}, {HOSTILE: [HOSTILE]}, (HOSTILE,)),),
+        asked=(TargetRow(HOSTILE, {HOSTILE: HOSTILE}, {HOSTILE: [HOSTILE]}, (HOSTILE,)),),
         commands=(Command(HOSTILE, HOSTILE, HOSTILE, 1.0, {HOSTILE: HOSTILE}, HOSTILE),),
         measurements=(Measurement(HOSTILE, comparison, HOSTILE, answers, {HOSTILE: HOSTILE}),),
         tokens=replace(maps, name=HOSTILE, pictures=(replace(maps.pictures[0], key=HOSTILE, image=HOSTILE),)),

@@ -18,7 +18,7 @@ from leanvit.report.page import render
 from leanvit.report.values import shown
 from leanvit.report.widths import rows
 from leanvit.runs.record import RunRecord, read_run
-from leanvit.runs.saving import Asked
+from leanvit.runs.saving import TargetRow
 from leanvit.runs.widths import Widths, read_widths
 from zoo import build, build_swin
 
@@ -110,7 +110,7 @@ def test_the_section_fits_and_is_drawn_in_both_themes(record: RunRecord, tmp_pat
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium on this machine (looked for chromium, chromium-browser, google-chrome)")
-    asked = Asked("nvit", {"macs": 0.5}, {"heads": list(range(40)), "mlp": [700, 649] * 30})
+    asked = TargetRow("nvit", {"macs": 0.5}, {"heads": list(range(40)), "mlp": [700, 649] * 30})
     page_file = tmp_path / "page.html"
     page_file.write_text(render([replace(record, widths=_widths(), asked=(asked,))]), encoding="utf-8")
     with browsing(program, tmp_path / "profile") as browser:

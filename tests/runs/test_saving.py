@@ -12,14 +12,14 @@ from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.steps import STEPS
 from leanvit.runs.layout import TRAINING_LOG
 from leanvit.runs.record import read_run
-from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 
 ROOT = Root(
     "vit_tiny_patch16_224",
     {"img_size": 8, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 3, "in_chans": 1, "num_classes": 2},
 )
-BEFORE = Asked("evit", {"keep_rate": 0.7}, {"macs": 0.8}, ("macs 0.8 of 0.7",), {"macs": 0.8, "macs_total": 0.8})
-NOW = Asked("int8", {}, {"products": 9})
+BEFORE = TargetRow("evit", {"keep_rate": 0.7}, {"macs": 0.8}, ("macs 0.8 of 0.7",), {"macs": 0.8, "macs_total": 0.8})
+NOW = TargetRow("int8", {}, {"products": 9})
 
 
 def saved(folder: Path, info: dict[str, Any]) -> Path:
@@ -50,4 +50,4 @@ def test_the_log_of_the_last_step_becomes_the_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [None, "x", [1, "x", None], [{"share": {"macs": "0.5"}, "missed": 3, "asked": []}]])
 def test_rows_of_another_shape_are_read_as_far_as_they_go(asked: Any) -> None:
-    assert all(row == Asked("", {}, {}) for row in asked_rows({"asked": asked}))
+    assert all(row == TargetRow("", {}, {}) for row in asked_rows({"asked": asked}))

@@ -40,16 +40,16 @@ def test_a_merge_conserves_size_and_weighted_sum_and_protects(tokens: int, prefi
     size = 1 + torch.rand(2, tokens, generator=generator)
     matching = match(metric, r, even=(prefix + 1) // 2, odd=prefix // 2, keep_order=prefix > 0)
     share, after = shares(matching, size)
-    merged, places = merge(x, matching, share), matching.places()
+    merged, indices = merge(x, matching, share), matching.indices()
     assert merged.shape == (2, tokens - r, 3)
     torch.testing.assert_close(after.sum(1), size.sum(1))
     torch.testing.assert_close((merged * after[..., None]).sum(1), (x * size[..., None]).sum(1), rtol=1e-4, atol=1e-5)
     assert torch.equal(merged[:, :prefix], x[:, :prefix])
     assert torch.equal(after[:, :prefix], size[:, :prefix])
-    assert (places.sort(1).values.diff(dim=1) <= 1).all() and places.amax() == tokens - r - 1  # every place is taken
+    assert (indices.sort(1).values.diff(dim=1) <= 1).all() and indices.amax() == tokens - r - 1  # every place is taken
     for b in range(2):  # each new token is the mean of what went into it
         for new in range(tokens - r):
-            inside = places[b] == new
+            inside = indices[b] == new
             want = (x[b, inside] * size[b, inside, None]).sum(0) / size[b, inside].sum()
             torch.testing.assert_close(merged[b, new], want, rtol=1e-4, atol=1e-5)
 
@@ -60,8 +60,8 @@ def test_the_most_similar_pairs_merge() -> None:
     metric[0, 6] = metric[0, 1] + 0.5 * metric[0, 6]
     matching = match(metric, 2, even=1)
     assert matching.source[0].tolist() == [4, 6]
-    places = matching.places()[0]
-    assert places[4] == places[3] and places[6] == places[1]
+    indices = matching.indices()[0]
+    assert indices[4] == indices[3] and indices[6] == indices[1]
 
 
 def test_many_may_merge_into_one() -> None:

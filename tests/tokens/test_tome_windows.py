@@ -117,9 +117,9 @@ def test_a_size_at_which_padding_eats_the_saving_runs_unmerged() -> None:
 def test_owners_name_the_token_that_comes_back() -> None:
     windows = Windows((4, 4), (2, 2), (1, 1), images=2)
     x = torch.randn(2, 4 * 3, 5)
-    places = torch.randint(3, (8, 4), generator=torch.Generator().manual_seed(0))
-    carried = Merged(torch.zeros(2, 16, 5), x, places, windows)
-    assert torch.equal(take_tokens(x, owners(carried)), restored(x, places, windows))
+    indices = torch.randint(3, (8, 4), generator=torch.Generator().manual_seed(0))
+    carried = Merged(torch.zeros(2, 16, 5), x, indices, windows)
+    assert torch.equal(take_tokens(x, owners(carried)), restored(x, indices, windows))
 
 
 def test_gradients_survive_checkpointing() -> None:

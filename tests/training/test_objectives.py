@@ -99,8 +99,8 @@ def test_hard_distillation_is_deit_equation_3(logits, heads):
     )
     got = loss_of(objective, Fixed(*student), logits.targets).total.item()
     base = by_hand_cross_entropy(logits.cls, 0.9 * one_hot(logits.targets) + 0.1 / 4)
-    told = by_hand_cross_entropy(student[-1], one_hot(logits.teacher.argmax(1)))  # never smoothed
-    assert got == pytest.approx(0.75 * base + 0.25 * told, abs=1e-6)
+    payload = by_hand_cross_entropy(student[-1], one_hot(logits.teacher.argmax(1)))  # never smoothed
+    assert got == pytest.approx(0.75 * base + 0.25 * payload, abs=1e-6)
 
 
 def test_the_teacher_is_frozen_in_eval_and_not_part_of_the_run(logits):

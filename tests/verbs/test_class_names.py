@@ -59,7 +59,7 @@ def top1(measured: verbs.Measured) -> float:
 
 def test_a_part_of_the_classes_is_scored_among_themselves_and_said(pets: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    found = verbs.measure(pets / "run", str(pets / "two"), rounds=3, out=tmp_path / "m.json", say=lines.append)
+    found = verbs.measure(pets / "run", str(pets / "two"), rounds=3, out=tmp_path / "m.json", log=lines.append)
     assert top1(found) == 100 and found.comparison.classes == ("dog", "newt")
     assert any("2 of the 3 classes" in line for line in lines)
     listed = verbs.measure(pets / "run", f"list:{pets / 'two.txt'}", rounds=3, out=tmp_path / "n.json")
@@ -101,7 +101,7 @@ def test_by_position_is_an_explicit_word_and_the_runs_names_stay(pets: Path, tmp
         class_names="by-position",
         out=tmp_path / "lean",
         measured=False,
-        say=lines.append,
+        log=lines.append,
     )
     assert load_run(made.folder).classes == ("cat", "dog", "newt")
     assert any("taken by position: eft as cat, kat as dog, mutt as newt" in line for line in lines)
@@ -189,7 +189,7 @@ def test_labels_of_another_kind_are_said(pets: Path, tmp_path: Path) -> None:
     rows = "".join(f"data/val/{name}/{i}.png,{name}|{name}\n" for name in COLOURS for i in range(6))
     (pets / "several.csv").write_text(f"image,label\n{rows}")
     said: list[str] = []
-    verbs.measure(pets / "run", str(pets / "several.csv"), rounds=3, out=tmp_path / "m.json", say=said.append)
+    verbs.measure(pets / "run", str(pets / "several.csv"), rounds=3, out=tmp_path / "m.json", log=said.append)
     assert any("was trained for one class an image, the data has several labels an image" in line for line in said)
 
 
@@ -222,8 +222,8 @@ def test_a_model_without_names_beside_one_with_names_is_said(pets: Path) -> None
     with pytest.warns(UserWarning) as said:
         found = lv.compare({"run": run.model, "wrapped": wrapped, "nameless": Nameless()}, other, rounds=3)
     assert [row.top1_percent.value for row in found.rows[:2]] == [100.0, 100.0]
-    told = [str(one.message) for one in said]
-    assert any(line.startswith("nameless: the outputs of the model have no names") for line in told)
+    payload = [str(one.message) for one in said]
+    assert any(line.startswith("nameless: the outputs of the model have no names") for line in payload)
 
 
 def test_a_closed_model_keeps_what_was_said_of_it(pets: Path) -> None:

@@ -23,14 +23,14 @@ from leanvit.report.side_by_side import lines
 from leanvit.runs.compared import ABOUT, BASELINE, COMPARED, SideBySide, read_about
 from leanvit.runs.record import read_run
 from leanvit.training import Interrupted
+from leanvit.verbs.candidates import choose
 from leanvit.verbs.comparing import Compared, compare_methods
-from leanvit.verbs.contenders import choose
 from leanvit.verbs.models import load_model, silent
 
 ARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 4, "embed_dim": 24, "num_heads": 3}
 NAME = "vit_tiny_patch16_224"
 GIVEN = {
-    "contenders": ["evit", "tome"],
+    "candidates": ["evit", "tome"],
     "macs": 0.7,
     "recovery": Recovery(epochs=1, batch_size=20),
     "model_args": ARGS,
@@ -46,13 +46,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
 
 
 def test_every_method_is_set_to_the_share(compared: Compared) -> None:
-    standings = {one.name: one for one in compared.result.standings}
-    assert list(standings) == ["evit", "tome", "evit-select-random", "evit-select-lowest"]
-    for one in standings.values():
+    method_results = {one.name: one for one in compared.result.standings}
+    assert list(method_results) == ["evit", "tome", "evit-select-random", "evit-select-lowest"]
+    for one in method_results.values():
         row, dense = (compared.comparison.row(name) for name in (one.name, BASELINE))
         assert row.macs_per_image / dense.macs_per_image == pytest.approx(0.7, rel=0.03)
         assert one.recovered and not one.learns
-    assert standings["evit-select-random"].knobs["select"] == "random"
+    assert method_results["evit-select-random"].knobs["select"] == "random"
 
 
 def test_every_model_is_a_run_that_loads(compared: Compared) -> None:
@@ -62,7 +62,7 @@ def test_every_model_is_a_run_that_loads(compared: Compared) -> None:
 
 @pytest.mark.e2e
 def test_models_stand_in_every_runtime_and_at_int8(tmp_path: Path) -> None:
-    given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 1}}
+    given = {**GIVEN, "candidates": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 1}}
     more = {"runtimes": ["openvino"], "int8": True, "controls": False, "tolerance": 0.5}
     found = compare_methods(NAME, "digits", out=tmp_path / "here", **given, **more)
     rows = {(row.name, row.precision) for row in found.comparison.rows}
@@ -90,7 +90,7 @@ def test_the_recovery_changed_the_weights_and_off_the_shelf_is_before_it(compare
 
 
 def _without_training() -> dict[str, object]:
-    return {k: v for k, v in {**GIVEN, "recovery": None}.items() if k != "contenders"}
+    return {k: v for k, v in {**GIVEN, "recovery": None}.items() if k != "candidates"}
 
 
 def test_the_table_holds_each_method_once_and_its_speed(compared: Compared) -> None:
@@ -110,7 +110,7 @@ def test_a_resumed_comparison_runs_no_finished_method_again(compared: Compared) 
     folder, said = compared.folder, []
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("weights-*.safetensors")}
     (folder / "tome" / "standing.json").unlink()  # as if it had been stopped while tome was saved
-    again = compare_methods(NAME, "digits", out=folder, resume=True, say=said.append, **GIVEN)
+    again = compare_methods(NAME, "digits", out=folder, resume=True, log=said.append, **GIVEN)
     assert "tome: recovery" in said and "evit: recovery" not in said
     assert all(path.stat().st_mtime_ns == at for path, at in kept.items() if path.parent.name == "evit")
     assert [s.off_the_shelf_percent for s in again.result.standings] == [
@@ -135,10 +135,10 @@ def test_a_signal_ends_it_with_the_command_that_goes_on(tmp_path: Path, number: 
             os.kill(os.getpid(), number)
 
     out = tmp_path / "here"
-    given = {**GIVEN, "contenders": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 2}, "tolerance": 0.5}
+    given = {**GIVEN, "candidates": ["tome"], "recovery": None, "model_args": {**ARGS, "depth": 2}, "tolerance": 0.5}
     typed = f"leanvit compare-methods {NAME} --out {out}"
     with pytest.raises(Interrupted, match=re.escape(f"To go on: {typed} --resume")):
-        compare_methods(NAME, "digits", out=out, say=stop, command=typed, **given)
+        compare_methods(NAME, "digits", out=out, log=stop, command=typed, **given)
     assert not (out / COMPARED).exists() and (out / BASELINE).is_dir()
 
 
@@ -146,7 +146,7 @@ def test_replacing_removes_what_the_comparison_made_and_nothing_else(compared: C
     out = tmp_path / "here"
     shutil.copytree(compared.folder, out)
     shutil.copytree(out / "tome", out / "mine")
-    given = {**GIVEN, "contenders": ["tome"], "controls": False, "recovery": None}
+    given = {**GIVEN, "candidates": ["tome"], "controls": False, "recovery": None}
     compare_methods(NAME, "digits", out=out, overwrite=True, **given)
     assert (out / "mine").is_dir() and (out / "tome").is_dir() and not (out / "evit").exists()
 
@@ -163,7 +163,7 @@ def test_a_comparison_is_not_resumed_with_other_images_or_weights(tmp_path: Path
         for i in range(4):
             Image.new("L", (8, 8), 99 * number + 7 * i).save(root / split / name / f"{i}.png")
     own = {**ARGS, "num_classes": 2, "depth": 2}
-    given = {"contenders": ["tome"], "macs": 0.7, "tolerance": 0.5, "controls": False, "rounds": 3, "latency_batch": 1}
+    given = {"candidates": ["tome"], "macs": 0.7, "tolerance": 0.5, "controls": False, "rounds": 3, "latency_batch": 1}
     out = tmp_path / "out"
     compare_methods(NAME, str(root), out=out, model_args=own, **given)
     again = {**given, "model_args": own, "out": out, "resume": True}
@@ -209,16 +209,16 @@ def test_the_short_table_has_five_columns_and_what_was_left_out(compared: Compar
 
 def test_methods_that_do_not_fit_are_left_out_unless_they_were_named() -> None:
     start = load_model(NAME, model_args={**ARGS, "class_token": False, "global_pool": "avg"})
-    chosen, left_out = choose(start, (), 0.7, tolerance=0.03, controls=True, say=silent)
+    chosen, left_out = choose(start, (), 0.7, tolerance=0.03, controls=True, log=silent)
     assert "tome" in [one.name for one in chosen] and "class token" in left_out["evit"]
     with pytest.raises(Refused, match="class token"):
-        choose(start, ["evit"], 0.7, tolerance=0.03, controls=False, say=silent)
+        choose(start, ["evit"], 0.7, tolerance=0.03, controls=False, log=silent)
 
 
 def test_a_share_that_a_method_does_not_reach_is_refused_with_the_nearest() -> None:
     start = load_model(NAME, model_args={**ARGS, "patch_size": 4})  # four patches: few settings
     with pytest.raises(Refused, match=r"tome comes no nearer to 0\.9 of the MACs than 0\.\d+"):
-        choose(start, ["tome"], 0.9, tolerance=0.001, controls=False, say=silent)
+        choose(start, ["tome"], 0.9, tolerance=0.001, controls=False, log=silent)
 
 
 def test_images_to_learn_from_are_asked_for_only_where_something_learns(tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_images_to_learn_from_are_asked_for_only_where_something_learns(tmp_path
     assert [one.name for one in found.result.standings] == ["evit", "evit-select-random", "evit-select-lowest"]
     for learns in (
         {"recovery": Recovery(epochs=1)},
-        {"contenders": ["lgvit"]},
+        {"candidates": ["lgvit"]},
         {"int8": True, "runtimes": ["openvino"]},
     ):
         with pytest.raises(BadInput, match="has no training split, only val"):
-            compare_methods(NAME, data, out=tmp_path / "other", **{"contenders": ["evit"], **given, **learns})
+            compare_methods(NAME, data, out=tmp_path / "other", **{"candidates": ["evit"], **given, **learns})
     assert not (tmp_path / "other").exists()

@@ -13,8 +13,8 @@ from leanvit.recipe import at_macs
 from leanvit.runs.compared import BASELINE, SideBySide
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.tokens.tome import ToMe
+from leanvit.verbs.candidates import choose
 from leanvit.verbs.comparing import compare_methods
-from leanvit.verbs.contenders import choose
 from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import load_model, silent
 
@@ -33,7 +33,7 @@ def test_a_method_that_breaks_is_left_out_with_a_traceback_and_tried_again(
     out, said = tmp_path / "here", []
     with monkeypatch.context() as patch:
         patch.setattr("leanvit.verbs.applying.keep_tokens", _breaks_at_tome)
-        found = compare_methods(NAME, "digits", ["tome", "evit"], out=out, say=said.append, **GIVEN)
+        found = compare_methods(NAME, "digits", ["tome", "evit"], out=out, log=said.append, **GIVEN)
     assert [one.name for one in found.result.standings] == ["evit"]
     assert found.result.left_out == {"tome": "unexpected IndexError: list index out of range"}
     assert {row.name for row in found.comparison.rows} == {BASELINE, "evit"}
@@ -56,11 +56,11 @@ def test_where_none_comes_through_the_reasons_are_the_error(tmp_path: Path, monk
 def test_named_methods_that_do_not_fit_are_left_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
     start = load_model(NAME, model_args={**ARGS, "class_token": False, "global_pool": "avg"})
     monkeypatch.setattr(ToMe, "at_macs", classmethod(lambda *_: broken()))
-    chosen, left_out = choose(start, ["evit", "tome", "stvit"], 0.7, tolerance=0.9, controls=False, say=silent)
+    chosen, left_out = choose(start, ["evit", "tome", "stvit"], 0.7, tolerance=0.9, controls=False, log=silent)
     assert [one.name for one in chosen] == ["stvit"] and "class token" in left_out["evit"]
     assert left_out["tome"].startswith("unexpected IndexError") and "in broken" in left_out.tracebacks["tome"]
     with pytest.raises(BadInput, match="no knob 'keep'"):
-        choose(start, ["stvit", "evit:keep=1"], 0.7, tolerance=0.9, controls=False, say=silent)
+        choose(start, ["stvit", "evit:keep=1"], 0.7, tolerance=0.9, controls=False, log=silent)
 
 
 def test_a_model_of_one_block_has_no_setting_of_stvit() -> None:

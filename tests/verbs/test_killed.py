@@ -133,18 +133,18 @@ def test_the_second_process_is_told_who_is_there(tmp_path) -> None:
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "in\n"
     try:
-        told = rf"--out .*run is in use by process {holder.pid} on \S+ since \S+ \(leanvit train first\)"
-        with pytest.raises(BadInput, match=told), locked(tmp_path / "run", command="", say=print):
+        payload = rf"--out .*run is in use by process {holder.pid} on \S+ since \S+ \(leanvit train first\)"
+        with pytest.raises(BadInput, match=payload), locked(tmp_path / "run", command="", log=print):
             pass
         for more in ({}, {"overwrite": True}, {"resume": True}):
-            with pytest.raises(BadInput, match=told):
+            with pytest.raises(BadInput, match=payload):
                 _train(tmp_path / "run", 0.1, **more)
     finally:
         holder.kill()
         holder.communicate()
     said: list[str] = []
-    assert new_folder(tmp_path / "run", "x", say=said.append) and "was killed" in said[0]
-    with locked(tmp_path / "run", command="", say=print):
+    assert new_folder(tmp_path / "run", "x", log=said.append) and "was killed" in said[0]
+    with locked(tmp_path / "run", command="", log=print):
         assert json.loads((tmp_path / "run" / LOCK).read_text())["pid"] == os.getpid()
     assert not [*(tmp_path / "run").iterdir()]
 
@@ -155,7 +155,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr("leanvit.runs.locking.fcntl.flock", none)
     said: list[str] = []
-    with locked(tmp_path / "run", command="", say=said.append):
+    with locked(tmp_path / "run", command="", log=said.append):
         (tmp_path / "run" / "mine").touch()
     assert "is not locked (No locks available)" in said[0]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]

@@ -59,10 +59,10 @@ def test_what_is_wrong_is_found(sick):
     assert train.duplicates == (("cat/001.png", "cat/002.png"),) and train.imbalance == 2
     assert train.formats == {"PNG": 9, "JPEG": 1, "GIF": 1} and train.widths[2] == 40
     assert found.leak is not None and found.leak.pairs == (("puppy/001.png", "puppy/000.png"),)
-    told = json.loads(json.dumps(found.to_json()))
-    assert told["splits"][0]["bad"][0]["key"] == "cat/000.png" and told["splits"][0]["imbalance"] == 2
-    assert told["splits"][0]["classes_without_images"] == ["grey"] and told["splits"][0]["constant"] == 1
-    assert told["splits"][0]["left_out"] == train.left_out and "'grey'" in told["splits"][0]["note"]
+    payload = json.loads(json.dumps(found.to_json()))
+    assert payload["splits"][0]["bad"][0]["key"] == "cat/000.png" and payload["splits"][0]["imbalance"] == 2
+    assert payload["splits"][0]["classes_without_images"] == ["grey"] and payload["splits"][0]["constant"] == 1
+    assert payload["splits"][0]["left_out"] == train.left_out and "'grey'" in payload["splits"][0]["note"]
     text = text_of(found)
     for part in (
         "1 images cannot be read",

@@ -47,7 +47,7 @@ def changed(folder: Path, **config: Any) -> None:
 
 def test_a_folder_gives_model_settings_weights_and_names(folder: Path, model: nn.Module) -> None:
     said: list[str] = []
-    loaded = load_model(f"local-dir:{folder}", say=said.append)
+    loaded = load_model(f"local-dir:{folder}", log=said.append)
     images = torch.randn(2, 1, 16, 16)
     assert torch.equal(loaded.model(images), model(images)) and is_built(f"local-dir:{folder}")
     without: dict[str, Any] = {"pretrained": False, "weights": None}
@@ -125,7 +125,7 @@ def test_a_folder_without_a_model_is_refused(case: str, folder: Path) -> None:
 def test_names_of_classes_that_are_not_as_many_are_left_and_that_is_said(folder: Path) -> None:
     changed(folder, label_names=["one", "two"])
     said: list[str] = []
-    assert load_model(f"local-dir:{folder}", say=said.append).classes == ()
+    assert load_model(f"local-dir:{folder}", log=said.append).classes == ()
     assert said[-1].endswith("its 2 names of classes are left: the model has 10")
 
 

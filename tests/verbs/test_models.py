@@ -69,7 +69,7 @@ def test_adapting_is_said_aloud_and_keeps_what_was_given() -> None:
     said: list[str] = []
     digits = lv.open_dataset("digits", "train")
     loaded = load_model(
-        NAME, model_args={"depth": 1, "img_size": 16, "patch_size": 2}, adapt_to=digits, say=said.append
+        NAME, model_args={"depth": 1, "img_size": 16, "patch_size": 2}, adapt_to=digits, log=said.append
     )
     assert said == [f"adapted {NAME} to digits: num_classes=10, in_chans=1"]
     assert loaded.preprocess.input_size == (1, 16, 16)

@@ -40,7 +40,7 @@ def four(tmp_path_factory):
 
 def test_four_channels_from_training_to_the_artefact(four, tmp_path):
     spec, out, said = f"{four}?channels=4", tmp_path / "run", []
-    train(MODEL, spec, adapt=True, model_args=ARGS, settings=SETTINGS, out=out, say=said.append, **OWN)
+    train(MODEL, spec, adapt=True, model_args=ARGS, settings=SETTINGS, out=out, log=said.append, **OWN)
     run = load_run(out)
     assert run.preprocess.input_size == (4, 16, 16) and "in_chans=4" in " ".join(said)
     assert {name: getattr(run.preprocess, name) for name in OWN} == OWN
@@ -59,7 +59,7 @@ def test_four_channels_from_training_to_the_artefact(four, tmp_path):
 def test_what_is_averaged_is_said(four, tmp_path):
     said = []
     train(
-        MODEL, f"{four}?channels=4", adapt=True, model_args=ARGS, settings=SETTINGS, out=tmp_path / "r", say=said.append
+        MODEL, f"{four}?channels=4", adapt=True, model_args=ARGS, settings=SETTINGS, out=tmp_path / "r", log=said.append
     )
     assert f"{MODEL}: mean 0.5, std 0.5 for each of 4 channels, an average; --mean and --std for others" in said
 
@@ -74,7 +74,7 @@ def test_what_compare_makes_keeps_the_range_of_its_images(tmp_path):
 def test_a_run_keeps_the_range_of_its_training(tmp_path):
     root = write(tmp_path / "d", lambda draw, kind: draw.integers(0, 4000, (16, 16)).astype(np.uint16))
     said = []
-    train(MODEL, str(root), adapt=True, model_args=ARGS, settings=SETTINGS, out=tmp_path / "r", say=said.append)
+    train(MODEL, str(root), adapt=True, model_args=ARGS, settings=SETTINGS, out=tmp_path / "r", log=said.append)
     assert load_run(tmp_path / "r").preprocess.pixel_range == (0, 4095)
     assert any("0-4095 (12 bits) taken as range" in line for line in said)
     dark = write(tmp_path / "dark", lambda draw, kind: draw.integers(0, 900, (16, 16)).astype(np.uint16))

@@ -74,7 +74,7 @@ def test_answers_are_those_of_measure_in_sorted_order_whatever_the_batch(place: 
     said: list[str] = []
     for batch in (1, 5, None):
         found = predict_file(
-            place / "run", place / "photos", out=tmp_path / f"{batch}.csv", top=3, batch=batch, say=said.append
+            place / "run", place / "photos", out=tmp_path / f"{batch}.csv", top=3, batch=batch, log=said.append
         )
         rows = rows_of(tmp_path / f"{batch}.csv")
         assert [row["image"] for row in rows] == sorted([*want.keys, "ant/05-bad.jpg"])
@@ -120,7 +120,7 @@ def test_a_runs_own_artefact_is_used_and_one_runs_alone(place: Path, tmp_path: P
         model, run / "artefacts" / "onnx", to="onnx", preprocess=lv.Preprocess.of(model), batch=5, labels=NAMES,
         multi_label=True,
     )  # fmt: skip
-    found = predict(run, whole, runtime="onnx", say=said.append)
+    found = predict(run, whole, runtime="onnx", log=said.append)
     assert [a.label for a in found] == [a.label for a in want] and not any("exporting" in line for line in said)
     assert [a.probability for a in found] == pytest.approx([a.probability for a in want], abs=1e-4)
     by_label = predict(run, whole, multi_label=True)
@@ -132,7 +132,7 @@ def test_a_runs_own_artefact_is_used_and_one_runs_alone(place: Path, tmp_path: P
 
 def test_without_an_artefact_one_is_made_and_thrown_away(place: Path) -> None:
     said: list[str] = []
-    found = predict(place / "run", place / "whole", runtime="openvino", batch=3, say=said.append)
+    found = predict(place / "run", place / "whole", runtime="openvino", batch=3, log=said.append)
     assert [a.label for a in found] == [a.label for a in predict(place / "run", place / "whole")]
     assert any("exporting to openvino" in line for line in said) and not (place / "run" / "artefacts").exists()
 
@@ -255,7 +255,7 @@ def test_only_bad_files_are_a_failure_with_their_list(place: Path, tmp_path: Pat
 def test_labels_do_not_matter_and_fresh_weights_are_said(place: Path) -> None:
     said: list[str] = []
     small = {**SMALL, "num_classes": 5}
-    found = predict("vit_tiny_patch16_224", "digits", split="val", model_args=small, batch=64, say=said.append)
+    found = predict("vit_tiny_patch16_224", "digits", split="val", model_args=small, batch=64, log=said.append)
     assert len(found) == 359 and {one.label for one in found} <= set("01234")
     assert any("fresh weights, so its answers are chance" in line for line in said)
     (shown,) = lv.predict("leanvit/cifar10_vit", place / "whole" / "ant" / "00.png")
@@ -267,7 +267,7 @@ def test_early_exits_answer_by_their_own_rule_and_say_where(tiny, tmp_path: Path
     pictures = [picture(seed).resize((16, 16)) for seed in range(12)]
     prepare = lv.Preprocess.of(model).eval_transform()
     inputs = torch.stack([prepare(one) for one in pictures])
-    model.exits.leaving.rule = Rule("confidence", (split_threshold(model, inputs),))
+    model.exits.policy.rule = Rule("confidence", (split_threshold(model, inputs),))
     with torch.no_grad():
         logits, state = model.trace(inputs)
     found = predict(model, pictures, batch=5)
@@ -282,5 +282,5 @@ def test_pictures_of_fewer_bits_than_the_training_had_are_said(tmp_path: Path, s
     model = create(lv.Root("vit_tiny_patch16_224", {**SMALL, "in_chans": 1, "num_classes": 2})).eval()
     model.preprocess = replace(lv.Preprocess.of(model), pixel_range=(0, 4095))
     said: list[str] = []
-    predict(model, tmp_path / "a.png", say=said.append)
+    predict(model, tmp_path / "a.png", log=said.append)
     assert any("look like 0-255, but are read as 0-4095" in line for line in said) == dark

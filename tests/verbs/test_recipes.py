@@ -22,7 +22,7 @@ from leanvit.tokens.stvit import STViT
 from leanvit.training import HardDistillation, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
 from leanvit.verbs import demonstration
-from leanvit.verbs.asking import ask
+from leanvit.verbs.requesting import training_request
 from matrix import every
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
@@ -127,7 +127,7 @@ def test_an_architecture_names_the_recipe_of_the_model() -> None:
     assert preset("t2t_vit", "t2t_vit_24").name == "t2t_vit_19" and preset("litv2", "litv2_base").name == "litv2_base"
     only = {"dualtoken_vit": "dualtoken_vit_imagenet", "dct_histo": "dct_histo_breakhis", "gmm_mask": "gmm_vit_cifar10"}
     assert {slug: preset(slug).name for slug in only} == only
-    found = ask("dhvt_tiny_cifar_patch4", recipe="dhvt", settings={"epochs": 20})
+    found = training_request("dhvt_tiny_cifar_patch4", recipe="dhvt", settings={"epochs": 20})
     assert found.model == "dhvt_tiny_cifar_patch4" and found.model_args == {"drop_path_rate": 0.1}
     assert found.recipe.name == "dhvt_cifar100"
     assert found.overrides == {"epochs": 20, "model": "dhvt_tiny_cifar_patch4"}
@@ -173,7 +173,7 @@ def test_another_model_goes_without_the_arguments_of_the_recipes_own(quick: Path
     said: list[str] = []
     args = {**SMALL, "depth": 3}
     found = verbs.dry_run(
-        "deit_tiny_patch16_224", "digits", recipe=quick, model_args=args, limit=40, seconds=0.0, say=said.append
+        "deit_tiny_patch16_224", "digits", recipe=quick, model_args=args, limit=40, seconds=0.0, log=said.append
     )
     assert found.model.startswith("deit_tiny") and found.overrides["model"] == "deit_tiny_patch16_224"
     assert any("instead of vit_tiny" in line for line in said)
@@ -226,7 +226,7 @@ def test_distillation_from_a_run_of_another_size(quick: Path, tmp_path: Path) ->
     teacher = run_of(tmp_path / "teacher", img_size=16)
     said: list[str] = []
     verbs.train(
-        None, "digits", recipe=quick, settings={"epochs": 1}, limit=40, out=tmp_path / "run", say=said.append,
+        None, "digits", recipe=quick, settings={"epochs": 1}, limit=40, out=tmp_path / "run", log=said.append,
         teacher=teacher, distill="soft", alpha=0.3, temperature=2.0,
     )  # fmt: skip
     assert any("resized to 16x16" in line for line in said)
@@ -322,7 +322,7 @@ def test_args_of_timm_are_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "args.yaml"
     path.write_text(ARGS)
     said: list[str] = []
-    found = verbs.dry_run(None, "digits", recipe=path, limit=40, seconds=0.0, say=said.append)
+    found = verbs.dry_run(None, "digits", recipe=path, limit=40, seconds=0.0, log=said.append)
     config = found.config
     assert config["lr"] == pytest.approx(0.001 * (20 / 80) ** 0.5)  # of AdamW with the square root
     assert config["betas"] == [0.9, 0.95] and config["warmup_lr"] == 1e-5 and config["mix_off_epoch"] == 1

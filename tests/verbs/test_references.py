@@ -53,9 +53,9 @@ def test_python_loads_it_by_name(named: Stages) -> None:
 def test_it_is_measured_under_its_name_and_the_package_stays_as_it_was(named: Stages) -> None:
     before = files(named.published.folder)
     against = ["--against", str(shutil.copytree(named.second, "mine")), "--rounds", "3"]
-    told = json.loads(run("measure", "leanvit/tiny", *against, *DIGITS, "--json").stdout)
-    assert [row["name"] for row in told["comparison"]["rows"]] == ["dense", "leanvit/tiny"]
-    assert told["file"] is None
+    payload = json.loads(run("measure", "leanvit/tiny", *against, *DIGITS, "--json").stdout)
+    assert [row["name"] for row in payload["comparison"]["rows"]] == ["dense", "leanvit/tiny"]
+    assert payload["file"] is None
     run("export", "leanvit/tiny", "--to", "torch")
     assert Path("runs/tiny-torch/artefact.json").is_file()
     assert files(named.published.folder) == before

@@ -46,7 +46,7 @@ def test_all_runtimes_are_one_table_and_what_is_missing_is_named(monkeypatch: py
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fails))
     said: list[str] = []
     measured = measure(
-        NAME, "digits", model_args=ARGS, all_runtimes=True, limit=20, rounds=3, latency_batch=2, say=said.append
+        NAME, "digits", model_args=ARGS, all_runtimes=True, limit=20, rounds=3, latency_batch=2, log=said.append
     )
     rows = {row.name: row for row in measured.comparison.rows}
     assert list(rows) == [NAME, f"{NAME} (torch.export)", f"{NAME} (openvino)"]

@@ -33,14 +33,14 @@ def test_an_average_is_taken_before_the_weights_and_that_is_said(tmp_path: Path)
         "args": argparse.Namespace(lr=0.1),
         "epoch": 7,
     }
-    load_weights(model, saved(tmp_path / "best.pth.tar", held), say=said.append)
+    load_weights(model, saved(tmp_path / "best.pth.tar", held), log=said.append)
     assert torch.equal(model.weight, average.weight) and torch.equal(model.bias, average.bias)
     assert said == ["best.pth.tar: 2 tensors of its entry 'state_dict_ema'; state_dict is left"]
 
 
 def test_a_bare_state_dict_is_taken_without_a_word(tmp_path: Path) -> None:
     model, said = linear(2), []
-    load_weights(model, saved(tmp_path / "bare.pt", linear(1).state_dict()), say=said.append)
+    load_weights(model, saved(tmp_path / "bare.pt", linear(1).state_dict()), log=said.append)
     assert torch.equal(model.weight, linear(1).weight) and not said
 
 

@@ -193,7 +193,7 @@ def test_plain_objects_beside_the_weights_are_left_alone(case: str, zipfile_: bo
     for module in ("pytorch_lightning.utilities.parsing", "omegaconf.dictconfig"):
         del sys.modules[module]  # its classes are not imported to read the file
     model, said = linear(), []
-    load_weights(model, tmp_path / "file.pth", say=said.append)
+    load_weights(model, tmp_path / "file.pth", log=said.append)
     assert torch.equal(model.weight, STATE["weight"]) and torch.equal(model.bias, STATE["bias"])
     assert said == ["file.pth: 2 tensors of its entry 'model'"]
 
@@ -202,7 +202,7 @@ def test_plain_objects_beside_the_weights_are_left_alone(case: str, zipfile_: bo
 def test_other_floats_are_converted_and_that_is_said(dtype: torch.dtype, tmp_path: Path) -> None:
     save_file({key: value.to(dtype) for key, value in STATE.items()}, tmp_path / "half.bin")
     model, said = linear(), []
-    load_weights(model, tmp_path / "half.bin", say=said.append)
+    load_weights(model, tmp_path / "half.bin", log=said.append)
     assert torch.equal(model.weight, STATE["weight"]) and model.weight.dtype == torch.float32
     name = str(dtype).removeprefix("torch.")
     assert said == [f"half.bin: 2 tensors; {name} values are converted to float32"]

@@ -184,7 +184,7 @@ def test_the_model_is_found_in_what_loops_save(case: str, tmp_path: Path) -> Non
     held, words = LOOPS[case]
     torch.save(held(), tmp_path / "file.pth")
     model, said = create(Root(NAME, {**TINY, "num_classes": 10})), []
-    load_weights(model, tmp_path / "file.pth", name=NAME, say=said.append)
+    load_weights(model, tmp_path / "file.pth", name=NAME, log=said.append)
     assert all(torch.equal(value, OWN[key]) for key, value in model.state_dict().items())
     assert said == [f"file.pth: {words}"]
 
@@ -259,7 +259,7 @@ def flax(held: Mapping[str, Tensor], depth: int = 2, heads: int = 3) -> dict[str
 def test_arrays_of_augreg(tmp_path: Path) -> None:
     np.savez(tmp_path / "augreg.npz", **flax(OWN))
     model, said = create(Root(NAME, {**TINY, "num_classes": 10})), []
-    load_weights(model, tmp_path / "augreg.npz", name=NAME, say=said.append)
+    load_weights(model, tmp_path / "augreg.npz", name=NAME, log=said.append)
     assert all(torch.equal(value, OWN[key]) for key, value in model.state_dict().items())
     assert said == ["augreg.npz: 40 arrays; the layout of Flax (AugReg)"]
 
@@ -271,7 +271,7 @@ def test_arrays_of_augreg_are_adapted_as_timm_does(more: dict[str, Any], tmp_pat
     with pytest.raises(CheckpointError, match=r"does not fit: .*\nThe file looks like: depth 2, width 24, patch 8"):
         load_weights(create(Root(NAME, arguments)), path, name=NAME)
     model, said = create(Root(NAME, arguments)), []
-    load_weights(model, path, name=NAME, adapt=True, say=said.append)
+    load_weights(model, path, name=NAME, adapt=True, log=said.append)
     overlay = {"file": str(path), "custom_load": True}
     timms = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     for key, value in timms.state_dict().items():
@@ -291,7 +291,7 @@ def test_a_pre_trained_encoder_is_taken_without_what_it_was_pre_trained_with(tmp
     model, said = create(Root(NAME, {**TINY, "num_classes": 2})), []
     with pytest.raises(CheckpointError, match="classifier head has no classes in the file, 2 in the model"):
         load_weights(model, tmp_path / "mae.pth", name=NAME)
-    load_weights(model, tmp_path / "mae.pth", name=NAME, adapt=True, say=said.append)
+    load_weights(model, tmp_path / "mae.pth", name=NAME, adapt=True, log=said.append)
     assert torch.equal(model.blocks[1].mlp.fc1.weight, mae()["model"]["blocks.1.mlp.fc1.weight"])
     assert said == [
         "mae.pth: 33 tensors of its entry 'model'; mask_token, decoder_pos_embed, decoder_blocks.0.norm1.weight left "
@@ -314,7 +314,7 @@ def test_official_swin_with_its_tables_and_buffers(tmp_path: Path) -> None:
     other, said = timm.create_model(name, **{**small, "img_size": 16}, window_size=2), []
     with pytest.raises(CheckpointError, match=r"relative_position_bias_table is \(49, 2\), not \(9, 2\)"):
         load_weights(other, tmp_path / "swin.pth", name=name)
-    load_weights(other, tmp_path / "swin.pth", name=name, adapt=True, say=said.append)
+    load_weights(other, tmp_path / "swin.pth", name=name, adapt=True, log=said.append)
     assert "layers.0.blocks.0.attn.relative_position_bias_table resized, (49, 2) to (9, 2)" in said[0]
 
 
@@ -369,7 +369,7 @@ def test_training_starts_from_a_file_and_the_run_stands_alone(tmp_path: Path) ->
         limit=16,
         settings=settings_,
         out=tmp_path / "run",
-        say=said.append,
+        log=said.append,
     )
     path.unlink()
     model = load_run(tmp_path / "run").model

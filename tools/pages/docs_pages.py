@@ -18,8 +18,8 @@ from leanvit.recipe.compat import cell
 from leanvit.recipe.registry import shaping_methods
 from leanvit.verbs.explaining import Architecture, Explanation, explain
 
-# Rooms whose names are documented, with what they are for.
-ROOMS = {
+# Packages whose names are documented, with what they are for.
+PACKAGES = {
     "leanvit": "the verbs",
     "leanvit.recipe": "methods, runs and recipes",
     "leanvit.data": "data sets, preprocessing, loaders",
@@ -42,8 +42,10 @@ def method_pages(results: Path) -> dict[str, str]:
 
 
 def reference_pages() -> dict[str, str]:
-    """Path in the docs -> markdown of mkdocstrings, a page for each of `ROOMS`."""
-    return {f"reference/{room}.md": "\n".join(_reference_page(room, purpose)) for room, purpose in ROOMS.items()}
+    """Path in the docs -> markdown of mkdocstrings, a page for each of `PACKAGES`."""
+    return {
+        f"reference/{dotted}.md": "\n".join(_reference_page(dotted, purpose)) for dotted, purpose in PACKAGES.items()
+    }
 
 
 # --- a method -------------------------------------------------------------------------------------------------------
@@ -64,41 +66,45 @@ def _index() -> Iterator[str]:
     yield from markdown_table(("first", *(f"then `{slug}`" for slug in slugs)), rows)
 
 
-def _page(told: Explanation | Architecture, results: Path) -> Iterator[str]:
-    row = told.paper
+def _page(explanation: Explanation | Architecture, results: Path) -> Iterator[str]:
+    row = explanation.paper
     yield f"# {row.slug}\n"
     link = f" ([arXiv {row.arxiv}](https://arxiv.org/abs/{row.arxiv}))" if row.arxiv else ""
     yield f"**{row.title}**{', ' + row.venue if row.venue else ''}{link}: {row.summary}.\n"
-    yield from _architecture(told, results) if isinstance(told, Architecture) else _method(told, results)
+    yield from (
+        _architecture(explanation, results) if isinstance(explanation, Architecture) else _method(explanation, results)
+    )
 
 
-def _architecture(told: Architecture, results: Path) -> Iterator[str]:
-    row, first = told.paper, next(iter(told.models))
+def _architecture(explanation: Architecture, results: Path) -> Iterator[str]:
+    row, first = explanation.paper, next(iter(explanation.models))
     yield "```python\nimport timm\n\nimport leanvit.backbones  # registers the names\n"
     yield f'model = timm.create_model("{first}", num_classes=10)\n```\n'
-    for name in told.recipes[:1]:
+    for name in explanation.recipes[:1]:
         yield f"{_smaller(row)}```bash\nleanvit train --recipe {name} --dry-run\n```\n"
     yield _text(import_module(row.module).__doc__)
     yield "\n## Models\n"
-    yield from markdown_table(("model", "what it is"), [(f"`{name}`", text) for name, text in told.models.items()])
+    yield from markdown_table(
+        ("model", "what it is"), [(f"`{name}`", text) for name, text in explanation.models.items()]
+    )
     yield "Which methods run on them: [support](../support.md).\n"
-    if told.recipes:
-        yield f"Training recipes: {', '.join(f'`{name}`' for name in told.recipes)}.\n"
+    if explanation.recipes:
+        yield f"Training recipes: {', '.join(f'`{name}`' for name in explanation.recipes)}.\n"
     yield "\n## Figures\n"
     yield from _claims(row)
     yield from _measured(row.slug, results)
 
 
-def _method(told: Explanation, results: Path) -> Iterator[str]:
-    row = told.paper
-    yield from _usage(told)
+def _method(explanation: Explanation, results: Path) -> Iterator[str]:
+    row = explanation.paper
+    yield from _usage(explanation)
     yield _text(import_module(row.module).__doc__)
     yield "\n## Knobs\n"
     yield from markdown_table(
         ("knob", "default", "meaning", "accepted", "example"),
         [
             (f"`{k.name}`", f"`{json.dumps(k.default)}`", _text(k.meaning), _text(k.accepts), f"`{k.example}`")
-            for k in told.knobs
+            for k in explanation.knobs
         ],
     )
     if row.models:
@@ -107,7 +113,7 @@ def _method(told: Explanation, results: Path) -> Iterator[str]:
     elsewhere = {*_ELSEWHERE, *(f"with {slug}" for slug in known_papers().keys() - papers().keys())}
     yield "\n## What it asks and changes\n"
     yield from markdown_table(
-        ("question", "answer"), [(name, text) for name, text in told.facts().items() if name not in elsewhere]
+        ("question", "answer"), [(name, text) for name, text in explanation.facts().items() if name not in elsewhere]
     )
     yield "\n## Figures\n"
     yield from _claims(row)
@@ -120,9 +126,9 @@ def _smaller(card: Card) -> str:
     return "".join(f"<!-- test: model-arg={_knobs({k: given[k]})} -->\n" for k in ("depth", "depths") if k in given)
 
 
-def _usage(told: Explanation) -> Iterator[str]:
+def _usage(explanation: Explanation) -> Iterator[str]:
     """The command that applies it. The test of a page's commands runs it with the small knobs of the card."""
-    row = told.paper
+    row = explanation.paper
     with_ = f"{row.slug}:{row.knobs.shown}" if row.knobs.shown else row.slug
     marker = f"<!-- test: with={row.slug}:{_knobs(row.knobs.small)} -->\n" if row.knobs.shown else ""
     yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
@@ -183,24 +189,24 @@ def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
 # --- the reference --------------------------------------------------------------------------------------------------
 
 
-def _reference_page(room: str, purpose: str) -> Iterator[str]:
-    yield f"# `{room}`: {purpose}\n"
-    package = import_module(room)
+def _reference_page(dotted: str, purpose: str) -> Iterator[str]:
+    yield f"# `{dotted}`: {purpose}\n"
+    package = import_module(dotted)
     for name in sorted(package.__all__, key=str.lower):
         home = _home(package, name)
-        other = _documented_in(room, name) if home is not None else None
+        other = _documented_in(dotted, name) if home is not None else None
         if other is not None:
             yield f"- `{name}`: see [`{other}.{name}`]({other}.md#{home}.{name})\n"
         elif home is not None:
             yield f"::: {home}.{name}\n"
 
 
-def _documented_in(room: str, name: str) -> str | None:
+def _documented_in(dotted: str, name: str) -> str | None:
     """The page of a package below that documents a name of `leanvit`: each name has one place in the reference."""
-    if room != "leanvit":
+    if dotted != "leanvit":
         return None
-    value = getattr(import_module(room), name)
-    below = (other for other in ROOMS if other != room and name in import_module(other).__all__)
+    value = getattr(import_module(dotted), name)
+    below = (other for other in PACKAGES if other != dotted and name in import_module(other).__all__)
     return next((other for other in below if getattr(import_module(other), name) is value), None)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from leanvit import cards
 from leanvit.errors import unknown
 from leanvit.files import write_atomic
-from pages import docs_pages, headlines, outlets, performance, readme, references, support
+from pages import docs_pages, headlines, performance, readme, references, runtimes, support
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -41,7 +41,7 @@ PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "references": lambda: {"docs/references.md": references.page()},
     "performance": lambda: {"docs/performance.md": performance.page(RESULTS)},
     "support": lambda: {"docs/support.md": support.page(list(support.cells()))},
-    "outlets": lambda: _renewed("docs/outlets.md", lambda text: outlets.renewed(text, outlets.cells())),
+    "runtimes": lambda: _renewed("docs/runtimes.md", lambda text: runtimes.renewed(text, runtimes.cells())),
 }
 
 

@@ -72,17 +72,17 @@ def table_lines(content: Content, table: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in rows_at(content, table["rows"]) if all(row.get(k) == v for k, v in wanted.items())]
     keys = [one for key in table["columns"] for one in _matching(key, rows)]
     cells = [[_cell(value_at(row, key), columns[pattern]) for key, pattern, _ in keys] for row in rows]
-    told = [row for row in cells if any(cell for cell, (key, *_) in zip(row, keys, strict=True) if key != "name")]
-    filled = [i for i in range(len(keys)) if any(row[i] for row in told)]
+    summary = [row for row in cells if any(cell for cell, (key, *_) in zip(row, keys, strict=True) if key != "name")]
+    filled = [i for i in range(len(keys)) if any(row[i] for row in summary)]
     headings = [_heading(columns[pattern], found) for _, pattern, found in keys]
-    if not told:
+    if not summary:
         return
     if caption := table.get("caption"):
         yield f"\n{caption.format(**content)}:\n"
-    if len(told) == 1:
-        yield from markdown_table(("", ""), [(headings[i], told[0][i]) for i in filled])
+    if len(summary) == 1:
+        yield from markdown_table(("", ""), [(headings[i], summary[0][i]) for i in filled])
     else:
-        yield from markdown_table([headings[i] for i in filled], [[row[i] for i in filled] for row in told])
+        yield from markdown_table([headings[i] for i in filled], [[row[i] for i in filled] for row in summary])
 
 
 def rows_at(content: Content, path: str) -> list[Content]:

@@ -1,4 +1,4 @@
-"""Floor 0: the vision transformer written once (operations, score pipeline, state, adapters)."""
+"""Layer 0: the vision transformer written once (operations, score pipeline, state, adapters)."""
 
 from leanvit.anatomy.adapters import close_model, open_model
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops

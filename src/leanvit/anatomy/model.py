@@ -86,15 +86,15 @@ class OpenModel(nn.Module, ABC):
     @contextmanager
     def whole_depth(self) -> Iterator[None]:
         """Inside, no image leaves early; the heads of exits run nevertheless."""
-        leaving = None if self.exits is None else self.exits.leaving
-        rule = getattr(leaving, "rule", None)
+        policy = None if self.exits is None else self.exits.policy
+        rule = getattr(policy, "rule", None)
         try:
-            if leaving is not None:
-                leaving.rule = None
+            if policy is not None:
+                policy.rule = None
             yield
         finally:
-            if leaving is not None:
-                leaving.rule = rule
+            if policy is not None:
+                policy.rule = rule
 
     @contextmanager
     def without_exits(self) -> Iterator[None]:
@@ -173,7 +173,7 @@ class OpenModel(nn.Module, ABC):
         return any(getattr(term, "positional", False) for term in terms)
 
     @property
-    def reads_places(self) -> bool:
+    def reads_positions(self) -> bool:
         """Whether its attention reads where in the grid tokens are (rotary positions, relative biases, windows)."""
         return self.positional
 
@@ -188,7 +188,7 @@ class OpenModel(nn.Module, ABC):
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),
-            "free_attention": len(self.blocks) > 0 and not self.reads_places,
+            "free_attention": len(self.blocks) > 0 and not self.reads_positions,
         }
         return frozenset(name for name, true in has.items() if true)
 

@@ -31,13 +31,13 @@ class State:
     trace: bool = False  # follow each patch: fill `owner`
     tap: frozenset[str] = frozenset()  # names of intermediate results to keep in `taps`
     extra: Mapping[str, Any] = field(default_factory=dict)  # context of one method, under the method's own key
-    positional: bool = False  # blocks read where tokens are (rotary positions, relative bias): `places` must be kept
+    positional: bool = False  # blocks read where tokens are (rotary positions, relative bias): `positions` must be kept
     rope: Tensor | None = None  # (..., P, 2 d) sines and cosines of each patch of the grid
     position_bias: Tensor | None = None  # ([1,] H, prefix + P, prefix + P), shared by all blocks
 
     # results out
     size: Tensor | None = None  # (B, N) patches that each token stands for; None: one each
-    places: Tensor | None = None  # (B, N - num_prefix) int64, where in the grid each patch token is; None: in order
+    positions: Tensor | None = None  # (B, N - num_prefix) int64, where in the grid each patch token is; None: in order
     owner: Tensor | None = None  # (B, P) int64, the token that holds each patch; -1: dropped
     cls_attn: Tensor | None = None  # (B, N - num_prefix) class attention, only inside a block that asks for it
     keys: Tensor | None = None  # (B, H, N, d) keys, only inside a block that asks for them; B counts windows if cut
@@ -64,17 +64,19 @@ class State:
         return replace(self, tokens=(*self.tokens, tokens), patch_tokens=patch_tokens)
 
     def taken(self, index: Tensor) -> State:
-        """A copy after patch tokens were taken by `index` (B, K) int64: their places in the grid go with them."""
+        """A copy after patch tokens were taken by `index` (B, K) int64: their positions in the grid go with them."""
         if not self.positional:
             return self
-        return replace(self, places=index if self.places is None else self.places.gather(1, index))
+        return replace(self, positions=index if self.positions is None else self.positions.gather(1, index))
 
     def rows(self, index: Tensor) -> State:
         """A copy for some images of the batch, `index` (K,) int64. `taps` and `losses` stay those of all."""
         return replace(
             self,
             **{
-                name: value[index] for name in ("size", "places", "owner") if (value := getattr(self, name)) is not None
+                name: value[index]
+                for name in ("size", "positions", "owner")
+                if (value := getattr(self, name)) is not None
             },
         )
 

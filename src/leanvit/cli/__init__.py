@@ -1,1 +1,1 @@
-"""Floor 5: the command line, one file per verb, each a thin shell over one call of `leanvit.verbs`."""
+"""Layer 5: the command line, one file per verb, each a thin shell over one call of `leanvit.verbs`."""

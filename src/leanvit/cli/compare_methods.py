@@ -86,7 +86,7 @@ def command(
             out=out,
             resume=resume,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
     if as_json:

@@ -107,13 +107,13 @@ def command(
             out=out,
             resume=resume,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
     if as_json:
         output.print_json(result.to_json())
         return
-    output.print_rich(result.asked_table())
+    output.print_rich(result.target_table())
     if result.comparison is not None:
         output.print_rich(result.comparison.table(wide=wide))
     output.show(f"{result.folder}: {result.label}. Next: {shlex.join(['leanvit', 'report', str(result.folder)])}")

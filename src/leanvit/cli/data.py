@@ -47,7 +47,7 @@ def command(
             seed=seed,
             **preprocess_settings(mean, std, crop_pct, interpolation),
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
         )
     if as_json:
         output.print_json(found.to_json())

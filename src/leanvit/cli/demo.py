@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report."""
     with output.stdout_for_result():
-        result = load_verb("demo")(out, epochs=epochs, overwrite=overwrite, say=output.say, command=command_line())
+        result = load_verb("demo")(out, epochs=epochs, overwrite=overwrite, log=output.log, command=command_line())
     if as_json:
         output.print_json(result.to_json())
     else:

@@ -12,7 +12,7 @@ import time
 from importlib.metadata import PackageNotFoundError, metadata
 from types import FrameType
 
-from leanvit.cli.output import place, plain
+from leanvit.cli.output import plain, process
 from leanvit.errors import BadInput, LeanvitError, Refused
 
 _PATIENCE = 8  # seconds that other threads have to end after a Ctrl-C
@@ -34,13 +34,13 @@ def explain(error: BaseException) -> int:
     """Say what went wrong on stderr, in one line where there is one; returns the exit code."""
     interrupt = _interrupt_behind(error)
     if interrupt is not None or _pressed.is_set():
-        _say(str(interrupt or "") or "interrupted")
+        _log(str(interrupt or "") or "interrupted")
         return 130
     if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
         _drop_stdout()
         return 1
     if isinstance(error, LeanvitError | OSError):
-        _say(str(error) or type(error).__name__)
+        _log(str(error) or type(error).__name__)
         return 2 if isinstance(error, BadInput | Refused) else 1
     said = " ".join(f"{type(error).__name__}: {error}".split())
     said = said if len(said) <= 300 else f"{said[:297]}..."
@@ -51,9 +51,9 @@ def explain(error: BaseException) -> int:
     return 1
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     """One line; of several processes of torchrun, which share an error that is foreseen, the first one says it."""
-    if place()[0] == 0:
+    if process()[0] == 0:
         print(plain(f"leanvit: {text}"), file=sys.stderr)
 
 

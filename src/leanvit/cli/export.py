@@ -53,7 +53,7 @@ def command(
             **preprocess_settings(mean, std, crop_pct, interpolation),
             out=out,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
     if as_json:

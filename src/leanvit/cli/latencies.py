@@ -51,7 +51,7 @@ def command(
             weights=weights,
             out=out,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             progress=progress,
         )
     if as_json:

@@ -52,7 +52,7 @@ class _Program(Verbs):
         """An old name of a command works, and warns on stderr."""
         if args[0] in _RENAMED:
             new = _RENAMED[args[0]]
-            output.say(f"leanvit: warning: the command {args[0]} is now {new}; the old name goes in the next release")
+            output.log(f"leanvit: warning: the command {args[0]} is now {new}; the old name goes in the next release")
             args = [new, *args[1:]]
         return super().resolve_command(ctx, args)
 
@@ -104,7 +104,7 @@ def program(
 
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
-    processes = output.place()[1]
+    processes = output.process()[1]
     if processes > 1 and ctx.invoked_subcommand != train.NAME:
         raise BadInput(
             f"{ctx.invoked_subcommand} runs in one process, but torchrun started {processes}: start it without"
@@ -137,7 +137,7 @@ def main() -> None:
     # Threads that wait for one another sleep instead of spinning: with one core taken by another program, spinning
     # makes small training steps more than ten times slower. Read when PyTorch is loaded; a value that is set stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if output.place()[1] > 1:  # of DDP, that a flag costs time which odd models need; read when PyTorch is loaded
+    if output.process()[1] > 1:  # of DDP, that a flag costs time which odd models need; read when PyTorch is loaded
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     ending.note_interrupts()
     for stream in (sys.stdout, sys.stderr):

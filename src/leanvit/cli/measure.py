@@ -1,4 +1,4 @@
-"""`leanvit measure`: a run beside others, on the same images and in turns: accuracy, speed, size."""
+"""`leanvit measure`: a run beside others, on the same images, interleaved: accuracy, speed, size."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def command(
             limit=limit,
             out=out,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
     if as_json:

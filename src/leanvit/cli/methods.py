@@ -55,8 +55,8 @@ def _one(slug: str, as_json: bool) -> None:
     from leanvit.cards import paper
 
     row = paper(slug)  # a wrong name shows before anything heavy is imported
-    told = load_verb("explain")(row.slug)
+    explanation = load_verb("explain")(row.slug)
     if as_json:
-        output.print_json(told.to_json())
+        output.print_json(explanation.to_json())
     else:
-        output.print_rich(*told.rich())
+        output.print_rich(*explanation.rich())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 
-def place() -> tuple[int, int]:
+def process() -> tuple[int, int]:
     """(rank, number of processes) as torchrun says; (0, 1) without. The first process speaks for all."""
     try:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -37,7 +37,7 @@ def plain(text: str) -> str:
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape", "backslashreplace").decode(), text)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One line of progress."""
     print(plain(line), file=sys.stderr, flush=True)
 
@@ -76,7 +76,7 @@ def quiet_libraries(quiet: bool = True) -> Iterator[None]:
 
 def _show_own(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
     if Path(filename).is_relative_to(Path(leanvit.__file__).parent) and not issubclass(category, DeprecationWarning):
-        say(f"leanvit: warning: {message}")
+        log(f"leanvit: warning: {message}")
 
 
 def print_json(value: Any) -> None:

@@ -74,7 +74,7 @@ def command(
             pretrained=pretrained,
             weights=weights,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             progress=progress,
         )
     if as_json:

@@ -57,7 +57,7 @@ def command(
             class_names=class_names,
             limit=limit,
             overwrite=overwrite,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
     if as_json:

@@ -92,7 +92,7 @@ def validate(
 
     recipe = load_train_recipe(file)
     for remark in recipe.remarks:
-        output.say(remark)
+        output.log(remark)
     if as_json:
         output.print_json(_whole(recipe))
         return

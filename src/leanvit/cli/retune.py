@@ -29,5 +29,5 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    output.print_rich(result.asked_table())
+    output.print_rich(result.target_table())
     output.show(f"{result.folder}: {result.label}")

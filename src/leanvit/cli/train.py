@@ -107,10 +107,10 @@ def command(
             overwrite=overwrite,
             tensorboard=tensorboard,
             keep=keep,
-            say=output.say,
+            log=output.log,
             command=command_line(),
         )
-    if output.place()[0] > 0:
+    if output.process()[0] > 0:
         return
     if as_json:
         output.print_json(result.to_json())
@@ -123,7 +123,7 @@ def command(
 
 def _dry_run(name: str | None, spec: str | None, asked: dict[str, Any], as_json: bool) -> None:
     with output.stdout_for_result():
-        found = load_verb("dry_run")(name, spec, **asked, say=output.say)
+        found = load_verb("dry_run")(name, spec, **asked, log=output.log)
     if as_json:
         output.print_json(found.to_json())
     else:

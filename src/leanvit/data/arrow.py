@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leanvit.data import labels as labelling
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.errors import BadInput, MissingExtra
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def find_columns(schema: pa.Schema, *, where: str) -> Columns:
         for what, found in (("images", images), ("labels", labels))
         if len(found) > 1
     ]
-    told = labelling.told_apart(names)
-    if told != names:
-        new = ", ".join(repr(name) for name, old in zip(told, names, strict=True) if name != old)
+    distinct = labelling.distinct_names(names)
+    if distinct != names:
+        new = ", ".join(repr(name) for name, old in zip(distinct, names, strict=True) if name != old)
         notes.append(f"names of classes that are blank or come twice get their index: {new[:120]}")
-    return Columns(images[0], labels[0], tuple(told) or None, "; ".join(notes))
+    return Columns(images[0], labels[0], tuple(distinct) or None, "; ".join(notes))
 
 
 def same_names(columns: Iterable[Columns], *, where: str) -> tuple[str, ...] | None:
@@ -88,24 +88,26 @@ def same_names(columns: Iterable[Columns], *, where: str) -> tuple[str, ...] | N
 
 
 def class_names(
-    names: tuple[str, ...] | None, values: Mapping[str, Sequence[object]], places: Mapping[str, Places]
+    names: tuple[str, ...] | None, values: Mapping[str, Sequence[object]], locations: Mapping[str, RowLocations]
 ) -> list[str]:
     """Names from the schema, else the distinct labels of all splits (`labels.names_of`)."""
     if names:
         return list(names)
-    return labelling.names_of((labelling.texts_of(values[split], places[split]), places[split]) for split in values)
+    return labelling.names_of(
+        (labelling.texts_of(values[split], locations[split]), locations[split]) for split in values
+    )
 
 
 def targets_of(
-    values: Sequence[object], classes: Sequence[str], names: tuple[str, ...] | None, places: Places
+    values: Sequence[object], classes: Sequence[str], names: tuple[str, ...] | None, locations: RowLocations
 ) -> np.ndarray:
     """(N,) int64 class indices. Raises BadInput, naming the row, for a missing label or one outside the classes.
 
     names: those of the schema, if any: then whole numbers are indices; else they are names of classes themselves.
     """
     if names:
-        return labelling.named_targets(values, classes, places)
-    return labelling.class_targets(labelling.texts_of(values, places), classes, places)
+        return labelling.named_targets(values, classes, locations)
+    return labelling.class_targets(labelling.texts_of(values, locations), classes, locations)
 
 
 def keys_of(paths: list[str | None] | None, count: int, *, split: str) -> tuple[tuple[str, ...], str]:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leanvit.data.labels import told_apart
+from leanvit.data.labels import distinct_names
 from leanvit.errors import BadInput, printable, unknown
 
 CLASS_NAMES = ("by-name", "by-position")
@@ -79,7 +79,7 @@ def match_classes(
         raise BadInput(_other_number(outputs, len(found), model, data))
     if not known:
         return _without_names(outputs, found, exact, model, data)
-    if known == found or told_apart(known) == told_apart(found):
+    if known == found or distinct_names(known) == distinct_names(found):
         return Matched(tuple(range(outputs)), outputs)
     ours, theirs = (tuple(map(_normal, names)) for names in (known, found))
     for what, names in ((model, ours), (data, theirs)):

@@ -19,7 +19,7 @@ _NAMED = 5  # folders beside splits, or classes, that are named
 
 
 @dataclass(frozen=True)
-class Place:
+class ClassFolders:
     """A folder of class folders."""
 
     path: Path
@@ -33,7 +33,7 @@ class Layout:
     """Where the class folders of each split lie, and what lies beside the splits."""
 
     root: Path
-    splits: Mapping[str, Place]  # by "train", "val", "test"; or "all"
+    splits: Mapping[str, ClassFolders]  # by "train", "val", "test"; or "all"
     around: frozenset[Identity]  # where no link is followed to
     note: str = ""  # the reading that was taken, where names admit two
     beside: tuple[tuple[Sub, str], ...] = ()  # folders that are no part of a split, and why: `3 in test/, which ...`
@@ -49,15 +49,15 @@ def layout_of(spec: str, root: Path, asked: str | None) -> Layout:
     Raises BadInput where neither reading has a class, or a split comes twice; OSError.
     """
     outer = foldertree.around(root)
-    place = _place(root, outer, "")
+    held = _class_folders(root, outer, "")
     if asked == "classes":
-        return _as_classes(spec, root, place, outer)
-    named = {sub: _place(sub.path, outer, f"{sub.name}/") for sub in place.classes if canonical_split(sub.name)}
+        return _as_classes(spec, root, held, outer)
+    named = {sub: _class_folders(sub.path, outer, f"{sub.name}/") for sub in held.classes if canonical_split(sub.name)}
     labelled = {sub: inner for sub, inner in named.items() if inner.classes}
-    others = [sub for sub in place.classes if sub not in named]
+    others = [sub for sub in held.classes if sub not in named]
     splits = {canonical_split(sub.name) for sub in labelled}
     if labelled and (asked == "splits" or not others or ("train" in splits and len(splits) > 1)):
-        return _as_splits(spec, root, place, labelled, outer, asked=asked)
+        return _as_splits(spec, root, held, labelled, outer, asked=asked)
     if asked == "splits":
         raise BadInput(
             f"data {spec!r}: layout=splits, but no folder named train, val or test has class folders with images in it"
@@ -68,39 +68,39 @@ def layout_of(spec: str, root: Path, asked: str | None) -> Layout:
             "train/<class>/<image>, or the labels in a table (FILE.csv, list:FILE); ?layout=classes takes folders of "
             "these names as classes"
         )
-    return _as_classes(spec, root, place, outer, note=_classes_note(place, named, labelled))
+    return _as_classes(spec, root, held, outer, note=_classes_note(held, named, labelled))
 
 
-def _as_classes(spec: str, root: Path, place: Place, outer: frozenset[Identity], note: str = "") -> Layout:
-    if not place.classes:
-        raise BadInput(f"data {spec!r} {_nothing(root, place, outer)}")
-    return Layout(root, {"all": place}, outer, note)
+def _as_classes(spec: str, root: Path, held: ClassFolders, outer: frozenset[Identity], note: str = "") -> Layout:
+    if not held.classes:
+        raise BadInput(f"data {spec!r} {_nothing(root, held, outer)}")
+    return Layout(root, {"all": held}, outer, note)
 
 
 def _as_splits(
     spec: str,
     root: Path,
-    place: Place,
-    labelled: Mapping[Sub, Place],
+    held: ClassFolders,
+    labelled: Mapping[Sub, ClassFolders],
     outer: frozenset[Identity],
     *,
     asked: str | None,
 ) -> Layout:
-    splits: dict[str, Place] = {}
+    splits: dict[str, ClassFolders] = {}
     for name in ("train", "val", "test"):
         of_name = [sub for sub in labelled if canonical_split(sub.name) == name]
         if len(of_name) > 1:
             raise BadInput(f"data {spec!r} holds two {name} splits: {of_name[0].name}/ and {of_name[1].name}/")
         if of_name:
             splits[name] = labelled[of_name[0]]
-    aside = [sub for sub in (*place.classes, *place.without) if sub not in labelled]
-    unlabelled = [sub for sub in place.classes if sub in aside and canonical_split(sub.name)]
+    aside = [sub for sub in (*held.classes, *held.without) if sub not in labelled]
+    unlabelled = [sub for sub in held.classes if sub in aside and canonical_split(sub.name)]
     if "train" not in splits and any(canonical_split(sub.name) == "train" for sub in unlabelled):
         raise BadInput(
             f"data {spec!r}: train/ holds images, but no class folders as {_folders(labelled)}; expected "
             "train/<class>/<image>; ?layout=classes takes folders of these names as classes"
         )
-    others = [sub for sub in place.classes if sub in aside and sub not in unlabelled]
+    others = [sub for sub in held.classes if sub in aside and sub not in unlabelled]
     by_name = len(others) <= _NAMED
     beside = [
         (
@@ -114,16 +114,16 @@ def _as_splits(
         for sub in aside
     ]
     note = "" if asked else _splits_note(labelled, unlabelled, others)
-    return Layout(root, splits, outer, note, tuple(beside), place.loose)
+    return Layout(root, splits, outer, note, tuple(beside), held.loose)
 
 
-def _place(path: Path, outer: frozenset[Identity], where: str) -> Place:
+def _class_folders(path: Path, outer: frozenset[Identity], where: str) -> ClassFolders:
     found = foldertree.listing(path, outer, where=where)
     loose = found.left_out
     if found.images:
         loose.files[_IN_NO_CLASS] += len(found.images)
     held = {sub: foldertree.holds_image(sub, outer) for sub in found.folders}
-    return Place(path, tuple(s for s in held if held[s]), tuple(s for s in held if not held[s]), loose)
+    return ClassFolders(path, tuple(s for s in held if held[s]), tuple(s for s in held if not held[s]), loose)
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------
@@ -143,12 +143,12 @@ def _splits_note(labelled: Iterable[Sub], unlabelled: list[Sub], others: list[Su
     return f"{', '.join(parts)} (?layout=classes takes every folder as a class)"
 
 
-def _classes_note(place: Place, named: Iterable[Sub], labelled: Iterable[Sub]) -> str:
+def _classes_note(held: ClassFolders, named: Iterable[Sub], labelled: Iterable[Sub]) -> str:
     """What is said where folders are named like splits, but taken as classes; nothing where none is named so."""
     names = list(named)
     if not names:
         return ""
-    others = [sub for sub in place.classes if sub not in names]
+    others = [sub for sub in held.classes if sub not in names]
     what = "is taken as a class" if len(names) == 1 else "are taken as classes"
     if list(labelled):
         other = "?layout=splits takes it as a split" if len(names) == 1 else "?layout=splits takes them as splits"
@@ -158,16 +158,16 @@ def _classes_note(place: Place, named: Iterable[Sub], labelled: Iterable[Sub]) -
     return f"{_folders(names)} {what} like {_folders(others)} ({other})"
 
 
-def _nothing(root: Path, place: Place, outer: frozenset[Identity]) -> str:
+def _nothing(root: Path, held: ClassFolders, outer: frozenset[Identity]) -> str:
     """What is said of a folder that has no class."""
     endings = " ".join(sorted(EXTENSIONS))
     left = LeftOut()
-    left.add(place.loose)
-    for sub in place.without:
+    left.add(held.loose)
+    for sub in held.without:
         left.add(foldertree.survey(sub, outer, where=f"{sub.name}/").left_out)
     there = ", ".join(f"{count} {reason}" for reason, count in left.reasons().items())
     there = f" (there are {there})" if there else ""
-    if place.without:
+    if held.without:
         return f"has no images below {root.resolve().name}/{there}; endings: {endings}"
     expected = "expected <class>/<image> or train/<class>/<image>, images with one of the endings"
     return f"holds no class folders{there}; {expected} {endings}"

@@ -58,10 +58,10 @@ class LeftOut:
         files: Counter[str] = Counter()
         for reason, count in self.files.items():
             files[_OTHER_ENDING if reason in rare else reason] += count
-        told = dict(files.most_common())
+        counts = dict(files.most_common())
         for kind, names in self.named.items():
-            told[f"{kind[len(names) > 1]} ({some(sorted(names))})"] = len(names)
-        return told
+            counts[f"{kind[len(names) > 1]} ({some(sorted(names))})"] = len(names)
+        return counts
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from PIL import Image
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
 from leanvit.errors import BadInput
@@ -44,8 +44,8 @@ def hub_source(parsed: Spec) -> Source:
     }
     names = arrow.same_names(columns.values(), where=f"data {spec!r}")
     labels = {split: _arrow_column(table, columns[split].label).to_pylist() for split, table in tables.items()}
-    places = {split: Places(f"data {spec!r}, {split}", "row {}".format) for split in tables}
-    classes = arrow.class_names(names, labels, places)
+    locations = {split: RowLocations(f"data {spec!r}, {split}", "row {}".format) for split in tables}
+    classes = arrow.class_names(names, labels, locations)
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes)
         for split, table in tables.items()
@@ -121,7 +121,7 @@ def _open(
         images_only = images_only.cast_column(columns.image, library.Image(decode=False))
     paths = arrow.image_paths(_arrow_column(images_only, columns.image))
     keys, note = arrow.keys_of(paths, len(table), split=split)
-    places = Places(f"data {spec!r}, {split}", lambda row: f"row {row}, image {keys[row]!r}")
+    locations = RowLocations(f"data {spec!r}, {split}", lambda row: f"row {row}, image {keys[row]!r}")
     images = _Rows(images_only, columns.image, keys)
     channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
     return Dataset(
@@ -130,7 +130,7 @@ def _open(
         split=split,
         classes=classes,
         keys=keys,
-        targets=arrow.targets_of(labels, classes, columns.names, places),
+        targets=arrow.targets_of(labels, classes, columns.names, locations),
         rows=np.arange(len(table)),
         images=images,
         channels=channels,

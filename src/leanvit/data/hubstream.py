@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.data import arrow
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source
 from leanvit.data.stream import Encoded, Stream, as_bytes, in_epochs, probe_stream
@@ -50,8 +50,8 @@ class HubShard:
             yield Encoded(encoded or b"", known[same], key)
 
     def _target(self, label: object, row: int, key: str) -> int:
-        places = Places(self.name, lambda _: f"row {row}, image {key!r}")
-        return int(arrow.targets_of([label], self.classes, self.classes if self.named else None, places)[0])
+        locations = RowLocations(self.name, lambda _: f"row {row}, image {key!r}")
+        return int(arrow.targets_of([label], self.classes, self.classes if self.named else None, locations)[0])
 
 
 def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
@@ -65,14 +65,14 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     values: dict[str, list[object]] = {}
     names = arrow.same_names((columns for _, columns in splits.values()), where=f"data {spec.text!r}")
     for split, (table, columns) in splits.items():
-        told = getattr((table.info.splits or {}).get(table.split), "num_examples", 0) if table.info.splits else 0
-        if told and names:
-            counts[split] = told
+        images = getattr((table.info.splits or {}).get(table.split), "num_examples", 0) if table.info.splits else 0
+        if images and names:
+            counts[split] = images
             continue
         values[split] = [line[columns.label] for line in table.select_columns([columns.label])]
         counts[split] = len(values[split])
-    places = {split: Places(f"data {spec.text!r}, {split}", "row {}".format) for split in values}
-    classes = arrow.class_names(names, values, places)
+    locations = {split: RowLocations(f"data {spec.text!r}, {split}", "row {}".format) for split in values}
+    classes = arrow.class_names(names, values, locations)
     opened = {
         split: partial(_open, spec, split, table, columns, classes, counts[split])
         for split, (table, columns) in splits.items()

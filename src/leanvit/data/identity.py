@@ -30,19 +30,19 @@ def identity(dataset: AnyDataset) -> dict[str, Any]:
 
     Of a stream: the names of its parts in place of keys and labels, and its first images (with their labels).
     """
-    told = {"spec": dataset.spec, "split": dataset.split, "images": len(dataset), "classes": _of(dataset.classes)}
+    payload = {"spec": dataset.spec, "split": dataset.split, "images": len(dataset), "classes": _of(dataset.classes)}
     if isinstance(dataset, Dataset):
         labels = np.ascontiguousarray(dataset.targets)
-        told |= {
+        payload |= {
             "keys": _of(dataset.keys),
             "labels": hashlib.sha256(f"{labels.dtype} {labels.shape}".encode() + labels.tobytes()).hexdigest(),
             "samples": hashlib.sha256(_joined(dataset.keys) + labels.tobytes()).hexdigest(),  # all that 0.1 looked at
         }
-        places = np.unique(np.linspace(0, len(dataset) - 1, min(LOOKS, len(dataset))).astype(int))
-        return {**told, "pixels": {dataset.keys[i]: _looked(partial(dataset.__getitem__, int(i))) for i in places}}
-    told["parts"] = _of([part.name for part in dataset.parts])
+        indices = np.unique(np.linspace(0, len(dataset) - 1, min(LOOKS, len(dataset))).astype(int))
+        return {**payload, "pixels": {dataset.keys[i]: _looked(partial(dataset.__getitem__, int(i))) for i in indices}}
+    payload["parts"] = _of([part.name for part in dataset.parts])
     first = islice(dataset.pass_over(), min(LOOKS, len(dataset)))
-    return {**told, "pixels": {item.key: _looked(partial(dataset.read, item), labels=True) for item in first}}
+    return {**payload, "pixels": {item.key: _looked(partial(dataset.read, item), labels=True) for item in first}}
 
 
 def changes(was: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> list[str]:
@@ -56,15 +56,15 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for key in ("spec", "split", "images"):
         if key in was and was[key] != now.get(key):
             yield f"data.{key} was {was[key]!r} and is now {now.get(key)!r}"
-    told = [key for key in _SUMS if key in was and was[key] != now.get(key)]
-    for key in told:
-        if key != "samples" or not {"keys", "labels"} & {*told}:  # which of both is said already
+    changed = [key for key in _SUMS if key in was and was[key] != now.get(key)]
+    for key in changed:
+        if key != "samples" or not {"keys", "labels"} & {*changed}:  # which of both is said already
             yield f"data: {_SUMS[key]}"
     before, after = was.get("pixels", {}), now.get("pixels", {})
     both = [key for key in before if key in after and before[key] != after[key]]
     if both:
         yield f"data: the pixels changed of {', '.join(map(repr, both))} ({len(before)} images were compared)"
-    elif "pixels" in was and {*before} != {*after} and not told:
+    elif "pixels" in was and {*before} != {*after} and not changed:
         yield "data: its images come in another order"
 
 

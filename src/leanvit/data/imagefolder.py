@@ -146,13 +146,13 @@ def _inner_folders(spec: str, layout: Layout, keys: list[str]) -> str:
     if example is None:
         return ""
     first = next(iter(inner.values()))
-    told = f"folders inside class folders belong to the class, like {printable(example)}/"
+    note = f"folders inside class folders belong to the class, like {printable(example)}/"
     if loose or len(first) < 2 or any(names != first for names in inner.values()):
-        return told
+        return note
     names = some(f"{printable(name)}/" for name in sorted(first))
     if len(inner) == 1:
-        return f"{told} (where {names} are the classes or splits, open {printable(next(iter(inner)))}/ itself)"
-    return told if layout.note else f"{told} (where {names} are the classes, name the outer folders train/ and val/)"
+        return f"{note} (where {names} are the classes or splits, open {printable(next(iter(inner)))}/ itself)"
+    return note if layout.note else f"{note} (where {names} are the classes, name the outer folders train/ and val/)"
 
 
 def _require_text(spec: str, names: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 A label is a name of 1 to `MOST_CHARACTERS` characters without control characters, or a whole number from 0. Blanks
 around it do not count, nor how an accent is encoded (texts are in Unicode's NFC); 2.0 is 2, and True and False are
-names. Refused, with the place where it stands: what is empty or missing, a negative number, one with a fraction, nan.
+names. Refused, with its location: what is empty or missing, a negative number, one with a fraction, nan.
 The classes of a data set are the distinct labels of all its splits: in the order of numbers if every one is a whole
 number, else in the order of texts.
 """
@@ -48,7 +48,7 @@ def sorted_names(names: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Places:
+class RowLocations:
     """Where the labels of a split stand, for errors: `where` in general, `of(row)` within it ("line 7")."""
 
     where: str
@@ -58,8 +58,8 @@ class Places:
         return f"{self.where} {self.of(row)}"
 
 
-def texts_of(values: Iterable[object], places: Places) -> list[str]:
-    """The text of each label as it comes out of a source. Raises BadInput, naming its place, for one that is none."""
+def texts_of(values: Iterable[object], locations: RowLocations) -> list[str]:
+    """The text of each label as it comes out of a source. Raises BadInput, naming its row, for one that is none."""
     known: dict[tuple[type, object], str] = {}
     texts = []
     for row, value in enumerate(values):
@@ -68,7 +68,7 @@ def texts_of(values: Iterable[object], places: Places) -> list[str]:
             try:
                 text = label_text(value)
             except BadInput as error:
-                raise BadInput(f"{places(row)}: {error}") from None
+                raise BadInput(f"{locations(row)}: {error}") from None
             if isinstance(value, str | int):
                 known[type(value), value] = text
         texts.append(text)
@@ -76,7 +76,7 @@ def texts_of(values: Iterable[object], places: Places) -> list[str]:
 
 
 def label_text(value: object) -> str:
-    """The text of one label. Raises BadInput, without a place, for what is none."""
+    """The text of one label. Raises BadInput, without a location, for what is none."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None:
@@ -98,24 +98,24 @@ def label_text(value: object) -> str:
     return _checked(value.strip(), value)
 
 
-def names_of(groups: Iterable[tuple[Sequence[str] | Sequence[Sequence[str]], Places]]) -> list[str]:
-    """The classes of several splits, each a text (or several) a row and its places: `sorted_names` of all.
+def names_of(groups: Iterable[tuple[Sequence[str] | Sequence[Sequence[str]], RowLocations]]) -> list[str]:
+    """The classes of several splits, each a text (or several) a row and its locations: `sorted_names` of all.
 
     Raises BadInput, naming a place, for one number in two spellings and for more than `MOST_CLASSES` classes.
     """
-    first: dict[str, tuple[Places, int]] = {}
-    for rows, places in groups:
+    first: dict[str, tuple[RowLocations, int]] = {}
+    for rows, locations in groups:
         for row, held in enumerate(rows):
             for name in (held,) if isinstance(held, str) else held:
                 if name not in first:
-                    first[name] = (places, row)
-                    check_count(len(first), places(row) if len(first) > MOST_CLASSES else "")
+                    first[name] = (locations, row)
+                    check_count(len(first), locations(row) if len(first) > MOST_CLASSES else "")
     try:
         return sorted_names(first)
     except BadInput as error:
         same = next(_same_number(first))
-        places, row = first[same]
-        raise BadInput(f"{places(row)}: {error}") from None
+        locations, row = first[same]
+        raise BadInput(f"{locations(row)}: {error}") from None
 
 
 def check_count(classes: int, where: str) -> None:
@@ -129,29 +129,29 @@ def separator_in(labels: Iterable[str]) -> str | None:
     return next((mark for label in labels for mark in _SEPARATORS if mark in label), None)
 
 
-def split_labels(labels: Iterable[str], separator: str, places: Places) -> list[tuple[str, ...]]:
+def split_labels(labels: Iterable[str], separator: str, locations: RowLocations) -> list[tuple[str, ...]]:
     """Each label as its classes; an empty text is none at all. Raises BadInput for a part that is no label."""
     rows: list[tuple[str, ...]] = []
     for row, label in enumerate(labels):
         parts = [part for part in label.split(separator) if part.strip()]
-        rows.append(tuple(texts_of(parts, Places(places(row), lambda part: f"label {part + 1}"))))
+        rows.append(tuple(texts_of(parts, RowLocations(locations(row), lambda part: f"label {part + 1}"))))
     return rows
 
 
-def class_targets(labels: Sequence[str], classes: Sequence[str], places: Places) -> np.ndarray:
-    """(N,) int64. Raises BadInput, naming its place, for a label that is no class."""
+def class_targets(labels: Sequence[str], classes: Sequence[str], locations: RowLocations) -> np.ndarray:
+    """(N,) int64. Raises BadInput, naming its row, for a label that is no class."""
     position = {name: index for index, name in enumerate(classes)}
     found = [position.get(label, -1) for label in labels]
     if -1 in found:
         row = found.index(-1)
-        raise BadInput(f"{places(row)}: label {labels[row]!r} is no class; classes: {_some(classes)}")
+        raise BadInput(f"{locations(row)}: label {labels[row]!r} is no class; classes: {_some(classes)}")
     return np.array(found, dtype=np.int64)
 
 
-def named_targets(values: Sequence[object], names: Sequence[str], places: Places) -> np.ndarray:
+def named_targets(values: Sequence[object], names: Sequence[str], locations: RowLocations) -> np.ndarray:
     """(N,) int64 of labels that a data set's own record names: whole numbers are indices of `names`, texts are names.
 
-    Raises BadInput, naming its place, for one that is missing or no class.
+    Raises BadInput, naming its row, for one that is missing or no class.
     """
     position = {name: index for index, name in reversed(list(enumerate(names)))}
     targets = np.empty(len(values), dtype=np.int64)
@@ -160,33 +160,36 @@ def named_targets(values: Sequence[object], names: Sequence[str], places: Places
             value = int(value)
         index = position.get(value, -1) if isinstance(value, str) else value
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(names):
-            raise BadInput(f"{places(row)} has label {_short(value)}; accepted: 0 to {len(names) - 1}")
+            raise BadInput(f"{locations(row)} has label {_short(value)}; accepted: 0 to {len(names) - 1}")
         targets[row] = index
     return targets
 
 
-def label_vectors(labels: Sequence[Sequence[str]], classes: Sequence[str], places: Places) -> np.ndarray:
-    """(N, classes) float32 of 0 and 1. Raises BadInput, naming its place, for a label that is no class."""
+def label_vectors(labels: Sequence[Sequence[str]], classes: Sequence[str], locations: RowLocations) -> np.ndarray:
+    """(N, classes) float32 of 0 and 1. Raises BadInput, naming its row, for a label that is no class."""
     if len(labels) * len(classes) > MOST_CELLS:
-        raise BadInput(f"{places.where}: {len(labels)} images x {len(classes)} labels are more than {MOST_CELLS} cells")
+        raise BadInput(
+            f"{locations.where}: {len(labels)} images x {len(classes)} labels are more than {MOST_CELLS} cells"
+        )
     position = {name: index for index, name in enumerate(classes)}
     vectors = np.zeros((len(labels), len(classes)), dtype=np.float32)
     for row, names in enumerate(labels):
         for name in names:
             if name not in position:
-                raise BadInput(f"{places(row)}: label {name!r} is no class; classes: {_some(classes)}")
+                raise BadInput(f"{locations(row)}: label {name!r} is no class; classes: {_some(classes)}")
             vectors[row, position[name]] = 1.0
     return vectors
 
 
-def without_repeats(keys: Sequence[str], targets: np.ndarray, places: Places) -> list[int]:
+def without_repeats(keys: Sequence[str], targets: np.ndarray, locations: RowLocations) -> list[int]:
     """The rows whose key has not come before. Raises BadInput, naming both, for a key with two different targets."""
     first: dict[str, int] = {}
     for row, key in enumerate(keys):
         before = first.setdefault(key, row)
         if before != row and not np.array_equal(targets[before], targets[row]):
             raise BadInput(
-                f"{places(row)}: image {key!r} comes twice, with different labels: it is in {places.of(before)}, too"
+                f"{locations(row)}: image {key!r} comes twice, with different labels: "
+                f"it is in {locations.of(before)}, too"
             )
     return list(first.values())
 
@@ -213,7 +216,7 @@ def hint(labels: Sequence[str]) -> str:
     return ""
 
 
-def told_apart(names: Sequence[str]) -> list[str]:
+def distinct_names(names: Sequence[str]) -> list[str]:
     """The names of a record, those that are blank or come twice with their index: ImageNet has two "crane"."""
     counts = Counter(names)
     blank = ("class" if not name.strip() else name for name in names)

@@ -16,7 +16,7 @@ from PIL import Image
 from leanvit.data import labels as labelling
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
 from leanvit.data.tables import chosen_columns, is_uncertain, read_table, read_text, truth
@@ -60,9 +60,9 @@ class Listing:
         """The first label column."""
         return tuple(cells[0] for cells in self.labels)
 
-    def places(self, spec: Spec) -> Places:
+    def locations(self, spec: Spec) -> RowLocations:
         """Where the rows stand."""
-        return Places(f"data {spec.text!r}, {self.file.name}", lambda row: f"line {self.lines[row]}")
+        return RowLocations(f"data {spec.text!r}, {self.file.name}", lambda row: f"line {self.lines[row]}")
 
 
 def listing_source(spec: Spec) -> Source:
@@ -121,7 +121,7 @@ class _Listed:
 def _open(
     spec: Spec, split: str, listing: Listing, classes: list[str], targets: np.ndarray, separator: str | None
 ) -> Dataset:
-    places = listing.places(spec)
+    locations = listing.locations(spec)
     notes = [*listing.notes]
     if separator is not None and "separator" not in spec.options:
         notes.append(f"labels are split at {separator!r}")
@@ -130,9 +130,9 @@ def _open(
     if listing.names and (targets.sum(axis=1) == 1).all():
         notes.append("every image has exactly one of the labels; they are trained as independent ones")
     given = [_normal(path) for path in listing.paths]
-    found, completed = _with_endings(listing.folder, given, places)
+    found, completed = _with_endings(listing.folder, given, locations)
     notes.append(f"{completed} paths have no ending: the image of that name is taken" if completed else "")
-    kept = labelling.without_repeats(found, targets, places)
+    kept = labelling.without_repeats(found, targets, locations)
     left_out = {**listing.left_out, **({"repeated lines": len(found) - len(kept)} if len(kept) < len(found) else {})}
     paths = tuple(found[row] for row in kept)
     images = _Listed(listing.folder, paths, _keys(paths))
@@ -282,48 +282,51 @@ def _targets(
     spec: Spec, splits: dict[str, Listing], separator: str | None, policy: str
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """(classes, targets of each split): classes are over all splits."""
-    places = {split: listing.places(spec) for split, listing in splits.items()}
+    locations = {split: listing.locations(spec) for split, listing in splits.items()}
     first = next(iter(splits.values()))
     if first.names:
-        return list(first.names), {split: _vectors(listing, places[split], policy) for split, listing in splits.items()}
+        return list(first.names), {
+            split: _vectors(listing, locations[split], policy) for split, listing in splits.items()
+        }
     if separator is not None:
         lists = {
-            split: labelling.split_labels(listing.texts, separator, places[split]) for split, listing in splits.items()
+            split: labelling.split_labels(listing.texts, separator, locations[split])
+            for split, listing in splits.items()
         }
-        classes = labelling.names_of((lists[split], places[split]) for split in splits)
-        return classes, {split: labelling.label_vectors(lists[split], classes, places[split]) for split in splits}
-    texts = {split: labelling.texts_of(listing.texts, places[split]) for split, listing in splits.items()}
-    classes = labelling.names_of((texts[split], places[split]) for split in splits)
-    return classes, {split: labelling.class_targets(texts[split], classes, places[split]) for split in splits}
+        classes = labelling.names_of((lists[split], locations[split]) for split in splits)
+        return classes, {split: labelling.label_vectors(lists[split], classes, locations[split]) for split in splits}
+    texts = {split: labelling.texts_of(listing.texts, locations[split]) for split, listing in splits.items()}
+    classes = labelling.names_of((texts[split], locations[split]) for split in splits)
+    return classes, {split: labelling.class_targets(texts[split], classes, locations[split]) for split in splits}
 
 
-def _vectors(listing: Listing, places: Places, policy: str) -> np.ndarray:
+def _vectors(listing: Listing, locations: RowLocations, policy: str) -> np.ndarray:
     """(N, columns) float32 of 0/1 columns; what is uncertain by the policy."""
     vectors = np.zeros((len(listing.paths), len(listing.names)), dtype=np.float32)
     for row, cells in enumerate(listing.labels):
         for column, cell in enumerate(cells):
-            told = _told(cell, listing.names[column], places, row)
-            if told is None and policy == "error":
+            flag = _flag(cell, listing.names[column], locations, row)
+            if flag is None and policy == "error":
                 what = f"holds {cell!r}" if cell else "is blank"
                 raise BadInput(
-                    f"{places(row)}: column {listing.names[column]!r} {what}; accepted: 0 and 1, or "
+                    f"{locations(row)}: column {listing.names[column]!r} {what}; accepted: 0 and 1, or "
                     "uncertain=negative, positive or skip, which says what blanks, -1 and nan are"
                 )
-            vectors[row, column] = policy == "positive" if told is None else told
+            vectors[row, column] = policy == "positive" if flag is None else flag
     return vectors
 
 
-def _told(cell: str, name: str, places: Places, row: int) -> bool | None:
+def _flag(cell: str, name: str, locations: RowLocations, row: int) -> bool | None:
     try:
         return truth(cell)
     except ValueError:  # `val=FILE` may hold what the first file does not
-        raise BadInput(f"{places(row)}: column {name!r} holds {cell[:40]!r}; accepted: values 0 and 1") from None
+        raise BadInput(f"{locations(row)}: column {name!r} holds {cell[:40]!r}; accepted: values 0 and 1") from None
 
 
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-def _with_endings(folder: Path, paths: list[str], places: Places) -> tuple[list[str], int]:
+def _with_endings(folder: Path, paths: list[str], locations: RowLocations) -> tuple[list[str], int]:
     """(paths, how many were completed): one without the ending of an image becomes the only image of that name.
 
     Raises BadInput where there are several of them.
@@ -339,7 +342,7 @@ def _with_endings(folder: Path, paths: list[str], places: Places) -> tuple[list[
             listed[parent] = _by_stem(parent)
         held = listed[parent].get(Path(path).name, [])
         if len(held) > 1:
-            raise BadInput(f"{places(row)}: {path!r} has no ending, and there are {', '.join(sorted(held))}")
+            raise BadInput(f"{locations(row)}: {path!r} has no ending, and there are {', '.join(sorted(held))}")
         found.append(os.path.join(os.path.dirname(path), held[0]) if held else path)
         completed += bool(held)
     return found, completed

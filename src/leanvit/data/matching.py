@@ -29,15 +29,16 @@ def for_model(
     *,
     class_names: str = "by-name",
     exact: bool = False,
-    say: Callable[[str], object] = warnings.warn,
+    log: Callable[[str], object] = warnings.warn,
 ) -> AnyDataset:
-    """The data set with a model's outputs as its classes: what the model learns from. `say` is told what was matched.
+    """The data set with a model's outputs as its classes: what the model learns from. `log` is called with what was
+    matched.
 
     Raises BadInput for classes that the model does not know.
     """
     matched = matched_with(model, dataset, class_names=class_names, exact=exact)
     if kind := other_kind(model, dataset):
-        say(kind)
+        log(kind)
     names = matched.names(tuple(getattr(model, "classes", ())), dataset.classes)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -45,7 +46,7 @@ def for_model(
     if matched.same and names == list(dataset.classes):
         return dataset
     if matched.said:
-        say(matched.said)
+        log(matched.said)
     return dataset.onto(matched, names)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.data.splits import Source, canonical_split
 from leanvit.errors import BadInput
 
@@ -35,8 +35,8 @@ def parquet_source(spec: str, path: Path) -> Source:
     left_out = {"parquet files whose names say no split": unread} if unread else {}
     tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
     names = arrow.same_names((table.columns for table in tables.values()), where=f"data {spec!r}")
-    places = {split: table.places(spec, split) for split, table in tables.items()}
-    classes = arrow.class_names(names, {split: table.labels for split, table in tables.items()}, places)
+    locations = {split: table.locations(spec, split) for split, table in tables.items()}
+    classes = arrow.class_names(names, {split: table.labels for split, table in tables.items()}, locations)
     name = path.resolve().parent.name if path.is_file() and canonical_split(path.stem) else path.resolve().stem
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, name, split, table, classes, left_out) for split, table in tables.items()
@@ -87,8 +87,8 @@ class _Table:
     def keys(self, split: str) -> tuple[tuple[str, ...], str]:
         return arrow.keys_of(self.paths, len(self.labels), split=split)
 
-    def places(self, spec: str, split: str) -> Places:
-        return Places(
+    def locations(self, spec: str, split: str) -> RowLocations:
+        return RowLocations(
             f"data {spec!r},", lambda row: f"{_located(self.group_rows, row)}, image {self.keys(split)[0][row]!r}"
         )
 
@@ -136,7 +136,7 @@ def _located(groups: tuple[tuple[Path, int, int], ...], row: int) -> str:
 def _open(spec: str, name: str, split: str, table: _Table, classes: list[str], left_out: Mapping[str, int]) -> Dataset:
     count = len(table.labels)
     keys, note = table.keys(split)
-    targets = arrow.targets_of(table.labels, classes, table.columns.names, table.places(spec, split))
+    targets = arrow.targets_of(table.labels, classes, table.columns.names, table.locations(spec, split))
     rows = np.array([rows for _, _, rows in table.group_rows], dtype=np.int64)
     images = _RowGroups(table.columns.image, table.group_rows, keys, np.cumsum(rows) - rows)
     channels, image_size = probe(images, count) if count else (3, (0, 0))

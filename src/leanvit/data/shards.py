@@ -23,7 +23,7 @@ import numpy as np
 from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
-from leanvit.data.labels import Places
+from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
@@ -45,8 +45,8 @@ class _Scan:
     other_labels: frozenset[str] = frozenset()  # endings of members that could be labels, too
 
     @property
-    def places(self) -> Places:
-        return Places(f"shard {self.path.name},", lambda row: f"sample {self.keys[row]!r}")
+    def locations(self) -> RowLocations:
+        return RowLocations(f"shard {self.path.name},", lambda row: f"sample {self.keys[row]!r}")
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Shard:
             member = self.label.split(".")[0]
             if image is None or member not in sample:
                 continue
-            places = _place(self.path, sample["__key__"])
-            label = _label(sample[member], self.label, places, 0)
+            locations = _locations(self.path, sample["__key__"])
+            label = _label(sample[member], self.label, locations, 0)
             if label not in known:
-                known[label] = self._target(label, places)
+                known[label] = self._target(label, locations)
             target = known[label]
             yield Encoded(image, target if isinstance(target, int) else target.copy(), self.prefix + sample["__key__"])
 
-    def _target(self, label: Label, places: Places) -> int | np.ndarray:
+    def _target(self, label: Label, locations: RowLocations) -> int | np.ndarray:
         if self.multi_label:
-            return labelling.label_vectors([[label] if isinstance(label, str) else label], self.classes, places)[0]
-        return int(labelling.class_targets([str(label)], self.classes, places)[0])
+            return labelling.label_vectors([[label] if isinstance(label, str) else label], self.classes, locations)[0]
+        return int(labelling.class_targets([str(label)], self.classes, locations)[0])
 
 
 def shards_source(spec: Spec) -> Source:
@@ -206,7 +206,7 @@ def _scan(path: Path, label: str) -> _Scan:
     keys: list[str] = []
     labels: list[Label] = []
     without: list[str] = []
-    places = Places(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
+    locations = RowLocations(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
     ending = label.split(".")[0]
     others: set[str] = set()
     for key, members in tars.samples(path, left_out):
@@ -216,7 +216,7 @@ def _scan(path: Path, label: str) -> _Scan:
         if ending not in members:
             without.append(key)
             continue
-        labels.append(_label(_read(members, ending, places, len(keys) - 1), label, places, len(keys) - 1))
+        labels.append(_label(_read(members, ending, locations, len(keys) - 1), label, locations, len(keys) - 1))
     if without:
         links = f" ({left_out['links']} members are links, which are not followed)" if left_out["links"] else ""
         raise BadInput(
@@ -226,16 +226,16 @@ def _scan(path: Path, label: str) -> _Scan:
     return _Scan(path, tuple(keys), tuple(labels), dict(+left_out), frozenset(others))
 
 
-def _place(path: Path, key: str) -> Places:
-    return Places(f"shard {path.name},", lambda _: f"sample {key!r}")
+def _locations(path: Path, key: str) -> RowLocations:
+    return RowLocations(f"shard {path.name},", lambda _: f"sample {key!r}")
 
 
-def _read(members: tars.Members, ending: str, places: Places, row: int) -> bytes:
+def _read(members: tars.Members, ending: str, locations: RowLocations, row: int) -> bytes:
     """A label's bytes. Raises BadInput where there are too many; those were not read."""
     member = members[ending]
     if member.content is None:
         raise BadInput(
-            f"{places(row)}: its {ending} member has {member.size} bytes: too large for a label; accepted: up to "
+            f"{locations(row)}: its {ending} member has {member.size} bytes: too large for a label; accepted: up to "
             f"{tars.LABEL_BYTES}"
         )
     return member.content
@@ -249,10 +249,10 @@ def _chosen_label(spec: Spec, paths: Sequence[Path]) -> str:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
     for path, key, members in ((one, *sample) for one in paths for sample in tars.samples(one, Counter())):
-        places = _place(path, key)
+        locations = _locations(path, key)
         if "cls" in members:
             return "cls"
-        if "json" in members and (field := _field_of(_read(members, "json", places, 0))):
+        if "json" in members and (field := _field_of(_read(members, "json", locations, 0))):
             return f"json.{field}"
         if "txt" in members:
             return "txt"
@@ -272,14 +272,14 @@ def _field_of(encoded: bytes) -> str | None:
     return next((name for name in _FIELDS if isinstance(value, dict) and name in value), None)
 
 
-def _label(encoded: bytes, label: str, places: Places, row: int) -> Label:
+def _label(encoded: bytes, label: str, locations: RowLocations, row: int) -> Label:
     """The label's text, or a tuple of texts for a JSON list. Raises BadInput naming shard and sample."""
     ending, _, name = label.partition(".")
     try:
         text = encoded.decode("utf-8")
         value = json.loads(text) if ending == "json" else text
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{places(row)}: its {ending} member cannot be read: {error}") from None
+        raise BadInput(f"{locations(row)}: its {ending} member cannot be read: {error}") from None
     if ending == "json" and isinstance(value, dict):
         name = name or next((field for field in _FIELDS if field in value), "")
         value = value.get(name)
@@ -288,17 +288,17 @@ def _label(encoded: bytes, label: str, places: Places, row: int) -> Label:
             return labelling.label_text(value)
         names = tuple(map(labelling.label_text, value))
     except BadInput as error:
-        raise BadInput(f"{places(row)}: {error}") from None
+        raise BadInput(f"{locations(row)}: {error}") from None
     if len(set(names)) < len(names):
         raise BadInput(
-            f"{places(row)}: its {ending} member lists a label twice, {value!r:.60}: is it a vector of 0 and 1? "
+            f"{locations(row)}: its {ending} member lists a label twice, {value!r:.60}: is it a vector of 0 and 1? "
             "Accepted: the labels of the image, each once"
         )
     return names
 
 
 def _classes(spec: Spec, scans: Sequence[_Scan], label: str) -> list[str]:
-    classes = labelling.names_of((scan.labels, scan.places) for scan in scans)
+    classes = labelling.names_of((scan.labels, scan.locations) for scan in scans)
     held = sum(len(scan.labels) for scan in scans)
     if label == "txt" and len(classes) > 50 and len(classes) > held // 2:
         raise BadInput(

@@ -140,15 +140,15 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
 def _sparse_classes(dataset: Dataset) -> list[str]:
     size = len(dataset.classes)
     counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
-    told = []
+    notes = []
     missing = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
     if missing:
         which = "class" if len(missing) == 1 else f"{len(missing)} of {size} classes:"
         names = ", ".join(map(repr, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
-        told.append(f"no training image of {which} {names}")
+        notes.append(f"no training image of {which} {names}")
     if counts.max(initial=0) == 1 and not dataset.multi_label:
-        told.append("at most one training image a class: too few to learn from")
-    return told
+        notes.append("at most one training image a class: too few to learn from")
+    return notes
 
 
 def _lacking(path: Path) -> str:

@@ -131,15 +131,15 @@ def check_on_bad(on_bad: str) -> str:
 
 def _head(text: str) -> tuple[str, str | None]:
     """(where, the options' text) of a spec; None where there is no question mark but those of a name that exists."""
-    places = [at for at, mark in enumerate(text) if mark == "?"]
-    if not places:
+    marks = [at for at, mark in enumerate(text) if mark == "?"]
+    if not marks:
         return text, None
     if not text.startswith(("hf:", "wds:")):
-        for end in (len(text), *reversed(places)):
+        for end in (len(text), *reversed(marks)):
             name = text[:end].removeprefix("list:")
             if name and os.path.lexists(_path(name)):
                 return text[:end], text[end + 1 :] if end < len(text) else None
-    return text[: places[0]], text[places[0] + 1 :]
+    return text[: marks[0]], text[marks[0] + 1 :]
 
 
 def _path(where: str) -> Path:

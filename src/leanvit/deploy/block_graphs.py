@@ -32,9 +32,9 @@ Call = Callable[[Tensor], Any]
 
 @dataclass(frozen=True)
 class Way:
-    """How a runtime's name is run: the outlet (None: torch itself), the precision of what is float, int8 or not."""
+    """How a runtime's name is run: the backend (None: torch itself), the precision of what is float, int8 or not."""
 
-    outlet: str | None
+    backend: str | None
     float_precision: str = "f32"
     rounded: bool = False
 
@@ -58,8 +58,8 @@ def require_way(runtime: str) -> Way:
     if runtime not in WAYS:
         raise unknown("runtime", str(runtime), WAYS)
     way = WAYS[runtime]
-    if way.outlet is not None:
-        require_runtime(way.outlet)
+    if way.backend is not None:
+        require_runtime(way.backend)
     if way.float_precision == "bf16":
         from leanvit.deploy.openvino import bf16_runs
 
@@ -201,16 +201,16 @@ def rounded(runs: Any, model: OpenViT, x: Tensor) -> None:
 
 def opened(runs: Any, model: OpenViT, x: Tensor, way: Way, threads: int | None) -> Call:
     """A callable of tensors like `x` that runs `runs` (whose operators are `model`'s) in a runtime, at x's batch."""
-    if way.outlet is None:
+    if way.backend is None:
         return runs
     if way.rounded:
         rounded(runs, model, x)
     with torch.no_grad():
         program = trace(runs, tuple(x.shape[1:]), len(x))
     with tempfile.TemporaryDirectory(prefix="leanvit-") as folder:
-        runtime_module(way.outlet).write_files(program, Path(folder))
+        runtime_module(way.backend).write_files(program, Path(folder))
         options = Options(precision=way.float_precision, threads=threads)
-        call = open_runtime(way.outlet, Path(folder), options)
+        call = open_runtime(way.backend, Path(folder), options)
     return lambda images: call(images.numpy())
 
 
@@ -218,7 +218,7 @@ def opened(runs: Any, model: OpenViT, x: Tensor, way: Way, threads: int | None) 
 def torch_threads(way: Way, threads: int | None) -> Iterator[None]:
     """Torch's own number of threads, where torch runs the graphs."""
     before = torch.get_num_threads()
-    if way.outlet is None and threads is not None:
+    if way.backend is None and threads is not None:
         torch.set_num_threads(threads)
     try:
         yield

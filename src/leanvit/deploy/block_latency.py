@@ -91,7 +91,7 @@ def measure_table(
         table = _assembled(taken, bench, nodes)
         if steps:
             table = _with_steps(table, bench, taken, nodes, shapes)
-    told = {
+    payload = {
         "environment": environment(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "rounds": rounds,
@@ -101,7 +101,7 @@ def measure_table(
         "anchor_s": taken.anchor_s,
         "measuring_s": round(time.perf_counter() - begun, 1),
     }
-    return replace(table, provenance=told)
+    return replace(table, provenance=payload)
 
 
 @dataclass(frozen=True)
@@ -209,22 +209,22 @@ class Taken:
         self.anchors.append(anchor.median_s)
         if self.file is not None:
             content = {"kind": PARTIAL_KIND, "format": PARTIAL_FORMAT, "settings": self.settings}
-            told = {"relative": self.relative, "spread": self.spread, "anchors": self.anchors}
-            write_atomic(self.file, sealed_text({**content, **told}))
+            payload = {"relative": self.relative, "spread": self.spread, "anchors": self.anchors}
+            write_atomic(self.file, sealed_text({**content, **payload}))
 
 
 def _settings(bench: Bench, nodes: Nodes) -> str:
     """A fingerprint of all that entries depend on."""
     here = environment()
     machine = {key: here[key] for key in ("cpu", "cores_usable", "omp_num_threads", "versions", "cuda")}
-    told = {
+    payload = {
         "machine": {**machine, "threads": here["threads"]},
         "nodes": asdict(nodes),
         "bench": [bench.runtime, bench.batch, bench.threads, bench.rounds, bench.seconds],
         "block": str(bench.model.blocks[0]),
         "input": bench.model.input_size(),
     }
-    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
 
 def _measure(bench: Bench, nodes: Nodes, taken: Taken, progress: Progress | None) -> None:

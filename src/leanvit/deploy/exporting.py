@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from leanvit.anatomy.exits.running import Exits
+from leanvit.arguments import require_model
 from leanvit.data import Preprocess
 from leanvit.data.classes import own_names
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
@@ -28,7 +29,6 @@ from leanvit.deploy.tracing import (
     trace,
 )
 from leanvit.errors import BadInput, Refused, unknown
-from leanvit.given import require_model
 
 
 def export(

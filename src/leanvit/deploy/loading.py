@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from leanvit.arguments import require_path
 from leanvit.deploy.artefact import Artefact, read_artefact
 from leanvit.deploy.running import Runner
 from leanvit.deploy.runtimes import Options, open_runtime
 from leanvit.deploy.segments import open_segments
 from leanvit.errors import CheckpointError, Refused
-from leanvit.given import require_path
 
 
 def load_artefact(source: str | Path | Artefact, *, options: Options | None = None, trusted: bool = False) -> Runner:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime outlet: one `model.onnx` with its weights inside, f32 or int8. Needs the extra `leanvit[onnx]`.
+"""Export to ONNX Runtime: one `model.onnx` with its weights inside, f32 or int8. Needs the extra `leanvit[onnx]`.
 
 At int8 the file holds QuantizeLinear / DequantizeLinear pairs and int8 weights (`onnx_graph` says which form), so that
 any ONNX runtime can read it and ONNX Runtime fuses it to integer kernels. On x64 without VNNI, its kernels for unsigned

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from leanvit.anatomy.exits.rules import check_rule
-from leanvit.anatomy.exits.running import Leaving, leave, segments
+from leanvit.anatomy.exits.running import ExitPolicy, leave, segments
 from leanvit.data import Preprocess
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
 from leanvit.deploy.running import Runner
@@ -61,7 +61,7 @@ def export_segments(
     runtime = runtime_module(to)
     if not hasattr(runtime, "open_outputs"):
         raise Refused(
-            f"a model with early exits is several graphs, and the outlet {to} holds one: use openvino or onnx"
+            f"a model with early exits is several graphs, and the runtime {to} holds one: use openvino or onnx"
         )
     if input_type not in INPUT_TYPES:
         raise unknown("input type", str(input_type), INPUT_TYPES)
@@ -107,8 +107,8 @@ def export_segments(
             check |= {"integer_products": sum(c[0] for c in counts), "products": sum(c[1] for c in counts)}
         return check | ({"opset": runtime.opset_of(_folder(folder, 0))} if to == "onnx" else {})
 
-    leaving: Leaving = model.exits.leaving
-    if leaving.rule is None:
+    policy: ExitPolicy = model.exits.policy
+    if policy.rule is None:
         raise BadInput("the model's exits have no rule: nobody would leave")
     artefact = Artefact(
         path=out,
@@ -121,11 +121,11 @@ def export_segments(
         input_type=input_type,
         multi_label=multi_label,
         segments={
-            "layers": list(leaving.layers),
-            "depth": leaving.depth,
-            **leaving.rule.to_json(),
-            "thresholds": [float(t) for t in leaving.rule.thresholds],
-            "macs": list(leaving.macs),
+            "layers": list(policy.layers),
+            "depth": policy.depth,
+            **policy.rule.to_json(),
+            "thresholds": [float(t) for t in policy.rule.thresholds],
+            "macs": list(policy.macs),
         },
         **provenance(model, to),
     )
@@ -177,7 +177,7 @@ class SegmentsRunner(Runner):
             rule = check_rule(cut["rule"], thresholds, cut["patience"], len(cut["layers"]))
         except BadInput as error:
             raise CheckpointError(f"{artefact.path}: {error}") from error
-        self.exits = Leaving(cut["layers"], cut["depth"], rule, cut["macs"])
+        self.exits = ExitPolicy(cut["layers"], cut["depth"], rule, cut["macs"])
         self._parts = [_part(call) for call in calls]
 
     def _piece(self, x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from leanvit.errors import BadInput, is_whole
 from leanvit.measure.latency import ratio
 from leanvit.measure.latency_table import BlockShape, LatencyTable
 
-TOGETHER = 4  # models timed in turns; each holds its weights in memory
+TOGETHER = 4  # models timed interleaved; each holds its weights in memory
 TOLERANCE = 0.15
 
 Widths = tuple[int, list[BlockShape]]  # of the residual stream, of the blocks
@@ -35,7 +35,7 @@ def latencies(
     rounds: int = 7,
     check: int = 5,
     out: str | Path | None = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure a latency table (`measure_table`) and hold it against `check` held-out models (`check_table`).
@@ -59,7 +59,7 @@ def latencies(
         table.save(out)  # before the check: whoever interrupts that has the table
         partial.unlink(missing_ok=True)
     if check:
-        table = check_table(table, model, shapes=check, rounds=rounds, say=say)
+        table = check_table(table, model, shapes=check, rounds=rounds, log=log)
         if out is not None:
             table.save(out)
     return table
@@ -78,16 +78,16 @@ def check_table(
     multiple: int = 8,
     seed: int = 0,
     rounds: int = 7,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> LatencyTable:
     """The table with its `check`: predicted and measured seconds of whole models of random widths.
 
     Each model is the given one with a random embedding width, and random heads, q·k, v and MLP widths in each block,
     anywhere within the table, on multiples of `multiple` (as pruning leaves them; 1: any whole number); steps of
-    methods are left out. It is exported to the table's runtime as a whole, and timed in turns with the table's anchor.
-    `error` is predicted over measured, less 1, after both are brought to the same speed of the machine by the anchor;
-    `raw_error` is without that. `check` holds the rows, `median_error` and `worst_error` (absolute), `within` (the
-    share of models within TOLERANCE), the seed and the multiple.
+    methods are left out. It is exported to the table's runtime as a whole, and timed interleaved with the table's
+    anchor. `error` is predicted over measured, less 1, after both are brought to the same speed of the machine by the
+    anchor; `raw_error` is without that. `check` holds the rows, `median_error` and `worst_error` (absolute), `within`
+    (the share of models within TOLERANCE), the seed and the multiple.
 
     Raises:
         BadInput: a count below 1, or a model of which the table knows nothing.
@@ -103,8 +103,8 @@ def check_table(
         for start in range(0, shapes, TOGETHER):
             some = slice(start, start + TOGETHER)
             rows += _timed(table, bench, drawn[some], predicted[some])
-            if say:
-                say(f"held-out models: {len(rows)} of {shapes}")
+            if log:
+                log(f"held-out models: {len(rows)} of {shapes}")
     errors = [abs(row["error"]) for row in rows]
     summary = {
         "median_error": statistics.median(errors),
@@ -133,7 +133,7 @@ def held_out(table: LatencyTable, model: OpenViT, *, seed: int, number: int, mul
 
 
 def _timed(table: LatencyTable, bench: Bench, drawn: list[Widths], predicted: list[float]) -> list[dict[str, Any]]:
-    """Rows of some models, timed in turns with the anchor."""
+    """Rows of some models, timed interleaved with the anchor."""
     calls = {str(i): bench.open_model(reshaped(bench.model, *widths)) for i, widths in enumerate(drawn)}
     timed = bench.time({"anchor": bench.open(anchor_of(nodes_of(table))), **calls})
     rows = []

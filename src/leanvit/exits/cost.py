@@ -11,7 +11,7 @@ from leanvit.measure import count
 
 
 class _Parts(nn.Module):
-    """The parts of a model one after another, nobody leaving; `parts.<i>` is what an image pays up to exit i."""
+    """The parts of a model one after another, no image leaving; `parts.<i>` is what an image pays up to exit i."""
 
     def __init__(self, model: OpenModel) -> None:
         super().__init__()

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvit.arguments import require_dataset, require_named_models
 from leanvit.errors import BadInput, unknown
-from leanvit.given import require_dataset, require_named_models
 from leanvit.measure.comparison import Comparison
 from leanvit.measure.counting import count, parameters
 from leanvit.measure.energy import ROUNDS, Energy, find_meter, paired_energy
@@ -94,7 +94,7 @@ def compare(
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
     sources = _sources(models, data, preprocess, batch, class_names)
-    outputs = matched_outputs(models, data, class_names, say=progress)
+    outputs = matched_outputs(models, data, class_names, log=progress)
 
     tell(f"accuracy of {', '.join(models)}")
     with ExitStack() as stack:

@@ -152,8 +152,8 @@ class LatencyTable:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all that predictions follow from: what a plan stores to say which table it was made with."""
-        told = {key: value for key, value in self.to_json().items() if key not in ("provenance", "check")}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        payload = {key: value for key, value in self.to_json().items() if key not in ("provenance", "check")}
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` is its inverse."""
@@ -239,13 +239,13 @@ _AXES = {
 
 
 def _table(content: _Content) -> LatencyTable:
-    told = dict(content)
+    payload = dict(content)
     for name, axes in _AXES.items():
-        if tuple(told[name].axes) != axes:
-            raise CheckpointError(f"latency table: {name} has the axes {list(told[name].axes)}, not {list(axes)}")
+        if tuple(payload[name].axes) != axes:
+            raise CheckpointError(f"latency table: {name} has the axes {list(payload[name].axes)}, not {list(axes)}")
         try:
-            nodes = {axis: tuple(values) for axis, values in told[name].axes.items()}
-            told[name] = Grid(nodes, tuple(told[name].values))
+            nodes = {axis: tuple(values) for axis, values in payload[name].axes.items()}
+            payload[name] = Grid(nodes, tuple(payload[name].values))
         except BadInput as error:
             raise CheckpointError(f"latency table: {name}: {error}") from error
-    return LatencyTable(**told)
+    return LatencyTable(**payload)

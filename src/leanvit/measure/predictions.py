@@ -157,9 +157,9 @@ def predict_all(
     class_names: str = "by-name",
 ) -> dict[str, Predictions]:
     """`predict` for several runners in one pass over the data, so that each image is decoded once."""
-    chosen = {name: list(places) for name, places in (outputs or {}).items() if places is not None}
+    chosen = {name: list(indices) for name, indices in (outputs or {}).items() if indices is not None}
     unmatched = {name: runner for name, runner in runners.items() if name not in chosen}
-    chosen |= {name: list(places) for name, places in matched_outputs(unmatched, loader, class_names).items()}
+    chosen |= {name: list(indices) for name, indices in matched_outputs(unmatched, loader, class_names).items()}
     logits: dict[str, list[Tensor]] = {name: [] for name in runners}
     targets: list[Tensor] = []
     keys: list[str] = []
@@ -178,13 +178,13 @@ def predict_all(
 
 
 def matched_outputs(
-    runners: Mapping[str, Runner], data: object, class_names: str, *, say: Callable[[str], object] | None = None
+    runners: Mapping[str, Runner], data: object, class_names: str, *, log: Callable[[str], object] | None = None
 ) -> dict[str, tuple[int, ...]]:
     """Of the runners that do not have just the data's classes in their order: the output that stands for each.
 
-    data: a data set, or a loader of one; nothing is known of other loaders. `say` is told what was matched, by default
-    as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner does
-    not have.
+    data: a data set, or a loader of one; nothing is known of other loaders. `log` is called with what was matched, by
+    default as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner
+    does not have.
     """
     from leanvit.data.matching import matched_with, other_kind
 
@@ -194,7 +194,7 @@ def matched_outputs(
     matches = {name: matched_with(one, dataset, class_names=class_names) for name, one in runners.items()}
     found = {name: matched.positions for name, matched in matches.items() if not matched.same}
     # beside a model whose names are in another order, one without names is news
-    every = say is not None or bool(found) or class_names == "by-position"
+    every = log is not None or bool(found) or class_names == "by-position"
     said: dict[str, str] = {}
     for name, runner in runners.items():
         if matches[name].said and every:
@@ -202,7 +202,7 @@ def matched_outputs(
         if kind := other_kind(runner, dataset):
             said.setdefault(kind, name)
     for line, name in said.items():
-        (say or warnings.warn)(f"{name}: {line}")
+        (log or warnings.warn)(f"{name}: {line}")
     return found
 
 

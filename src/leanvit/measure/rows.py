@@ -86,7 +86,7 @@ class Rows:
         if len(set(names)) != len(names) or self.baseline not in names:
             shown = f"{names[:20]}{' …' if len(names) > 20 else ''}"
             raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {shown}")
-        object.__setattr__(self, "rows", _told_apart(self.rows))
+        object.__setattr__(self, "rows", _distinguished(self.rows))
         rows = tuple(replace(row, **self._by_the_rule(row)) for row in self.rows)
         object.__setattr__(self, "rows", rows)
         for name in ("_by_name", "_references"):  # of the rows as they were given
@@ -125,16 +125,16 @@ class Rows:
         named = sorted(known, key=lambda r: (r.precision != row.precision, r.name != self.baseline))
         return named[0] if named else None
 
-    def place(self, row: Row) -> str:
+    def runtime_label(self, row: Row) -> str:
         """The runtime in words; with the precision where a runtime holds the same model at several."""
         name = runtime_name(row)
         return f"{name} {row.precision or ''}".strip() if row.runtime in self._twice else name
 
-    def places(self) -> dict[str, list[Row]]:
-        """The rows by `place`, in the order in which they come."""
+    def by_runtime(self) -> dict[str, list[Row]]:
+        """The rows by `key`, in the order in which they come."""
         found: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(self.place(row), []).append(row)
+            found.setdefault(self.runtime_label(row), []).append(row)
         return found
 
     def runtime_changes(self) -> list[RuntimeChange]:
@@ -186,12 +186,12 @@ def runtime_name(row: Row) -> str:
     return row.runtime or "unknown runtime"
 
 
-def _told_apart(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+def _distinguished(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """A model stands once in a runtime at a precision: a second row of it goes by its whole name."""
     seen: set[tuple[str | None, ...]] = set()
     found = []
     for row in rows:
-        place = (row.model, row.runtime, row.precision)
-        found.append(replace(row, model=row.name) if place in seen and row.model != row.name else row)
-        seen.add(place)
+        key = (row.model, row.runtime, row.precision)
+        found.append(replace(row, model=row.name) if key in seen and row.model != row.name else row)
+        seen.add(key)
     return tuple(found)

@@ -27,12 +27,12 @@ def short_table(comparison: Rows) -> Table:
     table.add_column("model", overflow="fold", min_width=12)
     for heading in (f"{_score(comparison)} [%]", "change [points]", "latency [ms]", "speed-up"):
         table.add_column(Text(heading), justify="right")
-    places = comparison.places()
-    for place, rows in places.items():
-        if len(places) > 1:
+    groups = comparison.by_runtime()
+    for place, rows in groups.items():
+        if len(groups) > 1:
             table.add_row(Text(f"in {place}", style="bold"))
         for row in rows:
-            table.add_row(Text(row.model if len(places) > 1 else row.name), *map(Text, _short_cells(comparison, row)))
+            table.add_row(Text(row.model if len(groups) > 1 else row.name), *map(Text, _short_cells(comparison, row)))
         table.add_section()
     return table
 

@@ -26,10 +26,11 @@ class HiLoAttention(nn.Module):
     all tokens, whatever alpha says. There is no position in it: the network's depthwise convolutions bring that.
 
     A grid that windows do not fill is padded with zeros at the right and the bottom, before the projections; padded
-    places are attended to like others, as in the paper's code for detection.
+    positions are attended to like others, as in the paper's code for detection.
 
     In a timm ViT, whose tokens are a sequence: `block.attn = HiLoAttention(192, 3, grid_size=(14, 14))`. Such a model
-    must be without class and register tokens (`class_token=False, global_pool="avg"`): those have no place in a window.
+    must be without class and register tokens (`class_token=False, global_pool="avg"`): those have no position in a
+    window.
 
     Args:
         dim: channels C. num_heads: heads, which divide C.

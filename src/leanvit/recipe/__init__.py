@@ -1,4 +1,4 @@
-"""Floor 1: what a method is, how methods are applied, saved, loaded and combined.
+"""Layer 1: what a method is, how methods are applied, saved, loaded and combined.
 
 Names load on first use: the cards of papers are light, everything else brings PyTorch.
 """
@@ -39,7 +39,7 @@ _HOME = {
     "reapply": "compressing",
     "retune": "compressing",
     "trains": "compressing",
-    "Training": "course",
+    "Training": "training_steps",
     "fit_to_data": "planning",
     "trainings": "planning",
     "choices": "planning",
@@ -48,7 +48,7 @@ _HOME = {
     "Cell": "compat",
     "compatibility": "compat",
     "check_order": "compat",
-    "check_places": "compat",
+    "check_slots": "compat",
     "TRAITS": "compat",
     "Record": "catalogue",
     "Recipe": "recipe_file",

@@ -8,7 +8,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe.protocol import Method, Places
+from leanvit.recipe.protocol import FillsSlots, Method
 from leanvit.recipe.registry import method_class, shaping_methods
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TRAITS = {  # what a model can offer, in words
     "float": "float weights and activations",
     "token_blocks": "transformer blocks that tokens of patches run through (none in a traced graph, none left behind "
     "semantic tokens or early exits)",
-    "places": "tokens that stand for patches, each at its place in the grid",
+    "places": "tokens that stand for patches, each at its position in the grid",
     "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",
     "static_tokens": "a token count that depends on the image size only",
 }
@@ -77,10 +77,10 @@ def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
     raise Refused(problem)
 
 
-def check_places(model: OpenModel, methods: Sequence[Method]) -> None:
+def check_slots(model: OpenModel, methods: Sequence[Method]) -> None:
     """Raise `Refused` where two methods would reduce tokens in one slot of one block of this model.
 
-    Computed from what methods declare (`slot`, `places`), before any work; a method that takes blocks away before
+    Computed from what methods declare (`slot`, `fills`), before any work; a method that takes blocks away before
     another declares nothing that this could know, and is seen when it has run.
     """
     taken = {
@@ -91,9 +91,9 @@ def check_places(model: OpenModel, methods: Sequence[Method]) -> None:
         if step.reduces
     }
     for m in methods:
-        if not m.slot or not isinstance(m, Places):
+        if not m.slot or not isinstance(m, FillsSlots):
             continue
-        for block in (model.blocks[i] for i in m.places(model)):
+        for block in (model.blocks[i] for i in m.fills(model)):
             other = taken.setdefault((block.name, m.slot), "")
             if other == m.slug:
                 raise Refused(f"{block.name} already reduces tokens by {m.slug}: give it other blocks")
@@ -107,8 +107,8 @@ def _check_blends(model: OpenModel, methods: Sequence[Method]) -> None:
     """Raise `Refused` where a method would take tokens behind another one that mixes them all."""
     found = [(*place, step.source, step.blends) for place, step in reducing(model)]
     for m in methods:
-        if m.slot and isinstance(m, Places):
-            found += [(i, SLOTS.index(m.slot), m.slug, m.blends) for i in m.places(model)]
+        if m.slot and isinstance(m, FillsSlots):
+            found += [(i, SLOTS.index(m.slot), m.slug, m.blends) for i in m.fills(model)]
     refuse_behind_blends(model, found)
 
 

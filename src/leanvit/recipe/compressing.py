@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.arguments import require_methods, require_model, require_training_data
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
 from leanvit.data.matching import for_model, unseen_classes
 from leanvit.errors import BadInput, Refused, unknown
-from leanvit.given import require_methods, require_model, require_training_data
 from leanvit.recipe import history as histories
-from leanvit.recipe.compat import check_order, check_places
+from leanvit.recipe.compat import check_order, check_slots
+from leanvit.recipe.early_checks import check_fits
 from leanvit.recipe.history import History, Root, root_of
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
@@ -39,7 +40,6 @@ from leanvit.recipe.protocol import (
 )
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
-from leanvit.recipe.rehearsal import check_fits
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
 
@@ -71,8 +71,8 @@ def compress(
     """Apply methods to a copy of a model, in order. The model given is left as it was.
 
     A compression that trains (recovery, or a method that does) and is given `out` can be killed at any moment: called
-    again with `resume=True` it ends with the bits of one that was not (float32 on a CPU). A warning says which targets
-    the result misses (`missed`).
+    again with `resume=True` its result is bit-identical to that of an uninterrupted run (float32 on a CPU). A warning
+    says which targets the result misses (`missed`).
 
     Args:
         model: a timm model, or an opened one (a loaded run: its history goes on).
@@ -104,7 +104,7 @@ def compress(
         raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
     dense = _with_history(model, root)
     check_order(dense.traits(), methods)
-    check_places(dense, methods)
+    check_slots(dense, methods)
     check_needs(methods, data, recovery)
     was = saved_about(Path(out)) if resume and out is not None else None
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)

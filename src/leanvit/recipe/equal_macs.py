@@ -34,7 +34,7 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
     if not issubclass(cls, AtMacs):
         raise Refused(f"{slug} has no knob that sets its MACs")
     for name in knobs:
-        if name in cls.dials:  # type: ignore[attr-defined]
+        if name in cls.cost_knobs:  # type: ignore[attr-defined]
             raise BadInput(f"{slug} is given {name}, which the share of MACs decides: leave it out")
     check_knobs(slug, knobs)
     return cls.at_macs(model, share, frozen(knobs))

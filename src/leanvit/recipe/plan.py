@@ -24,5 +24,5 @@ class Plan:
         return made
 
     def to_json(self) -> dict[str, Any]:
-        told = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
-        return told if self.finished else {**told, "finished": False}
+        payload = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+        return payload if self.finished else {**payload, "finished": False}

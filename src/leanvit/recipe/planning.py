@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from leanvit.recipe.course import Training
 from leanvit.recipe.protocol import ChoosesKnobs, ForeseesTraining, Method
 from leanvit.recipe.recovering import Recovery, recovery_points
 from leanvit.recipe.registry import knobs_of
+from leanvit.recipe.training_steps import Training
 
 if TYPE_CHECKING:
     from leanvit.data import AnyDataset
@@ -63,10 +63,10 @@ def trainings(methods: Sequence[Method], recovery: Recovery | None, dataset: Any
 
 def choices(given: Sequence[Method], settled: Sequence[Method], dataset: AnyDataset | None) -> list[str]:
     """In words, each knob that was chosen for the data: `nvit: max_steps=200, chosen for 270 training images`."""
-    told = []
+    notes = []
     for before, after in zip(given, settled, strict=True):
         was, now = knobs_of(before), knobs_of(after)
         changed = [f"{name}={now[name]}" for name in now if now[name] != was[name]]
         if changed and dataset is not None:
-            told.append(f"{after.slug}: {', '.join(changed)}, chosen for {len(dataset):,} training images")
-    return told
+            notes.append(f"{after.slug}: {', '.join(changed)}, chosen for {len(dataset):,} training images")
+    return notes

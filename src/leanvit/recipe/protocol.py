@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset
-    from leanvit.recipe.course import Training
     from leanvit.recipe.learning import Data
+    from leanvit.recipe.training_steps import Training
     from leanvit.training import FitConfig, Objective
 
 Structure = dict[str, Any]
@@ -47,7 +47,7 @@ class Method(Protocol):
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
-    dials: ClassVar[tuple[str, ...]]  # knobs that set its cost (`AtMacs`)
+    cost_knobs: ClassVar[tuple[str, ...]]  # knobs that set its cost (`AtMacs`)
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
 
@@ -116,20 +116,20 @@ class ChecksTeacher(Protocol):
 
 
 @runtime_checkable
-class Places(Protocol):
+class FillsSlots(Protocol):
     """Knows from its knobs alone where it works: two methods that clash are then refused before any work."""
 
-    def places(self, model: OpenModel) -> Iterable[int]:
+    def fills(self, model: OpenModel) -> Iterable[int]:
         """The blocks whose `slot` it fills."""
 
 
 @runtime_checkable
 class AtMacs(Protocol):
-    """Can be set to a cost by its `dials`."""
+    """Can be set to a cost by its `cost_knobs`."""
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> Self:
-        """With these knobs, and dials so that this share of the model's MACs is left (`recipe.nearest_setting`)."""
+        """With these knobs, and cost knobs that leave this share of its MACs (`recipe.nearest_setting`)."""
 
 
 @runtime_checkable

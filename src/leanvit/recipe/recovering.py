@@ -11,9 +11,9 @@ from torch import nn
 
 from leanvit.errors import BadInput, Refused, nearest
 from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
-from leanvit.recipe.course import BATCH, Training, fitting_batch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import BringsObjective, Method, Schedules
+from leanvit.recipe.training_steps import BATCH, Training, fitting_batch
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -91,7 +91,7 @@ class Recovery:
         return replace(self, batch_size=was or fitting_batch(len(dataset) // self.config(seed=0).accumulate))
 
     def training(self, dataset: AnyDataset) -> Training:
-        """Its course on a data set."""
+        """Its length on a data set."""
         from leanvit.data import epoch_length
 
         config = self.config(seed=0)

@@ -20,7 +20,7 @@ _DEFAULTS: dict[str, Any] = {
     "needs_data": False,
     "trains": False,
     "trainable_after": True,
-    "dials": (),
+    "cost_knobs": (),
     "tunable": (),
     "open_knobs": (),
 }

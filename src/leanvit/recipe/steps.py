@@ -174,7 +174,7 @@ def clear_steps(run: str | Path) -> None:
 
 
 def last_log(run: str | Path) -> bytes:
-    """The course of the last training among the steps (JSON lines); empty if there is none."""
+    """The log of the last training among the steps (JSON lines); empty if there is none."""
     logs = sorted(Path(run).glob(f"{STEPS}/*/{LOG}"), key=lambda path: int(path.parent.name.partition("-")[0]))
     return logs[-1].read_bytes() if logs else b""
 

@@ -22,10 +22,10 @@ from safetensors.torch import save as to_safetensors
 
 from leanvit import __version__
 from leanvit.anatomy import OpenModel
+from leanvit.arguments import require_model, require_path
 from leanvit.cards import known_papers
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
 from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
-from leanvit.given import require_model, require_path
 from leanvit.recipe.catalogue import run_folder
 from leanvit.recipe.history import History, Root, replay
 from leanvit.recipe.plan import Plan

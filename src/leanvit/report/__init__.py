@@ -1,4 +1,4 @@
-"""Floor 4: runs as one self-contained HTML page. `write_report` loads on first use."""
+"""Layer 4: runs as one self-contained HTML page. `write_report` loads on first use."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Bench:
             for row in rows:
                 key = series.of_row(record, rows, row.model)
                 name = f"{row.model} [{record.folder.name}]" if several else row.model
-                found[name, f"{measurement.comparison.place(row)} {measurement.file}"] = Point(
+                found[name, f"{measurement.comparison.runtime_label(row)} {measurement.file}"] = Point(
                     measurement.comparison, row, name, key
                 )
         return list(found.values())

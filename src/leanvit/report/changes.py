@@ -106,7 +106,7 @@ def _of_pair(
     return Changes(
         model=comparison.row(lean).model,
         dense_model=comparison.row(dense).model,
-        runtime=comparison.place(comparison.row(lean)),
+        runtime=comparison.runtime_label(comparison.row(lean)),
         images=len(evidence.keys),
         same=int(same.sum()),
         lost=int((before & ~after).sum()),

@@ -115,7 +115,7 @@ def calibration(
     series: under which name a model has its colour.
     """
     made = {}
-    for runtime, rows in comparison.places().items():
+    for runtime, rows in comparison.by_runtime().items():
         found = {
             row.model: reliability(evidence.answers[row.name].confidence.clip(0, 1), evidence.right(row.name))
             for row in rows

@@ -23,7 +23,7 @@ from leanvit.recipe.catalogue import reference_name, run_folder
 from leanvit.report.sections import Sections, sections
 from leanvit.report.token_pictures import PATCH
 from leanvit.report.values import share_in_words, shown
-from leanvit.runs.compared import COMPARED, Contest, SideBySide
+from leanvit.runs.compared import COMPARED, MethodComparison, SideBySide
 from leanvit.runs.folders import new_file
 from leanvit.runs.record import RunRecord, read_run
 
@@ -45,7 +45,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
         CheckpointError: a damaged `leanvit.json` or `compare.json`. Other files that cannot be read are left out: the
             page and a warning name them with the reason.
     """
-    contests, runs = _opened(runs)
+    method_comparisons, runs = _opened(runs)
     names = [reference_name(run) for run in runs]
     folders = [run_folder(run) for run in runs]
     if not folders:
@@ -54,9 +54,9 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
         if sum(folder.resolve() == other.resolve() for other in folders) > 1:
             raise BadInput(f"run {folder} is given twice")
     records = [read_run(folder, reference=name or "") for folder, name in zip(folders, names, strict=True)]
-    home = contests[0].folder if contests else folders[0]
+    home = method_comparisons[0].folder if method_comparisons else folders[0]
     page = new_file(out, None if names[0] else home / "report.html", overwrite=overwrite)
-    made = sections(records, contests)
+    made = sections(records, method_comparisons)
     for one in made.unreadable:
         warnings.warn(f"not in the report: {one}", stacklevel=2)
     text = _rendered(made, records)
@@ -65,22 +65,22 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None, *, o
     return page
 
 
-def _opened(runs: Sequence[str | Path]) -> tuple[list[Contest], list[str | Path]]:
+def _opened(runs: Sequence[str | Path]) -> tuple[list[MethodComparison], list[str | Path]]:
     """The comparisons among the folders, and all runs: those of a comparison in its place."""
-    contests: list[Contest] = []
+    method_comparisons: list[MethodComparison] = []
     found: list[str | Path] = []
     for run in runs:
         if reference_name(run) is None and (Path(run) / COMPARED).is_file():
-            contests.append(Contest(Path(run), SideBySide.read(Path(run))))
-            found += contests[-1].result.folders(Path(run))
+            method_comparisons.append(MethodComparison(Path(run), SideBySide.read(Path(run))))
+            found += method_comparisons[-1].result.folders(Path(run))
         else:
             found.append(run)
-    return contests, found
+    return method_comparisons, found
 
 
-def render(records: Sequence[RunRecord], contests: Sequence[Contest] = ()) -> str:
+def render(records: Sequence[RunRecord], method_comparisons: Sequence[MethodComparison] = ()) -> str:
     """The page's text. All that comes from runs is escaped; the page's own scripts are the only ones that may run."""
-    return _rendered(sections(records, contests), records)
+    return _rendered(sections(records, method_comparisons), records)
 
 
 def _rendered(made: Sections, records: Sequence[RunRecord]) -> str:

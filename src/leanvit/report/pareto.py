@@ -22,8 +22,8 @@ class Point:
     series: str = ""  # what has a colour of its own on the page; by default the name
 
     @property
-    def place(self) -> str:
-        return self.comparison.place(self.row)
+    def runtime_label(self) -> str:
+        return self.comparison.runtime_label(self.row)
 
     @property
     def colour(self) -> str:
@@ -53,7 +53,7 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
     A colour a model, a symbol a runtime; for each runtime the stair of the rows that none of it beats in both.
     """
     models = {p.model: p.colour for p in points}
-    runtimes = list(dict.fromkeys(p.place for p in points))
+    runtimes = list(dict.fromkeys(p.runtime_label for p in points))
     views = {}
     for axis in _AXES:
         known = [p for p in points if axis.value(p.row) is not None]
@@ -62,7 +62,7 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
         views[axis.name] = {
             "data": [
                 *(_stair(known, axis, runtime, number) for number, runtime in enumerate(runtimes)),
-                *(_marker(p, axis, colours[p.colour], runtimes.index(p.place)) for p in points),
+                *(_marker(p, axis, colours[p.colour], runtimes.index(p.runtime_label)) for p in points),
             ],
             "layout": {
                 "xaxis": {"title": {"text": axis.title(points[0].comparison)}, **_scale(known, axis)},
@@ -109,7 +109,7 @@ def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
         "y": [top1.value],
         "error_y": _error(top1.high - top1.value, top1.value - top1.low),
         "marker": {"size": 12, "symbol": SYMBOLS[runtime % len(SYMBOLS)]},
-        "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{point.place}"]},
+        "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{point.runtime_label}"]},
         "hovertemplate": "<br>".join(map(plain, _details(point))).replace("%{", "% {") + "<extra></extra>",
     }
     if axis.name == "latency" and row.latency_ms is not None:
@@ -122,7 +122,7 @@ def _details(point: Point) -> list[str]:
     """What pointing at a row tells."""
     comparison, row, top1 = point.comparison, point.row, point.row.top1_percent
     lines = [
-        f"{point.model}, {point.place} {row.precision or ''}".strip(),
+        f"{point.model}, {point.runtime_label} {row.precision or ''}".strip(),
         f"{comparison.score_name} {top1.value:.2f} % ({top1.low:.2f} … {top1.high:.2f})",
     ]
     if row.change_points is not None:
@@ -142,7 +142,7 @@ def _details(point: Point) -> list[str]:
 
 
 def _stair(points: Sequence[Point], axis: _Axis, runtime: str, number: int) -> Trace:
-    own = [(axis.value(p.row) or 0.0, p.row.top1_percent.value) for p in points if p.place == runtime]
+    own = [(axis.value(p.row) or 0.0, p.row.top1_percent.value) for p in points if p.runtime_label == runtime]
     best = frontier(own)
     return {
         "type": "scatter",

@@ -109,7 +109,7 @@ def is_simulated(row: Row) -> bool:
 def groups(comparison: Comparison) -> list[Group]:
     """Rows by runtime, in the order in which the runtimes come."""
     gains = {change.row.name: change for change in comparison.runtime_changes()}
-    return [_group(comparison, place, rows, gains) for place, rows in comparison.places().items()]
+    return [_group(comparison, place, rows, gains) for place, rows in comparison.by_runtime().items()]
 
 
 def deployed(row: Row) -> bool:
@@ -136,7 +136,7 @@ def headline(comparison: Comparison, model: str = "") -> Headline | None:
     return Headline(
         name=_with_precision(row) if apart else row.model,
         reference=_with_precision(reference) if apart else reference.model,
-        runtime=comparison.place(row),
+        runtime=comparison.runtime_label(row),
         speedup=f"{faster.median:.2f}×",
         score=comparison.score_name,
         change=NONE if change is None else f"{signed(change.value)} points",

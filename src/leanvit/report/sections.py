@@ -16,7 +16,7 @@ from leanvit.report.pareto import accuracy_against_cost
 from leanvit.report.series import Series, run_name
 from leanvit.report.token_pictures import Stack, stacks
 from leanvit.runs.commands import Command
-from leanvit.runs.compared import COMPARED, Contest
+from leanvit.runs.compared import COMPARED, MethodComparison
 from leanvit.runs.record import Measurement, RunRecord
 from leanvit.runs.token_maps import TokenMaps
 
@@ -100,7 +100,7 @@ class TokenPart:
     source: str
     maps: TokenMaps
     stacks: tuple[Stack, ...]
-    labels: tuple[str, ...]  # of the slider's places: as given, then each reducing block
+    labels: tuple[str, ...]  # of the slider's stops: as given, then each reducing block
 
 
 @dataclass(frozen=True)
@@ -152,16 +152,16 @@ class Sections:
     plots: dict[str, Views]
 
 
-def sections(records: Sequence[RunRecord], contests: Sequence[Contest] = ()) -> Sections:
+def sections(records: Sequence[RunRecord], method_comparisons: Sequence[MethodComparison] = ()) -> Sections:
     """Everything that the runs give, sorted."""
     plots = Plots()
     groups = by_data(records)
     measured = [one for group in groups for one in group.measured]
-    series = Series(records, [one.folder for one in contests])
-    said, headline = _newest_headline(groups, contests)
+    series = Series(records, [one.folder for one in method_comparisons])
+    said, headline = _newest_headline(groups, method_comparisons)
     maps = _traced(records)
     curves = {run_name(m, records): m.curve for m in records if m.curve is not None}
-    parts = [_readable_part(one, records, plots) for one in contests]
+    parts = [_readable_part(one, records, plots) for one in method_comparisons]
     data = tuple(_data_part(group, plots, groups, series) for group in groups)
     for record in records:
         plots.colours.share(run_name(record, records), series.of_run(record))
@@ -210,10 +210,10 @@ def _chips(records: Sequence[RunRecord], groups: Sequence[DataGroup]) -> tuple[s
 
 
 def _newest_headline(
-    groups: Sequence[DataGroup], contests: Sequence[Contest]
+    groups: Sequence[DataGroup], method_comparisons: Sequence[MethodComparison]
 ) -> tuple[DataGroup | None, rows.Headline | None]:
     """Of the newest measurement in a runtime of deployment, else of the newest; of methods side by side, the best."""
-    results = {c.baseline: c.result for c in contests}
+    results = {c.baseline: c.result for c in method_comparisons}
     found = []
     for group in groups:
         for record, measurement in group.measured:
@@ -312,20 +312,24 @@ def _chosen(found: Sequence[Changes], headline: rows.Headline | None) -> int:
 # --- methods at equal MACs ----------------------------------------------------------------------------------------
 
 
-def _readable_part(contest: Contest, records: Sequence[RunRecord], plots: Plots) -> tuple[SideBySidePart | None, str]:
+def _readable_part(
+    method_comparison: MethodComparison, records: Sequence[RunRecord], plots: Plots
+) -> tuple[SideBySidePart | None, str]:
     """The part, or why there is none: its measurement is not there, or is one of other models."""
     try:
-        return _side_by_side_part(contest, records, plots), ""
+        return _side_by_side_part(method_comparison, records, plots), ""
     except LeanvitError as error:
-        return None, f"{contest.folder / COMPARED} is not shown: {error}"
+        return None, f"{method_comparison.folder / COMPARED} is not shown: {error}"
 
 
-def _side_by_side_part(contest: Contest, records: Sequence[RunRecord], plots: Plots) -> SideBySidePart:
-    result = contest.result
-    own = next(m for m in records if m.folder == contest.baseline)
+def _side_by_side_part(
+    method_comparison: MethodComparison, records: Sequence[RunRecord], plots: Plots
+) -> SideBySidePart:
+    result = method_comparison.result
+    own = next(m for m in records if m.folder == method_comparison.baseline)
     comparison = next((m.comparison for m in own.measurements if m.file == result.measurement), None)
     if comparison is None:
-        raise CheckpointError(f"{contest.baseline / result.measurement} is missing or cannot be read")
+        raise CheckpointError(f"{method_comparison.baseline / result.measurement} is missing or cannot be read")
     return SideBySidePart(
         title=f"{result.model} at {result.macs:g} of its MACs, {comparison.images} images of {Path(result.data).name}",
         plot=plots.add({"": side_by_side.figure(result, comparison, plots.colours)}),

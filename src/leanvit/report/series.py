@@ -17,8 +17,10 @@ class Series:
     A row that is named as another measurement's row, but has other parameters or MACs, is another model.
     """
 
-    def __init__(self, records: Sequence[RunRecord], contests: Sequence[Path] = ()) -> None:
-        self._own = {m.folder: m.folder.name if m.folder.parent in contests else run_name(m, records) for m in records}
+    def __init__(self, records: Sequence[RunRecord], method_comparisons: Sequence[Path] = ()) -> None:
+        self._own = {
+            m.folder: m.folder.name if m.folder.parent in method_comparisons else run_name(m, records) for m in records
+        }
         self._runs: dict[str, list[RunRecord]] = {}
         self._seen: dict[str, dict[Path, Signature]] = {}
         for record in records:

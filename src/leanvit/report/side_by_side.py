@@ -10,7 +10,7 @@ from leanvit.measure.rows import runtime_name
 from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
 from leanvit.report.rows import NONE, signed
-from leanvit.runs.compared import BASELINE, INT8, SideBySide, Standing
+from leanvit.runs.compared import BASELINE, INT8, MethodResult, SideBySide
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,17 +80,17 @@ def lines(result: SideBySide, comparison: Comparison) -> list[Line]:
     return [Line(BASELINE, (*own, *(_rate(comparison, BASELINE, c) for c in columns(comparison)))), *made]
 
 
-def _score(comparison: Comparison, standing: Standing) -> float:
-    return comparison.row(standing.name).top1_percent.value
+def _score(comparison: Comparison, method_result: MethodResult) -> float:
+    return comparison.row(method_result.name).top1_percent.value
 
 
-def _line(result: SideBySide, comparison: Comparison, one: Standing) -> Line:
+def _line(result: SideBySide, comparison: Comparison, one: MethodResult) -> Line:
     row = comparison.row(one.name)
-    shelf = [_accuracy(one.off_the_shelf_percent), _change(one.off_the_shelf_change)]
+    off_the_shelf = [_accuracy(one.off_the_shelf_percent), _change(one.off_the_shelf_change)]
     after = [_accuracy(row.top1_percent), _change(row.change_points)] if one.recovered else [(NONE, "")] * 2
     after = after if result.recovery else []
     speeds = [_speed(comparison, one.name, column) for column in columns(comparison)]
-    return Line(one.name, ((f"{macs_ratio(comparison, one.name):.3f}", ""), *shelf, *after, *speeds))
+    return Line(one.name, ((f"{macs_ratio(comparison, one.name):.3f}", ""), *off_the_shelf, *after, *speeds))
 
 
 def macs_ratio(comparison: Comparison, name: str) -> float:
@@ -147,17 +147,17 @@ def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figu
         }
     ]
     for one in ranked:
-        after, shelf = comparison.row(one.name).top1_percent.value, one.off_the_shelf_percent.value
+        after, off_the_shelf = comparison.row(one.name).top1_percent.value, one.off_the_shelf_percent.value
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": plain(one.name),
-                "x": [shelf, after],
+                "x": [off_the_shelf, after],
                 "y": [plain(one.name)] * 2,
                 "marker": {"size": 10, "symbol": ["circle-open", "circle"]},
                 "line": {"width": 2},
-                "hovertemplate": f"{shelf:.2f} % off the shelf, {after:.2f} % at the end"
+                "hovertemplate": f"{off_the_shelf:.2f} % off the shelf, {after:.2f} % at the end"
                 f"<extra>{plain(one.name)}</extra>",
                 "meta": {"series": colours[one.name], "groups": [f"model:{one.name}"]},
             }
@@ -193,8 +193,8 @@ def _add_left_out(table: Table, result: SideBySide) -> None:
     from rich.text import Text
 
     for name, why in result.left_out.items():
-        told = Text.assemble(name, (f"\nleft out: {why}", "dim"))
-        table.add_row(told, *(Text(NONE) for _ in table.columns[1:]))
+        label = Text.assemble(name, (f"\nleft out: {why}", "dim"))
+        table.add_row(label, *(Text(NONE) for _ in table.columns[1:]))
 
 
 def terminal_table(result: SideBySide, comparison: Comparison) -> Table:

@@ -127,10 +127,10 @@ def _area(patches: Sequence[int], grid: tuple[int, int]) -> str:
     return "".join(f"M{PATCH * x} {PATCH * y}h{PATCH * n}v{PATCH}h-{PATCH * n}z" for x, y, n in _runs(cells))
 
 
-def _runs(places: set[tuple[int, int]]) -> list[Run]:
+def _runs(cells: set[tuple[int, int]]) -> list[Run]:
     """Places (along, line) that follow one another on a line, joined: (start, line, length)."""
     found: list[Run] = []
-    for along, line in sorted(places, key=lambda place: (place[1], place[0])):
+    for along, line in sorted(cells, key=lambda place: (place[1], place[0])):
         if found and found[-1][1] == line and sum(found[-1][::2]) == along:
             start, _, length = found.pop()
             found.append((start, line, length + 1))

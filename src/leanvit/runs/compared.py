@@ -20,7 +20,7 @@ from leanvit.files import Sealed, read_sealed, read_strict, sealed_text, write_a
 from leanvit.measure import Change, Interval
 
 ABOUT = "about.json"  # what is compared (sealed): written first, compared when it is resumed
-STANDING = "standing.json"  # of each method that is through, in its run folder
+METHOD_RESULT = "standing.json"  # of each method that is through, in its run folder
 COMPARED = "compare.json"
 BASELINE = "baseline"  # the folder of the model that methods were applied to
 INT8 = "int8"  # what a rounded model's name ends with
@@ -31,7 +31,7 @@ _NEW = ("weights", "images")  # of what is compared when it is resumed: 0.1 did 
 
 
 @dataclass(frozen=True)
-class Standing:
+class MethodResult:
     """One method, set to the share of MACs."""
 
     name: str  # of its row, and of its run folder
@@ -47,12 +47,12 @@ class Standing:
 
     def save(self, folder: Path) -> None:
         """Keep it in the method's run folder, which says that the method is through."""
-        write_atomic(folder / STANDING, json.dumps(asdict(self), indent=1, allow_nan=False).encode())
+        write_atomic(folder / METHOD_RESULT, json.dumps(asdict(self), indent=1, allow_nan=False).encode())
 
     @classmethod
-    def read(cls, folder: Path) -> Standing | None:
+    def read(cls, folder: Path) -> MethodResult | None:
         """That of a run folder; None where the method is not through. Raises `CheckpointError` if it is damaged."""
-        file = folder / STANDING
+        file = folder / METHOD_RESULT
         return read_strict(cls, file.read_bytes(), f"{file} is damaged, remove its folder") if file.is_file() else None
 
 
@@ -65,7 +65,7 @@ class SideBySide:
     macs: float  # the share that was asked for
     recovery: dict[str, Any] | None
     seed: int
-    standings: tuple[Standing, ...]
+    standings: tuple[MethodResult, ...]
     left_out: dict[str, str]  # method or row -> why
     measurement: str  # file in the baseline's folder
     format: int = FORMAT
@@ -102,7 +102,7 @@ class SideBySide:
 
 
 @dataclass(frozen=True)
-class Contest:
+class MethodComparison:
     """A result and the folder that it was read from."""
 
     folder: Path

@@ -24,13 +24,14 @@ def new_folder(
     *,
     overwrite: bool = False,
     holds: Sequence[str | Path] = (JSON_NAME, STATE, ABOUT),
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """The folder of a new run: `out`, or the first free `runs/NAME`, `runs/NAME-2`, ... Nothing is made yet.
 
     Args:
         holds: files of which a folder must hold one to be replaced: `overwrite` is for what leanvit made, and for what
-            a kill left of that. What a kill left before anything was made is in nobody's way (`say` says so).
+            a kill left of that. What a kill left before anything was made is in nobody's way (`log` is called with the
+            reason).
 
     Raises:
         BadInput: `out` is a file, cannot be made or written, another process writes into it, or it holds something (and
@@ -45,7 +46,7 @@ def new_folder(
         return path
     refuse_if_held(path)
     if not any((path / file).is_file() for file in holds) and only_leftovers(path):
-        say(f"--out {path} holds what a process that was killed left: it is cleared away")
+        log(f"--out {path} holds what a process that was killed left: it is cleared away")
         return path
     ours = any((path / file).is_file() for file in holds) or was_begun(path)
     if overwrite and not ours:

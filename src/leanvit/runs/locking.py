@@ -30,7 +30,7 @@ _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextmanager
-def locked(folder: Path, *, command: str, say: Callable[[str], None], beside: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, command: str, log: Callable[[str], None], beside: bool = False) -> Iterator[None]:
     """Inside, no other process writes into the folder, which is made if it is not there (and goes if it stays empty).
 
     Files that a killed holder left half written go.
@@ -50,7 +50,7 @@ def locked(folder: Path, *, command: str, say: Callable[[str], None], beside: bo
         for half in [] if beside else [one for one in folder.iterdir() if _HALF.fullmatch(one.name)]:
             half.unlink(missing_ok=True)
     except OSError as error:
-        say(f"--out {folder} is not locked ({error.strerror or error}): see that nothing else writes into it")
+        log(f"--out {folder} is not locked ({error.strerror or error}): see that nothing else writes into it")
     if file is None:
         yield
         return
@@ -135,7 +135,7 @@ def _in_use(folder: Path, file: TextIO) -> str:
     who = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):
         file.seek(0)
-        told = json.loads(file.read(65536))
-        doing = f" ({told['command']})" if told["command"] else ""
-        who = f"process {int(told['pid'])} on {told['host']} since {told['since']}{doing}"
+        payload = json.loads(file.read(65536))
+        doing = f" ({payload['command']})" if payload["command"] else ""
+        who = f"process {int(payload['pid'])} on {payload['host']} since {payload['since']}{doing}"
     return f"--out {folder} is in use by {who}: wait until it ends, or give another path"

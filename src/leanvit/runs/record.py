@@ -21,7 +21,7 @@ from leanvit.runs.disagreements import load_pictures
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.layout import COMMANDS, TOKENS, TRAINING_LOG, evidence_file, measurement_files, pictures_file
 from leanvit.runs.logs import Curve, read_curve
-from leanvit.runs.saving import Asked, asked_rows
+from leanvit.runs.saving import TargetRow, asked_rows
 from leanvit.runs.token_maps import TokenMaps
 from leanvit.runs.widths import Widths, read_widths
 
@@ -52,7 +52,7 @@ class RunRecord:
     model_args: dict[str, Any]
     classes: tuple[str, ...]
     data: str
-    asked: tuple[Asked, ...]
+    asked: tuple[TargetRow, ...]
     commands: tuple[Command, ...]
     measurements: tuple[Measurement, ...]
     tokens: TokenMaps | None

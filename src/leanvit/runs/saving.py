@@ -20,7 +20,7 @@ _OF_ITS_OWN = ("made_with", "steps", "frozen")  # of a run's info: not handed on
 
 
 @dataclass(frozen=True)
-class Asked:
+class TargetRow:
     """What one method was asked for, and what the saved object turned out to have."""
 
     method: str
@@ -30,12 +30,12 @@ class Asked:
     share: dict[str, float] = field(default_factory=dict)  # of the model as it met it, and in all
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
-        told |= {"share": self.share} if self.share else {}
-        return {**told, "missed": list(self.missed)} if self.missed else told
+        payload: dict[str, Any] = {"method": self.method, "asked": self.asked, "achieved": self.achieved}
+        payload |= {"share": self.share} if self.share else {}
+        return {**payload, "missed": list(self.missed)} if self.missed else payload
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Asked:
+    def from_json(cls, row: Mapping[str, Any]) -> TargetRow:
         """Read `to_json`'s row; what has another shape in a file from elsewhere is left out."""
         knobs, achieved, share = (_dict(row.get(key)) for key in ("asked", "achieved", "share"))
         return cls(
@@ -50,7 +50,7 @@ class Asked:
 def save_compressed(
     lean: OpenModel,
     folder: Path,
-    asked: Sequence[Asked],
+    asked: Sequence[TargetRow],
     *,
     preprocess: Preprocess,
     info: Mapping[str, Any],
@@ -73,9 +73,9 @@ def save_compressed(
         write_atomic(folder / TRAINING_LOG, log)
 
 
-def asked_rows(info: Mapping[str, Any]) -> tuple[Asked, ...]:
+def asked_rows(info: Mapping[str, Any]) -> tuple[TargetRow, ...]:
     """The rows in a run's info, oldest first."""
-    return tuple(Asked.from_json(row) for row in _list(info.get("asked")) if isinstance(row, dict))
+    return tuple(TargetRow.from_json(row) for row in _list(info.get("asked")) if isinstance(row, dict))
 
 
 def _list(value: Any) -> list[Any]:

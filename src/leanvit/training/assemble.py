@@ -13,11 +13,11 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from leanvit.arguments import require_dataset, require_model
 from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length
 from leanvit.data.depth import range_text
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.given import require_dataset, require_model
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run
 from leanvit.training.checkpoint import BEST, DATA, STATE, VALIDATION, read_position

@@ -143,7 +143,7 @@ def fit(
         raise BadInput("keep='best' needs validate=, which tells the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
-        validate = for_model(validate, model, exact=True, say=lambda line: None)
+        validate = for_model(validate, model, exact=True, log=lambda line: None)
     dataset = for_model(dataset, model, exact=True)
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     try:

@@ -80,8 +80,8 @@ class World:
         except LeanvitError as raised:
             error = raised
         if self.any(error is not None):
-            told = self.gathered(None if error is None else (_kind(error), str(error)))
-            kind, text = next(one for one in told if one is not None)
+            errors = self.gathered(None if error is None else (_kind(error), str(error)))
+            kind, text = next(one for one in errors if one is not None)
             raise error or _KINDS[kind](text)
 
 

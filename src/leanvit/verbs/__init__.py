@@ -1,4 +1,4 @@
-"""Floor 5: the verbs of the command line as Python calls, on run folders and data specs. One file per verb.
+"""Layer 5: the verbs of the command line as Python calls, on run folders and data specs. One file per verb.
 
     from leanvit import verbs
     verbs.train("vit_tiny_patch16_224", "digits", adapt=True, settings={"epochs": 20}, out="runs/dense")
@@ -15,7 +15,7 @@ from typing import Any
 
 _HOME = {
     "train": "training",
-    "dry_run": "rehearsing",
+    "dry_run": "dry_running",
     "compress": "compressing",
     "retune": "retuning",
     "compare_methods": "comparing",

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanvit.errors import LeanvitError, printable
-from leanvit.recipe.course import counted
+from leanvit.recipe.training_steps import counted
 
 ENDINGS = (".csv", ".jsonl")
 SHOWN = 20  # answers and bad images that are named one by one

@@ -17,16 +17,16 @@ from leanvit.recipe import compress as compress_model
 from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
 from leanvit.recipe.store import JSON_NAME
 from leanvit.runs.commands import Stopwatch
-from leanvit.runs.compared import BASELINE, INT8, Standing
+from leanvit.runs.compared import BASELINE, INT8, MethodResult
 from leanvit.runs.layout import MEASURED
 from leanvit.runs.measurements import keep
-from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
-from leanvit.verbs.compressing import asked_of
-from leanvit.verbs.contenders import Contender
+from leanvit.verbs.candidates import Candidate
+from leanvit.verbs.compressing import target_rows
 from leanvit.verbs.fitting import with_classes_of
 from leanvit.verbs.guarding import LeftOut
-from leanvit.verbs.models import Loaded, Say, load_model
+from leanvit.verbs.models import Loaded, Log, load_model
 from leanvit.verbs.progress import progress
 from leanvit.verbs.runtimes import Opener
 from leanvit.verbs.shares import Tally
@@ -42,7 +42,7 @@ class Conditions:
     recovery: Recovery | None
     seed: int
     folder: Path
-    say: Say
+    log: Log
     command: str
     data: str
     class_names: str
@@ -50,7 +50,7 @@ class Conditions:
     def images(self) -> Data | None:
         if self.train is None:
             return None
-        return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.say))
+        return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.log))
 
     def judged(self, model: Any) -> Predictions:
         outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
@@ -71,35 +71,35 @@ def keep_baseline(shared: Conditions) -> None:
     _save(shared, shared.start.model, folder, [])
 
 
-def apply_all(shared: Conditions, chosen: Sequence[Contender], left_out: LeftOut) -> tuple[Standing, ...]:
+def apply_all(shared: Conditions, chosen: Sequence[Candidate], left_out: LeftOut) -> tuple[MethodResult, ...]:
     """Those of all methods that come through. Raises `LeanvitError` where none does."""
-    found: list[Standing] = []
+    found: list[MethodResult] = []
     for one in chosen:
-        with left_out.guard(one.name, shared.say):
-            found.append(_standing(shared, one))
-        left_out.write(shared.folder, shared.say)
+        with left_out.guard(one.name, shared.log):
+            found.append(_method_result(shared, one))
+        left_out.write(shared.folder, shared.log)
     if not found:
         raise LeanvitError(f"no method came through: {'; '.join(left_out.values())}")
     return tuple(found)
 
 
-def _standing(shared: Conditions, one: Contender) -> Standing:
+def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
     """Apply, judge, recover and save one method; where that is done already, what came of it."""
     folder = shared.folder / one.name
-    if (through := Standing.read(folder)) is not None:
+    if (through := MethodResult.read(folder)) is not None:
         return through
     begun, watch = time.perf_counter(), Stopwatch("compare-methods", shared.command)
-    shelf: dict[str, Any] = {}
+    off_the_shelf: dict[str, Any] = {}
     tally = Tally([one.method], asked_rows(shared.start.info))
 
     def judge(label: str, model: Any) -> None:
         if label != "dense":
-            shared.say(f"{one.name}: {'compressed' if label == one.method.slug else label}")
+            shared.log(f"{one.name}: {'compressed' if label == one.method.slug else label}")
         tally.take(label, model)
         if label == one.method.slug:
             answers = shared.judged(model)
-            shelf["off_the_shelf_percent"] = accuracy(answers).percent()
-            shelf["off_the_shelf_change"] = accuracy_change(shared.baseline_answers, answers)
+            off_the_shelf["off_the_shelf_percent"] = accuracy(answers).percent()
+            off_the_shelf["off_the_shelf_change"] = accuracy_change(shared.baseline_answers, answers)
 
     recovery = shared.recovery if one.method.trainable_after else None
     lean = compress_model(
@@ -111,26 +111,26 @@ def _standing(shared: Conditions, one: Contender) -> Standing:
         out=folder if trains([one.method], recovery) else None,
         resume=(folder / STEPS_ABOUT).is_file(),
     )
-    _save(shared, lean, folder, asked_of([one.method], lean, tally))
+    _save(shared, lean, folder, target_rows([one.method], lean, tally))
     mapped = with_classes_of(shared.start, shared.val, class_names=shared.class_names)
     keep_tokens(folder, lean, mapped, shared.start.preprocess, name=one.name)
-    standing = Standing(
+    method_result = MethodResult(
         name=one.name,
         method=one.method.slug,
         knobs=knobs_of(one.method),
         learns=bool(one.method.trains),
         recovered=recovery is not None,
         seconds=round(time.perf_counter() - begun, 2),
-        **shelf,
+        **off_the_shelf,
     )
     watch.record(folder, before=shared.start.commands)
-    standing.save(folder)
+    method_result.save(folder)
     clear_steps(folder)
-    return standing
+    return method_result
 
 
 def _save(
-    shared: Conditions, lean: Any, folder: Path, asked: Sequence[Asked], info: Mapping[str, Any] | None = None
+    shared: Conditions, lean: Any, folder: Path, asked: Sequence[TargetRow], info: Mapping[str, Any] | None = None
 ) -> None:
     """info: of the run that it was made from; None: the one that the comparison is of."""
     save_compressed(
@@ -150,13 +150,13 @@ def round_all(shared: Conditions, names: Sequence[str], left_out: LeftOut) -> No
         folder = shared.folder / f"{name}-{INT8}"
         if (folder / JSON_NAME).is_file():
             continue
-        shared.say(f"{name}: int8")
-        with left_out.guard(f"{name} {INT8}", shared.say, but=Exception if name == BASELINE else ()):
+        shared.log(f"{name}: int8")
+        with left_out.guard(f"{name} {INT8}", shared.log, but=Exception if name == BASELINE else ()):
             one, rounding = load_model(shared.folder / name), [make_method(INT8, {})]
             tally = Tally(rounding, asked_rows(one.info))
             lean = compress_model(one.model, rounding, shared.images(), on_step=tally.take)
-            _save(shared, lean, folder, asked_of(rounding, lean, tally), one.info)
-        left_out.write(shared.folder, shared.say)
+            _save(shared, lean, folder, target_rows(rounding, lean, tally), one.info)
+        left_out.write(shared.folder, shared.log)
 
 
 # --- all in turns -------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def round_all(shared: Conditions, names: Sequence[str], left_out: LeftOut) -> No
 
 def measure_all(
     shared: Conditions,
-    standings: Sequence[Standing],
+    standings: Sequence[MethodResult],
     others: Sequence[str],
     int8: bool,
     latency_batch: int,
@@ -182,11 +182,11 @@ def measure_all(
     files: dict[str, Path] = {}
     same: dict[str, str] = {}
     answers: dict[str, Predictions] = {}
-    with Opener(latency_batch, shared.say) as opener:
+    with Opener(latency_batch, shared.log) as opener:
         for row, folder, runtime in wanted:
             key = row if runtime == "torch" else f"{row} ({runtime})"
             file = None
-            with left_out.guard(key, shared.say, but=Exception if folder.startswith(BASELINE) else ()):
+            with left_out.guard(key, shared.log, but=Exception if folder.startswith(BASELINE) else ()):
                 runners[key], file = opener.open(loaded[folder], runtime)
             files |= {key: file} if file else {}
             same[key] = row.removesuffix(f" {INT8}")  # int8 is compared with the baseline at int8
@@ -198,7 +198,7 @@ def measure_all(
             files=files,
             model_names=same,
             baseline=BASELINE,
-            progress=shared.say,
+            progress=shared.log,
             on_predictions=answers.update,
             class_names=shared.class_names,
         )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, NoTrainingSplit, is_number
 from leanvit.files import write_atomic
-from leanvit.given import require_whole
 from leanvit.measure import Comparison
 from leanvit.recipe import Recovery, fit_to_data, knobs_of
 from leanvit.recipe.steps import fingerprint
@@ -31,9 +31,9 @@ from leanvit.runs.folders import new_folder, require_writable
 from leanvit.runs.layout import MEASURED
 from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.verbs.applying import Conditions, apply_all, keep_baseline, measure_all, round_all
-from leanvit.verbs.contenders import checked, choose
+from leanvit.verbs.candidates import checked, choose
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
-from leanvit.verbs.models import Loaded, Say, load_model, open_split, say_bad, silent
+from leanvit.verbs.models import Loaded, Log, load_model, log_bad, open_split, silent
 from leanvit.verbs.runtimes import require
 from leanvit.verbs.stopping import says_how_to_go_on
 
@@ -66,7 +66,7 @@ class Compared:
 def compare_methods(
     model: str | Path,
     data: str,
-    contenders: Sequence[str] = (),
+    candidates: Sequence[str] = (),
     *,
     macs: float = 0.6,
     tolerance: float = 0.03,
@@ -87,16 +87,16 @@ def compare_methods(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Compared:
-    """Set methods to an equal share of a model's MACs, recover them alike, and measure all in turns.
+    """Set methods to an equal share of a model's MACs, recover them alike, and measure all, interleaved.
 
     Args:
         model: timm name, run folder or reference; the other arguments as in `compress`.
         data: data spec; methods and recovery learn from `train`, all figures are of `val`. Where nothing learns, a data
             set without a training split will do.
-        contenders: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
+        candidates: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
             Default: every method that reduces tokens or leaves early and has such a knob; what does not fit the model
             is left out, with the reason, and so is what fails later: the others go on.
         macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
@@ -123,8 +123,8 @@ def compare_methods(
         refuse_if_held(Path(out))
     if resume:
         _check_resume(out)
-    train, no_training_split = _training_split(data, seed, limit, say)
-    val = open_split(data, "val", seed=seed, limit=limit, say=say, beside=train)
+    train, no_training_split = _training_split(data, seed, limit, log)
+    val = open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     some = val if train is None else train
     start = load_model(
         model,
@@ -133,20 +133,20 @@ def compare_methods(
         weights=weights,
         adapt_to=some if adapt else None,
         seed=seed,
-        say=say,
+        log=log,
     )
     require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names)
     start = with_labels_of(some, with_range_of(some, start))
-    learned = with_classes_of(start, some, class_names=class_names, say=say)
+    learned = with_classes_of(start, some, class_names=class_names, log=log)
     train = None if train is None else learned
-    chosen, left_out = choose(start, contenders, macs, tolerance=tolerance, controls=controls, say=say)
+    chosen, left_out = choose(start, candidates, macs, tolerance=tolerance, controls=controls, log=log)
     learns = recovery is not None or int8 or any(one.method.needs_data or one.method.trains for one in chosen)
     if no_training_split and learns:
         raise no_training_split
     was = read_about(Path(out)) if resume and out else {}
     recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
-    chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, say)
-    folder = require_writable(out) if resume and out else _new(out, start, overwrite, say)
+    chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, log)
+    folder = require_writable(out) if resume and out else _new(out, start, overwrite, log)
     asked: dict[str, Any] = {
         "model": str(model),
         "data": data,
@@ -159,35 +159,35 @@ def compare_methods(
         "weights": fingerprint(start.model),
         "images": {one.split: identity(one) for one in (train, val) if one is not None},
     }
-    with locked(folder, command=command, say=say):
+    with locked(folder, command=command, log=log):
         if overwrite and not resume:
             clear_comparison(folder)
         begin_comparison(folder, asked, resume=resume)
-        left_out.write(folder, say)
+        left_out.write(folder, log)
         for line in plan:
-            say(line)
+            log(line)
         kept_train = None if train is None else train.cached()
-        shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, say, command, data, class_names)
+        shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, log, command, data, class_names)
         kept = f"finished methods, and the state of a training, are in {folder}"
         with says_how_to_go_on(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)
-            standings = apply_all(shared, chosen, left_out)
+            method_results = apply_all(shared, chosen, left_out)
             if int8:
-                round_all(shared, [BASELINE, *(one.name for one in standings)], left_out)
-            comparison = measure_all(shared, standings, others, int8, latency_batch, rounds, left_out)
+                round_all(shared, [BASELINE, *(one.name for one in method_results)], left_out)
+            comparison = measure_all(shared, method_results, others, int8, latency_batch, rounds, left_out)
         result = SideBySide(
             model=start.name if start.folder is None else str(model),
             data=data,
             macs=macs,
             recovery=asked["recovery"],
             seed=seed,
-            standings=standings,
+            standings=method_results,
             left_out=dict(left_out),
             measurement=MEASURED,
         )
         write_atomic(folder / COMPARED, result.to_json().encode())
         page = write_report([folder], folder / "report.html", overwrite=True)
-        say_bad(say, train, val)
+        log_bad(log, train, val)
         return Compared(folder, page, result, comparison)
 
 
@@ -206,11 +206,11 @@ def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
 
 
 def _training_split(
-    data: str, seed: int, limit: int | None, say: Say
+    data: str, seed: int, limit: int | None, log: Log
 ) -> tuple[AnyDataset | None, NoTrainingSplit | None]:
     """The images to learn from; where the data has none, what to raise if something learns."""
     try:
-        return open_split(data, "train", seed=seed, limit=limit, say=say), None
+        return open_split(data, "train", seed=seed, limit=limit, log=log), None
     except NoTrainingSplit as error:
         return None, error
 
@@ -225,8 +225,8 @@ def _check_resume(out: str | Path | None) -> None:
         )
 
 
-def _new(out: str | Path | None, start: Loaded, overwrite: bool, say: Say) -> Path:
-    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT,), say=say)
+def _new(out: str | Path | None, start: Loaded, overwrite: bool, log: Log) -> Path:
+    folder = new_folder(out, f"{start.base}-compared", overwrite=overwrite, holds=(ABOUT,), log=log)
     if overwrite and (folder / ABOUT).is_file():
         read_about(folder)  # a damaged one is refused before anything is removed
     return folder

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
+from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
-from leanvit.given import require_whole
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import (
     Data,
     Recovery,
     check_needs,
     check_order,
-    check_places,
+    check_slots,
     choices,
     fit_to_data,
     knobs_of,
@@ -41,17 +41,17 @@ from leanvit.runs.folders import new_folder, require_writable
 from leanvit.runs.layout import MEASURED, RUN
 from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.measurements import keep
-from leanvit.runs.saving import Asked, asked_rows, save_compressed
+from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import (
     Loaded,
-    Say,
+    Log,
     as_runner,
     load_model,
+    log_bad,
     open_split,
     row_name,
-    say_bad,
     silent,
 )
 from leanvit.verbs.progress import progress
@@ -68,7 +68,7 @@ class Compressed:
 
     folder: Path
     label: str
-    asked: tuple[Asked, ...]
+    asked: tuple[TargetRow, ...]
     comparison: Comparison | None
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Compressed:
             "comparison": None if self.comparison is None else json.loads(self.comparison.to_json()),
         }
 
-    def asked_table(self) -> Table:
+    def target_table(self) -> Table:
         """A rich table: method, asked, achieved."""
         from rich.table import Table
         from rich.text import Text
@@ -121,7 +121,7 @@ def compress(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Compressed:
     """Apply methods to a model and save the lean one with its history.
@@ -154,7 +154,7 @@ def compress(
         _check_resume(out, methods, recovery)
     _check_teacher_is_asked(teacher, methods, recovery)
     learning = adapt or recovery is not None or any(m.needs_data or m.trains for m in methods)
-    train = open_split(data, "train", seed=seed, limit=limit, say=say) if data is not None and learning else None
+    train = open_split(data, "train", seed=seed, limit=limit, log=log) if data is not None and learning else None
     if adapt and train is None:
         raise BadInput("--adapt needs --data, which it adapts to")
     start = load_model(
@@ -165,34 +165,36 @@ def compress(
         adapt_to=train if adapt else None,
         preprocess_settings=settings,
         seed=seed,
-        say=say,
+        log=log,
     )
     check_order(start.model.traits(), methods)
-    check_places(start.model, methods)
+    check_slots(start.model, methods)
     check_needs(methods, train, recovery)
     was = saved_about(Path(out)) if resume and out else None
     given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
     plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
-    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, say=say, beside=train)
+    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
         start = with_labels_of(known, with_range_of(known, start))
-    train = None if train is None else with_classes_of(start, train, class_names=class_names, say=say)
+    train = None if train is None else with_classes_of(start, train, class_names=class_names, log=log)
     validation = validation.cached() if validation is not None else None
-    told = say if train is None else silent
-    mapped = None if validation is None else with_classes_of(start, validation, class_names=class_names, say=told)
+    log_matched = log if train is None else silent
+    mapped = (
+        None if validation is None else with_classes_of(start, validation, class_names=class_names, log=log_matched)
+    )
     name = "-".join([start.base, *(m.slug for m in methods)])
-    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite, say=say)
-    with locked(folder, command=command, say=say):
+    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite, log=log)
+    with locked(folder, command=command, log=log):
         if overwrite and not resume:
             clear_steps(folder)
         for text in choices(given, methods, train):
-            say(text)
+            log(text)
         for training in plan:
-            say(f"will train {training}")
-        rows = _Rows(first=row_name(start.model), say=say, keep=measured and validation is not None)
+            log(f"will train {training}")
+        rows = _Rows(first=row_name(start.model), log=log, keep=measured and validation is not None)
         tally = Tally(methods, asked_rows(start.info))
 
         def step_taken(label: str, step: OpenModel) -> None:
@@ -205,14 +207,14 @@ def compress(
             lean = compress_model(
                 start.model,
                 methods,
-                None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(say)),
+                None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log)),
                 recovery=recovery,
                 teacher=None if taught is None else taught.model,
                 on_step=step_taken,
                 out=folder if trains(methods, recovery) else None,
                 resume=resume,
             )
-            asked = asked_of(methods, lean, tally)
+            asked = target_rows(methods, lean, tally)
             # the old run stays until the new one takes its place, in one rename
             clear_run(folder, overwrite=overwrite or resume, keep=(*RUN, STEPS, str(ABOUT)))
             save_compressed(
@@ -228,13 +230,13 @@ def compress(
             if validation is not None and measured:
                 runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
                 comparison = _compared(
-                    runners, validation, folder, latency_batch=latency_batch, class_names=class_names, say=say
+                    runners, validation, folder, latency_batch=latency_batch, class_names=class_names, log=log
                 )
             if mapped is not None:
                 keep_tokens(folder, lean, mapped, start.preprocess, name=row_name(lean))
         watch.record(folder, wrote=MEASURED if comparison else "", before=start.commands)
         clear_steps(folder)
-        say_bad(say, train, validation)
+        log_bad(log, train, validation)
         return Compressed(folder, row_name(lean), asked, comparison)
 
 
@@ -284,7 +286,7 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
-def asked_of(methods: Sequence[Method], lean: OpenModel, tally: Tally | None = None) -> tuple[Asked, ...]:
+def target_rows(methods: Sequence[Method], lean: OpenModel, tally: Tally | None = None) -> tuple[TargetRow, ...]:
     """A row for each method of this compression: its plan is among the last of the history."""
     misses = missed(lean)
     plans = lean.history.plans[len(lean.history.plans) - len(methods) :]
@@ -297,13 +299,13 @@ def asked_of(methods: Sequence[Method], lean: OpenModel, tally: Tally | None = N
 
 def _asked(
     method: Method, plan: Plan, lean: OpenModel, misses: tuple[str, ...], number: int, tally: Tally | None
-) -> Asked:
+) -> TargetRow:
     """What a method says of MACs and parameters is its own share, too, whatever came after it."""
     share = tally.share(number) if tally else {}
     own = tally.achieved(number) if tally else None
     achieved = achieved_by(method, plan, lean) if own is None else own
     achieved = {key: share.get(key, value) if key in KINDS else value for key, value in achieved.items()}
-    return Asked(method.slug, knobs_of(method), achieved, misses, share)
+    return TargetRow(method.slug, knobs_of(method), achieved, misses, share)
 
 
 def _compared(
@@ -313,14 +315,14 @@ def _compared(
     *,
     latency_batch: int,
     class_names: str,
-    say: Say,
+    log: Log,
 ) -> Comparison:
     answers: dict[str, Predictions] = {}
     comparison = compare(
         runners,
         validation,
         latency_batch=latency_batch,
-        progress=say,
+        progress=log,
         on_predictions=answers.update,
         class_names=class_names,
     )
@@ -331,14 +333,14 @@ def _compared(
 class _Rows:
     """Keeps a copy of the model after each step, under the name of its row."""
 
-    def __init__(self, *, first: str, say: Say, keep: bool) -> None:
+    def __init__(self, *, first: str, log: Log, keep: bool) -> None:
         self.models: dict[str, OpenModel] = {}
-        self._first, self._say, self._keep = first, say, keep
+        self._first, self._log, self._keep = first, log, keep
 
     def take(self, label: str, model: OpenModel) -> None:
         name = self._first if not self.models else self._free(f"+ {label}")
         if self.models:
-            self._say(f"done: {name}")
+            self._log(f"done: {name}")
         self.models[name] = copy.deepcopy(model).eval() if self._keep else model
 
     def _free(self, name: str) -> str:

@@ -21,7 +21,7 @@ from leanvit.training.checkpoint import STATE
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
 from leanvit.verbs.measuring import measure
-from leanvit.verbs.models import Say, silent
+from leanvit.verbs.models import Log, silent
 from leanvit.verbs.training import train
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def demo(
     *,
     epochs: int | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Demonstration:
     """Train a small ViT on handwritten digits; compress it by EViT, ToMe, int8, and EViT with int8; export each to
@@ -117,7 +117,7 @@ def demo(
 
     def step(*words: str | Path) -> str:
         typed.append(shlex.join(["leanvit", *map(str, words)]))
-        say(f"\n$ {typed[-1]}   [{watch.seconds:.0f} s]")
+        log(f"\n$ {typed[-1]}   [{watch.seconds:.0f} s]")
         return typed[-1]
 
     train(
@@ -129,7 +129,7 @@ def demo(
         limit=LIMIT,
         out=runs[DENSE],
         overwrite=overwrite,
-        say=say,
+        log=log,
         command=step(*_train_words(training, runs[DENSE])),
     )
     for name, methods in LEAN.items():
@@ -143,12 +143,12 @@ def demo(
             limit=LIMIT,
             out=runs[name],
             overwrite=overwrite,
-            say=say,
+            log=log,
             command=step(*_compress_words(runs[DENSE], methods, epochs_after, runs[name])),
         )
     for run in runs.values():
         words = ("export", run, "--to", "openvino", "--batch", str(BATCH))
-        export(run, to="openvino", batch=BATCH, say=say, command=step(*words))
+        export(run, to="openvino", batch=BATCH, log=log, command=step(*words))
     last = runs["evit-int8"]
     others = [run for run in runs.values() if run != last]
     comparison = measure(
@@ -159,7 +159,7 @@ def demo(
         latency_batch=BATCH,
         rounds=ROUNDS,
         limit=LIMIT,
-        say=say,
+        log=log,
         command=step(*_measure_words(last, others)),
     ).comparison
     page = folder / "report.html"

@@ -44,9 +44,9 @@ class Explanation:
     composes: dict[str, str]  # other slug -> how
 
     def to_json(self) -> dict[str, Any]:
-        told = asdict(self)
-        del told["paper"]
-        return {**self.paper.to_json(), **told}
+        payload = asdict(self)
+        del payload["paper"]
+        return {**self.paper.to_json(), **payload}
 
     @property
     def example(self) -> str:
@@ -92,9 +92,9 @@ class Architecture:
     recipes: tuple[str, ...]  # of its folder
 
     def to_json(self) -> dict[str, Any]:
-        told = asdict(self)
-        del told["paper"]
-        return {**self.paper.to_json(), **told}
+        payload = asdict(self)
+        del payload["paper"]
+        return {**self.paper.to_json(), **payload}
 
     def rich(self) -> Iterator[Any]:
         """Parts to print with rich."""

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from leanvit.arguments import require_whole
 from leanvit.data.preprocess import own_settings
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
 from leanvit.deploy.artefact import JSON_NAME
 from leanvit.deploy.runtimes import check_opset
 from leanvit.errors import unknown
-from leanvit.given import require_whole
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import artefact_folder
 from leanvit.runs.locking import locked
-from leanvit.verbs.models import Say, load_model, silent
+from leanvit.verbs.models import Log, load_model, silent
 
 MAX_BATCH = 65536  # the most that `deploy` traces
 
@@ -57,7 +57,7 @@ def export(
     interpolation: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Exported:
     """Export a run folder or timm name to a runtime.
@@ -84,13 +84,13 @@ def export(
         require_whole("--batch", batch, least=1, most=MAX_BATCH)
     settings = own_settings(mean, std, crop_pct, interpolation)
     one = load_model(
-        run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, say=say
+        run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, log=log
     )
     if out is None and one.home is not None:
         out = artefact_folder(one.home, to)
-    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), say=say)
-    with locked(folder, command=command, say=say, beside=True):
-        say(f"exporting {one.name} to {to}, batch {batch or 'any'}")
+    folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), log=log)
+    with locked(folder, command=command, log=log, beside=True):
+        log(f"exporting {one.name} to {to}, batch {batch or 'any'}")
         artefact = export_model(
             one.model,
             folder,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from leanvit.data import AnyDataset, check_fits, for_model, matched_with
 from leanvit.errors import BadInput
-from leanvit.verbs.models import Loaded, Say, silent
+from leanvit.verbs.models import Loaded, Log, silent
 
 
 def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
@@ -79,10 +79,10 @@ def _known(loaded: Loaded, dataset: AnyDataset, class_names: str) -> bool:
 
 
 def with_classes_of(
-    loaded: Loaded, dataset: AnyDataset, *, class_names: str = "by-name", trains: bool = False, say: Say = silent
+    loaded: Loaded, dataset: AnyDataset, *, class_names: str = "by-name", trains: bool = False, log: Log = silent
 ) -> AnyDataset:
     """A data set that fits, with the model's outputs as its classes. A model without names gets those of the data."""
-    mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, say=say)
+    mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, log=log)
     if not loaded.model.classes:
         loaded.model.classes = tuple(mapped.classes)
     return mapped

@@ -10,7 +10,7 @@ from pathlib import Path
 from leanvit.errors import LeanvitError
 from leanvit.files import write_atomic
 from leanvit.runs.compared import ERROR
-from leanvit.verbs.models import Say
+from leanvit.verbs.models import Log
 from leanvit.verbs.runtimes import first_line
 
 
@@ -22,7 +22,7 @@ class LeftOut(dict[str, str]):
         self.tracebacks: dict[str, str] = {}
 
     @contextmanager
-    def guard(self, name: str, say: Say, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    def guard(self, name: str, log: Log, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
         """Inside, an error becomes the reason why `name` is left out. `but` and interrupts go through."""
         try:
             yield
@@ -34,14 +34,14 @@ class LeftOut(dict[str, str]):
             else:
                 self[name] = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 self.tracebacks[name] = traceback.format_exc()
-            say(f"{name} is left out: {self[name]}")
+            log(f"{name} is left out: {self[name]}")
 
-    def write(self, folder: Path, say: Say) -> None:
+    def write(self, folder: Path, log: Log) -> None:
         """Each traceback into a file of the folder, once."""
         for name, text in self.tracebacks.items():
             file = folder / f"{name}{ERROR}"
             write_atomic(file, text.encode(errors="backslashreplace"))
-            say(f"{name}: the traceback is in {file}")
+            log(f"{name}: the traceback is in {file}")
         self.tracebacks = {}
 
 

@@ -22,7 +22,7 @@ from leanvit.data.specs import parse_spec
 from leanvit.errors import BadInput
 from leanvit.verbs.fitting import require_fit
 from leanvit.verbs.looked import Leak, Looked, SplitFound
-from leanvit.verbs.models import Say, load_model, silent
+from leanvit.verbs.models import Log, load_model, silent
 from leanvit.verbs.picture_grid import write_grid
 
 LEAK_LIMIT = 20_000  # training images that are compared with those of val, unless all are asked for
@@ -41,7 +41,7 @@ def look(
     crop_pct: float | None = None,
     interpolation: str | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
 ) -> Looked:
     """Open a data set, read `sample` images of each split (`every`: all) and say what is there.
 
@@ -70,8 +70,8 @@ def look(
     first = splits[0]
     fit = None if model is None else _fit(model, first, settings)
     count = None if every else sample
-    looks = [_look(dataset, count, seed, say) for dataset in splits]
-    leak = _leak(splits[0], splits[1], count, seed, say) if len(splits) == 2 else None
+    looks = [_look(dataset, count, seed, log) for dataset in splits]
+    leak = _leak(splits[0], splits[1], count, seed, log) if len(splits) == 2 else None
     if grid is not None:
         write_grid(grid, first, seed=seed)
     return Looked(
@@ -119,8 +119,8 @@ def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]
         yield _Item(dataset.keys[index], dataset.targets[index], dataset.encoded(index), index)
 
 
-def _look(dataset: AnyDataset, count: int | None, seed: int, say: Say) -> SplitFound:
-    say(f"{dataset.split}: reading {min(count or len(dataset), len(dataset))} of {len(dataset)} images")
+def _look(dataset: AnyDataset, count: int | None, seed: int, log: Log) -> SplitFound:
+    log(f"{dataset.split}: reading {min(count or len(dataset), len(dataset))} of {len(dataset)} images")
     formats, modes, sizes, bad = Counter[str](), Counter[str](), [], []
     rotated = animated = constant = read = 0
     seen: dict[bytes, str] = {}
@@ -195,14 +195,14 @@ def _spread(values: list[int]) -> tuple[int, int, int]:
 # --- two splits, a model, a grid --------------------------------------------------------------------------------------
 
 
-def _leak(train: AnyDataset, val: AnyDataset, count: int | None, seed: int, say: Say) -> Leak:
+def _leak(train: AnyDataset, val: AnyDataset, count: int | None, seed: int, log: Log) -> Leak:
     """Content of val's images looked for among train's (at most `LEAK_LIMIT` of them, unless all are asked for)."""
     wanted: dict[bytes, str] = {}
     compared_val = 0
     for digest, key in _digests(val, count, seed):
         compared_val += 1
         wanted.setdefault(digest, key)
-    say(f"leaks: comparing {compared_val} images of {val.split} with {train.split}")
+    log(f"leaks: comparing {compared_val} images of {val.split} with {train.split}")
     compared, pairs = 0, []
     for digest, key in _digests(train, None if count is None else LEAK_LIMIT, seed):
         compared += 1

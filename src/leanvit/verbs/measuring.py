@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leanvit.arguments import require_whole
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
-from leanvit.given import require_whole
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_file
@@ -21,12 +21,12 @@ from leanvit.runs.token_maps import keep_tokens
 from leanvit.verbs.fitting import require_fit, with_classes_of
 from leanvit.verbs.models import (
     Loaded,
-    Say,
+    Log,
     is_built,
     is_fresh,
     load_model,
+    log_bad,
     open_split,
-    say_bad,
     silent,
 )
 from leanvit.verbs.runtimes import RUNTIMES, Opener, first_line, reasons_against, require
@@ -69,7 +69,7 @@ def measure(
     limit: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Measured:
     """Compare a model with others: accuracy with intervals, latency in interleaved rounds, MACs, memory, size.
@@ -95,12 +95,12 @@ def measure(
     require_whole("--rounds", rounds, least=3)
     settings = own_settings(mean, std, crop_pct, interpolation)
     for what, reason in left_out.items():
-        say(f"{what} is left out: {reason}")
-    validation = open_split(data, "val", limit=limit, say=say)
+        log(f"{what} is left out: {reason}")
+    validation = open_split(data, "val", limit=limit, log=log)
     if settings and not any(map(is_built, (*against, run))):
         raise BadInput(f"{', '.join(settings)} can only be given with a timm name: a run has its own preprocessing")
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}
-    loaded = [_load(spec, built, say) for spec in (*against, run)]
+    loaded = [_load(spec, built, log) for spec in (*against, run)]
     for one in loaded:
         require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names)
     _require_one_size(loaded)
@@ -109,7 +109,7 @@ def measure(
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
     answers: dict[str, Predictions] = {}
-    with Opener(latency_batch, say) as opener:
+    with Opener(latency_batch, log) as opener:
         lines = _runners(loaded, chosen, opener, lenient=all_runtimes)
         left_out |= lines.left_out
         comparison = compare(
@@ -119,7 +119,7 @@ def measure(
             rounds=rounds,
             files=lines.files,
             model_names=lines.models,
-            progress=say,
+            progress=log,
             on_predictions=answers.update,
             class_names=class_names,
         )
@@ -132,7 +132,7 @@ def measure(
             shown = with_classes_of(own, validation, class_names=class_names)
             keep_tokens(own.home, own.model, shown, own.preprocess, name=own.name)
         watch.record(own.home, wrote=file.name if inside and file else "")
-    say_bad(say, validation)
+    log_bad(log, validation)
     return Measured(comparison, file, left_out)
 
 
@@ -159,13 +159,13 @@ def _require_one_size(loaded: Sequence[Loaded]) -> None:
         )
 
 
-def _load(spec: str | Path, built: Mapping[str, Any], say: Say) -> Loaded:
+def _load(spec: str | Path, built: Mapping[str, Any], log: Log) -> Loaded:
     """Arguments of timm names go to the timm names only."""
     if not is_built(spec):
         return load_model(spec)
     if is_fresh(spec, built):
-        say(f"{spec} has fresh weights, so its accuracy is chance: --pretrained or --weights gives it trained ones")
-    return load_model(spec, **built, say=say)
+        log(f"{spec} has fresh weights, so its accuracy is chance: --pretrained or --weights gives it trained ones")
+    return load_model(spec, **built, log=log)
 
 
 @dataclass
@@ -191,7 +191,7 @@ def _runners(loaded: Sequence[Loaded], runtimes: Sequence[str], opener: Opener, 
                 if not lenient:
                     raise
                 lines.left_out[key] = first_line(error)
-                opener.say(f"{key} is left out: {first_line(error)}")
+                opener.log(f"{key} is left out: {first_line(error)}")
                 continue
             lines.files |= {key: file} if file else {}
             lines.models[key] = name

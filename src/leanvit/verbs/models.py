@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.anatomy import OpenModel
+from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset
 from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
-from leanvit.given import require_whole
 from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
-from leanvit.recipe.course import counted
+from leanvit.recipe.training_steps import counted
 from leanvit.runs.commands import Command, commands_of
 from leanvit.runs.logs import trained_on_labels
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 _ACCEPTED = (
     "a timm name, the path of a run folder, or a reference (leanvit references); also hf-hub:OWNER/NAME, "
     "local-dir:FOLDER"
@@ -74,7 +74,7 @@ def load_model(
     adapt_to: AnyDataset | None = None,
     preprocess_settings: Mapping[str, Any] | None = None,
     seed: int = 0,
-    say: Say = silent,
+    log: Log = silent,
 ) -> Loaded:
     """A timm name, built, or a run folder, loaded.
 
@@ -113,26 +113,26 @@ def load_model(
         kwargs = {**(source.kwargs if adapt_to is None else source.adaptable()), **kwargs}
         held = held or source.weights()
     if adapt_to is not None:
-        kwargs = _adapted(architecture, kwargs, pretrained or source is not None, adapt_to, say, held)
+        kwargs = _adapted(architecture, kwargs, pretrained or source is not None, adapt_to, log, held)
     with keyed.global_rng(seed, "weights"):
         loaded = _of_timm(
-            architecture, kwargs, pretrained and source is None, held, say, adapt=adapt_to is not None, source=source
+            architecture, kwargs, pretrained and source is None, held, log, adapt=adapt_to is not None, source=source
         )
-    loaded = _with_settings(loaded, preprocess_settings, say)
+    loaded = _with_settings(loaded, preprocess_settings, log)
     if adapt_to is not None:
         loaded = replace(loaded, classes=tuple(adapt_to.classes))
     loaded.model.classes = loaded.classes
     return loaded
 
 
-def _with_settings(loaded: Loaded, settings: Mapping[str, Any] | None, say: Say) -> Loaded:
+def _with_settings(loaded: Loaded, settings: Mapping[str, Any] | None, log: Log) -> Loaded:
     """With own preprocessing. What a model with four channels or more takes without is said: timm knows three."""
     preprocess = loaded.preprocess.with_settings(settings)
     missing = [name for name in ("mean", "std") if (settings or {}).get(name) is None]
     if missing and preprocess.input_size[0] > 3:
         said = ", ".join(f"{name} {getattr(preprocess, name)[0]:.3g}" for name in missing)
         options = " and ".join(f"--{name}" for name in missing)
-        say(f"{loaded.name}: {said} for each of {preprocess.input_size[0]} channels, an average; {options} for others")
+        log(f"{loaded.name}: {said} for each of {preprocess.input_size[0]} channels, an average; {options} for others")
     return replace(loaded, preprocess=preprocess)
 
 
@@ -155,7 +155,7 @@ def open_split(
     *,
     seed: int = 0,
     limit: int | None = None,
-    say: Say = silent,
+    log: Log = silent,
     beside: AnyDataset | None = None,
 ) -> AnyDataset:
     """`open_dataset`, with what the data set has to say said aloud.
@@ -178,13 +178,13 @@ def open_split(
         raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {error.object!r}") from error
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
-    say(f"data: {_in_words(dataset)}")
+    log(f"data: {_in_words(dataset)}")
     repeated = beside is not None and beside.note == dataset.note
     if dataset.note and not repeated:
-        say(f"data: {dataset.note}")
+        log(f"data: {dataset.note}")
     if dataset.left_out and not (repeated and COUNTED_TOGETHER in dataset.note):
         reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.left_out.items())
-        say(f"data: left out of {dataset.split}: {reasons}")
+        log(f"data: left out of {dataset.split}: {reasons}")
     return dataset
 
 
@@ -201,17 +201,17 @@ def _in_words(dataset: AnyDataset) -> str:
     return f"{dataset.spec}, {dataset.split}: {images}, typically {size}, {kind}, {classes}"
 
 
-def say_bad(say: Say, *datasets: AnyDataset | None) -> None:
+def log_bad(log: Log, *datasets: AnyDataset | None) -> None:
     """At the end of a verb: how many images were left out of each split, and which."""
     for dataset in datasets:
         if dataset is None or not dataset.bad:
             continue
-        say(f"{dataset.split}: {counted(len(dataset.bad), 'image')} could not be read, left out:")
+        log(f"{dataset.split}: {counted(len(dataset.bad), 'image')} could not be read, left out:")
         for bad in dataset.bad[:_LISTED]:
-            say(f"  {bad.reason}")
+            log(f"  {bad.reason}")
         if len(dataset.bad) > _LISTED:
             shown = shlex.join(["leanvit", "data", dataset.spec, "--all", "--json"])
-            say(f"  … and {len(dataset.bad) - _LISTED} more; all of them: {shown}")
+            log(f"  … and {len(dataset.bad) - _LISTED} more; all of them: {shown}")
 
 
 def _is_folder(spec: str | Path) -> bool:
@@ -288,7 +288,7 @@ def _of_timm(
     kwargs: dict[str, Any],
     pretrained: bool,
     weights: Held | None,
-    say: Say,
+    log: Log,
     *,
     adapt: bool,
     source: Sourced | None = None,
@@ -299,20 +299,20 @@ def _of_timm(
         raise LeanvitError(f"--pretrained: the weights of {name} cannot be had: {_first_line(error)}") from error
     if source is not None:
         source.describe(model, *(m for m in model._source if m is not None))
-        say(f"{source.spec}: {name} with {_listed(kwargs)}" if kwargs else f"{source.spec}: {name}")
+        log(f"{source.spec}: {name} with {_listed(kwargs)}" if kwargs else f"{source.spec}: {name}")
     if weights is not None:
-        load_weights(model, weights, name=name, adapt=adapt, say=say)
+        load_weights(model, weights, name=name, adapt=adapt, log=log)
     if source is None:
         return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=(), name=name)
     fits = len(source.labels) == model.num_classes
     if source.labels and not fits and not adapt:
-        say(f"{source.spec}: its {len(source.labels)} names of classes are left: the model has {model.num_classes}")
+        log(f"{source.spec}: its {len(source.labels)} names of classes are left: the model has {model.num_classes}")
     classes = source.labels if fits else ()
     return Loaded(model=model.eval(), preprocess=Preprocess.of(model), classes=classes, name=source.label)
 
 
 def _adapted(
-    name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, say: Say, weights: Held | None
+    name: str, kwargs: dict[str, Any], pretrained: bool, dataset: AnyDataset, log: Log, weights: Held | None
 ) -> dict[str, Any]:
     """Constructor arguments that fit the data; image and patch size are those of the weights, where they say."""
     fitted = adapted_kwargs(name, {**kwargs, **({"pretrained": True} if pretrained else {})}, dataset)
@@ -321,7 +321,7 @@ def _adapted(
         planned = create(Root(name, _json(fitted)), device="meta")
         fitted |= as_in_file(weights, planned, name, kwargs)
     changed = ", ".join(f"{key}={value}" for key, value in fitted.items() if kwargs.get(key) != value)
-    say(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
+    log(f"adapted {name} to {dataset.spec}: {changed or 'nothing to change'}")
     return fitted
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
 from leanvit.data.declared import unlike_range
 from leanvit.data.depth import PixelRange
@@ -20,13 +21,12 @@ from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
 from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
-from leanvit.given import require_whole
 from leanvit.measure.runners import evaluating, logits_of, recording
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import artefact_folder
 from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, write_answers
-from leanvit.verbs.models import Loaded, Say, is_built, is_fresh, load_model, silent
-from leanvit.verbs.runtimes import RUNTIMES, Opener, outlet_of, require
+from leanvit.verbs.models import Loaded, Log, is_built, is_fresh, load_model, silent
+from leanvit.verbs.runtimes import RUNTIMES, Opener, backend_of, require
 
 BATCH = 32
 THRESHOLD = 0.5  # of a label, in a multi-label model
@@ -48,7 +48,7 @@ def predict(
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
-    say: Say = silent,
+    log: Log = silent,
     progress: Progress | None = None,
 ) -> list[Answer]:
     """What a model answers on images, without labels: an `Answer` an image, in the sorted order of the images.
@@ -77,7 +77,7 @@ def predict(
     """
     given = (batch, runtime, classes, preprocess, multi_label)
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
-    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, say=say) as answering:
+    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, log=log) as answering:
         return list(answering.answers(progress))
 
 
@@ -96,7 +96,7 @@ def predict_file(
     pretrained: bool = False,
     weights: str | Path | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     progress: Progress | None = None,
 ) -> Predicted:
     """`predict`, written as it goes to a `.csv` or `.jsonl` file; the file is there when it is complete.
@@ -113,7 +113,7 @@ def predict_file(
             raise BadInput(f"--out {file}: its ending chooses the format; accepted: {' or '.join(ENDINGS)}")
     given = (batch, runtime, None, None, multi_label)
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
-    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, say=say) as answering:
+    with _opened(model, images, given, top=top, split=split, workers=workers, built=built, log=log) as answering:
         if file is None:
             answers = tuple(answering.answers(progress))
             bad = tuple(one for one in answers if one.error)
@@ -151,7 +151,7 @@ def _opened(
     split: str | None,
     workers: int,
     built: Mapping[str, Any],
-    say: Say,
+    log: Log,
 ) -> Iterator[_Answering]:
     batch, runtime, classes, preprocess, multi_label = given
     if batch is not None:
@@ -175,7 +175,7 @@ def _opened(
         elif _is_artefact(model):
             one = _of_artefact(Path(model), runtime, batch)
         else:
-            one = _of_spec(model, runtime or "torch", batch, built, stack, say)
+            one = _of_spec(model, runtime or "torch", batch, built, stack, log)
         one = replace(
             one,
             classes=tuple(one.classes if classes is None else classes),
@@ -184,7 +184,7 @@ def _opened(
         _check_outputs(one.outputs, one.classes, top)
         taken = one.preprocess
         found = find_images(images, channels=taken.input_size[0], pixel_range=taken.pixel_range, split=split)
-        _say_images(found, taken.pixel_range, say)
+        _log_images(found, taken.pixel_range, log)
         yield _Answering(one, found, top=top, workers=workers)
 
 
@@ -202,7 +202,7 @@ def _is_artefact(model: str | Path) -> bool:
 
 def _of_artefact(path: Path, runtime: str | None, batch: int | None) -> _Answerer:
     own = read_artefact(path)
-    mine = [name for name in RUNTIMES if outlet_of(name) == own.runtime]
+    mine = [name for name in RUNTIMES if backend_of(name) == own.runtime]
     if runtime is not None and runtime not in mine:
         raise BadInput(f"runtime is {runtime!r}, but {path} is an artefact for {own.runtime}; leave the runtime out")
     runner = load_artefact(own.path)
@@ -212,26 +212,26 @@ def _of_artefact(path: Path, runtime: str | None, batch: int | None) -> _Answere
 
 
 def _of_spec(
-    model: str | Path, runtime: str, batch: int | None, built: Mapping[str, Any], stack: ExitStack, say: Say
+    model: str | Path, runtime: str, batch: int | None, built: Mapping[str, Any], stack: ExitStack, log: Log
 ) -> _Answerer:
     require(runtime)
     fresh = is_built(model)
-    loaded = load_model(model, say=say, **built)
+    loaded = load_model(model, log=log, **built)
     if is_fresh(model, built):
-        say(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
+        log(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
     size = batch or _kept_batch(loaded, runtime) or BATCH
     # an artefact of a fixed batch takes any number of images, in pieces: it is opened at its own batch
-    runner, _ = stack.enter_context(Opener(_kept_batch(loaded, runtime) or size, say)).open(loaded, runtime)
+    runner, _ = stack.enter_context(Opener(_kept_batch(loaded, runtime) or size, log)).open(loaded, runtime)
     classes = loaded.classes or (_timm_labels(str(model), loaded) if fresh else ())
     return _Answerer(runner, loaded.preprocess, tuple(classes), loaded.multi_label, size, loaded.model.num_classes)
 
 
 def _kept_batch(loaded: Loaded, runtime: str) -> int | None:
     """The fixed batch of the artefact that the run keeps for a runtime."""
-    outlet = outlet_of(runtime)
-    if outlet is None or loaded.folder is None or not _is_artefact(artefact_folder(loaded.folder, outlet)):
+    backend = backend_of(runtime)
+    if backend is None or loaded.folder is None or not _is_artefact(artefact_folder(loaded.folder, backend)):
         return None
-    return read_artefact(artefact_folder(loaded.folder, outlet)).batch
+    return read_artefact(artefact_folder(loaded.folder, backend)).batch
 
 
 def _timm_labels(name: str, loaded: Loaded) -> tuple[str, ...]:
@@ -347,10 +347,10 @@ def _unread(bad: Any) -> Answer:
     return Answer(bad.key, error=bad.reason)
 
 
-def _say_images(found: Found, pixel_range: PixelRange | None, say: Say) -> None:
+def _log_images(found: Found, pixel_range: PixelRange | None, log: Log) -> None:
     notes = [part.note for part in found.parts if isinstance(part, Dataset) and part.note and part.split == "all"]
     notes += filter(None, (unlike_range(part) for part in found.parts if part.pixel_range == pixel_range))
     if found.left_out:
         endings = ", ".join(f"{count} {printable(ending)}" for ending, count in found.left_out.items())
         notes.append(f"left out, no images by their endings: {endings}")
-    say(f"images: {len(found)}" + "".join(f"; {note}" for note in notes))
+    log(f"images: {len(found)}" + "".join(f"; {note}" for note in notes))

@@ -6,17 +6,17 @@ import math
 import sys
 import time
 
-from leanvit.recipe.course import counted
+from leanvit.recipe.training_steps import counted
 from leanvit.training import ProgressBar, Run
 from leanvit.training.callbacks import METRICS
-from leanvit.verbs.models import Say
+from leanvit.verbs.models import Log
 
 TIMED = 3  # steps behind the first one, which also builds kernels and starts loaders
 
 
-def progress(say: Say) -> tuple[object, ...]:
+def progress(log: Log) -> tuple[object, ...]:
     """Callbacks of a `fit` that say what it takes and show how far it is; one after another may use them."""
-    return (Cost(say), ProgressBar() if sys.stderr.isatty() else EpochLines(say))
+    return (Cost(log), ProgressBar() if sys.stderr.isatty() else EpochLines(log))
 
 
 class Cost:
@@ -25,8 +25,8 @@ class Cost:
     It only looks at the clock: the weights are those of a run without it.
     """
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self._from: tuple[int, float] | None = None  # step, and when it was done
         self._said = False
 
@@ -36,7 +36,7 @@ class Cost:
         epochs = math.ceil(run.last_step / run.steps_per_epoch)
         done = f", {run.step:,} of them done" if run.step else ""
         steps = f"{counted(run.last_step, 'step')} of {counted(images, 'image')}"
-        self._say(f"training: {counted(epochs, 'epoch')}, {steps}{done}")
+        self._log(f"training: {counted(epochs, 'epoch')}, {steps}{done}")
 
     def after_step(self, run: Run) -> None:
         if self._said:
@@ -51,14 +51,14 @@ class Cost:
         each, self._said = (now - self._from[1]) / timed, True
         left = run.last_step - run.step
         if left:
-            self._say(f"training: about {duration(each * left)} at {each:.2g} s a step, validation not counted")
+            self._log(f"training: about {duration(each * left)} at {each:.2g} s a step, validation not counted")
 
 
 class EpochLines:
     """A line an epoch, where there is no terminal for a bar."""
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self._begun = (0, time.perf_counter())
 
     def start(self, run: Run) -> None:
@@ -67,7 +67,7 @@ class EpochLines:
     def end_epoch(self, run: Run) -> None:
         row = run.history[-1]
         score = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
-        self._say(
+        self._log(
             f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{score}, "
             f"{row['seconds']:.0f} s{self._left(run)}"
         )

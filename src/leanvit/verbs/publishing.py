@@ -28,7 +28,7 @@ from leanvit.runs.layout import RUN
 from leanvit.runs.locking import locked
 from leanvit.runs.logs import training_logs
 from leanvit.verbs.fitting import require_fit
-from leanvit.verbs.models import Loaded, Say, is_built, load_model, open_split, say_bad, silent
+from leanvit.verbs.models import Loaded, Log, is_built, load_model, log_bad, open_split, silent
 
 PRECISIONS = ("float32", *STORED_AS)
 LOGGED_STEPS = 400  # kept of a training log; epochs are all kept
@@ -61,7 +61,7 @@ def publish(
     class_names: str = "by-name",
     limit: int | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Published:
     """Write a run folder that holds the model in little space, and `reference.toml`, which says what it is.
@@ -97,19 +97,19 @@ def publish(
         )
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
-    validation = open_split(data, "val", limit=limit, say=say)
+    validation = open_split(data, "val", limit=limit, log=log)
     require_fit(one, validation, class_names=class_names)
     matched = matched_with(one.model, validation, class_names=class_names)
     if matched.said and not matched.same:
-        say(matched.said)
-    folder = new_folder(out, one.base, overwrite=overwrite, say=say)
+        log(matched.said)
+    folder = new_folder(out, one.base, overwrite=overwrite, log=log)
 
-    with locked(folder, command=command, say=say), TemporaryDirectory(prefix="leanvit-") as scratch:
+    with locked(folder, command=command, log=log), TemporaryDirectory(prefix="leanvit-") as scratch:
         made = Path(scratch)
         stored_as = "" if store == "float32" else store
         info = _placeless({k: v for k, v in one.info.items() if k != "made_with"})
         save(one.model, made, preprocess=one.preprocess, info=info, stored_as=stored_as)
-        say(f"measuring the run and its copy in {store} on {len(validation)} images")
+        log(f"measuring the run and its copy in {store} on {len(validation)} images")
         record = replace(
             _measured(one, made, validation, matched),
             title=title or f"{one.model.history.root.name} on {_placeless(data)}",
@@ -127,7 +127,7 @@ def publish(
         clear_run(folder, overwrite=overwrite, keep=RUN)  # the old run stays until the copy takes its place
         _copy(made, folder)
         load_run(folder)
-    say_bad(say, validation)
+    log_bad(log, validation)
     return Published(folder, size, record)
 
 

@@ -16,8 +16,8 @@ from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import RUN
 from leanvit.runs.locking import locked
 from leanvit.runs.logs import training_logs
-from leanvit.runs.saving import Asked, asked_rows, save_compressed
-from leanvit.verbs.compressing import Compressed, asked_of
+from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
+from leanvit.verbs.compressing import Compressed, target_rows
 from leanvit.verbs.models import is_built, load_model, silent
 
 
@@ -54,10 +54,10 @@ def retune(
     lean = one.model
     for slug, knobs in given:
         lean = retune_model(lean, slug, knobs)
-    asked = asked_of([plan.method() for plan in lean.history.plans], lean)
+    asked = target_rows([plan.method() for plan in lean.history.plans], lean)
     asked = _with_shares(asked, asked_rows(one.info))
     info = {key: value for key, value in one.info.items() if key != "asked"}  # said anew, of every method
-    with locked(folder, command=command, say=silent):
+    with locked(folder, command=command, log=silent):
         clear_run(folder, overwrite=overwrite, keep=RUN)
         save_compressed(lean, folder, asked, preprocess=one.preprocess, info=info, overwrite=overwrite)
         for log in training_logs(one.home) if one.home else ():
@@ -66,7 +66,7 @@ def retune(
     return Compressed(folder, one.name, asked, None)
 
 
-def _with_shares(asked: tuple[Asked, ...], was: tuple[Asked, ...]) -> tuple[Asked, ...]:
+def _with_shares(asked: tuple[TargetRow, ...], was: tuple[TargetRow, ...]) -> tuple[TargetRow, ...]:
     """What methods did to MACs and parameters was counted when they were applied; thresholds change none of it."""
     if [row.method for row in was] != [row.method for row in asked]:
         return asked

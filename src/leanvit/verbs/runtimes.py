@@ -15,9 +15,9 @@ from leanvit.deploy import Artefact, Options, export, load_artefact, read_artefa
 from leanvit.errors import LeanvitError, MissingExtra, Refused, unknown
 from leanvit.measure.runners import precision_of
 from leanvit.runs.layout import artefact_folder
-from leanvit.verbs.models import Loaded, Say, as_runner
+from leanvit.verbs.models import Loaded, Log, as_runner
 
-# name -> (outlet of leanvit.deploy, precision of what is not int8); no outlet: torch runs the model itself
+# name -> (backend of leanvit.deploy, precision of what is not int8); no backend: torch runs the model itself
 _WAYS: dict[str, tuple[str | None, str]] = {
     "torch": (None, "f32"),
     "torch.compile": (None, "f32"),
@@ -39,9 +39,9 @@ def require(runtime: str) -> None:
     """
     if runtime not in _WAYS:
         raise unknown("runtime", runtime, RUNTIMES)
-    outlet, precision = _WAYS[runtime]
-    if outlet is not None:
-        require_runtime(outlet)
+    backend, precision = _WAYS[runtime]
+    if backend is not None:
+        require_runtime(backend)
     if precision == "bf16":
         from leanvit.deploy.openvino import bf16_runs
 
@@ -49,8 +49,8 @@ def require(runtime: str) -> None:
             raise Refused(f"{runtime}: this processor does not multiply bf16")
 
 
-def outlet_of(runtime: str) -> str | None:
-    """The outlet of `leanvit.deploy` that a runtime needs; None where torch runs the model itself."""
+def backend_of(runtime: str) -> str | None:
+    """The backend of `leanvit.deploy` that a runtime needs; None where torch runs the model itself."""
     return _WAYS[runtime][0]
 
 
@@ -79,10 +79,10 @@ class Compiled:
 
 @dataclass
 class Opener:
-    """Opens models in runtimes, exporting each model at most once to each outlet; what it exported goes with it."""
+    """Opens models in runtimes, exporting each model at most once to each backend; what it exported goes with it."""
 
     batch: int
-    say: Say
+    log: Log
     _stack: ExitStack = field(default_factory=ExitStack)
     _artefacts: dict[tuple[int, str], Artefact] = field(default_factory=dict)
 
@@ -94,40 +94,40 @@ class Opener:
 
     def open(self, one: Loaded, runtime: str) -> tuple[Any, Path | None]:
         """(runner, the file or folder that holds it) of a model in a runtime. Raises `Refused`."""
-        outlet, precision = _WAYS[runtime]
-        if outlet is not None:
-            artefact = self._artefact(one, outlet)
+        backend, precision = _WAYS[runtime]
+        if backend is not None:
+            artefact = self._artefact(one, backend)
             runner: Any = load_artefact(artefact, options=Options(precision=precision))
             if runtime.startswith(f"{runner.runtime}-"):  # a runtime's variant is a runtime of its own: openvino-bf16
                 runner.runtime = runtime
             return runner, artefact.path
         weights = next(one.folder.glob("weights-*.safetensors"), None) if one.folder else None
         if runtime == "torch.compile":
-            self.say(f"{one.name}: compiling, batch {self.batch}")
+            self.log(f"{one.name}: compiling, batch {self.batch}")
             return Compiled(one, self.batch), weights
         return as_runner(one.model, one.preprocess), weights
 
-    def _artefact(self, one: Loaded, outlet: str) -> Artefact:
+    def _artefact(self, one: Loaded, backend: str) -> Artefact:
         """The run's own artefact, or one that lasts as long as the measurement."""
-        key = (id(one), outlet)
+        key = (id(one), backend)
         if key not in self._artefacts:
-            self._artefacts[key] = _kept(one, outlet, self.batch) or self._made(one, outlet)
+            self._artefacts[key] = _kept(one, backend, self.batch) or self._made(one, backend)
         return self._artefacts[key]
 
-    def _made(self, one: Loaded, outlet: str) -> Artefact:
+    def _made(self, one: Loaded, backend: str) -> Artefact:
         batch = self.batch if one.model.exits is None or self.batch == 1 else None  # who stays is fewer than a batch
-        self.say(f"{one.name}: exporting to {outlet} for this alone, batch {batch or 'any'}")
+        self.log(f"{one.name}: exporting to {backend} for this alone, batch {batch or 'any'}")
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanvit-")))
-        return export(one.model, folder / outlet, to=outlet, preprocess=one.preprocess, batch=batch)
+        return export(one.model, folder / backend, to=backend, preprocess=one.preprocess, batch=batch)
 
 
-def _kept(one: Loaded, outlet: str, batch: int) -> Artefact | None:
+def _kept(one: Loaded, backend: str, batch: int) -> Artefact | None:
     """The artefact in the run folder, if it can be timed at this batch.
 
     Not an archive, which could run code, and not one that takes pixels: its time would hold the way back to them.
     """
-    path = artefact_folder(one.folder, outlet) if one.folder is not None else None
-    if path is None or not path.exists() or outlet == "torch":
+    path = artefact_folder(one.folder, backend) if one.folder is not None else None
+    if path is None or not path.exists() or backend == "torch":
         return None
     artefact = read_artefact(path)
     return artefact if artefact.input_type == "float" and artefact.batch in (None, batch) else None

@@ -12,7 +12,7 @@ from leanvit.measure import count
 from leanvit.recipe.compressing import as_made
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Achieves, Method
-from leanvit.runs.saving import Asked
+from leanvit.runs.saving import TargetRow
 
 KINDS = ("macs", "params")
 
@@ -24,7 +24,7 @@ class Tally:
     not counted, as their cost depends on the image.
     """
 
-    def __init__(self, methods: Sequence[Method], before: Sequence[Asked] = ()) -> None:
+    def __init__(self, methods: Sequence[Method], before: Sequence[TargetRow] = ()) -> None:
         """before: of the methods that the start was made with."""
         self._methods = methods
         self._before = before[-1].share if before else {}

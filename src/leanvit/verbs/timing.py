@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leanvit.arguments import require_whole
 from leanvit.deploy import latencies as measure_latencies
 from leanvit.deploy.block_graphs import require_plain, require_way
 from leanvit.deploy.block_latency import Progress
 from leanvit.deploy.table_check import partial_of
-from leanvit.given import require_whole
 from leanvit.measure import LatencyTable
 from leanvit.runs.folders import RUNS, new_file
 from leanvit.runs.layout import latencies_file
 from leanvit.verbs.exporting import MAX_BATCH
-from leanvit.verbs.models import Say, load_model, silent
+from leanvit.verbs.models import Log, load_model, silent
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def latencies(
     weights: str | Path | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    say: Say = silent,
+    log: Log = silent,
     progress: Progress | None = None,
 ) -> Timed:
     """Measure a latency table of a run folder or timm name, and hold it against whole models that it has not seen.
@@ -66,14 +66,14 @@ def latencies(
     require_whole("--check", check, least=0)
     if threads is not None:
         require_whole("--threads", threads, least=1)
-    one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, say=say)
+    one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, log=log)
     require_plain(one.model)
     name = latencies_file(runtime)
     default = one.home / name if one.home else RUNS / f"{one.base}-{name}"
     file = new_file(out, default, overwrite=overwrite)
     file.parent.mkdir(parents=True, exist_ok=True)
     if partial_of(file).exists():
-        say(f"{file} was begun before: going on")
+        log(f"{file} was begun before: going on")
     table = measure_latencies(
         one.model,
         runtime=runtime,
@@ -82,7 +82,7 @@ def latencies(
         rounds=rounds,
         check=check,
         out=file,
-        say=say,
+        log=log,
         progress=progress,
     )
     return Timed(file, table)

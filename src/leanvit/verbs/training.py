@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leanvit.arguments import require_path
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, CheckpointError
-from leanvit.given import require_path
 from leanvit.measure import environment
 from leanvit.recipe import save
 from leanvit.recipe.protocol import Schedules
@@ -28,10 +28,10 @@ from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
-from leanvit.verbs.asking import Asked, ask, objective, start_model, with_fitting_batch
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of
-from leanvit.verbs.models import Loaded, Say, open_split, row_name, say_bad, silent
+from leanvit.verbs.models import Loaded, Log, log_bad, open_split, row_name, silent
 from leanvit.verbs.progress import progress
+from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request, with_fitting_batch
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Trained:
 class Ready:
     """Everything that a training needs, checked; nothing has been written."""
 
-    asked: Asked  # with defaults fitted to the data
+    request: TrainingRequest  # with defaults fitted to the data
     start: Loaded
     dataset: AnyDataset
     validation: AnyDataset
@@ -92,7 +92,7 @@ def train(
     overwrite: bool = False,
     tensorboard: bool = False,
     keep: str = "last",
-    say: Say = silent,
+    log: Log = silent,
     command: str = "",
 ) -> Trained:
     """Train a model on a data set and save it as a run folder.
@@ -128,8 +128,8 @@ def train(
     if name is not None:
         require_path(name, "name")
     world = join_world()
-    say = say if world.first else silent
-    asked = ask(
+    log = log if world.first else silent
+    request = training_request(
         name,
         recipe=recipe,
         settings=settings,
@@ -146,7 +146,7 @@ def train(
         std=std,
         crop_pct=crop_pct,
         interpolation=interpolation,
-        say=say,
+        log=log,
     )
     if resume and out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
@@ -162,17 +162,17 @@ def train(
         raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
     batch = _batch_so_far(Path(str(out))) if resume else None
     ready = prepare(
-        asked, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, say=say
+        request, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, log=log
     )
-    asked = ready.asked
+    request = ready.request
     if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
         raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
-    claim = partial(new_folder, out, ready.start.base, overwrite=overwrite, say=say)
+    claim = partial(new_folder, out, ready.start.base, overwrite=overwrite, log=log)
     with ExitStack() as held:
 
         def claimed() -> Path:
             path = require_writable(out) if resume and out else claim()
-            held.enter_context(locked(path, command=command, say=say))
+            held.enter_context(locked(path, command=command, log=log))
             return path
 
         folder = world.from_first(claimed)
@@ -185,7 +185,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
-            say=say,
+            log=log,
         )
 
 
@@ -203,10 +203,10 @@ def _trained(
     resume: bool,
     overwrite: bool,
     tensorboard: bool,
-    say: Say,
+    log: Log,
 ) -> Trained:
     """Train into a folder that is this process's own, and save."""
-    world, asked = join_world(), ready.asked
+    world, request = join_world(), ready.request
     start, dataset, validation = ready.start, ready.dataset, ready.validation
     check_run(
         start.model,
@@ -220,7 +220,7 @@ def _trained(
         clear_run(folder, overwrite=overwrite)
     shown: list[Any] = [TensorBoardLog(folder / TENSORBOARD)] if tensorboard else []
     shown = shown if world.first else []
-    say(f"learning rate {asked.config.lr_text}, {ready.config.batch_size * ready.config.accumulate} images a step")
+    log(f"learning rate {request.config.lr_text}, {ready.config.batch_size * ready.config.accumulate} images a step")
 
     history = start.model.history
     if world.size > 1:
@@ -231,7 +231,7 @@ def _trained(
         preprocess=start.preprocess,
         config=ready.config,
         objective=ready.objective,
-        callbacks=[*shown, *_steering(start), *progress(say)],
+        callbacks=[*shown, *_steering(start), *progress(log)],
         out=folder,
         resume=resume,
         validate=validation.cached(),
@@ -243,11 +243,11 @@ def _trained(
     final.cpu().eval()
     info = {
         "data": data,
-        "training": asked.config.to_json(),
+        "training": request.config.to_json(),
         "top1": result.top1,
         "epoch": result.epoch,
         "machine": environment()["cpu"],
-        **asked.record(),
+        **request.record(),
         **_earlier(start),
     }
     with world.together():
@@ -262,12 +262,12 @@ def _trained(
             keep_logs(start.folder, folder)
             keep_tokens(folder, final, validation, start.preprocess, name=row_name(final))
             watch.record(folder, before=start.commands)
-            say_bad(say, dataset, validation)
+            log_bad(log, dataset, validation)
     top1 = None if result.top1 is None else 100 * result.top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
-    say(_kept(result, metric, folder))
+    log(_kept(result, metric, folder))
     return Trained(
-        folder, start.name, asked.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
+        folder, start.name, request.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
     )
 
 
@@ -296,13 +296,13 @@ def _kept(result: FitResult[Any], metric: str, folder: Path) -> str:
 
 
 def prepare(
-    asked: Asked,
+    request: TrainingRequest,
     data: str,
     *,
     adapt: bool,
     convert: bool,
     limit: int | None,
-    say: Say,
+    log: Log,
     class_names: str = "by-name",
     batch: int | None = None,
 ) -> Ready:
@@ -310,20 +310,20 @@ def prepare(
 
     batch: the batch size of a training that is gone on with, where none is given.
     """
-    seed = asked.config.seed
-    start = None if adapt else start_model(asked, adapt_to=None, say=say)
-    dataset = open_split(data, "train", seed=seed, limit=limit, say=say)
-    validation = open_split(data, "val", seed=seed, limit=limit, say=say, beside=dataset)
-    start = start or start_model(asked, adapt_to=dataset, say=say)
+    seed = request.config.seed
+    start = None if adapt else start_model(request, adapt_to=None, log=log)
+    dataset = open_split(data, "train", seed=seed, limit=limit, log=log)
+    validation = open_split(data, "val", seed=seed, limit=limit, log=log, beside=dataset)
+    start = start or start_model(request, adapt_to=dataset, log=log)
     convert = require_fit(
-        start, dataset, adapted=adapt, convert=convert or asked.convert, trains=True, class_names=class_names
+        start, dataset, adapted=adapt, convert=convert or request.convert, trains=True, class_names=class_names
     )
     start = with_range_of(dataset, start)
-    dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, say=say)
+    dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, log=log)
     validation = with_classes_of(start, validation, class_names=class_names, trains=True)
-    asked = with_fitting_batch(asked, dataset, was=batch, say=say)
-    goal, config = objective(asked, start, dataset, say=say)
-    return Ready(asked, start, dataset, validation, config, goal, convert)
+    request = with_fitting_batch(request, dataset, was=batch, log=log)
+    goal, config = objective(request, start, dataset, log=log)
+    return Ready(request, start, dataset, validation, config, goal, convert)
 
 
 def _steering(start: Loaded) -> list[Any]:
@@ -336,6 +336,6 @@ def _earlier(start: Loaded) -> dict[str, Any]:
     """What a run that is trained on says of its training: the stages before this one, oldest first."""
     if start.folder is None:
         return {}
-    told = ("data", "training", "recipe", "distill", "top1", "machine")
-    stage = {key: start.info[key] for key in told if key in start.info}
+    keys = ("data", "training", "recipe", "distill", "top1", "machine")
+    stage = {key: start.info[key] for key in keys if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}

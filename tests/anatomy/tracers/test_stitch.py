@@ -36,10 +36,10 @@ def test_routes(case: Case):
         nets.append(open_model(vit(anchor, weights, eps=anchor["norm_eps"], init_values=1.0, no_embed_class=True)))
     assert len(meta["all_cfgs_used"]) > 2
     for number in meta["all_cfgs_used"]:
-        told = meta["stitch_configs"][str(number)]
-        order = told["comb_id"]
-        spans = told.get("route", [[0, len(nets[order[0]].blocks) - 1]])
-        route = list(zip(order, spans, told.get("stitch_layer_ids", [-1]), strict=True))
+        payload = meta["stitch_configs"][str(number)]
+        order = payload["comb_id"]
+        spans = payload.get("route", [[0, len(nets[order[0]].blocks) - 1]])
+        route = list(zip(order, spans, payload.get("stitch_layer_ids", [-1]), strict=True))
         logits, state = follow(nets, stitches, route, images)
         torch.testing.assert_close(logits, output[f"logits_cfg{number}"], **meta["tolerance"])
         ran = sum(len(nets[net].blocks[first : last + 1]) for net, (first, last), _ in route)

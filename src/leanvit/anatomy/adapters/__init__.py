@@ -13,8 +13,8 @@ from leanvit.anatomy.adapters import eva, hybrid, plain_vit, relpos, swin
 from leanvit.anatomy.adapters.parts import opens_itself
 from leanvit.anatomy.adapters.refusals import reason
 from leanvit.anatomy.model import OpenModel
+from leanvit.arguments import require_model
 from leanvit.errors import BadInput, Refused
-from leanvit.given import require_model
 
 # each: `understands(model)`, `open_family(model)`, `close_family(opened, source)`
 FAMILIES = (plain_vit, eva, relpos, swin, hybrid)

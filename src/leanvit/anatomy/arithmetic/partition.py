@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STRANGERS = -100.0  # added to scores between tokens that only a cyclic shift brought together (Swin)
+SHIFT_MASK_SCORE = -100.0  # added to scores between tokens that only a cyclic shift brought together (Swin)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Windows:
 
     @property
     def area(self) -> int:
-        """Places in a window, padding included."""
+        """Positions in a window, padding included."""
         return self.size[0] * self.size[1]
 
     @property
@@ -63,11 +63,11 @@ class Windows:
         return x.flatten(1, 2)
 
     def inside(self, device: torch.device) -> Tensor:
-        """(windows, area) bool: which places hold tokens and not padding."""
+        """(windows, area) bool: which positions hold tokens and not padding."""
         ones = torch.ones(1, self.grid[0] * self.grid[1], 1, device=device)
         return self.partition(ones)[..., 0] > 0
 
-    def strangers(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def shift_mask(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """(windows, area, area): -100 between tokens that only the shift brought together, else 0.
 
         As Swin does, the seam is taken at the shift's distance from the padded edge (arXiv 2103.14030, figure 4).
@@ -80,7 +80,7 @@ class Windows:
         padded = Windows((rows.numel(), columns.numel()), self.size)
         region = padded.partition(region)[..., 0]  # (windows, area)
         apart = region.unsqueeze(1) != region.unsqueeze(2)
-        return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, STRANGERS)
+        return torch.zeros(apart.shape, device=device, dtype=dtype).masked_fill(apart, SHIFT_MASK_SCORE)
 
 
 def _regions(length: int, size: int, shift: int, device: torch.device) -> Tensor:

@@ -36,8 +36,8 @@ class ObserverOps(Ops):
     """Runs as the default set does and records the activations that enter each site.
 
     `seen` maps (site, operand) to `Seen`; `kinds` maps site to kind, in the order in which the text ran them. At most
-    `per_call` values are sampled from each call, at random places keyed by the site (a regular stride would fall on the
-    same channels again and again).
+    `per_call` values are sampled from each call, at random positions keyed by the site (a regular stride would fall on
+    the same channels again and again).
     """
 
     def __init__(self, *, products: bool = True, per_call: int = 16384) -> None:
@@ -74,8 +74,8 @@ class ObserverOps(Ops):
         seen.low, seen.high = min(seen.low, float(low)), max(seen.high, float(high))
         if flat.numel() > self.per_call:
             keyed = torch.Generator().manual_seed(crc32(f"{site} {operand} {len(seen.samples)}".encode()))
-            places = torch.randint(flat.numel(), (self.per_call,), generator=keyed)
-            flat = flat[places.to(flat.device)]
+            indices = torch.randint(flat.numel(), (self.per_call,), generator=keyed)
+            flat = flat[indices.to(flat.device)]
         seen.samples.append(flat.cpu())
 
 

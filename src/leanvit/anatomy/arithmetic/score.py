@@ -28,7 +28,7 @@ class Phases:
 
     multiply: Tensor | None = None
     model_bias: Tensor | None = None  # relative positions and the like
-    bias: Tensor | None = None  # of methods: log of token size; of shifted windows: -100 between strangers
+    bias: Tensor | None = None  # of methods: log of token size; of shifted windows: -100 across regions
     temperature: float = 1.0  # scores are divided by it
     mask: Tensor | None = None  # bool, True where attention is allowed
     normaliser: Normaliser | None = None  # in place of the softmax

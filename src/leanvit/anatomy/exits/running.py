@@ -2,8 +2,8 @@
 
     exits.heads.0 ... at `exits.layers`: (tokens (B, N, C), state) -> (logits (B, classes), features)
 
-What heads are and how they are trained is a method's (room `exits/`). An image that leaves is taken out of the batch:
-nothing behind its exit is computed for it.
+What heads are and how they are trained is a method's (package `exits/`). An image that leaves is taken out of the
+batch: nothing behind its exit is computed for it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Work:
         )
 
 
-class Leaving:
+class ExitPolicy:
     """A rule in use, and a record of where images left while somebody asks for it (`recording`)."""
 
     def __init__(self, layers: Sequence[int], depth: int, rule: Rule | None, macs: Sequence[int] = ()) -> None:
@@ -133,19 +133,19 @@ class Leaving:
 class Exits(nn.Module):
     """The exits of a model, its child `exits`. Holds the heads; the model is handed in."""
 
-    def __init__(self, heads: Sequence[nn.Module], leaving: Leaving, *, source: str) -> None:
+    def __init__(self, heads: Sequence[nn.Module], policy: ExitPolicy, *, source: str) -> None:
         """`source`: slug of the method that put them in."""
         super().__init__()
-        self.heads, self.leaving, self.source = nn.ModuleList(heads), leaving, source
+        self.heads, self.policy, self.source = nn.ModuleList(heads), policy, source
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Blocks before each head."""
-        return self.leaving.layers
+        return self.policy.layers
 
     def recording(self) -> Any:
-        """See `Leaving.recording`."""
-        return self.leaving.recording()
+        """See `ExitPolicy.recording`."""
+        return self.policy.recording()
 
     def run(self, model: OpenModel, x: Any, state: State) -> tuple[Any, State]:
         """Embedded tokens to logits, every image as far as it has to go. `state.left` (B,) says how far that was."""
@@ -160,8 +160,8 @@ class Exits(nn.Module):
 
         ends = (*self.layers, len(model.blocks))
         parts = [part(*cut) for cut in zip((0, *self.layers), ends, (*self.heads, None), strict=True)]
-        logits, at, (_, state) = leave((x, state), parts, self.leaving.rule, _rows)
-        self.leaving.note(at)
+        logits, at, (_, state) = leave((x, state), parts, self.policy.rule, _rows)
+        self.policy.note(at)
         return logits, state.with_(left=torch.tensor(ends, device=at.device)[at] if not at.is_meta else None)
 
 
@@ -194,7 +194,7 @@ class Segment(nn.Module):
 def segments(model: OpenModel) -> list[Segment]:
     """A model with exits cut behind each of them. Float heads come as they are deployed (`folded`), if they can.
 
-    Raises `Refused` where more than the tokens goes from one part to the next (sizes, places of a step).
+    Raises `Refused` where more than the tokens goes from one part to the next (sizes, positions of a step).
     """
     exits: Exits = model.exits
     images = model._blank()
@@ -203,8 +203,10 @@ def segments(model: OpenModel) -> list[Segment]:
     found, start = [], 0
     for stop, head in zip((*exits.layers, len(model.blocks)), (*exits.heads, None), strict=True):
         x, state = model.run(x, state, start, stop)
-        if state.size is not None or state.places is not None:
-            raise Refused(f"a step before block {stop} leaves sizes or places of tokens: segments hand on tokens alone")
+        if state.size is not None or state.positions is not None:
+            raise Refused(
+                f"a step before block {stop} leaves sizes or positions of tokens: segments hand on tokens alone"
+            )
         deployed = head
         if head is not None and model.ops.float_weights and hasattr(head, "folded"):
             deployed = head.folded(state.grid)

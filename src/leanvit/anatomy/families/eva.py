@@ -27,8 +27,8 @@ class OpenEva(OpenViT):
         return super().embed(images, state)
 
     @property
-    def reads_places(self) -> bool:
-        return self.rope is not None or super().reads_places
+    def reads_positions(self) -> bool:
+        return self.rope is not None or super().reads_positions
 
     def _dropped(self, x: Any, state: State, *, placed: bool) -> tuple[Any, State]:
         return super()._dropped(x, state, placed=True)
@@ -61,7 +61,7 @@ class OpenRelViT(OpenViT):
     rel_pos_bias: Any  # of Beit
 
     @property
-    def reads_places(self) -> bool:
+    def reads_positions(self) -> bool:
         return True
 
     def embed(self, images: Any, state: State) -> tuple[Any, State]:

@@ -62,7 +62,7 @@ class OpenSwin(OpenModel):
         self.head = head
 
     @property
-    def reads_places(self) -> bool:
+    def reads_positions(self) -> bool:
         return True
 
     # --- running -----------------------------------------------------------------

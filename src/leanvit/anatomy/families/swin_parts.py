@@ -155,7 +155,7 @@ class PlacedPatchEmbed(PatchEmbed):
 
 
 def relative_index(window: tuple[int, int]) -> Tensor:
-    """(area, area) int64: the row of the table of relative positions for each pair of places in a window."""
+    """(area, area) int64: the row of the table of relative positions for each pair of positions in a window."""
     rows, columns = window
     place = torch.arange(rows * columns, device="cpu")
     down, right = place // columns, place % columns
@@ -204,9 +204,9 @@ class PatchMerging(nn.Module):
         x = state.ops.rearrange(f"{self.name}.neighbours", x, _neighbours(state.grid))
         if state.trace:
             owner = state.owners(state.ops.shape(x)[0], x.device)
-            places = torch.arange(height * width, device=x.device)
-            places = (places // width // 2) * grid[1] + places % width // 2
-            state = state.with_(owner=places[owner.clamp(min=0)].masked_fill(owner < 0, -1))
+            cells = torch.arange(height * width, device=x.device)
+            cells = (cells // width // 2) * grid[1] + cells % width // 2
+            state = state.with_(owner=cells[owner.clamp(min=0)].masked_fill(owner < 0, -1))
         return x, state.with_(grid=grid)
 
 

@@ -125,7 +125,7 @@ class OpenViT(OpenModel):
             x = state.ops.drop(self.pos_drop, x)
         if not isinstance(self.patch_drop, PatchDropoutWithIndices) or not self.patch_drop.training:
             return state.ops.drop(self.patch_drop, x), state
-        x, kept = self.patch_drop(x)  # (B, K) int64 places of the patches that stay, None at rate 0
+        x, kept = self.patch_drop(x)  # (B, K) int64 positions of the patches that stay, None at rate 0
         return x, state if kept is None else state.taken(kept)
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:

@@ -41,8 +41,8 @@ class Step(nn.Module):
 class Heads:
     """How one attention scores: its heads, their widths, its scale, and what acts on the scores. Holds no tensor.
 
-    `rotary` turns q and k by the place of their tokens; `terms` are the score terms of methods. A class says of itself
-    by class attributes what `plain` and `prunable` tell; neither is inherited.
+    `rotary` turns q and k by the position of their tokens; `terms` are the score terms of methods. A class says of
+    itself by class attributes what `plain` and `prunable` tell; neither is inherited.
     """
 
     PLAIN: ClassVar[bool] = False
@@ -127,7 +127,7 @@ class Heads:
         return declared(type(self), "PRUNABLE") and self.rotary is None
 
     @property
-    def reads_places(self) -> bool:
+    def reads_positions(self) -> bool:
         """Whether scores depend on where in the grid tokens are, by the model or by a term of a method."""
         terms = any(getattr(term, "positional", False) for term in self.terms)
         return self.PLACED or self.rotary is not None or terms

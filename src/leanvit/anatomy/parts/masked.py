@@ -18,7 +18,7 @@ from leanvit.errors import BadInput
 
 
 class MaskedAttention(WideAttention):
-    """Self-attention of (B, N, C), the first `num_prefix` tokens without a place in the mask's grid."""
+    """Self-attention of (B, N, C), the first `num_prefix` tokens without a position in the mask's grid."""
 
     def __init__(self, dim: int, *, mask: ScoreMask, num_prefix: int = 0, **widths: Any) -> None:
         """`widths`: those of `WideAttention`."""

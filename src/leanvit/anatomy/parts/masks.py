@@ -5,7 +5,7 @@ infinity, and an additive mask cannot say the same. `GaussianMixtureMask` learns
 distance, `ElementMask` every element of it. Both are score terms (`Attention.terms`), and the attentions of timm that
 are built with one (`anatomy/parts/masked.py`) ask them for `factor`: one text for both sides.
 
-Prefix tokens have no place: their rows and columns are 1. In windows, the grid is the window.
+Prefix tokens have no position: their rows and columns are 1. In windows, the grid is the window.
 """
 
 from __future__ import annotations

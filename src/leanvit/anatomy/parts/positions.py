@@ -1,8 +1,8 @@
 """Where tokens are: rotary positions and relative biases that stay right when tokens are removed or merged.
 
-A table has a row for each patch of the grid. A step that takes tokens moves `State.places` with them (`State.taken`); a
-fused token is where the most attended of its tokens was, a merged one where its receiver was. Before anything is
-taken the table is used as it is.
+A table has a row for each patch of the grid. A step that takes tokens moves `State.positions` with them
+(`State.taken`); a fused token is where the most attended of its tokens was, a merged one where its receiver was. Before
+anything is taken the table is used as it is.
 """
 
 from __future__ import annotations
@@ -25,19 +25,21 @@ class Rotary:
     row: int | None = None  # which row of a table that has one for each block; None: one table for all
 
     def turn(self, site: str, x: Any, state: State) -> Any:
-        """q or k, (B, H, N, d) -> (B, H, N, d); prefix tokens have no place and stay."""
+        """q or k, (B, H, N, d) -> (B, H, N, d); prefix tokens have no position and stay."""
         table = state.rope if self.row is None or state.rope is None else state.rope[self.row]
         if table is None:
             return x
-        table = rows_at(table, state.places)
+        table = rows_at(table, state.positions)
         return state.ops.rotate(site, x, table, prefix=state.num_prefix, half=self.half)
 
 
-def rows_at(table: Tensor, places: Tensor | None) -> Tensor:
+def rows_at(table: Tensor, positions: Tensor | None) -> Tensor:
     """Rows of the tokens at hand: (P, d) or (H, P, d) with (B, n) int64 -> (B, 1 or H, n, d)."""
-    if places is None:
+    if positions is None:
         return table
-    rows = table.index_select(-2, places.flatten()).unflatten(-2, tuple(places.shape))  # (B, n, d) or (H, B, n, d)
+    rows = table.index_select(-2, positions.flatten()).unflatten(
+        -2, tuple(positions.shape)
+    )  # (B, n, d) or (H, B, n, d)
     return rows.unsqueeze(1) if table.ndim == 2 else rows.transpose(0, 1)
 
 
@@ -51,10 +53,10 @@ def bias_at(bias: Tensor, state: State) -> Tensor:
 
     Before anything was taken the bias comes back as it is; the leading 1 may be missing.
     """
-    if state.places is None:
+    if state.positions is None:
         return bias
     bias = bias if bias.ndim == 3 else bias[0]
-    index = with_prefix(state.places, state.num_prefix)  # (B, N)
+    index = with_prefix(state.positions, state.num_prefix)  # (B, N)
     batch, tokens = index.shape
     rows = bias.index_select(1, index.flatten()).unflatten(1, (batch, tokens)).transpose(0, 1)  # (B, H, N, N0)
     columns = index[:, None, None, :].expand(batch, bias.shape[0], tokens, tokens)

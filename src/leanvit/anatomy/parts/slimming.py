@@ -23,7 +23,7 @@ class TokenSlimming(Step):
     Weights come of the normed tokens, (B, n, slots) = fc2(GELU(fc1(norm(x)))), times a learned scalar, through a
     softmax over the n tokens; the slots are the weighted means of the tokens themselves, not of the normed ones.
 
-    It takes any n and always gives `slots` tokens, also more than n. A slot has no place in the grid.
+    It takes any n and always gives `slots` tokens, also more than n. A slot has no position in the grid.
 
     Args:
         name: path of the module in its model: sites are named by it.
@@ -58,7 +58,9 @@ class TokenSlimming(Step):
     def forward(self, x: Any, state: State) -> tuple[Any, State]:
         """(B, prefix + n, C) -> (B, prefix + slots, C)."""
         if state.positional:
-            raise Refused(f"{self.name}: slots have no place in the grid, but blocks behind them read where tokens are")
+            raise Refused(
+                f"{self.name}: slots have no position in the grid, but blocks behind them read where tokens are"
+            )
         tokens = state.ops.shape(x)[1]
         x, weights = self.slim(state.ops, x, state.num_prefix)
         state = state.tapped(f"{self.name}.weights", weights).with_(size=None)  # slots count alike in a mean
@@ -94,9 +96,9 @@ def _heaviest(weights: Tensor, tokens: int, prefix: int) -> Tensor:
     """(B, tokens) int64: the slot that weighs each token most. Every slot holds a share of every patch: this is a map
     to look at, no more."""
     front = torch.arange(prefix, device=weights.device).expand(weights.shape[0], -1)
-    places = torch.cat([front, prefix + weights.argmax(dim=1)], dim=1)
-    assert places.shape[1] == tokens
-    return places
+    indices = torch.cat([front, prefix + weights.argmax(dim=1)], dim=1)
+    assert indices.shape[1] == tokens
+    return indices
 
 
 def _like(weights: Tensor) -> tuple[int, torch.device]:

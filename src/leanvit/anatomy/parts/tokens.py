@@ -44,18 +44,18 @@ def complement(index: Tensor, size: int) -> Tensor:
     return taken.sort(dim=1, stable=True).indices[:, :left]
 
 
-def new_places(index: Tensor, size: int, *, rest: int = -1) -> Tensor:
+def new_indices(index: Tensor, size: int, *, rest: int = -1) -> Tensor:
     """Where each of `size` old tokens goes when `index` (B, K) lists who comes 0th, 1st, ...: (B, size) int64.
 
     `rest` is the place of all others: -1 (dropped), or the token that they were fused into.
     """
-    places = torch.full((index.shape[0], size), rest, dtype=torch.int64, device=index.device)
-    return places.scatter(1, index, torch.arange(index.shape[1], device=index.device).expand_as(index))
+    indices = torch.full((index.shape[0], size), rest, dtype=torch.int64, device=index.device)
+    return indices.scatter(1, index, torch.arange(index.shape[1], device=index.device).expand_as(index))
 
 
-def moved_owner(owner: Tensor, places: Tensor) -> Tensor:
-    """The owner map after a reduction: (B, P) int64 through `places` (B, N) int64 -> (B, P). Dropped (-1) stays so."""
-    return torch.where(owner < 0, owner, places.gather(1, owner.clamp(min=0)))
+def moved_owner(owner: Tensor, indices: Tensor) -> Tensor:
+    """The owner map after a reduction: (B, P) int64 through `indices` (B, N) int64 -> (B, P). Dropped (-1) stays so."""
+    return torch.where(owner < 0, owner, indices.gather(1, owner.clamp(min=0)))
 
 
 def unmerge(x: Tensor, owner: Tensor) -> Tensor:

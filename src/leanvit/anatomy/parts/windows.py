@@ -36,7 +36,7 @@ class WindowAttention(Attention):
     PRUNABLE = True
     PLACED = True
     windowed = True
-    strangers: Tensor
+    shift_mask: Tensor
 
     def __init__(
         self,
@@ -60,9 +60,9 @@ class WindowAttention(Attention):
         self.window, self.shift, self.padding = window, shift, padding
         self.grid = grid
         weight = self.proj.weight
-        self.keep("strangers", torch.zeros(0, dtype=weight.dtype, device="cpu"))
+        self.keep("shift_mask", torch.zeros(0, dtype=weight.dtype, device="cpu"))
         if grid is not None and any(shift):
-            self.keep("strangers", self.cut(grid).strangers(self.strangers.device, weight.dtype))
+            self.keep("shift_mask", self.cut(grid).shift_mask(self.shift_mask.device, weight.dtype))
 
     def keep(self, name: str, constant: Tensor) -> None:
         """A constant that moves with the module and is in no state dict, so never on the meta device: none fills it."""
@@ -105,11 +105,11 @@ class WindowAttention(Attention):
         windows, phases = state.windows, Phases()
         assert windows is not None
         if any(self.shift):
-            kept = self.strangers
-            apart = kept if state.grid == self.grid else windows.strangers(kept.device, kept.dtype)
+            kept = self.shift_mask
+            apart = kept if state.grid == self.grid else windows.shift_mask(kept.device, kept.dtype)
             phases = phases.with_(bias=apart.unsqueeze(1).repeat(windows.images, 1, 1, 1))  # (B n, 1, area, area)
         if self.padding == "masked" and any(windows.padding):  # every window holds a token: no row of scores is empty
-            inside = windows.inside(self.strangers.device)[:, None, None]
+            inside = windows.inside(self.shift_mask.device)[:, None, None]
             phases = phases.with_(mask=inside.repeat(windows.images, 1, 1, 1))
         return phases
 

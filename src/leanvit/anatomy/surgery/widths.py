@@ -122,9 +122,9 @@ def set_stage_width(model: OpenSwin, stage: int, width: int) -> None:
         if isinstance(model.head.fc, nn.Linear):
             model.head.fc = empty_linear(model.head.fc, inputs=width)
         model.num_features = model.head_hidden_size = model.head.in_features = model.head.num_features = width
-    told = [dict(info) for info in model.feature_info]
-    told[stage]["num_chs"] = width
-    model.feature_info = told
+    infos = [dict(info) for info in model.feature_info]
+    infos[stage]["num_chs"] = width
+    model.feature_info = infos
 
 
 def _set_wide(model: nn.Module, path: str, outputs: int) -> None:

@@ -37,7 +37,7 @@ class SeparableMap(nn.Module):
     Args:
         grid: (H, W) of the full grid. kept: (h, w) of the small one, at most as large.
         domain: "frequency", the small grid holds the lowest DCT coefficients; "spatial", it holds the map of these
-            frequencies alone, drawn in h x w places.
+            frequencies alone, drawn in h x w positions.
         inverse: from the small grid back to the full one, higher frequencies zero.
     """
 

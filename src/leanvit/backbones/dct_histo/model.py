@@ -146,7 +146,7 @@ class DctConvBlock(nn.Module):
     def fuse(self) -> None:
         """Work the fusing convolution into the last linear of each branch, in place.
 
-        It acts on channels, the inverse transform on places, so the two may change places: what it does to the
+        It acts on channels, the inverse transform on positions, so the two may swap: what it does to the
         attention is done on the few tokens. Only its constant stays with the map, in the convolution's bias.
         """
         if self.fusing is None or not isinstance(self.fusing.bn, nn.BatchNorm2d):
@@ -180,7 +180,7 @@ class DctHistoTransformer(Staged):
         drop_path_rate: of the last block, rising from 0 at the first.
 
     Raises:
-        BadInput: a value outside its range, lists of different lengths, or images that leave less than 8 x 8 places
+        BadInput: a value outside its range, lists of different lengths, or images that leave less than 8 x 8 positions
             behind the stem.
     """
 
@@ -328,7 +328,7 @@ def _grids(img_size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
     first = (-(-img_size[0] // 8), -(-img_size[1] // 8))
     if min(first) < LEAST_GRID:
         raise BadInput(
-            f"img_size is {img_size[0]}x{img_size[1]}, which leaves {first[0]}x{first[1]} places behind the stem; "
+            f"img_size is {img_size[0]}x{img_size[1]}, which leaves {first[0]}x{first[1]} positions behind the stem; "
             f"accepted: sides that leave {LEAST_GRID} or more (from {8 * LEAST_GRID - 7} pixels)"
         )
     return [(-(-first[0] // 2**i), -(-first[1] // 2**i)) for i in range(stages)]

@@ -1,11 +1,11 @@
 """LITv2: attention in two groups of heads, near in windows and far on a pooled grid (arXiv 2205.13213, NeurIPS 2022).
 
 `HiLoAttention` (`hilo.py`) is the paper's layer. `LITv2` is its backbone: two stages of MLPs with a depthwise
-convolution, two with HiLo, and between stages a 2x2 convolution that looks at displaced places. Inside, maps are
+convolution, two with HiLo, and between stages a 2x2 convolution that looks at displaced points. Inside, maps are
 (B, H, W, C): linears read them as they lie, and a convolution sees the same memory as channels-last.
 
 Deformable merging needs no compiled extension: kernel and stride are both 2, so every place of the map is read by one
-kernel position, once. The map is first drawn anew at the displaced places, then convolved as usual.
+kernel position, once. The map is first drawn anew at the displaced points, then convolved as usual.
 
 Importing this module registers the models with timm; `leanvit` does so whenever one is named. There are no weights
 here; those of the paper's repository load (`checkpoint_filter_fn`).

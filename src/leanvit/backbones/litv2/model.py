@@ -60,7 +60,7 @@ class Block(nn.Module):
 
 
 def displaced(x: Tensor, offset: Tensor) -> Tensor:
-    """A map read at displaced places, between four neighbours, zero outside (arXiv 1703.06211, equation 3).
+    """A map read at displaced points, between four neighbours, zero outside (arXiv 1703.06211, equation 3).
 
     Args:
         x: (B, C, H, W).
@@ -77,14 +77,14 @@ def displaced(x: Tensor, offset: Tensor) -> Tensor:
     # `grid_sample` counts from -1 to 1: pixel p's middle is at (2p + 1 - size) / size
     down = (2 * (shift[..., 0] + rows) + (1 - x.shape[2])) / x.shape[2]
     across = (2 * (shift[..., 1] + columns) + (1 - x.shape[3])) / x.shape[3]
-    places = torch.stack([across, down], dim=-1)
-    read = F.grid_sample(x.to(shift.dtype), places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    points = torch.stack([across, down], dim=-1)
+    read = F.grid_sample(x.to(shift.dtype), points, mode="bilinear", padding_mode="zeros", align_corners=False)
     return read.to(x.dtype)
 
 
 @register_notrace_module
 class DeformableMerging(nn.Module):
-    """Halves a map's sides: 2x2 convolution of stride 2 at displaced places, batch norm, GELU (section 3.3).
+    """Halves a map's sides: 2x2 convolution of stride 2 at displaced points, batch norm, GELU (section 3.3).
 
     The offsets start at zero, where it is an ordinary convolution; `deform=False` leaves them out.
     """

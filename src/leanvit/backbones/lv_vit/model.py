@@ -140,7 +140,7 @@ class LVViT(VisionTransformer):
     def forward_intermediates(  # type: ignore[override]
         self, x: Tensor, indices: int | list[int] | None = None, **kwargs: Any
     ) -> Any:
-        """timm's; of the blocks before the first slimming, as later tokens have no place in a grid."""
+        """timm's; of the blocks before the first slimming, as later tokens have no position in a grid."""
         return super().forward_intermediates(x, self._take(indices), **kwargs)
 
     def prune_intermediate_layers(self, indices: int | list[int] = 1, *args: Any, **kwargs: Any) -> list[int]:

@@ -36,7 +36,7 @@ def checkpoint_filter_fn(state: Mapping[str, Any], model: nn.Module) -> dict[str
 def _renamed(name: str, slimming: Sequence[str], own: Mapping[str, Tensor]) -> str | None:
     if name not in own and (_LEFT_OUT.match(name) or name.startswith("head.")):
         return None
-    told = _TSM.fullmatch(name)
-    if told is None or int(told[1]) >= len(slimming):
+    match = _TSM.fullmatch(name)
+    if match is None or int(match[1]) >= len(slimming):
         return name
-    return f"{slimming[int(told[1])]}.{_PARTS[told[2]]}{told[3] or ''}"
+    return f"{slimming[int(match[1])]}.{_PARTS[match[2]]}{match[3] or ''}"

@@ -175,7 +175,7 @@ HeadKind = Annotated[Annotated[str, Choice(KINDS)] | _GlobalKind, Words("lph_dw,
 class ExitHead(nn.Module):
     """A map of features with the classifiers of one exit.
 
-    `tokens`: places of the tokens that are classified, each with a classifier of its own; their logits are averaged.
+    `tokens`: positions of the tokens that are classified, each with a classifier of its own; their logits are averaged.
     Empty: one classifier on the mean of the features alone.
     """
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Rule, RuleName, check_rule, check_threshold
-from leanvit.anatomy.exits.running import Exits, Leaving
+from leanvit.anatomy.exits.running import ExitPolicy, Exits
 from leanvit.data import AnyDataset, keyed
 from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
@@ -35,10 +35,10 @@ from leanvit.knobs import (
     check_fields,
     knob,
 )
-from leanvit.recipe.course import BATCH, Training, fitting_batch, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
+from leanvit.recipe.training_steps import BATCH, Training, fitting_batch, steps_of_epoch
 
 AMPS = ("fp32", "bf16")
 DEFAULTS = {"confidence": 0.865, "entropy": 0.6, "patience": 7, "patient_confident": 0.5}  # published code
@@ -52,8 +52,8 @@ def last_two_thirds(depth: int) -> tuple[int, ...]:
 
 def as_in_swin(depth: int) -> tuple[int, ...]:
     """The published places, at this depth."""
-    places = sorted({round(layer * depth / SWIN_DEPTH) for layer in SWIN_EXITS})
-    return tuple(layer for layer in places if 0 < layer < depth)
+    layers = sorted({round(layer * depth / SWIN_DEPTH) for layer in SWIN_EXITS})
+    return tuple(layer for layer in layers if 0 < layer < depth)
 
 
 # by whether the model is hierarchical: where exits are by default, and the strides of its global heads
@@ -169,7 +169,7 @@ class LGViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
-    dials: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
+    cost_knobs: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
     open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
@@ -305,8 +305,8 @@ class LGViT:
     def rows(self, model: OpenModel) -> list[tuple[int, str]]:
         """(blocks passed, kind of head) of each exit of this model. Raises `BadInput`, `Refused`."""
         check_model(model)
-        places, strides = _PUBLISHED[model.hierarchical]
-        exits = places(len(model.blocks)) if self.exits is None else self.exits
+        layers, strides = _PUBLISHED[model.hierarchical]
+        exits = layers(len(model.blocks)) if self.exits is None else self.exits
         heads = default_heads(len(exits), strides=strides) if self.heads is None else self.heads
         return parse_rows(exits, heads, len(model.blocks))
 
@@ -326,7 +326,7 @@ class LGViT:
         there = list(zip(model.exits.layers, (getattr(h, "kind", "") for h in model.exits.heads), strict=True))
         if model.exits.source != "lgvit" or there != rows:
             raise Refused(f"the model has exits of {model.exits.source} already")
-        model.exits.leaving.rule, model.exits.leaving.macs = rule, macs
+        model.exits.policy.rule, model.exits.policy.macs = rule, macs
 
     def retune(self, model: OpenModel, was: Structure, now: Structure) -> None:
         """Another rule or other thresholds on a model that has these exits: no weight follows from them.
@@ -349,7 +349,7 @@ class LGViT:
         Raises `Refused` for a target without such a curve, or one that no threshold of it meets.
         """
         another_rule = knobs.get("rule", self.rule) != self.rule
-        forgotten = self.dials if another_rule or set(knobs) & set(self.dials) else ()
+        forgotten = self.cost_knobs if another_rule or set(knobs) & set(self.cost_knobs) else ()
         new = replace(self, **{**dict.fromkeys(forgotten), **knobs})
         targeted = new.speedup is not None or new.points is not None
         thresholds = (new._on_curve(structure),) if targeted else new._thresholds()
@@ -379,7 +379,7 @@ class LGViT:
         dense, macs = structure["dense_macs"], structure["macs"]
         found: dict[str, Any] = {
             "exits": [row["layer"] for row in structure["exits"]],
-            "threshold": _one_or_all(model.exits.leaving.rule.thresholds),
+            "threshold": _one_or_all(model.exits.policy.rule.thresholds),
             "speedup_first_exit": dense / macs[0],
             "speedup_end": dense / macs[-1],
         }
@@ -422,8 +422,8 @@ def expected(structure: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _install(model: OpenModel, rows: Sequence[tuple[int, str]], rule: Rule | None, macs: Sequence[int]) -> None:
     model.keep_all_patches()  # local heads stand on the whole grid
-    leaving = Leaving([layer for layer, _ in rows], len(model.blocks), rule, macs)
-    model.exits = Exits(build_heads(model, rows), leaving, source="lgvit").train(model.training)
+    policy = ExitPolicy([layer for layer, _ in rows], len(model.blocks), rule, macs)
+    model.exits = Exits(build_heads(model, rows), policy, source="lgvit").train(model.training)
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

@@ -35,7 +35,7 @@ Measure = Callable[[Tensor], float]  # gates -> measured seconds of the cut mode
 
 
 @dataclass(frozen=True)
-class Course:
+class PruningSchedule:
     """How pruning goes: optimiser steps between pruning steps and in all, groups a step, the loss."""
 
     interval: int
@@ -61,7 +61,7 @@ class GlobalPruning(Objective):
     def __init__(
         self,
         target: Target,
-        course: Course,
+        schedule: PruningSchedule,
         *,
         teacher: nn.Module,
         preprocess: Preprocess,
@@ -70,11 +70,11 @@ class GlobalPruning(Objective):
         measure: Measure | None = None,
     ) -> None:
         super().__init__()
-        self.target, self.course, self.divisor, self.measure = target, course, dict(divisor), measure
+        self.target, self.schedule, self.divisor, self.measure = target, schedule, dict(divisor), measure
         self.multi_label = multi_label
         self.base = BinaryCrossEntropy() if multi_label else CrossEntropy()
         distillation = BinaryDistillation if multi_label else SoftDistillation
-        self.teaching = distillation(teacher, teacher_preprocess=preprocess, temperature=course.temperature)
+        self.teaching = distillation(teacher, teacher_preprocess=preprocess, temperature=schedule.temperature)
         total = target.units.total
         self.register_buffer("gates", all_open(target.units))
         self.register_buffer("sums", torch.zeros(total))
@@ -85,7 +85,7 @@ class GlobalPruning(Objective):
     def extra_repr(self) -> str:
         """What a run to resume must have alike."""
         t = self.target
-        return f"{t.kind}={t.ratio}, eta={t.eta}, groups={t.sizes}, units={t.units.dims()}, {self.course}"
+        return f"{t.kind}={t.ratio}, eta={t.eta}, groups={t.sizes}, units={t.units.dims()}, {self.schedule}"
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         self.teaching.bind(model, preprocess)
@@ -96,11 +96,11 @@ class GlobalPruning(Objective):
         if not self.pruning_steps:
             return Loss(task)
         apart = self.divergence(logits, self.teaching.ask_teacher(batch.images).float())
-        return Loss(task + self.course.distillation * apart, {"task": task.detach(), "divergence": apart.detach()})
+        return Loss(task + self.schedule.distillation * apart, {"task": task.detach(), "divergence": apart.detach()})
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL at temperature T, averaged over images and classes; no factor T²."""
-        term = self.teaching.term(student, teacher) / self.course.temperature**2
+        term = self.teaching.term(student, teacher) / self.schedule.temperature**2
         return term if self.multi_label else term / student.shape[-1]
 
     @property
@@ -126,7 +126,7 @@ class GlobalPruning(Objective):
         new = scores(self.target.units, weights, gradients, self._divisor(run))
         self.sums += new.to(self.sums)
         self.counters[0] += 1
-        if self.counters[0] >= self.course.interval or run.step >= self.course.max_steps:
+        if self.counters[0] >= self.schedule.interval or run.step >= self.schedule.max_steps:
             self._prune(run)
         close_units(self.target.units, {**dict(run.model.named_buffers()), **weights}, self.gates)
         if self.done:
@@ -140,8 +140,8 @@ class GlobalPruning(Objective):
         steps = self.pruning_steps
         new = self.sums / self.counters[0] * self.gates
         self.average.copy_(smoothed(self.average, new, steps))
-        last = run.step + self.course.interval > self.course.max_steps
-        count = self.target.units.total if last else due(steps, self.course.per_step, self.target.units.total)
+        last = run.step + self.schedule.interval > self.schedule.max_steps
+        count = self.target.units.total if last else due(steps, self.schedule.per_step, self.target.units.total)
         gates, met = pruning_step(self.target, self.average, self.gates.cpu(), count, self._goal)
         if self.measure is not None:
             gates, met = self._measured(gates, met)

@@ -20,16 +20,16 @@ from leanvit.measure import count
 from leanvit.measure.counting import parameters
 from leanvit.prune.nvit.cost import Figure, Macs, Parameters, Seconds, widths_of
 from leanvit.prune.nvit.groups import GROUP_SIZES, all_open, clamped
-from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, Course, GlobalPruning, Measure
+from leanvit.prune.nvit.loop import MEASURED_TOLERANCE, GlobalPruning, Measure, PruningSchedule
 from leanvit.prune.nvit.saliency import divisors
 from leanvit.prune.nvit.structure import from_text, move_weights, set_widths, structure_of
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
-from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
+from leanvit.recipe.training_steps import BATCH, Training, steps_for, steps_of_epoch
 
 TARGETS = ("latency", "macs", "params")
 NORMS = ("plain", "exact")
@@ -139,7 +139,7 @@ class NViT:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    dials: ClassVar[tuple[str, ...]] = TARGETS
+    cost_knobs: ClassVar[tuple[str, ...]] = TARGETS
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
@@ -289,7 +289,7 @@ class NViT:
             )
         return GlobalPruning(
             target,
-            Course(self.interval, self._steps, per_step, self.distillation, self.temperature),
+            PruningSchedule(self.interval, self._steps, per_step, self.distillation, self.temperature),
             teacher=copy.deepcopy(model) if data.teacher is None else data.teacher,
             preprocess=data.preprocess,
             multi_label=data.dataset.multi_label,
@@ -301,8 +301,8 @@ class NViT:
         reached: dict[str, Any] = {target.kind: target.reached(gates), "pruning_steps": pruning.pruning_steps}
         if table is None:
             return reached
-        told = {"table": getattr(table, "fingerprint", ""), "provenance": getattr(table, "provenance", {})}
-        return {**reached, "measured": float(pruning.corrections[1]), "runtime": self.runtime, **told}
+        measured_with = {"table": getattr(table, "fingerprint", ""), "provenance": getattr(table, "provenance", {})}
+        return {**reached, "measured": float(pruning.corrections[1]), "runtime": self.runtime, **measured_with}
 
     def _structure(self, units: Layout, gates: Tensor, dense: Mapping[str, Any], reached: dict[str, Any]) -> Structure:
         structure = structure_of(units, gates, emb_norm=self.emb_norm)

@@ -13,17 +13,17 @@ from annotated_types import Ge, Le
 
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.arithmetic.score import proportional
-from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.anatomy.parts.tokens import moved_owner, new_indices, take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, Refused
 from leanvit.knobs import RISING, Choice, Count, NonNegative, Positive, Share, Words, check_fields, knob
 from leanvit.measure import count
-from leanvit.recipe.course import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.structure import BlockRow
+from leanvit.recipe.training_steps import BATCH, Training, steps_for, steps_of_epoch
 from leanvit.tokens.diffrate.cost import TOLERANCE, Costs, reducing, uniform
 from leanvit.tokens.diffrate.merging import match, merge, merged_sizes
 
@@ -56,18 +56,18 @@ class Reduce(Step):
         index = with_prefix(order, prefix)
         x = state.ops.rearrange(f"{self.name}.rank", x, lambda t: take_tokens(t, index))
         state = state.taken(order[:, : kept - prefix]).tapped(f"{self.name}.order", order)
-        places = new_places(index, tokens) if state.trace else None
+        indices = new_indices(index, tokens) if state.trace else None
         size = None if state.size is None else state.size.gather(1, index)
         if kept < prefix + left:
             matching = match(x, kept, prefix=prefix)
             x = state.ops.mix(f"{self.name}.merge", x, lambda t: merge(t, matching))
             size = torch.ones(batch, prefix + left, device=scores.device) if size is None else size
             size = merged_sizes(size, matching)
-            if places is not None:
-                places = places.scatter(1, index[:, kept:], matching.target)
+            if indices is not None:
+                indices = indices.scatter(1, index[:, kept:], matching.target)
         state = state.with_(size=size)
-        if places is not None:
-            owner = moved_owner(state.owners(batch, scores.device), places)
+        if indices is not None:
+            owner = moved_owner(state.owners(batch, scores.device), indices)
             state = state.with_(owner=owner).tapped(f"{self.name}.owner", owner)
         return x, state
 
@@ -125,7 +125,7 @@ class DiffRate:
     slot: ClassVar[str] = "between"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    dials: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
+    cost_knobs: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
@@ -264,7 +264,7 @@ class DiffRate:
         """With this target: the lists are found while it learns."""
         return cls(**knobs, macs=share)
 
-    def places(self, model: OpenModel) -> list[int]:
+    def fills(self, model: OpenModel) -> list[int]:
         """The blocks that get a step; of lists that are yet to be found, all that may."""
         depth = len(model.blocks)
         if self.macs is not None or (self.prune is None and self.merge is None):

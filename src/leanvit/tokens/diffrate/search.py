@@ -75,10 +75,10 @@ class Rate(nn.Module):
         stays = (self.candidates.unsqueeze(0) + 1 > rank.unsqueeze(1)).to(self.logits)
         return stays @ self.logits.softmax(dim=0)
 
-    def mask(self, there: int) -> Tensor:
-        """(patches + 1,) 0 for the ranks from `count` up to `there`, else 1; its gradient is that of `survival`."""
+    def mask(self, present: int) -> Tensor:
+        """(patches + 1,) 0 for the ranks from `count` up to `present`, else 1; its gradient is that of `survival`."""
         rank = torch.arange(self.patches + 1, device=self.logits.device)
-        hard = 1 - ((rank >= self.count) & (rank < there)).to(self.logits)
+        hard = 1 - ((rank >= self.count) & (rank < present)).to(self.logits)
         stays = self.survival()
         return hard + stays - stays.detach()
 
@@ -101,8 +101,8 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """
     tokens = scores.shape[-1]
     own = torch.eye(tokens, device=scores.device)[: scores.shape[-2]]
-    there = mask[:, None, None, :]
-    raised = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * (there + (1 - there) * own)
+    present = mask[:, None, None, :]
+    raised = (scores - scores.amax(dim=-1, keepdim=True)).float().exp() * (present + (1 - present) * own)
     return ((raised + EPSILON / tokens) / (raised.sum(dim=-1, keepdim=True) + EPSILON)).to(scores.dtype)
 
 
@@ -110,17 +110,17 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class There:
-    """Which tokens are there while searching."""
+class PresentTokens:
+    """Which tokens are still present while searching."""
 
     mask: Tensor  # (B, N) float32, 1 or 0
     count: int  # patch tokens that are there, and one class token: the same for every image
 
 
-def only_there(phases: Phases, state: State) -> Phases:
+def only_present(phases: Phases, state: State) -> Phases:
     """Score term: attention over the tokens that are there."""
-    there = state.extra.get(KEY)
-    return phases if there is None else phases.with_(normaliser=partial(masked_softmax, mask=there.mask))
+    present = state.extra.get(KEY)
+    return phases if present is None else phases.with_(normaliser=partial(masked_softmax, mask=present.mask))
 
 
 class SoftReduce(Step):
@@ -138,11 +138,11 @@ class SoftReduce(Step):
         batch, tokens = x.shape[:2]
         scores, prefix = state.cls_attn, state.num_prefix
         assert scores is not None
-        there = state.extra.get(KEY) or There(torch.ones(batch, tokens, device=x.device), tokens - prefix + 1)
-        gone = there.mask.detach()[:, prefix:] < 0.5
+        present = state.extra.get(KEY) or PresentTokens(torch.ones(batch, tokens, device=x.device), tokens - prefix + 1)
+        gone = present.mask.detach()[:, prefix:] < 0.5
         order = scores.masked_fill(gone, -1.0).argsort(dim=1, descending=True, stable=True)
         index = with_prefix(order, prefix)
-        x, mask, count = take_tokens(x, index), there.mask.gather(1, index), there.count
+        x, mask, count = take_tokens(x, index), present.mask.gather(1, index), present.count
         size = torch.ones_like(mask) if state.size is None else state.size.gather(1, index)
         left = self.prune_rate.count
         if left < count:
@@ -152,7 +152,7 @@ class SoftReduce(Step):
             x, size = _merged(x, size, prefix + kept - 1, prefix + count - 1, prefix)
             mask, count = mask * _spread(self.merge_rate.mask(count), prefix), kept
         state = state.taken(order)
-        return x, state.with_(size=size, extra={**state.extra, KEY: There(mask, count)})
+        return x, state.with_(size=size, extra={**state.extra, KEY: PresentTokens(mask, count)})
 
 
 def _spread(mask: Tensor, prefix: int) -> Tensor:
@@ -169,17 +169,17 @@ def _merged(x: Tensor, size: Tensor, kept: int, count: int, prefix: int) -> tupl
     return x, size.scatter_add(1, matching.target, size[:, kept:count])
 
 
-class CountThere(Step):
+class CountPresent(Step):
     """After the last block: what is not there does not weigh in a mean over tokens."""
 
     source: ClassVar[str] = "diffrate"
 
     def forward(self, x: Any, state: State) -> tuple[Any, State]:
-        there = state.extra.get(KEY)
-        if there is None:
+        present = state.extra.get(KEY)
+        if present is None:
             return x, state
-        size = torch.ones_like(there.mask) if state.size is None else state.size
-        return x, state.with_(size=size * there.mask + NOTHING)
+        size = torch.ones_like(present.mask) if state.size is None else state.size
+        return x, state.with_(size=size * present.mask + NOTHING)
 
 
 class DetachedMean(Ops):
@@ -208,8 +208,8 @@ def searching(model: OpenModel, granularity: int | None, *, prop_attn: bool = Tr
         insert_step(copied, i, "between", SoftReduce(block.name, patches, patches + 1 if fixed else step))
     if prop_attn:
         add_term(copied, proportional)
-    add_term(copied, only_there)
-    insert_step(copied, last, "after", CountThere())
+    add_term(copied, only_present)
+    insert_step(copied, last, "after", CountPresent())
     copied.set_ops(DetachedMean())
     found: OpenModel = copied
     return found

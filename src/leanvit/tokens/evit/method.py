@@ -14,7 +14,7 @@ from annotated_types import MinLen
 from torch import Tensor
 
 from leanvit.anatomy import OpenModel, State, Step
-from leanvit.anatomy.parts.tokens import moved_owner, new_places, take_tokens, with_prefix
+from leanvit.anatomy.parts.tokens import moved_owner, new_indices, take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import insert_step
 from leanvit.errors import BadInput, Refused, is_number
 from leanvit.knobs import RISING, Blocks, Choice, Count, Index, Share, Words, check_fields, knob, words
@@ -136,11 +136,11 @@ class Reorganize(Step):
             return keep_most_attended(scores, count)
         if self.select == "lowest":
             return keep_most_attended(-scores, count)
-        places = random.Random(f"{self.seed}/{self.name}").sample(range(scores.shape[1]), count)
-        return torch.tensor(places, device=scores.device).expand(scores.shape[0], -1)
+        indices = random.Random(f"{self.seed}/{self.name}").sample(range(scores.shape[1]), count)
+        return torch.tensor(indices, device=scores.device).expand(scores.shape[0], -1)
 
     def _placed(self, state: State, kept: Tensor, scores: Tensor) -> State:
-        """Places go with the tokens; the fused one is where the most attended of its tokens was."""
+        """Positions go with the tokens; the fused one is where the most attended of its tokens was."""
         if not self.fuse or not state.positional:
             return state.taken(kept)
         heaviest = scores.scatter(1, kept, float("-inf")).argmax(dim=1, keepdim=True)
@@ -155,8 +155,8 @@ class Reorganize(Step):
         if not state.trace:
             return state
         last = index.shape[1]
-        places = new_places(index, tokens, rest=last if self.fuse else -1)
-        owner = moved_owner(state.owners(index.shape[0], index.device), places)
+        indices = new_indices(index, tokens, rest=last if self.fuse else -1)
+        owner = moved_owner(state.owners(index.shape[0], index.device), indices)
         return state.with_(owner=owner).tapped(f"{self.name}.owner", owner).tapped(f"{self.name}.fused", owner == last)
 
     def _sizes(self, size: Tensor, index: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class EViT:
     start_epoch: Index = knob(0, "of training: the rate is 1 before it")
     shrink_epochs: Index = knob(0, "of training: how long the rate takes from 1 down to keep_rate")
     select: Annotated[str, Choice(SELECTIONS)] = knob(
-        "attention", "which tokens stay; controls: random (the same places for every image) and lowest"
+        "attention", "which tokens stay; controls: random (the same positions for every image) and lowest"
     )
     seed: Index = knob(0, "of the random control")
 
@@ -224,7 +224,7 @@ class EViT:
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
-    dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
+    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -293,7 +293,7 @@ class EViT:
                 misses.append(f"block {i}: asked {planned} patch tokens of {given}, has {counts[i]}")
         return misses
 
-    def places(self, model: OpenModel) -> list[int]:
+    def fills(self, model: OpenModel) -> list[int]:
         """The blocks that get a step."""
         return [row["block"] for row in self.learn(model)["blocks"]]
 

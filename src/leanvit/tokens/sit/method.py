@@ -79,7 +79,7 @@ class SiT:
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
-    dials: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
+    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -143,7 +143,7 @@ class SiT:
             if isinstance(step, TokenSlimming):
                 step.reset_parameters(keyed.generator(self.seed, "sit", step.name))
 
-    def places(self, model: OpenModel) -> list[int]:
+    def fills(self, model: OpenModel) -> list[int]:
         """The blocks that get a module behind them."""
         return [row["block"] for row in self.learn(model)["slimming"]]
 

@@ -20,9 +20,9 @@ themselves are `stvit_r_swin_tiny`, `_small` and `_base`.
 
 Departures: prefix tokens (class, distillation, registers) are keys like image tokens, and end with the generation;
 both heads of a distilled model read the mean. `prefix=keep` lets them go on beside the semantic tokens, with the head
-as it was. Patch dropout is taken out: windows are pooled of the whole grid. Semantic tokens have no place in the grid,
-so models whose later blocks read positions are refused, and of plain models maps of features after the generation.
-`generation=average` is a control without attention: the windows' means go through the model's own blocks.
+as it was. Patch dropout is taken out: windows are pooled of the whole grid. Semantic tokens have no position in the
+grid, so models whose later blocks read positions are refused, and of plain models maps of features after the
+generation. `generation=average` is a control without attention: the windows' means go through the model's own blocks.
 """
 
 from __future__ import annotations

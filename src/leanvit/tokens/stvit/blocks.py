@@ -82,7 +82,7 @@ class PoolsWindows(Block):
         if state.trace:
             own = owners(state.grid, self.window, self.samples, device=tokens.device) + prefix
             state = state.with_(owner=own.expand(batch, -1)).tapped(f"{self.name}.owner", own)
-        return state.with_(num_prefix=prefix, places=None, size=None)
+        return state.with_(num_prefix=prefix, positions=None, size=None)
 
 
 class PooledGeneration(PoolsWindows, Generation):

@@ -125,7 +125,7 @@ class SwinBlock(nn.Module):
         windows = Windows(grid, (self.window, self.window), (shift[0], shift[1]))
         mask = None
         if any(shift):
-            mask = windows.strangers(x.device, x.dtype).unsqueeze(1).repeat(x.shape[0], 1, 1, 1)
+            mask = windows.shift_mask(x.device, x.dtype).unsqueeze(1).repeat(x.shape[0], 1, 1, 1)
         y = windows.reverse(self.attn(windows.partition(self.norm1(x).flatten(1, 2)), mask))
         x = x + self.drop_path1(y.unflatten(1, grid))
         return x + self.drop_path2(self.mlp(self.norm2(x)))

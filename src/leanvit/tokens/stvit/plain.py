@@ -124,7 +124,7 @@ def _check_model(model: OpenModel, after: int) -> None:
         if i < GENERATIONS and block.attn.terms:
             raise Refused(f"{block.attn.name} holds score terms of another method: stvit gives it other keys")
         for attn in block.attentions():
-            if attn.reads_places:
+            if attn.reads_positions:
                 raise Refused(f"{attn.name} scores by where tokens are; semantic tokens have no place")
 
 

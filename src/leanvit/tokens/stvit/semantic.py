@@ -15,7 +15,7 @@ from leanvit.errors import BadInput
 
 
 def cells(side: int, count: int) -> list[tuple[int, int]]:
-    """(first, end) of `count` cells along `side` places, as adaptive pooling cuts them: they cover all, and overlap
+    """(first, end) of `count` cells along `side` positions, as adaptive pooling cuts them: they cover all, and overlap
     where the count does not divide the side."""
     return [(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
 
@@ -43,10 +43,10 @@ def cell_of(side: int, window: int, count: int) -> list[int]:
 
 
 def starts(side: int, window: int, keys: int) -> list[int]:
-    """First places of evenly spread windows of `keys` places, one for each of the side's windows, none outside.
+    """First positions of evenly spread windows of `keys` positions, one for each of the side's windows, none outside.
 
-    14 places in windows of 7, keys of 10: 0 and 4, the official code's stride. Raises `BadInput` where they cannot be
-    spread evenly.
+    14 positions in windows of 7, keys of 10: 0 and 4, the official code's stride. Raises `BadInput` where they cannot
+    be spread evenly.
     """
     count = side // window
     spare = side - keys
@@ -59,7 +59,7 @@ def starts(side: int, window: int, keys: int) -> list[int]:
 
 
 def neighbourhoods(x: Tensor, rows: Sequence[int], columns: Sequence[int], side: int) -> Tensor:
-    """Windows of `side` x `side` places that may overlap, (B, h, w, C) -> (B len(rows) len(columns), side^2, C)."""
+    """Windows of `side` x `side` positions that may overlap, (B, h, w, C) -> (B len(rows) len(columns), side^2, C)."""
     x = torch.stack([x[:, first : first + side] for first in rows], dim=1)  # (B, n, side, w, C)
     x = torch.stack([x[:, :, :, first : first + side] for first in columns], dim=2)  # (B, n, m, side, side, C)
     return x.flatten(3, 4).flatten(0, 2)

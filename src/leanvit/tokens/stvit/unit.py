@@ -163,7 +163,7 @@ class SemanticStage(nn.Module):
     ) -> Tensor:
         """The tokens (B, N, C) of each window attend to the keys of `reach` windows a side around it -> (B, N, C).
 
-        `keys`: a map (B, h, w, C), of which `stride` places a side belong to a window.
+        `keys`: a map (B, h, w, C), of which `stride` positions a side belong to a window.
         """
         queries, normed = block.normed(tokens, keys.flatten(1, 2))
         kv = block.attn.kv(normed).unflatten(1, (keys.shape[1], keys.shape[2]))

@@ -7,25 +7,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leanvit.anatomy.parts.tokens import complement, new_places, take_tokens
+from leanvit.anatomy.parts.tokens import complement, new_indices, take_tokens
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Which tokens merge into which. Tokens at even places send, tokens at odd places receive.
+    """Which tokens merge into which. Tokens at even positions send, tokens at odd positions receive.
 
     The new sequence is: the protected tokens, the senders without a merge, the receivers.
     """
 
-    order: Tensor  # (B, N - r) int64, the old place of each token of the new sequence
-    source: Tensor  # (B, r) int64, old places of the tokens that are merged away
+    order: Tensor  # (B, N - r) int64, the old position of each token of the new sequence
+    source: Tensor  # (B, r) int64, old positions of the tokens that are merged away
     target: Tensor  # (B, r) int64, place in the new sequence of the receiver of each
     receivers: int  # how many there are, at the end of the new sequence
 
-    def places(self) -> Tensor:
+    def indices(self) -> Tensor:
         """(B, N) int64: where each old token is in the new sequence."""
-        places = new_places(self.order, self.order.shape[1] + self.source.shape[1])
-        return places.scatter(1, self.source, self.target)
+        indices = new_indices(self.order, self.order.shape[1] + self.source.shape[1])
+        return indices.scatter(1, self.source, self.target)
 
 
 def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bool = True) -> Matching:
@@ -34,7 +34,7 @@ def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bo
     Args:
         metric: (B, N, d) what similarity (cosine) is measured on.
         r: merges, 0 to (N - even - odd) // 2.
-        even, odd: protected tokens at the first even and at the first odd places.
+        even, odd: protected tokens at the first even and at the first odd positions.
         keep_order: senders without a merge keep their order; else they come by falling similarity.
 
     Returns:
@@ -59,11 +59,11 @@ def match(metric: Tensor, r: int, *, even: int = 0, odd: int = 0, keep_order: bo
     return Matching(order, 2 * (merged + even), target + (tokens - r - receivers), receivers)
 
 
-def _interleaved(places: Tensor, even: int, odd: int) -> list[Tensor]:
-    """The protected places in their order, as slices of (B, N)."""
+def _interleaved(indices: Tensor, even: int, odd: int) -> list[Tensor]:
+    """The protected indices in their order, as slices of (B, N)."""
     if abs(even - odd - 0.5) < 1:  # 0, 2, ... and 1, 3, ... with no gap: the prefix of a sequence
-        return [places[:, : even + odd]]
-    return [places[:, : 2 * even : 2], places[:, 1 : 2 * odd : 2]]
+        return [indices[:, : even + odd]]
+    return [indices[:, : 2 * even : 2], indices[:, 1 : 2 * odd : 2]]
 
 
 def shares(matching: Matching, size: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ class ToMe:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
-    dials: ClassVar[tuple[str, ...]] = ("r",)
+    cost_knobs: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -97,7 +97,7 @@ class ToMe:
         """Blocks in whose MLP more patch tokens are than the plan leaves there. In windows nothing is checked."""
         return _ON[model.windowed].misses(model, structure["blocks"])
 
-    def places(self, model: OpenModel) -> list[int]:
+    def fills(self, model: OpenModel) -> list[int]:
         """The blocks that get a step."""
         return [row["block"] for row in self.learn(model)["blocks"]]
 

@@ -42,7 +42,7 @@ class Merge(Step):
         state = state.with_(size=size).tapped(f"{self.name}.merged", matching.source)
         state = state.taken(matching.order[:, state.num_prefix :] - state.num_prefix)
         if state.trace:
-            owner = moved_owner(state.owners(batch, keys.device), matching.places())
+            owner = moved_owner(state.owners(batch, keys.device), matching.indices())
             state = state.with_(owner=owner).tapped(f"{self.name}.owner", owner)
         return x, state
 

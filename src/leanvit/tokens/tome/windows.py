@@ -39,7 +39,7 @@ class Merged:
 
     x: Any  # (B, N, C) the tokens before
     merged: Any  # (B, n (area - r), C) what went into the MLP's residual branch
-    places: Tensor  # (B n, area) int64: which token of its window's rest stands for each place
+    indices: Tensor  # (B n, area) int64: which token of its window's rest stands for each place
     windows: Windows
 
 
@@ -66,7 +66,7 @@ class MergeInWindows(Step):
         cut = ops.rearrange(f"{self.name}.windows", x, windows.partition)
         merged = ops.mix(f"{self.name}.merge", cut, lambda t: merge(t, matching, share))  # (B n, area - r, C)
         merged = ops.rearrange(f"{self.name}.row", merged, lambda t: t.unflatten(0, (-1, windows.number)).flatten(1, 2))
-        carried = Merged(x, merged, matching.places(), windows)
+        carried = Merged(x, merged, matching.indices(), windows)
         state = state.with_(extra={**state.extra, self.name: carried}).tapped(f"{self.name}.merged", matching.source)
         if state.trace:
             state = state.tapped(f"{self.name}.owner", owners(carried))
@@ -89,7 +89,7 @@ class UnmergeInWindows(Step):
             return x, state
         ops, windows = state.ops, carried.windows
         branch = ops.add(f"{self.name}.branch", x, ops.scale(f"{self.name}.less", carried.merged, -1.0))
-        branch = ops.rearrange(f"{self.name}.unmerge", branch, lambda t: restored(t, carried.places, windows))
+        branch = ops.rearrange(f"{self.name}.unmerge", branch, lambda t: restored(t, carried.indices, windows))
         x = ops.add(f"{self.name}.restored", carried.x, branch)
         rest = {key: value for key, value in state.extra.items() if key != self.name}
         return x, state.with_(extra=rest)
@@ -100,18 +100,18 @@ def saves(windows: Windows, r: int) -> bool:
     return windows.number * (windows.area - r) < windows.grid[0] * windows.grid[1]
 
 
-def restored(x: Tensor, places: Tensor, windows: Windows) -> Tensor:
-    """(B, n rest, C) by places (B n, area) -> (B, rows columns, C): each token the one that stands for it."""
+def restored(x: Tensor, indices: Tensor, windows: Windows) -> Tensor:
+    """(B, n rest, C) by indices (B n, area) -> (B, rows columns, C): each token the one that stands for it."""
     rests = x.unflatten(1, (windows.number, -1)).flatten(0, 1)  # (B n, rest, C)
-    return windows.reverse(take_tokens(rests, places))
+    return windows.reverse(take_tokens(rests, indices))
 
 
 def owners(carried: Merged) -> Tensor:
     """(B, N) int64: which token of the MLP's sequence stands for each token of the grid."""
     windows = carried.windows
     rest = carried.merged.shape[1] // windows.number
-    first = torch.arange(windows.number, device=carried.places.device).repeat(windows.images).unsqueeze(1) * rest
-    return windows.reverse((carried.places + first).unsqueeze(-1))[..., 0]
+    first = torch.arange(windows.number, device=carried.indices.device).repeat(windows.images).unsqueeze(1) * rest
+    return windows.reverse((carried.indices + first).unsqueeze(-1))[..., 0]
 
 
 def put(model: OpenModel, rows: Sequence[tuple[int, int]], *, prop_attn: bool) -> None:

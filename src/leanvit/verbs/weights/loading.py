@@ -25,7 +25,7 @@ def load_weights(
     name: str = "",
     option: str = "--weights",
     adapt: bool = False,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> None:
     """Load weights as timm's download does: filter of the architecture, then strictly; nothing is left fresh unsaid.
 
@@ -35,7 +35,7 @@ def load_weights(
         file: its path, or what `read_weights` gave.
         name: the model's timm name, or one of leanvit's own, for the layouts that its papers' repositories have.
         adapt: take weights for other classes (or none), another image size, other channels; each is said.
-        say: told what was taken from a file that holds more than the weights, or has other names.
+        log: called with what was taken from a file that holds more than the weights, or has other names.
 
     Raises:
         BadInput: there is no such file. CheckpointError: it is no weights file, or does not fit; says what does not.
@@ -51,8 +51,8 @@ def load_weights(
         said = [choice.said() + (f", an official checkpoint of {name}" if choice.official else "")]
         said = said if choice.chosen or choice.official or found["notes"] else []
     model.load_state_dict(found["state"], strict=True)
-    if say is not None and said:
-        say(f"{held.path.name}: {'; '.join([*said, *found['notes']])}")
+    if log is not None and said:
+        log(f"{held.path.name}: {'; '.join([*said, *found['notes']])}")
 
 
 def as_in_file(held: Held, host: nn.Module, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from PIL import Image
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
 from leanvit.errors import BadInput
 from leanvit.measure import count, environment
-from leanvit.recipe.course import counted
+from leanvit.recipe.training_steps import counted
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
 from leanvit.training.engine import mixed
 from leanvit.training.train_recipe import MeantFor
 from leanvit.training.validating import autocast
-from leanvit.verbs.asking import Asked, ask, objective, start_model
 from leanvit.verbs.fitting import require_fit, with_classes_of
-from leanvit.verbs.models import Say, row_name, silent
+from leanvit.verbs.models import Log, row_name, silent
 from leanvit.verbs.progress import duration
+from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request
 from leanvit.verbs.training import Ready, prepare
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def dry_run(
     class_names: str = "by-name",
     limit: int | None = None,
     seconds: float = SECONDS,
-    say: Say = silent,
-    **asked: Any,
+    log: Log = silent,
+    **request: Any,
 ) -> DryRun:
     """Build a training as `train` would, with its arguments, and run the start of its first step.
 
@@ -131,12 +131,12 @@ def dry_run(
     Raises:
         BadInput, Refused: as `train`.
     """
-    wanted = ask(name, say=say, **asked)
+    wanted = training_request(name, log=log, **request)
     if data is not None:
-        ready = prepare(wanted, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, say=say)
+        ready = prepare(wanted, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, log=log)
     else:
-        ready = _made_up(wanted, adapt=adapt, say=say)
-    wanted = ready.asked
+        ready = _made_up(wanted, adapt=adapt, log=log)
+    wanted = ready.request
     run = assemble(
         ready.start.model,
         ready.dataset,
@@ -261,18 +261,18 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
 # --- data that is made up --------------------------------------------------------------------------------------------
 
 
-def _made_up(asked: Asked, *, adapt: bool, say: Say) -> Ready:
-    meant = None if asked.recipe is None else asked.recipe.data
+def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
+    meant = None if request.recipe is None else request.recipe.data
     if meant is None:
         raise BadInput("a dry run without --data needs a recipe that says what data it is meant for (leanvit recipes)")
     dataset = stand_in(meant)
-    say(f"data: {dataset!r}, made up")
-    start = start_model(asked, adapt_to=dataset if adapt else None, say=say)
+    log(f"data: {dataset!r}, made up")
+    start = start_model(request, adapt_to=dataset if adapt else None, log=log)
     by_position = "by-position"  # what is made up has numbers for names
-    convert = require_fit(start, dataset, adapted=adapt, convert=asked.convert, trains=True, class_names=by_position)
+    convert = require_fit(start, dataset, adapted=adapt, convert=request.convert, trains=True, class_names=by_position)
     dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
-    goal, config = objective(asked, start, dataset, say=say)
-    return Ready(asked, start, dataset, dataset, config, goal, convert)
+    goal, config = objective(request, start, dataset, log=log)
+    return Ready(request, start, dataset, dataset, config, goal, convert)
 
 
 def stand_in(meant: MeantFor) -> Dataset:

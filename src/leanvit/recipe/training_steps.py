@@ -1,4 +1,4 @@
-"""The course of a training, known before it begins: its steps, and the numbers of them that suit a data set.
+"""The length of a training, known before it starts: its steps, and the numbers of them that suit a data set.
 
 Numbers of steps are published for ImageNet. A method with such a default leaves its knob open (None) until it knows
 the data, and takes then what suits so many images; the plan records the number. What a user gives stays.

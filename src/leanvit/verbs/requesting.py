@@ -15,18 +15,18 @@ from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.models.registry import require_model
 from leanvit.recipe import Data, History, Root
-from leanvit.recipe.course import fitting_batch
 from leanvit.recipe.protocol import BringsObjective
+from leanvit.recipe.training_steps import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.train_recipe import merged
 from leanvit.training.world import join_world
-from leanvit.verbs.models import Loaded, Say, load_model, silent
+from leanvit.verbs.models import Loaded, Log, load_model, silent
 from leanvit.verbs.sources import has_source
 from leanvit.verbs.weights import load_weights
 
 
 @dataclass(frozen=True)
-class Asked:
+class TrainingRequest:
     """A training before any work: names and numbers only."""
 
     model: str | Path
@@ -60,7 +60,7 @@ class Asked:
         return record
 
 
-def ask(
+def training_request(
     name: str | Path | None,
     *,
     recipe: str | Path | None = None,
@@ -78,8 +78,8 @@ def ask(
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
-    say: Say = silent,
-) -> Asked:
+    log: Log = silent,
+) -> TrainingRequest:
     """Put a recipe and what was given over it together; what was given wins. Arguments as of `train`.
 
     Raises `BadInput` for a recipe or a setting that is not accepted, or a model or teacher that nobody named.
@@ -96,12 +96,12 @@ def ask(
     if teacher_weights is not None and taught is None:
         raise BadInput("teacher_weights are of a teacher: give one too (--teacher, --distill)")
     for remark in () if found is None else found.remarks:
-        say(f"recipe {found.name if found else ''}: {remark}")
+        log(f"recipe {found.name if found else ''}: {remark}")
     if found is not None and found.model is not None and not own_model:
-        say(f"recipe {found.name}: {name} is trained instead of {found.model}, without its constructor arguments")
+        log(f"recipe {found.name}: {name} is trained instead of {found.model}, without its constructor arguments")
     args = {**(found.model_args if found is not None and own_model else {}), **(model_args or {})}
     overrides = {**given, **({"model": str(name)} if other else {}), **dict(model_args or {})}
-    return Asked(
+    return TrainingRequest(
         model=name if name is not None else (found.model if found else None) or "",
         config=FitConfig(**merged({} if found is None else found.fit, given)),
         model_args=args,
@@ -115,48 +115,48 @@ def ask(
     )
 
 
-def with_fitting_batch(asked: Asked, dataset: AnyDataset, *, was: int | None, say: Say) -> Asked:
+def with_fitting_batch(request: TrainingRequest, dataset: AnyDataset, *, was: int | None, log: Log) -> TrainingRequest:
     """With a default batch size of which the data fills a few: a power of two, at most a quarter of the images.
 
     Nothing changes where a batch size is given, by the recipe too, or where an epoch has four steps of the default.
 
     was: the batch size of an interrupted training that is gone on with; it stays.
     """
-    config = asked.config
-    if "batch_size" in asked.overrides or (asked.recipe is not None and "batch_size" in asked.recipe.fit):
-        return asked
+    config = request.config
+    if "batch_size" in request.overrides or (request.recipe is not None and "batch_size" in request.recipe.fit):
+        return request
     least = join_world().size * (2 if config.mixes else 1)
     batch = was or fitting_batch(len(dataset) // config.accumulate, default=config.batch_size, least=max(2, least))
     if batch == config.batch_size or batch % least:
-        return asked
-    say(f"batch size {batch}, chosen for {len(dataset):,} training images (--batch-size sets it)")
+        return request
+    log(f"batch size {batch}, chosen for {len(dataset):,} training images (--batch-size sets it)")
     lr: dict[str, Any] = {} if config.lr_base is None else {"lr": None}
-    return replace(asked, config=replace(config, batch_size=batch, **lr))
+    return replace(request, config=replace(config, batch_size=batch, **lr))
 
 
-def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loaded:
+def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: Log) -> Loaded:
     """Build or load the model that is trained. Raises `BadInput` or `Refused` for one that is not the recipe's."""
     start = load_model(
-        asked.model,
-        model_args=asked.model_args,
-        pretrained=asked.pretrained,
-        weights=asked.weights,
+        request.model,
+        model_args=request.model_args,
+        pretrained=request.pretrained,
+        weights=request.weights,
         adapt_to=adapt_to,
-        preprocess_settings=asked.preprocess_settings,
-        seed=asked.config.seed,
-        say=say,
+        preprocess_settings=request.preprocess_settings,
+        seed=request.config.seed,
+        log=log,
     )
-    wanted = None if asked.recipe is None else asked.recipe.starts_from
+    wanted = None if request.recipe is None else request.recipe.starts_from
     applied = [plan.slug for plan in start.model.history.plans]
     if wanted not in (None, "run") and wanted not in applied:
         raise BadInput(
-            f"recipe {asked.recipe.name if asked.recipe else ''} trains on from {_start_text(wanted)}, but "
-            f"{asked.model} is {start.name}: give such a run (leanvit compress MODEL --with {wanted})"
+            f"recipe {request.recipe.name if request.recipe else ''} trains on from {_start_text(wanted)}, but "
+            f"{request.model} is {start.name}: give such a run (leanvit compress MODEL --with {wanted})"
         )
     if wanted == "run" and start.folder is None:
         raise BadInput(
-            f"recipe {asked.recipe.name if asked.recipe else ''} trains on from a run, not from a timm name: give a "
-            f"run folder (leanvit train {asked.model} makes one)"
+            f"recipe {request.recipe.name if request.recipe else ''} starts from a run, not from a timm name: give a "
+            f"run folder (leanvit train {request.model} makes one)"
         )
     if applied and wanted not in applied:
         raise Refused(
@@ -166,13 +166,13 @@ def start_model(asked: Asked, *, adapt_to: AnyDataset | None, say: Say) -> Loade
     if "float" not in start.model.traits():
         raise Refused(f"{start.folder} is quantized ({start.name}): rounded weights cannot be trained on")
     if adapt_to is not None:
-        start = _with_classes_of(adapt_to, start, asked.config.seed, say)
-    if asked.distill is not None:
-        asked.distill.check_student(start.model)
+        start = _with_classes_of(adapt_to, start, request.config.seed, log)
+    if request.distill is not None:
+        request.distill.check_student(start.model)
     return start
 
 
-def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) -> Loaded:
+def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, log: Log) -> Loaded:
     """A run with a fresh classifier where the data has other classes than it; anything else as it is."""
     model: Any = start.model
     classes, known = tuple(dataset.classes), model.num_classes
@@ -191,32 +191,36 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, say: Say) ->
     root = history.root
     model.history = History(Root(root.name, {**root.kwargs, "num_classes": len(classes)}))
     which = start.name if start.reference else start.folder
-    say(f"adapted {which} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")
+    log(f"adapted {which} to {dataset.spec}: a new classifier, {len(classes)} classes (it had {known})")
     return replace(start, classes=classes)
 
 
-def objective(asked: Asked, start: Loaded, dataset: AnyDataset, *, say: Say) -> tuple[Objective | None, FitConfig]:
+def objective(
+    request: TrainingRequest, start: Loaded, dataset: AnyDataset, *, log: Log
+) -> tuple[Objective | None, FitConfig]:
     """The objective (None: the default one) and the config that goes with it. Raises `BadInput` for a wrong teacher."""
-    if asked.distill is None:
-        return None, asked.config
-    if asked.distill.teacher is None:
-        raise BadInput(f"distill is {asked.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
-    teacher, own = _teacher(asked.distill.teacher, asked.teacher_weights, dataset, say)
-    if asked.distill.kind == "method":
-        config = replace(asked.config, label_smoothing=0.0)
-        return _of_method(asked, start, teacher, own, dataset), config
+    if request.distill is None:
+        return None, request.config
+    if request.distill.teacher is None:
+        raise BadInput(f"distill is {request.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
+    teacher, own = _teacher(request.distill.teacher, request.teacher_weights, dataset, log)
+    if request.distill.kind == "method":
+        config = replace(request.config, label_smoothing=0.0)
+        return _of_method(request, start, teacher, own, dataset), config
     teacher, bridged = as_seen_by(teacher, own=own, student=start.preprocess)
-    say(f"teacher: {asked.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
-    made = asked.distill.objective(
+    log(f"teacher: {request.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
+    made = request.distill.objective(
         teacher,
         start.preprocess,
-        label_smoothing=asked.config.label_smoothing,
+        label_smoothing=request.config.label_smoothing,
         multi_label=dataset.multi_label,
     )
-    return made, replace(asked.config, label_smoothing=0.0)
+    return made, replace(request.config, label_smoothing=0.0)
 
 
-def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset) -> Objective:
+def _of_method(
+    request: TrainingRequest, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset
+) -> Objective:
     """What the method of a run learns by. Raises `BadInput` where none brings it, or the teacher sees other images."""
     bring = {plan.slug: m for plan in start.model.history.plans if isinstance(m := plan.method(), BringsObjective)}
     if len(bring) != 1:
@@ -230,9 +234,9 @@ def _of_method(asked: Asked, start: Loaded, teacher: nn.Module, own: Preprocess,
             f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}: "
             "give a teacher with the model's preprocessing, or --distill soft"
         )
-    data = Data(dataset, start.preprocess, seed=asked.config.seed, teacher=teacher)
+    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher)
     ((slug, method),) = bring.items()
-    made = method.objective(start.model, data, asked.config)
+    made = method.objective(start.model, data, request.config)
     if made is None:
         raise BadInput(f"distill is 'method', and {slug} has no objective with these knobs: give soft or hard")
     return made
@@ -267,10 +271,10 @@ def _start_text(starts_from: str | None) -> str:
     return "a dense run" if starts_from in (None, "run") else f"a run of {starts_from}"
 
 
-def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset, say: Say) -> tuple[nn.Module, Preprocess]:
+def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset, log: Log) -> tuple[nn.Module, Preprocess]:
     """A run folder, or a timm name with its pretrained weights or `weights`, and what it was trained with."""
     if Path(spec).is_dir() or "/" in spec or has_source(spec):
-        loaded = load_model(spec, weights=weights, say=say)
+        loaded = load_model(spec, weights=weights, log=log)
         if loaded.classes and list(loaded.classes) != list(dataset.classes):
             raise BadInput(
                 f"teacher {spec} knows other classes than {dataset.spec!r}, or in another order: "
@@ -287,5 +291,5 @@ def _teacher(spec: str, weights: str | Path | None, dataset: AnyDataset, say: Sa
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LeanvitError(f"the weights of teacher {spec} cannot be had ({reason}): give --teacher-weights") from error
     if weights is not None:
-        load_weights(teacher, Path(weights), name=spec, option="--teacher-weights", say=say)
+        load_weights(teacher, Path(weights), name=spec, option="--teacher-weights", log=log)
     return teacher.eval(), Preprocess.of(teacher)

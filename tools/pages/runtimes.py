@@ -1,7 +1,7 @@
-"""Which method reaches which outlet: a table in docs/outlets.md that is made by doing it.
+"""Which method reaches which runtime: a table in docs/runtimes.md that is made by doing it.
 
 `make pages` exports a small model with each combination of methods to each
-outlet, runs the artefact and compares it with PyTorch on images; a test does the same and holds the file to it.
+runtime, runs the artefact and compares it with PyTorch on images; a test does the same and holds the file to it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from leanvit.recipe import Root, compat, compress, create
 from leanvit.recipe.learning import Data
 from leanvit.recipe.registry import make_method, shaping_methods
 
-BEGIN = "<!-- outlets: made by `make pages` -->"
-END = "<!-- end of outlets -->"
+BEGIN = "<!-- runtimes: made by `make pages` -->"
+END = "<!-- end of runtimes -->"
 INT8 = "int8"
 HEADINGS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime", "torch": "torch.export"}
 EQUAL = 1e-4  # largest difference of a logit at f32, over the largest logit
@@ -33,10 +33,10 @@ IMAGES = 64
 
 @dataclass(frozen=True)
 class Cell:
-    """What became of one model in one outlet."""
+    """What became of one model in one runtime."""
 
     model: str
-    outlet: str
+    runtime: str
     precision: str  # as the artefact states it; empty: refused
     max_error: float  # largest difference of a logit on the images, over the largest logit
     agreement: float  # answers shared with PyTorch, 0 to 1
@@ -59,8 +59,8 @@ def rows() -> list[str]:
     return ["dense", *slugs, *(f"{slug} + {INT8}" for slug in before_int8)]
 
 
-def cells(models: Iterable[str] | None = None, outlets: Iterable[str] = RUNTIMES) -> list[Cell]:
-    """Export each model (default: of all rows) to each outlet, run it, compare it. About two seconds a cell.
+def cells(models: Iterable[str] | None = None, runtimes: Iterable[str] = RUNTIMES) -> list[Cell]:
+    """Export each model (default: of all rows) to each runtime, run it, compare it. About two seconds a cell.
 
     Raises `Refused` if an artefact answers differently from PyTorch on more than 5 % of the images.
     """
@@ -70,7 +70,7 @@ def cells(models: Iterable[str] | None = None, outlets: Iterable[str] = RUNTIMES
         model = build(name)
         with torch.no_grad():
             want = model(images)
-        made += [_cell(name, outlet, model, images, want) for outlet in outlets]
+        made += [_cell(name, runtime, model, images, want) for runtime in runtimes]
     return made
 
 
@@ -88,18 +88,18 @@ def build(name: str) -> OpenModel:
 
 
 def table(made: Iterable[Cell]) -> str:
-    """Cells as a markdown table: a row for each model, a column for each outlet."""
+    """Cells as a markdown table: a row for each model, a column for each runtime."""
     made = list(made)
-    outlets = list(dict.fromkeys(cell.outlet for cell in made))
-    lines = ["| methods | " + " | ".join(HEADINGS[o] for o in outlets) + " |", "|---" * (len(outlets) + 1) + "|"]
+    runtimes = list(dict.fromkeys(cell.runtime for cell in made))
+    lines = ["| methods | " + " | ".join(HEADINGS[o] for o in runtimes) + " |", "|---" * (len(runtimes) + 1) + "|"]
     for name in dict.fromkeys(cell.model for cell in made):
-        texts = [next(c.text() for c in made if (c.model, c.outlet) == (name, o)) for o in outlets]
+        texts = [next(c.text() for c in made if (c.model, c.runtime) == (name, o)) for o in runtimes]
         lines.append(f"| {name} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
 def renewed(text: str, made: Iterable[Cell]) -> str:
-    """The text of docs/outlets.md with the table between its markers made anew. Raises `BadInput` without markers."""
+    """The text of docs/runtimes.md with the table between its markers made anew. Raises `BadInput` without markers."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -115,17 +115,17 @@ def _images() -> torch.Tensor:
     return torch.cat([batch.images for batch in loader(validation, _PREPROCESS, batch_size=IMAGES)])
 
 
-def _cell(name: str, outlet: str, model: OpenModel, images: torch.Tensor, want: torch.Tensor) -> Cell:
+def _cell(name: str, runtime: str, model: OpenModel, images: torch.Tensor, want: torch.Tensor) -> Cell:
     batch = IMAGES if "int8" in name else None  # both kinds of export are walked, the quicker one by half of the rows
     with tempfile.TemporaryDirectory(prefix="leanvit-") as folder:
         try:
-            artefact: Artefact = export(model, Path(folder) / "a", to=outlet, preprocess=_PREPROCESS, batch=batch)
+            artefact: Artefact = export(model, Path(folder) / "a", to=runtime, preprocess=_PREPROCESS, batch=batch)
         except Refused as error:
-            return Cell(name, outlet, "", float("inf"), 0.0, None, str(error))
+            return Cell(name, runtime, "", float("inf"), 0.0, None, str(error))
         got = load_artefact(artefact)(images)
     agreement = float((got.argmax(1) == want.argmax(1)).float().mean())
     if agreement < AGREE:
-        raise Refused(f"{name} in {outlet} gives PyTorch's answer for {agreement:.0%} of {len(images)} images only")
+        raise Refused(f"{name} in {runtime} gives PyTorch's answer for {agreement:.0%} of {len(images)} images only")
     counted = (artefact.check["integer_products"], artefact.check["products"]) if "products" in artefact.check else None
     largest = float((got - want).abs().max() / want.abs().max())
-    return Cell(name, outlet, artefact.precision, largest, agreement, counted)
+    return Cell(name, runtime, artefact.precision, largest, agreement, counted)

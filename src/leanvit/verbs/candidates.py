@@ -13,7 +13,7 @@ from leanvit.recipe import (
     at_macs,
     check_needs,
     check_order,
-    check_places,
+    check_slots,
     choices,
     fit_to_data,
     known_papers,
@@ -27,21 +27,21 @@ from leanvit.recipe.protocol import Method
 from leanvit.report.values import shown
 from leanvit.runs.compared import INT8
 from leanvit.verbs.guarding import LeftOut
-from leanvit.verbs.models import Loaded, Say
+from leanvit.verbs.models import Loaded, Log
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A method whose dial is set."""
+class Candidate:
+    """A method whose cost knob is set."""
 
     name: str  # of its row and folder: "evit"; of a method's second setting "evit-select-random"
     method: Method
 
 
 def choose(
-    start: Loaded, given: Sequence[str], macs: float, *, tolerance: float, controls: bool, say: Say
-) -> tuple[list[Contender], LeftOut]:
-    """The methods with their dials set, and why others are left out, named ones too.
+    start: Loaded, given: Sequence[str], macs: float, *, tolerance: float, controls: bool, log: Log
+) -> tuple[list[Candidate], LeftOut]:
+    """The methods with their cost knobs set, and why others are left out, named ones too.
 
     Args:
         given: as `--with` takes them; empty: all whose cards say that they are compared.
@@ -55,20 +55,20 @@ def choose(
     texts = list(given) or _compared()
     if controls:
         texts += [text for text in _controls(texts) if text not in texts]
-    chosen: list[Contender] = []
+    chosen: list[Candidate] = []
     left_out = LeftOut()
     for text in texts:
         slug, knobs = split_with(text)
         name = slug if slug not in (*(one.name for one in chosen), *left_out) else _name(slug, knobs)
         if any(one.name == name for one in chosen):
             raise BadInput(f"{text} is given twice: a method is compared with others, not with itself")
-        say(f"compare-methods: {name} at {macs:g} of the MACs")
-        with left_out.guard(name, say, but=BadInput if text in given else ()):  # a knob that was mistyped
+        log(f"compare-methods: {name} at {macs:g} of the MACs")
+        with left_out.guard(name, log, but=BadInput if text in given else ()):  # a knob that was mistyped
             method = at_macs(start.model, slug, macs, knobs)
             check_order(start.model.traits(), [method])
-            check_places(start.model, [method])
+            check_slots(start.model, [method])
             _require_share(start, method, macs, tolerance)
-            chosen.append(Contender(name, method))
+            chosen.append(Candidate(name, method))
     if not chosen:
         raise Refused(f"no method fits {start.name} at {macs:g} of its MACs: {'; '.join(left_out.values())}")
     return chosen, left_out
@@ -76,30 +76,30 @@ def choose(
 
 def checked(
     start: Loaded,
-    chosen: Sequence[Contender],
+    chosen: Sequence[Candidate],
     train: AnyDataset | None,
     recovery: Recovery | None,
     int8: bool,
     was: Mapping[str, Any],
     left_out: LeftOut,
-    say: Say,
-) -> tuple[list[Contender], list[str]]:
+    log: Log,
+) -> tuple[list[Candidate], list[str]]:
     """The methods that can do their work, with the knobs that follow from the data, and what they will train, in words.
 
     was: the methods of a comparison that is gone on with.
     """
-    fitting: list[Contender] = []
+    fitting: list[Candidate] = []
     plan: list[str] = []
     for one in chosen:
         own = recovery if one.method.trainable_after else None
         row = [one.method, *([make_method(INT8, {})] if int8 else [])]
         check_needs(row, train, own)
-        with left_out.guard(one.name, say):
+        with left_out.guard(one.name, log):
             check_order(start.model.traits(), row)
-            check_places(start.model, row)
+            check_slots(start.model, row)
             (method,), _ = fit_to_data([one.method], None, train, {"methods": [was.get(one.name, {})]})
             courses = trainings([method], own, train)
-            fitting.append(Contender(one.name, method))
+            fitting.append(Candidate(one.name, method))
             plan += choices([one.method], [method], train)
             plan += [f"{one.name}: will train {course}" for course in courses]
     if not fitting:
