@@ -37,7 +37,7 @@ bench: $(VENV)/.bench  ## every benchmark, into benchmarks/results/ (long)
 docs: $(VENV)/.docs  ## the documentation, as a site in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-pages: $(VENV)/.dev  ## the pages that are made: the README's table, docs/methods/, support, runtimes, references, performance
+pages: $(VENV)/.e2e  ## the pages that are made: the README's table, docs/methods/, support, runtimes, references, performance
 	PYTHONPATH=tools $(BIN)/python -m pages.make $(ARGS)
 
 clean:  ## forget the environment
