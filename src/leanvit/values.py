@@ -3,7 +3,7 @@
 A value is JSON, or:
 
 - a number with a unit: `10/255`, `50%` (0.5), `5ms`, `20us`, `2s` (seconds), `4k`, `86M`, `1.82G`, `2T` (powers of
-  1000, a whole number where it is one);
+  1000, a whole number where it is one); also `.5`, `5.` and `+5`, which JSON lacks;
 - a list in `[]` or `()` and an object in `{}`, nested, of such values: `[random,0.5]`, `{crop: pad}`;
 - text in quotes, "" as in JSON or '' as it stands, where it holds a comma or looks like another value;
 - any other word, which is text: `random`. A number with a unit that is none of these is text, too: `3a`.
@@ -21,7 +21,8 @@ from leanvit.errors import BadInput
 
 UNITS = {"%": "1e-2", "us": "1e-6", "ms": "1e-3", "s": "1", "k": "1e3", "M": "1e6", "G": "1e9", "T": "1e12"}
 _WHOLE = "kMGT"  # units of what is counted
-_NUMBER = re.compile(r"([+-]?\d{1,15}(?:\.\d{1,15})?)(?:/(\d{1,15})|(%|us|ms|s|k|M|G|T))")
+_DECIMAL = r"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})"
+_NUMBER = re.compile(rf"({_DECIMAL})(?:/(\d{{1,15}})|(%|us|ms|s|k|M|G|T))?", re.ASCII)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _DEEPEST = 50
 
@@ -58,11 +59,13 @@ def read_pair(text: str, otherwise: str) -> tuple[str, Any]:
 
 
 def read_number(text: str) -> int | float | None:
-    """A number with a unit, or a fraction; None for what is neither."""
+    """A number with a unit, a fraction, or a number that JSON lacks; None for what is none of them, such as `007`."""
     found = _NUMBER.fullmatch(text)
     if found is None:
         return None
     number, divisor, unit = found.groups()
+    if divisor is None and unit is None:
+        return float(number) if "." in number else int(number) if number.startswith("+") else None
     if divisor is not None:
         return None if int(divisor) == 0 else float(Fraction(number) / int(divisor))
     value = Decimal(number) * Decimal(UNITS[unit])
