@@ -4,6 +4,7 @@ nowhere when it is taken away."""
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,7 @@ from leanvit.recipe import (
     save,
 )
 from leanvit.training import preset_names
+from leanvit.verbs.explaining import explain
 from pages import docs_pages, readme, runtimes, support
 
 SLUGS = ("toy_first", "toy_smooth", "toy_vit")
@@ -165,6 +167,55 @@ def test_a_wrong_card_is_refused_by_its_file(tmp_path: Path, text: str, message:
     assert cards.papers() == before
 
 
+CLASS = """
+from dataclasses import dataclass
+from leanvit.recipe.registry import method
+
+@method("{slug}")
+@dataclass(frozen=True)
+class Mine:
+    def shape(self, model, structure): ...
+"""
+
+
+@pytest.mark.usefixtures("_gone")
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, r"mine registers no class with @method\('mine'\)"),
+        ("1 / 0", "tokens.mine cannot be imported: ZeroDivisionError: division by zero"),
+        ("x = (", "tokens.mine cannot be imported: SyntaxError"),
+        (CLASS.format(slug="mien"), r"@method\('mien'\) of .*mine: the slug is no paper's"),
+        (CLASS.format(slug="evit"), r"@method\('evit'\) of .*mine: the slug is that of leanvit.tokens.evit"),
+    ],
+)
+def test_a_folder_whose_code_does_not_register_its_method_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str | None, message: str
+) -> None:
+    root = written(tmp_path, GOOD)
+    if code is not None:
+        (root / "tokens" / "mine" / "__init__.py").write_text(code)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.startswith(root.name)]:
+        monkeypatch.delitem(sys.modules, name)
+    cards.add_root(root)
+    with pytest.raises(BadInput, match=message):
+        make_method("mine", {})
+    assert type(make_method("evit", {})) is leanvit.EViT
+
+
+@pytest.mark.usefixtures("_gone")
+def test_a_model_of_a_card_that_its_code_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = written(tmp_path / "models", GOOD.replace('"compress"', '"build"') + 'models = ["mine_tiny"]')
+    root = root.rename(root.with_name("models_of_a_test"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    cards.add_root(root)
+    with pytest.raises(BadInput, match="has no mine_tiny, models that its card names"):
+        explain("mine")
+    with pytest.raises(BadInput, match="unknown timm model 'mine_tiny'"):
+        require_model("mine_tiny")
+
+
 def test_a_root_without_papers_or_with_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is no folder"):
         cards.add_root(tmp_path / "nowhere")
@@ -174,6 +225,8 @@ def test_a_root_without_papers_or_with_a_name_that_is_taken_is_refused(tmp_path:
         cards.add_root(written(tmp_path, GOOD, "tokens/evit"))
     with pytest.raises(BadInput, match="cannot be imported as 'json'"):
         cards.add_root(written(tmp_path / "other", GOOD), "json")
+    with pytest.raises(BadInput, match=r"cannot be imported as 'no_such\.name'"):
+        cards.add_root(tmp_path / "other" / "papers_of_a_test", "no_such.name")
     with pytest.raises(BadInput, match="was not added"):
         cards.remove_root(tmp_path)
 

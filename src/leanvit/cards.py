@@ -16,13 +16,16 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from annotated_types import MinLen
 
-from leanvit.errors import BadInput, unknown
+from leanvit.errors import BadInput, LeanvitError, unknown
 from leanvit.kinds import KINDS, is_method
 from leanvit.knobs import Choice, check
 
@@ -257,6 +260,18 @@ def reread() -> None:
     _cards.cache_clear()
 
 
+def import_code(module: str) -> ModuleType:
+    """Import a module of papers. Raises `BadInput`, with the reason, for one from outside of leanvit that fails."""
+    try:
+        return import_module(module)
+    except LeanvitError:
+        raise
+    except Exception as error:
+        if module.startswith("leanvit."):
+            raise
+        raise BadInput(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+
+
 def has_cards(folder: str | Path) -> bool:
     """Whether a folder holds papers."""
     return any(Path(folder).glob(f"*/*/{CARD}"))
@@ -277,16 +292,23 @@ def _check_slug(slug: str) -> None:
 
 
 def _make_importable(root: _Root) -> None:
-    try:
-        found = find_spec(root.package)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        sys.path.insert(0, str(root.folder.parents[root.package.count(".")]))
-        found = find_spec(root.package)
+    found = _spec(root.package)
+    if found is None and len(root.folder.parents) > (depth := root.package.count(".")):
+        sys.path.insert(0, str(root.folder.parents[depth]))
+        if (found := _spec(root.package)) is None:
+            sys.path.pop(0)
     places = [] if found is None else [Path(place).resolve() for place in found.submodule_search_locations or ()]
     if root.folder not in places:
-        raise BadInput(f"{root.folder} cannot be imported as {root.package!r}: another module has this name")
+        raise BadInput(
+            f"{root.folder} cannot be imported as {root.package!r}: no module has this name, or another one has"
+        )
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    try:
+        return find_spec(package)
+    except (ImportError, ValueError):
+        return None
 
 
 @cache

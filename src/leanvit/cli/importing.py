@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.util import find_spec
 
 from leanvit.errors import BadInput
@@ -15,11 +14,11 @@ from leanvit.errors import BadInput
 def import_modules(names: Sequence[str]) -> None:
     """Import modules by dotted name, from the working directory or from what is installed; add a package's papers.
 
-    Raises `BadInput` for a name that there is not, or a card that is damaged.
+    Raises `BadInput` for a name that there is not, a module that fails, or a card that is damaged.
     """
     if not names:
         return
-    from leanvit.cards import add_root, has_cards
+    from leanvit.cards import add_root, has_cards, import_code
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does; an installed program starts without it
@@ -29,7 +28,7 @@ def import_modules(names: Sequence[str]) -> None:
                 f"--import {name!r}: there is no such module in {os.getcwd()} or among what is installed; "
                 "accepted: a dotted name, such as my_methods for my_methods.py"
             )
-        module = import_module(name)
+        module = import_code(name)
         for folder in filter(has_cards, getattr(module, "__path__", ())):
             add_root(folder, name)
 

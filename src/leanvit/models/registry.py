@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import timm
 from torch import nn
 
-from leanvit.cards import models, papers
+from leanvit.cards import import_code, models, papers
 from leanvit.errors import BadInput, unknown
 
 ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")  # of training checkpoints: an average first, as timm
@@ -20,7 +19,7 @@ def require_model(name: str, *, kind: str = "timm model") -> None:
     base = name.split(".")[0]
     own = models()
     if base in own:
-        import_module(own[base].module)
+        import_code(own[base].module)
     if timm.is_model(base):
         return
     if base in papers() and papers()[base].models:
@@ -31,7 +30,7 @@ def require_model(name: str, *, kind: str = "timm model") -> None:
 def checkpoint_filter(name: str) -> Callable[..., dict[str, Any]] | None:
     """What brings an official checkpoint of one of leanvit's own models to its names; None for any other name."""
     card = models().get(name.split(".")[0])
-    return None if card is None else getattr(import_module(card.module), "checkpoint_filter_fn", None)
+    return None if card is None else getattr(import_code(card.module), "checkpoint_filter_fn", None)
 
 
 def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -41,5 +40,5 @@ def build(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         name: one of `leanvit.cards.models`.
         kwargs: arguments of the model. `variant`, where the entry takes it: the name that timm knows the model by.
     """
-    model: nn.Module = getattr(import_module(models()[name].module), name)(pretrained, **kwargs)
+    model: nn.Module = getattr(import_code(models()[name].module), name)(pretrained, **kwargs)
     return model

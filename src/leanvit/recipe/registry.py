@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
-from importlib import import_module
 from typing import Any
 
-from leanvit.cards import Card, Knobs, Measured, add_registered, own_methods, paper
+from leanvit.cards import Card, Knobs, Measured, add_registered, import_code, known_papers, own_methods, paper
 from leanvit.errors import BadInput, nearest
 from leanvit.kinds import KINDS, steps_asked
 
@@ -34,10 +33,19 @@ _SIGNATURES = {
 
 
 def method(slug: str) -> Callable[[type], type]:
-    """Class decorator: register a method under the slug of its card, the name of its folder."""
+    """Class decorator: register a method under the slug of its card, the name of its folder.
+
+    Raises:
+        BadInput: no paper has this slug, or it is another folder's.
+        TypeError: the class has not the step that a kind of the paper asks for.
+    """
 
     def register(cls: type) -> type:
-        _check_steps(cls, paper(slug).kinds)
+        card = known_papers().get(slug)
+        if card is None or not f"{cls.__module__}.".startswith(f"{card.module}."):
+            owner = "no paper's" if card is None else f"that of {card.module}"
+            raise BadInput(f"@method({slug!r}) of {cls.__module__}: the slug is {owner}; accepted: its folder's name")
+        _check_steps(cls, card.kinds)
         cls.slug = slug  # type: ignore[attr-defined]
         for key, value in _DEFAULTS.items():
             if not hasattr(cls, key):
@@ -68,7 +76,7 @@ def register(
         title: of the paper, or of the idea.
         summary: what it does, in half a sentence.
         kind: one of `leanvit.kinds`.
-        compared: whether `leanvit compare` sets it beside others where no method is named.
+        compared: whether `leanvit compare-methods` sets it beside others where no method is named.
         more: arxiv, venue, family (default "outside"), published, and what was measured here: measured, command,
             machine.
 
@@ -114,7 +122,9 @@ def method_class(slug: str) -> type:
             f"{slug} is an architecture, not a method: its models are built by name (leanvit methods {slug})"
         )
     if slug not in _REGISTRY:
-        import_module(row.module)
+        import_code(row.module)
+    if slug not in _REGISTRY:
+        raise BadInput(f"{row.module} registers no class with @method({slug!r})")
     return _REGISTRY[slug]
 
 

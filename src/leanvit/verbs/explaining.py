@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, fields
-from importlib import import_module
 from typing import Any
 
+from leanvit.cards import import_code
+from leanvit.errors import BadInput
 from leanvit.kinds import is_method
 from leanvit.knobs import field_hints, words
 from leanvit.recipe import TRAITS, Card, known_papers, method_class, paper
@@ -138,7 +139,9 @@ def explain(slug: str) -> Explanation | Architecture:
 
 
 def _architecture(row: Card) -> Architecture:
-    module = import_module(row.module)
+    module = import_code(row.module)
+    if missing := [name for name in row.models if not hasattr(module, name)]:
+        raise BadInput(f"{row.module} has no {', '.join(missing)}, models that its card names")
     models = {name: _line(getattr(module, name)) for name in row.models}
     return Architecture(row, models, tuple(row.recipes()))
 
