@@ -135,6 +135,11 @@ class Card:
         return is_method(self.kinds)
 
     @property
+    def verb(self) -> str:
+        """The command that uses it, of the kind that it is listed under."""
+        return KINDS[self.kinds[0]].verb
+
+    @property
     def package(self) -> str:
         """What to import so that the paper is known; "" for leanvit's own."""
         if self.folder is None:

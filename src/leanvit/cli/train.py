@@ -27,6 +27,14 @@ def command(
             rich_help_panel="Training",
         ),
     ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="METHOD",
+            help="A way of training (leanvit methods), like gmm_mask:mask=elm. Repeats.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     batch_size: Annotated[
@@ -93,6 +101,10 @@ def command(
         "limit": limit,
         "seed": seed,
     }
+    if with_:
+        from leanvit.recipe import parse_with
+
+        asked["methods"] = [parse_with(text) for text in with_]
     spec = None if data is None else data_spec(data, classes, shots, on_bad)
     if dry:
         _dry_run(name, spec, asked, as_json)

@@ -161,12 +161,12 @@ class Schedules(Protocol):
 
 @runtime_checkable
 class BringsObjective(Protocol):
-    """Learns in the recovery by a loss of its own. Two methods that bring one are refused before any work."""
+    """Learns in the recovery or in a training by a loss of its own; of two that bring one, both are refused early."""
 
     def objective(self, model: OpenModel, data: Data, config: FitConfig) -> Objective | None:
         """Takes the place of the recovery's distillation, whose settings are then refused; None leaves it in place.
 
-        Asked for once before each recovery, with the lean model, `data.teacher` and the recovery's numbers. Its own
+        Asked for once before each training, with the model, `data.teacher` and the training's numbers. Its own
         parameters are trained along and never part of the model.
         """
 
@@ -210,10 +210,11 @@ class Tunes(Retunes, Protocol):
 
 
 class TrainingMethod(Protocol):
-    """A way to train (kind "train"): knobs in a frozen dataclass, and one of three at least.
+    """A way to train (kind "train", `train(..., methods=[...])`): knobs in a frozen dataclass, one of three at least.
 
-    `BringsObjective`: what the training minimises. `Schedules`: callbacks of `fit`. `shape`: parts that stay in the
-    model, as of any `Method`; a class that has it is applied by `compress`, too.
+    `BringsObjective`: what the training minimises; `data.teacher` is None there. `Schedules`: callbacks of `fit`.
+    `shape`: parts that stay in the model, as of any `Method`, put in before the training; a class that has it is
+    applied by `compress`, too.
     """
 
     slug: ClassVar[str]

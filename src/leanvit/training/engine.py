@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -108,6 +108,7 @@ def fit(
     validate: AnyDataset | None = None,
     convert: bool = False,
     keep: str = "last",
+    about: Mapping[str, Any] | None = None,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on; under torchrun, on all processes together.
 
@@ -126,6 +127,7 @@ def fit(
         convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
         keep: which weights `final` ends with: "last", those of the last epoch, or "best", those of the epoch whose
             validation was the best. It changes no step: a resumed run may ask for the other one.
+        about: JSON data that must be equal, too, when the run is resumed: what its objective and callbacks come from.
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -147,7 +149,9 @@ def fit(
     dataset = for_model(dataset, model, exact=True)
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     try:
-        return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep)
+        return _run(
+            run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep, about=about or {}
+        )
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         if config.compile:
@@ -165,10 +169,11 @@ def _run(
     resume: bool,
     validate: AnyDataset | None,
     keep: str,
+    about: Mapping[str, Any],
 ) -> FitResult[M]:
     """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
     config, world = run.config, run.world
-    about = about_run(run, dataset, validate)
+    about = {**about_run(run, dataset, validate), **about}
     with world.together():
         if out and world.first:
             claim_folder(out, run, resume=resume)

@@ -66,7 +66,7 @@ class Explanation:
             table.add_row(Text(knob.name), Text(write_value(knob.default)), said + Text(f"\n{knob.example}"))
         yield table
         yield _facts(self.facts())
-        yield Text(f"\nleanvit compress MODEL --data DATA --with {self.example}")
+        yield Text(f"\nleanvit {self.paper.verb} MODEL --data DATA --with {self.example}")
 
     def facts(self) -> dict[str, str]:
         """What there is to say of the method, by a heading of a word or two."""
