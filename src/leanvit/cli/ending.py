@@ -1,4 +1,4 @@
-"""How the program ends: what is said of an error, the exit code, and a quick way out."""
+"""How the program ends: the text of an error, the exit code, and a quick exit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def explain(error: BaseException) -> int:
     if interrupt is not None or _pressed.is_set():
         _log(str(interrupt or "") or "interrupted")
         return 130
-    if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nothing to print
         _drop_stdout()
         return 1
     if isinstance(error, LeanvitError | OSError):
@@ -74,7 +74,7 @@ def leave(code: object) -> None:
         code = 1
     if code == 130:
         threading.Thread(target=_give_up, args=(code,), daemon=True).start()
-    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are told, other threads waited for
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are shut down, other threads joined
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

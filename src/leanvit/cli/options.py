@@ -186,7 +186,7 @@ def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Rec
     numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(more, "--recover-set")}
     if "epochs" not in numbers and asked is None:
         if numbers:
-            raise BadInput(f"{', '.join(numbers)} is given for a recovery that is not asked for: add --recover EPOCHS")
+            raise BadInput(f"{', '.join(numbers)} is given for a recovery that was not requested: add --recover EPOCHS")
         return None
     if asked is not None:
         numbers = {**asked.numbers(), **numbers}

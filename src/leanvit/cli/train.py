@@ -64,7 +64,7 @@ def command(
     ] = "last",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, run one step, say what it takes; write nothing.")
+        bool, typer.Option("--dry-run", help="Build everything, run one step, show what it takes; write nothing.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:

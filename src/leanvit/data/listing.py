@@ -371,7 +371,7 @@ def _normal(path: str) -> str:
 
 
 def _noted_where_shared(splits: dict[str, Listing]) -> dict[str, Listing]:
-    """With a note on each split that shares images with the training split: it says nothing of unseen ones."""
+    """With a note on each split that shares images with the training split, where accuracy is not of unseen images."""
     train = splits.get("train")
     if train is None or len(splits) < 2:
         return splits

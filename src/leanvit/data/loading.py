@@ -270,7 +270,7 @@ class _Fetch:
             images = torch.empty(0, *self.loader.preprocess.input_size)
         elif self.erasing:
             images = torch.stack(made)
-        else:  # the whole batch is normalised at once: several times faster for small images, the same bits
+        else:  # the whole batch is normalised at once: several times faster for small images, bit-identical
             images = self.loader.preprocess.normalize(np.stack(made))
         return Batch(images, targets, [sample.key for sample in samples], tuple(bad))
 

@@ -60,7 +60,7 @@ class Nodes:
             if outside:
                 raise BadInput(
                     f"Nodes.{name} covers {nodes[0]} to {nodes[-1]}; the model itself has {outside[0]}, and what its "
-                    "token steps cost is told from its own time"
+                    "token steps cost is separated from its own time"
                 )
 
 

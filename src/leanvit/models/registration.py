@@ -17,7 +17,7 @@ _NAMED = 3  # names that an error lists
 
 
 def pretrained_cfg(**given: Any) -> dict[str, Any]:
-    """What timm knows of a model: ImageNet at 224x224 unless told otherwise; nothing to download."""
+    """What timm knows of a model: ImageNet at 224x224 unless given; nothing to download."""
     return {
         "url": "",
         "num_classes": 1000,

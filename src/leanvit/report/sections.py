@@ -61,7 +61,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one measurement tells image by image."""
+    """What one measurement shows image by image."""
 
     title: str
     changes: tuple[Changes, ...]

@@ -46,7 +46,7 @@ class MethodResult:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
     def save(self, folder: Path) -> None:
-        """Keep it in the method's run folder, which says that the method is through."""
+        """Save it in the method's run folder, which marks the method as done."""
         write_atomic(folder / METHOD_RESULT, json.dumps(asdict(self), indent=1, allow_nan=False).encode())
 
     @classmethod
@@ -62,7 +62,7 @@ class SideBySide:
 
     model: str
     data: str
-    macs: float  # the share that was asked for
+    macs: float  # the requested share
     recovery: dict[str, Any] | None
     seed: int
     standings: tuple[MethodResult, ...]

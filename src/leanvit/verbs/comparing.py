@@ -35,7 +35,7 @@ from leanvit.verbs.candidates import checked, choose
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import Loaded, Log, load_model, log_bad, open_split, silent
 from leanvit.verbs.runtimes import require
-from leanvit.verbs.stopping import says_how_to_go_on
+from leanvit.verbs.stopping import explains_how_to_resume
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,7 +112,7 @@ def compare_methods(
     Raises:
         BadInput, Refused, MissingExtra: before any work starts.
         LeanvitError: no method came through.
-        Interrupted: stopped by Ctrl-C or SIGTERM; the text says how to go on.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the message gives the command that resumes.
     """
     for name, value, least in (("--batch", latency_batch, 1), ("--rounds", rounds, 3)):
         require_whole(name, value, least=least)
@@ -169,7 +169,7 @@ def compare_methods(
         kept_train = None if train is None else train.cached()
         shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, log, command, data, class_names)
         kept = f"finished methods, and the state of a training, are in {folder}"
-        with says_how_to_go_on(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
+        with explains_how_to_resume(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)
             method_results = apply_all(shared, chosen, left_out)
             if int8:

@@ -69,7 +69,7 @@ class Explanation:
         yield Text(f"\nleanvit compress MODEL --data DATA --with {self.example}")
 
     def facts(self) -> dict[str, str]:
-        """What there is to say of the method, by a heading of a word or two."""
+        """What is known of the method, by short headings."""
         facts = {
             "needs": ", ".join([*self.requires, *(["images to learn from"] if self.needs_data else [])]) or "nothing",
             "takes away": ", ".join(self.destroys) or "nothing",

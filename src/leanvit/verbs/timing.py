@@ -9,7 +9,7 @@ from typing import Any
 
 from leanvit.arguments import require_whole
 from leanvit.deploy import latencies as measure_latencies
-from leanvit.deploy.block_graphs import require_plain, require_way
+from leanvit.deploy.block_graphs import require_plain, runtime_spec
 from leanvit.deploy.block_latency import Progress
 from leanvit.deploy.table_check import partial_of
 from leanvit.measure import LatencyTable
@@ -60,7 +60,7 @@ def latencies(
     Raises:
         BadInput, MissingExtra, Refused: before any work.
     """
-    require_way(runtime)
+    runtime_spec(runtime)
     require_whole("--batch", batch, least=1, most=MAX_BATCH)
     require_whole("--rounds", rounds, least=3)
     require_whole("--check", check, least=0)

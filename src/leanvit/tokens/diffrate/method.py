@@ -251,12 +251,12 @@ class DiffRate:
         """Blocks with more tokens than the plan leaves there, and a target in MACs that was missed."""
         counts = model.patch_tokens()
         asked = [(row["block"], min(row["prune"], row["merge"]) - 1) for row in structure["blocks"]]
-        misses = [f"block {i}: asked {n} patch tokens, has {counts[i]}" for i, n in asked if counts[i] > n]
+        misses = [f"block {i}: requested {n} patch tokens, has {counts[i]}" for i, n in asked if counts[i] > n]
         if self.macs is not None:
             share = _share(model, structure)
             after = model.history.plans[-1].slug != "diffrate"  # a later method may have taken more: its own doing
             if share / self.macs - 1 > TOLERANCE or (1 - share / self.macs > TOLERANCE and not after):
-                misses.append(f"macs {self.macs:g} was asked for, {share:.3f} reached")
+                misses.append(f"macs {self.macs:g} was requested, {share:.3f} reached")
         return misses
 
     @classmethod

@@ -127,4 +127,6 @@ class STViT:
         """Blocks in whose MLP other than the planned number of semantic tokens are, counted in a run of the model."""
         counts = model.patch_tokens()
         planned = _ON[model.hierarchical].semantic_counts(model, structure)
-        return [f"block {i}: asked {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n]
+        return [
+            f"block {i}: requested {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n
+        ]

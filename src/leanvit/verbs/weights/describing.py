@@ -34,7 +34,7 @@ _SIZES: dict[Any, str] = {  # of plain ViTs in timm's names: (width, depth)
 
 @dataclass(frozen=True)
 class Looks:
-    """What can be told from the names and shapes of weights; None where they do not say."""
+    """What follows from the names and shapes of weights; None where they do not show it."""
 
     depth: int | tuple[int, ...] | None = None  # of each stage, where there are stages
     width: int | None = None
@@ -45,12 +45,12 @@ class Looks:
     heads: int | None = None
     registers: int | None = None
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """`depth 2, width 48, patch 8, image 32, 3 channels, 10 classes`."""
         words = [f"{name} {short(value)}" for name in ("depth", "width", "patch", "image") if (value := self[name])]
         counts = [f"{self[name]} {name}" for name in ("heads", "registers", "channels") if self[name]]
         classes = [] if self.classes is None else [f"{self.classes} classes" if self.classes else "no classifier"]
-        return ", ".join([*words, *counts, *classes]) or "nothing that can be told from its names"
+        return ", ".join([*words, *counts, *classes]) or "nothing that its names show"
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)

@@ -48,7 +48,7 @@ def load_weights(
     else:
         choice = choose(held, host, name=name)
         found = fitted(choice, host, held, adapt=adapt, option=option)
-        said = [choice.said() + (f", an official checkpoint of {name}" if choice.official else "")]
+        said = [choice.summary() + (f", an official checkpoint of {name}" if choice.official else "")]
         said = said if choice.chosen or choice.official or found["notes"] else []
     model.load_state_dict(found["state"], strict=True)
     if log is not None and said:
