@@ -5,7 +5,8 @@
 A small ViT on the embedded digits. For each setting (mixup and cutmix, averaged weights, accumulation; one process and
 two) a run is trained without interruption. Then it is trained again and again: SIGKILL hits all its processes at a
 random moment (somewhere in a step, a save or a validation, wherever it happens to be), it is resumed, killed
-once more with some luck, and finished. Model, averaged weights and optimiser in the saved state are compared bit by bit (CPU, fp32).
+once more with some luck, and finished. Model, averaged weights and optimiser in the saved state are compared bit by
+bit (CPU, fp32).
 """
 
 from __future__ import annotations
