@@ -17,7 +17,7 @@ Made by `make pages` from the records in `src/leanvit/references/`; figures are 
 goes to `--out`, or under `runs/`. A folder of the same path is not mistaken for a reference, nor the other way round:
 the name is refused, and `./leanvit/NAME` means the folder.
 
-Parameters are stored in half precision and are float32 again after loading; the records state what the rounding changed.
+Parameters are stored in half precision and are float32 after loading; the records state what the rounding changed.
 A run of your own is published the same way: see [your own model](own-model.md#publish-a-run).
 """
 NONE = "\nThis checkout holds none yet.\n"
