@@ -219,11 +219,11 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         return _constrained(args[0], list(_constraints(args)))
     if origin in (Union, UnionType):
-        said: list[str] = []
+        parts: list[str] = []
         for kind in args:
             each = _words_of_each(kind)
-            said.append(words(kind).replace(f", each {each}", " of such", 1) if each in said else words(kind))
-        return ", or ".join(said) if len(said) < 3 else "; ".join(said[:-1]) + f"; or {said[-1]}"
+            parts.append(words(kind).replace(f", each {each}", " of such", 1) if each in parts else words(kind))
+        return ", or ".join(parts) if len(parts) < 3 else "; ".join(parts[:-1]) + f"; or {parts[-1]}"
     if origin in (tuple, list):
         parts = [words(kind) for kind in args if kind is not ...]
         same = f", each {parts[0]}" if len(set(parts)) == 1 else f": {'; '.join(parts)}"

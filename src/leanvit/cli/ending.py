@@ -42,10 +42,10 @@ def explain(error: BaseException) -> int:
     if isinstance(error, LeanvitError | OSError):
         _log(str(error) or type(error).__name__)
         return 2 if isinstance(error, BadInput | Refused) else 1
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    said = said if len(said) <= 300 else f"{said[:297]}..."
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text if len(text) <= 300 else f"{text[:297]}..."
     print(
-        f"leanvit: unexpected error: {plain(said)}; run again with --debug; report at {_project_page()}",
+        f"leanvit: unexpected error: {plain(text)}; run again with --debug; report at {_project_page()}",
         file=sys.stderr,
     )
     return 1

@@ -310,7 +310,7 @@ def _vectors(listing: Listing, locations: RowLocations, policy: str) -> np.ndarr
                 what = f"holds {cell!r}" if cell else "is blank"
                 raise BadInput(
                     f"{locations(row)}: column {listing.names[column]!r} {what}; accepted: 0 and 1, or "
-                    "uncertain=negative, positive or skip, which says what blanks, -1 and nan are"
+                    "uncertain=negative, positive or skip, which defines blanks, -1 and nan"
                 )
             vectors[row, column] = policy == "positive" if flag is None else flag
     return vectors

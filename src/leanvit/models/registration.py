@@ -65,8 +65,8 @@ def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[
     found = {new: tensor for old, tensor in state.items() if (new := rename(old)) is not None}
     strange, missing = sorted(set(found) - own), sorted(own - set(found))
     if strange or missing:
-        said = [f"it lacks {_few(missing)}"] * bool(missing) + [f"the model has no {_few(strange)}"] * bool(strange)
-        raise ValueError(f"the checkpoint is of another model: {'; '.join(said)}")
+        wrong = [f"it lacks {_few(missing)}"] * bool(missing) + [f"the model has no {_few(strange)}"] * bool(strange)
+        raise ValueError(f"the checkpoint is of another model: {'; '.join(wrong)}")
     return found
 
 

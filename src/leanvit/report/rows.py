@@ -245,8 +245,8 @@ def signed(value: float) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """What was not measured, and why."""
-    said = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
-    return said + _missing(comparison.rows) + list(energy_lines(comparison))
+    sentences = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
+    return sentences + _missing(comparison.rows) + list(energy_lines(comparison))
 
 
 def _missing(rows: Sequence[Row]) -> list[str]:

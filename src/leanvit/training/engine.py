@@ -140,7 +140,7 @@ def fit(
     if keep not in KEEPS:
         raise BadInput(f"keep={keep!r} is not accepted: give one of {', '.join(map(repr, KEEPS))}")
     if keep == "best" and (validate is None or out is None):
-        raise BadInput("keep='best' needs validate=, which tells the best epoch, and out=, the folder of its weights")
+        raise BadInput("keep='best' needs validate=, which decides the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
         validate = for_model(validate, model, exact=True, log=lambda line: None)

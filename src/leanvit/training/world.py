@@ -122,13 +122,13 @@ def _from_environment() -> tuple[int, int]:
     """(rank, size) as set by torchrun; (0, 1) outside of it."""
     if not all(name in os.environ for name in _ENVIRONMENT):
         return 0, 1
-    said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
+    env = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
     try:
-        rank, size = (int(text) for text in said.values())
+        rank, size = (int(text) for text in env.values())
     except ValueError:
         rank, size = 0, 0
     if not 0 <= rank < size:
-        raise BadInput(f"RANK={said['RANK']!r} of WORLD_SIZE={said['WORLD_SIZE']!r} is no place: start with torchrun")
+        raise BadInput(f"RANK={env['RANK']!r} of WORLD_SIZE={env['WORLD_SIZE']!r} is not valid: start with torchrun")
     return rank, size
 
 

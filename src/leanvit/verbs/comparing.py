@@ -147,7 +147,7 @@ def compare_methods(
     recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
     chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, log)
     folder = require_writable(out) if resume and out else _new(out, start, overwrite, log)
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": str(model),
         "data": data,
         "limit": limit,
@@ -162,7 +162,7 @@ def compare_methods(
     with locked(folder, command=command, log=log):
         if overwrite and not resume:
             clear_comparison(folder)
-        begin_comparison(folder, asked, resume=resume)
+        begin_comparison(folder, request, resume=resume)
         left_out.write(folder, log)
         for line in plan:
             log(line)
@@ -179,7 +179,7 @@ def compare_methods(
             model=start.name if start.folder is None else str(model),
             data=data,
             macs=macs,
-            recovery=asked["recovery"],
+            recovery=request["recovery"],
             seed=seed,
             standings=method_results,
             left_out=dict(left_out),

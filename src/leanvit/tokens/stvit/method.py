@@ -114,10 +114,10 @@ class STViT:
 
         The control gets what the generation would get, and costs less.
         """
-        asked = cls(**knobs)
-        made = replace(asked, generation="attention")
+        given = cls(**knobs)
+        made = replace(given, generation="attention")
         settings = [replace(made, **setting) for setting in _ON[model.hierarchical].settings(model)]
-        return replace(nearest_setting(model, settings, share), generation=asked.generation)
+        return replace(nearest_setting(model, settings, share), generation=given.generation)
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""

@@ -99,7 +99,7 @@ def advice(file: Looks, model: Looks, host: nn.Module) -> list[str]:
     if not differs:
         return []
     given = " ".join(f"--model-arg {arg}={short(value)}" for arg, value in differs.items())
-    heads = " (and num_heads as it was trained with: a file does not tell)" if "embed_dim" in differs else ""
+    heads = " (and num_heads as it was trained with: a file does not hold it)" if "embed_dim" in differs else ""
     size = _SIZES.get((file.width, file.depth)) if {"depth", "embed_dim", "patch_size"} & differs.keys() else None
     names = timm.list_models(f"vit_{size}_patch{file.patch[0]}_*") if size and file.patch else []
     if file.registers:
