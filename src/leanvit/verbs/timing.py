@@ -49,7 +49,7 @@ def latencies(
     """Measure a latency table of a run folder or timm name, and hold it against whole models that it has not seen.
 
     Args:
-        runtime: of `leanvit.deploy.block_graphs.WAYS`.
+        runtime: of `leanvit.deploy.block_graphs.RUNTIME_SPECS`.
         batch: images a call. `threads`: of the runtime; None: its own choice.
         rounds: in which what is timed takes turns.
         check: held-out models of random widths; 0: none.
