@@ -258,7 +258,7 @@ def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) ->
     note = ""
     if len(bench.measured) > 1:
         note = (
-            f"{len(bench.measured)} measurements in one plot: their models did not take turns, so compare latencies "
+            f"{len(bench.measured)} measurements in one plot: their models were not interleaved, so compare latencies "
             "across them with care; accuracies, MACs and sizes compare as they are."
         )
     return BenchPart(
@@ -274,7 +274,7 @@ def _table(record: RunRecord, measurement: Measurement, *, several: bool) -> Tab
     comparison = measurement.comparison
     known, scored = len(record.classes), len(comparison.classes)
     part = f" Accuracy among {scored} of the run's {known} classes." if 0 < scored < known else ""
-    rounds = f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}."
+    rounds = f"Latency in {comparison.rounds} rounds, all models interleaved, batch {comparison.latency_batch}."
     return Table(
         title=f"{record.folder.name} · {measurement.file}" if several else "",
         note=f"{rounds}{part}",
