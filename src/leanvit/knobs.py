@@ -1,4 +1,4 @@
-"""Knobs: fields of frozen dataclasses whose annotations say what is accepted, for the check and in words.
+"""Knobs: fields of frozen dataclasses whose annotations state what is accepted, for validation and for error messages.
 
     @dataclass(frozen=True)
     class EViT:
@@ -50,7 +50,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value of the right kind, and what to say of it behind the kind (nothing beside `Words`)."""
+    """A condition on a value of the right kind, and its wording behind the kind (nothing beside `Words`)."""
 
     holds: Callable[[Any], bool]
     words: str = ""
@@ -83,7 +83,7 @@ def knob(default: Any = MISSING, meaning: str = "", *, example: Any = None) -> A
 
 
 class _Misfit(Exception):
-    """A value is not what an annotation says; whoever knows its name puts it into words."""
+    """A value does not match its annotation; the caller, which knows its name, makes the message."""
 
 
 def check_fields(owner: Any, prefix: str = "") -> None:
@@ -219,11 +219,11 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         return _constrained(args[0], list(_constraints(args)))
     if origin in (Union, UnionType):
-        said: list[str] = []
+        parts: list[str] = []
         for kind in args:
             each = _words_of_each(kind)
-            said.append(words(kind).replace(f", each {each}", " of such", 1) if each in said else words(kind))
-        return ", or ".join(said) if len(said) < 3 else "; ".join(said[:-1]) + f"; or {said[-1]}"
+            parts.append(words(kind).replace(f", each {each}", " of such", 1) if each in parts else words(kind))
+        return ", or ".join(parts) if len(parts) < 3 else "; ".join(parts[:-1]) + f"; or {parts[-1]}"
     if origin in (tuple, list):
         parts = [words(kind) for kind in args if kind is not ...]
         same = f", each {parts[0]}" if len(set(parts)) == 1 else f": {'; '.join(parts)}"

@@ -127,7 +127,7 @@ CASES = [
     _own("sit_small", ("keep_rate is 1.5", "up to 1"), keep_rate=1.5),
     _own("sit_small", ("keep_rate is 0.1", "none of 196 patches in stage 3"), keep_rate=0.1),
     _own("dct_histo_tiny", (r"keep is \(0.5, 0.5, 2", "above 0 and up to 1"), keep=[0.5, 0.5, 2]),
-    _own("dct_histo_tiny", ("32x32", "4x4 places", "from 57 pixels"), img_size=32),
+    _own("dct_histo_tiny", ("32x32", "4x4 positions", "from 57 pixels"), img_size=32),
     _own("dct_histo_tiny", ("domain is 'wavelet'", "'frequency', 'spatial'"), domain="wavelet"),
     _preprocess("65 channels", ("input_size is", "1 to 64 channels"), input_size=(65, 8, 8), mean=(0.5,), std=(1,)),
     _preprocess("flat size", ("input_size is", "channels, height, width"), input_size=(8, 8)),

@@ -434,7 +434,7 @@ CLI = [
     Cli(
         "distill without recovery",
         ("compress", "run", "--with", "evit", "--data", "digits", "--distill", "hard"),
-        ("distillation is given for a recovery that is not asked for", "--recover EPOCHS"),
+        ("distillation is given for a recovery that was not requested", "--recover EPOCHS"),
     ),
     Cli(
         "teacher without recovery",

@@ -87,11 +87,11 @@ def test_a_runtime_computes_what_torch_computes(runtime: str) -> None:
     bench = Bench.of(small(), runtime, threads=None, **FAST)
     runs = half_blocks(skeleton(bench.model, 1), half="attention", embed=64, heads=2, qk=16, v=32)
     x = torch.randn(2, 17, 64, generator=torch.Generator().manual_seed(0))
-    call = opened(runs, runs.model, x, bench.way, None)
+    call = opened(runs, runs.model, x, bench.spec, None)
     with torch.no_grad():
         want = runs(x)
     got = torch.from_numpy(call(x))
-    assert (got - want).norm() / want.norm() < (0.05 if bench.way.rounded else 1e-4)
+    assert (got - want).norm() / want.norm() < (0.05 if bench.spec.rounded else 1e-4)
 
 
 # --- the grid -------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_semantic_tokens_run_through_the_rest(tiny, variant: str, prefix: str) -
     assert method.achieved(model, {}) == {"patch_tokens": [16, 4, 4, 4]}
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 1}) == []
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 2})[0] == (
-        "block 1: asked 16 semantic tokens, has 4"
+        "block 1: requested 16 semantic tokens, has 4"
     )
     assert y.shape == (3, 7) and y.isfinite().all() and state.num_prefix == kept and not state.extra
     assert ("class_token" in model.traits()) == (prefix == "keep" and model.cls_token is not None)

@@ -76,7 +76,9 @@ def test_units_at_the_end_of_a_stage_leave_the_others_as_they_were() -> None:
     lean = reduced(model, method)
     assert lean.patch_tokens() == [256, 64, 64, 64, 4, 4, 4, 4, 64]
     assert method.check(lean, {"stage": 1, "units": 1, "samples": 1}) == []
-    assert method.check(lean, {"stage": 1, "units": 1, "samples": 2})[0] == "block 4: asked 16 semantic tokens, has 4"
+    assert (
+        method.check(lean, {"stage": 1, "units": 1, "samples": 2})[0] == "block 4: requested 16 semantic tokens, has 4"
+    )
     maps = lean.forward_intermediates(images(), intermediates_only=True)
     assert [m.shape[1:] for m in maps] == [(12, 16, 16), (24, 8, 8)] and torch.equal(maps[0], dense[0])
     assert lean.blocks[5].centres.shape == (1, 4, 24)

@@ -111,7 +111,7 @@ def _method(explanation: Explanation, results: Path) -> Iterator[str]:
         yield "\n## Models\n"
         yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in row.models)}.\n"
     elsewhere = {*_ELSEWHERE, *(f"with {slug}" for slug in known_papers().keys() - papers().keys())}
-    yield "\n## What it asks and changes\n"
+    yield "\n## What it requires and changes\n"
     yield from markdown_table(
         ("question", "answer"), [(name, text) for name, text in explanation.facts().items() if name not in elsewhere]
     )

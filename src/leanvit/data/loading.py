@@ -142,8 +142,8 @@ def loader(
         if value < least:
             raise BadInput(f"{name}={value}: accepted: an integer >= {least}")
     chosen = Augment.of(augment)
-    for name, asked in (("augment", chosen is not None), ("repeats", repeats > 1)):
-        if asked and not train:
+    for name, requested in (("augment", chosen is not None), ("repeats", repeats > 1)):
+        if requested and not train:
             raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
@@ -270,7 +270,7 @@ class _Fetch:
             images = torch.empty(0, *self.loader.preprocess.input_size)
         elif self.erasing:
             images = torch.stack(made)
-        else:  # the whole batch is normalised at once: several times faster for small images, the same bits
+        else:  # the whole batch is normalised at once: several times faster for small images, bit-identical
             images = self.loader.preprocess.normalize(np.stack(made))
         return Batch(images, targets, [sample.key for sample in samples], tuple(bad))
 

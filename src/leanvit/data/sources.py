@@ -128,7 +128,7 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
     """The data set, with what stands in the way of learning from it in its note; of val, as it is."""
     warnings = []
     if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
-        warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to tell apart")
+        warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to distinguish")
     if pairs := alike(dataset.classes):
         shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:3]) + (", …" if len(pairs) > 3 else "")
         warnings.append(f"{shown} are two classes each, though they look like one")

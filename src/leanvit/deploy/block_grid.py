@@ -47,20 +47,20 @@ class Nodes:
 
     def require(self, shapes: list[BlockShape], embed: int) -> None:
         """Raises `BadInput` unless the nodes cover these blocks; the dimension is named."""
-        asked = {
+        requested = {
             "embed": {embed},
             "tokens": {n for s in shapes for n in (s.tokens, s.attn_tokens) if n},
             "heads": {s.heads for s in shapes},
             "width": {n for s in shapes for n in (s.qk, s.v)},
             "mlp": {s.mlp for s in shapes},
         }
-        for name, values in asked.items():
+        for name, values in requested.items():
             nodes = getattr(self, name)
             outside = sorted(value for value in values if not nodes[0] <= value <= nodes[-1])
             if outside:
                 raise BadInput(
                     f"Nodes.{name} covers {nodes[0]} to {nodes[-1]}; the model itself has {outside[0]}, and what its "
-                    "token steps cost is told from its own time"
+                    "token steps cost is separated from its own time"
                 )
 
 

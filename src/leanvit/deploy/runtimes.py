@@ -90,5 +90,5 @@ def check_opset(opset: int | None, to: str) -> None:
 
 
 def wanted(opset: int | None) -> dict[str, Any]:
-    """What `write_files` of a runtime is told of the opset: only ONNX's has one."""
+    """Keyword arguments on the opset for `write_files` of a runtime: only ONNX's takes one."""
     return {} if opset is None else {"opset": opset}

@@ -99,7 +99,7 @@ def check_table(
     drawn = [held_out(table, bench.model, seed=seed, number=i, multiple=multiple) for i in range(shapes)]
     predicted = [table.model_seconds(blocks, embed) - table.steps_s for embed, blocks in drawn]
     rows: list[dict[str, Any]] = []
-    with torch_threads(bench.way, table.threads):
+    with torch_threads(bench.spec, table.threads):
         for start in range(0, shapes, TOGETHER):
             some = slice(start, start + TOGETHER)
             rows += _timed(table, bench, drawn[some], predicted[some])

@@ -1,4 +1,4 @@
-"""A model as an exported graph, and whether it still says what PyTorch says."""
+"""A model as an exported graph, and the check that its outputs agree with PyTorch's."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def trace(
     dynamic = None if batch else {"images": {0: Dim("batch", min=1, max=65536)}}
     try:
         return torch.export.export(Logits(model, pixels), (example,), dynamic_shapes=dynamic)
-    except Exception as error:  # torch.export raises many kinds; the first line says which operation it was
+    except Exception as error:  # torch.export raises many kinds; the first line names the operation
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = f"a batch of {batch}" if batch else "any batch"
         raise Refused(f"torch.export cannot follow this model for {kind}: {reason}") from error
@@ -140,7 +140,7 @@ class evaluating:
 
 
 def provenance(model: nn.Module, runtime: str) -> dict[str, Any]:
-    """Fields of an artefact that say where it comes from: root, methods, versions."""
+    """Provenance fields of an artefact: root, methods, versions."""
     history = getattr(model, "history", None)
     return {
         "root": history.root.name if history else "",

@@ -1,4 +1,4 @@
-"""What networks of stages share whose maps are (B, H, W, C): the stage, and what timm asks of such a model."""
+"""What networks of stages share whose maps are (B, H, W, C): the stage, and what timm needs of such a model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
-        """What `of_size` is told of this model's images."""
+        """Keyword arguments of `of_size` for this model's images."""
         raise NotImplementedError
 
     def sized(self, x: Tensor) -> Tensor:

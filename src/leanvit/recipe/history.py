@@ -175,7 +175,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     """
     name = name or _recorded_name(model)
     if not name:
-        raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
+        raise BadInput("the timm name of the model is not known: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
     given["num_classes"] = model.num_classes  # a classifier may have been reset since
     root = Root(name, {k: _listed(v) for k, v in given.items() if k not in FORBIDDEN})

@@ -10,7 +10,7 @@
         def shape(self, model, structure): ...
 
 `Method` is what every method has. Each other protocol is one optional step: a method has the ones that its paper needs,
-and who calls a step asks `isinstance(m, Folds)`.
+and callers check `isinstance(m, Folds)`.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class BringsObjective(Protocol):
 
 @runtime_checkable
 class Achieves(Protocol):
-    """Tells what was got for what was asked."""
+    """Reports what was achieved of what was requested."""
 
     def achieved(self, model: OpenModel, structure: Structure) -> Mapping[str, Any]:
         """Figures counted on the model, by name. `structure` is that of its plan."""

@@ -1,4 +1,4 @@
-"""Recovery: the training that follows compression. What is asked of it, checked before any work, and its run."""
+"""Recovery: the training that follows compression. Its settings, checked before any work, and the training itself."""
 
 from __future__ import annotations
 

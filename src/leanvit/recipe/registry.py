@@ -1,4 +1,4 @@
-"""The methods by their slugs: registered by a decorator, imported when first asked for, made from knobs."""
+"""The methods by their slugs: registered by a decorator, imported on first use, made from knobs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def register(
 
     Raises:
         BadInput: the slug is malformed, or belongs to another module's method; a column that there is not.
-        TypeError: the class has not the step that its kind asks for (`shape`).
+        TypeError: the class lacks the step that its kind requires (`shape`).
     """
     for name in more:
         if name not in _COLUMNS:
@@ -107,7 +107,7 @@ def shaping_methods() -> list[str]:
 
 
 def method_class(slug: str) -> type:
-    """The class behind a slug, imported when first asked for. Raises `BadInput` for any other, with the nearest."""
+    """The class behind a slug, imported on first use. Raises `BadInput` for any other, with the nearest."""
     row = paper(slug)
     if not row.is_method:
         raise BadInput(

@@ -74,7 +74,7 @@ class FitResult(Generic[M]):
     average precision, which the history calls `map`."""
 
     model: M  # the model that was given, trained in place, in eval mode
-    ema: M | None  # the averaged model, if the recipe asked for one
+    ema: M | None  # the averaged model, if the recipe has one
     history: list[dict[str, Any]]  # a row per epoch: epoch, step, lr, loss and its parts, grad_norm, top1, seconds
     best_top1: float | None
     last_top1: float | None
@@ -142,7 +142,7 @@ def fit(
     if keep not in KEEPS:
         raise BadInput(f"keep={keep!r} is not accepted: give one of {', '.join(map(repr, KEEPS))}")
     if keep == "best" and (validate is None or out is None):
-        raise BadInput("keep='best' needs validate=, which tells the best epoch, and out=, the folder of its weights")
+        raise BadInput("keep='best' needs validate=, which decides the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
         validate = for_model(validate, model, exact=True, log=lambda line: None)
@@ -226,7 +226,7 @@ def _run(
     except StopRequested:
         save()
         _give_back(run, model)
-        raise Interrupted(_farewell(run, out), step=run.step) from None
+        raise Interrupted(_interrupted_message(run, out), step=run.step) from None
     finally:
         notify(callbacks, "close", run)
     _share_bad_images(run, dataset, validate)
@@ -453,7 +453,7 @@ def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
     return improved
 
 
-def _farewell(run: Run, out: Path | None) -> str:
+def _interrupted_message(run: Run, out: Path | None) -> str:
     if out is None:
         return f"stopped after step {run.step} of {run.total_steps}; nothing was saved, as no out= was given"
     return (

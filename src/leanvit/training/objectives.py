@@ -208,7 +208,7 @@ class SoftDistillation(Distillation):
 
 
 class HardDistillation(Distillation):
-    """The student is told the teacher's decision (DeiT equation 3).
+    """The student learns the teacher's decision (DeiT equation 3).
 
     L = (1 - alpha) CE(Z_cls, y) + alpha CE(Z_dist, argmax Z_t), alpha = 1/2 in the paper. No label smoothing on the
     second term. A network with one head takes both terms on it.

@@ -1,7 +1,7 @@
 """The `args.yaml` that timm's training script leaves beside a run, as a training recipe.
 
 `FIELDS` and `MODEL_ARGS` are taken over, `EFFECTLESS` change no result and are passed over in silence, `IGNORED` are
-left out with a remark where they were set. Everything else is refused where it says anything but "off".
+left out with a remark where they were set. Everything else is refused unless it is off.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ EFFECTLESS = (
     "val_interval",
 )  # fmt: skip
 IGNORED = {  # timm's name -> why it may be left out
-    "train_interpolation": "images are resized as the model's preprocessing says",
-    "interpolation": "images are resized as the model's preprocessing says",
+    "train_interpolation": "images are resized by the model's preprocessing",
+    "interpolation": "images are resized by the model's preprocessing",
 }
 DEEPEST, MOST_EVENTS = 16, 10_000  # of YAML that is read: timm writes some 300, two deep
 OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
@@ -82,7 +82,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only val
 
 
 def read_args(text: str, path: Path) -> TrainRecipe:
-    """The recipe of an `args.yaml`. Raises `BadInput` for what is not YAML, or says what cannot be done here."""
+    """The recipe of an `args.yaml`. Raises `BadInput` for what is not YAML, or for settings not supported."""
     import yaml  # comes with timm
 
     try:

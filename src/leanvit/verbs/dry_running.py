@@ -1,4 +1,4 @@
-"""`train --dry-run`: a training built whole and run for one step, to say what it will take. Writes nothing."""
+"""`train --dry-run`: a training built whole and run for one step, to report what it will take. Writes nothing."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
 def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
     meant = None if request.recipe is None else request.recipe.data
     if meant is None:
-        raise BadInput("a dry run without --data needs a recipe that says what data it is meant for (leanvit recipes)")
+        raise BadInput("a dry run without --data needs a recipe that names the data it is meant for (leanvit recipes)")
     dataset = stand_in(meant)
     log(f"data: {dataset!r}, made up")
     start = start_model(request, adapt_to=dataset if adapt else None, log=log)

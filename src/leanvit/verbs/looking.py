@@ -43,7 +43,7 @@ def look(
     overwrite: bool = False,
     log: Log = silent,
 ) -> Looked:
-    """Open a data set, read `sample` images of each split (`every`: all) and say what is there.
+    """Open a data set, read `sample` images of each split (`every`: all) and report what is there.
 
     Args:
         spec: data spec, see `leanvit.data.open_dataset`.

@@ -1,4 +1,4 @@
-"""`measure`: models side by side on the same images, in one or more runtimes, in turns."""
+"""`measure`: models side by side on the same images, in one or more runtimes, interleaved."""
 
 from __future__ import annotations
 

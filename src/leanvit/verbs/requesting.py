@@ -1,4 +1,4 @@
-"""What a training was asked to be: a recipe, what was given over it, and the model, data and objective they come to."""
+"""A training as it was requested: a recipe, what was given over it, and the model, data and objective they come to."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from leanvit.arguments import require_whole
 from leanvit.deploy import latencies as measure_latencies
-from leanvit.deploy.block_graphs import require_plain, require_way
+from leanvit.deploy.block_graphs import require_plain, runtime_spec
 from leanvit.deploy.block_latency import Progress
 from leanvit.deploy.table_check import partial_of
 from leanvit.measure import LatencyTable
@@ -49,7 +49,7 @@ def latencies(
     """Measure a latency table of a run folder or timm name, and hold it against whole models that it has not seen.
 
     Args:
-        runtime: of `leanvit.deploy.block_graphs.WAYS`.
+        runtime: of `leanvit.deploy.block_graphs.RUNTIME_SPECS`.
         batch: images a call. `threads`: of the runtime; None: its own choice.
         rounds: in which what is timed takes turns.
         check: held-out models of random widths; 0: none.
@@ -60,7 +60,7 @@ def latencies(
     Raises:
         BadInput, MissingExtra, Refused: before any work.
     """
-    require_way(runtime)
+    runtime_spec(runtime)
     require_whole("--batch", batch, least=1, most=MAX_BATCH)
     require_whole("--rounds", rounds, least=3)
     require_whole("--check", check, least=0)

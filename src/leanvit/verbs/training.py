@@ -286,7 +286,7 @@ def _trained(
 
 
 def _batch_so_far(folder: Path) -> int | None:
-    """The batch size of a training that is gone on with; None where its state is damaged, which is said later."""
+    """The batch size of a training that is resumed; None where its state is damaged, which is reported later."""
     try:
         return read_position(folder / STATE).about.get("batch_size")
     except CheckpointError:
@@ -349,7 +349,7 @@ def _steering(ready: Ready) -> list[Any]:
 
 
 def _earlier(start: Loaded) -> dict[str, Any]:
-    """What a run that is trained on says of its training: the stages before this one, oldest first."""
+    """The earlier training stages of a run that is trained further, oldest first."""
     if start.folder is None:
         return {}
     keys = ("data", "training", "recipe", "distill", "methods", "top1", "machine")

@@ -337,8 +337,8 @@ def _grids(img_size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
 def _check_stages(**lists: Sequence[Any]) -> None:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) != 1 or not lengths["dims"]:
-        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-        raise BadInput(f"{said}; accepted: one value a stage in each")
+        found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise BadInput(f"{found}; accepted: one value a stage in each")
     for name in ("depths", "dims", "num_heads"):
         if not all(is_whole(n, least=1) for n in lists[name]):
             raise BadInput(f"{name} is {tuple(lists[name])}; accepted: whole numbers, 1 or more")

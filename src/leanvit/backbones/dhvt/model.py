@@ -164,7 +164,7 @@ class DHVT(nn.Module):
             block.mlp.fuse()  # type: ignore[operator, union-attr]
         return self
 
-    # --- what timm asks of a model -----------------------------------------------
+    # --- what timm needs of a model ---------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -195,7 +195,7 @@ class DualTokenViT(nn.Module):
         self.patch_embed.fuse()
         return self
 
-    # --- what timm asks of a model -----------------------------------------------
+    # --- what timm needs of a model ---------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

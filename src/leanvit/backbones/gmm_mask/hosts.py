@@ -1,7 +1,7 @@
 """The small vision transformers that the masks were published in, on timm's own classes (arXiv 2309.05375, section 4).
 
 They are those of the small-data line of work behind the paper: patches straight into a linear, no q, k, v bias, MLPs of
-twice the width. `mask` is "gmm", "elm" or "none" (the same model without one: the twin to compare with).
+twice the width. `mask` is "gmm", "elm" or "none" (the same model without one, as the baseline).
 """
 
 from __future__ import annotations

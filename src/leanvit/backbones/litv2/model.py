@@ -279,7 +279,7 @@ class LITv2(Staged):
 def _check_stages(**lists: Sequence[Any]) -> None:
     lengths = {name: len(values) for name, values in lists.items()}
     if len(set(lengths.values())) != 1 or not lengths["depths"]:
-        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-        raise BadInput(f"{said}; accepted: one value a stage in each")
+        found = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise BadInput(f"{found}; accepted: one value a stage in each")
     if not all(is_whole(depth, least=1) for depth in lists["depths"]):
         raise BadInput(f"depths is {tuple(lists['depths'])}; accepted: whole numbers of blocks, 1 or more")

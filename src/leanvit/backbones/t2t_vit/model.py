@@ -208,7 +208,7 @@ class T2TViT(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    # --- what timm asks ----------------------------------------------------------
+    # --- what timm needs --------------------------------------------------------
 
     def get_classifier(self) -> nn.Module:
         return self.head

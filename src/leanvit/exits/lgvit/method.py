@@ -137,7 +137,7 @@ class LGViT:
     )
     patience: Count = knob(2, "exits in a row, of patient_confident")
     speedup: Annotated[float, Ge(1)] | None = knob(
-        None, "asked for, dense MACs over mean MACs: the threshold is chosen for it", example=1.5
+        None, "speed-up to reach, dense MACs over mean MACs: the threshold is chosen for it", example=1.5
     )
     points: Annotated[float, Ge(0), Le(100)] | None = knob(
         None, "percentage points of top-1 that may be lost: the threshold is chosen for it", example=1
@@ -399,7 +399,7 @@ class LGViT:
             return []
         ratio, lost = structure["dense_macs"] / point["macs"], 100 * (structure["held_out"]["top1"] - point["top1"])
         if self.speedup is not None and ratio < self.speedup * 0.999:
-            return [f"speedup {self.speedup:g} was asked for, {ratio:.2f} on the held-out images"]
+            return [f"speedup {self.speedup:g} was requested, {ratio:.2f} on the held-out images"]
         if self.points is not None and lost > self.points + 1e-6:
             return [f"{self.points:g} points may be lost, {lost:.2f} are on the held-out images"]
         return []

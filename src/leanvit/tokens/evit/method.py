@@ -290,7 +290,7 @@ class EViT:
             kept = row["tokens"] or kept_count(given, row["keep_rate"])
             planned = min(kept + self.fuse, given)
             if counts[i] > planned:
-                misses.append(f"block {i}: asked {planned} patch tokens of {given}, has {counts[i]}")
+                misses.append(f"block {i}: requested {planned} patch tokens of {given}, has {counts[i]}")
         return misses
 
     def fills(self, model: OpenModel) -> list[int]:

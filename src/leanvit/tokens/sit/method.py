@@ -164,7 +164,7 @@ class SiT:
         """Blocks behind whose module more tokens are than the plan leaves there, counted in a run of the model."""
         counts = model.patch_tokens()
         rows = [(row["block"], row["tokens"], counts[row["block"] + 1]) for row in structure["slimming"]]
-        return [f"after block {i}: asked {want} tokens, has {got}" for i, want, got in rows if got > want]
+        return [f"after block {i}: requested {want} tokens, has {got}" for i, want, got in rows if got > want]
 
     # --- the training that follows ---------------------------------------------------
 
