@@ -67,6 +67,7 @@ RISING = Rule(_rising, "each more than the last")  # numbers, or rows of a plan 
 MAX = sys.float_info.max  # whole numbers beyond it are no number where a float belongs
 Index = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
+Rounds = Annotated[int, Ge(3)]  # of interleaved timing
 Counts = Annotated[tuple[Count, ...], MinLen(1), Words("a list of whole numbers, 1 or more each")]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
