@@ -224,7 +224,6 @@ class EViT:
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
-    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -333,7 +332,3 @@ def _checked_row(row: Mapping[str, Any], model: OpenModel) -> dict[str, Any]:
     """A row of the (perhaps hand-edited) structure, or `BadInput` where the model lacks the block."""
     model.block(row["block"])
     return {"tokens": None, **row}
-
-
-def _without_block(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "block"}
