@@ -67,8 +67,11 @@ RISING = Rule(_rising, "each more than the last")  # numbers, or rows of a plan 
 MAX = sys.float_info.max  # whole numbers beyond it are no number where a float belongs
 Index = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
+Rounds = Annotated[int, Ge(3)]  # of interleaved timing
+Counts = Annotated[tuple[Count, ...], MinLen(1), Words("a list of whole numbers, 1 or more each")]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Blocks = Annotated[tuple[Index, ...], DISTINCT, Words("a list of different block numbers, from 0")]
@@ -108,6 +111,12 @@ def check(name: str, value: Any, hint: Any) -> Any:
         return _fitted(name, value, hint)
     except _Misfit:
         raise BadInput(f"{name} is {_shown(value)}; accepted: {words(hint)}{_near(value, hint)}") from None
+
+
+def check_each(hint: Any, **given: Any) -> None:
+    """`check` for several values that one annotation speaks of, by their names."""
+    for name, value in given.items():
+        check(name, value, hint)
 
 
 def _fitted(name: str, value: Any, hint: Any) -> Any:
@@ -245,7 +254,7 @@ def _constrained(kind: Any, rules: list[Any]) -> str:
         if isinstance(rule, Words):
             return rule.text
         if isinstance(rule, Choice):
-            *first, last = rule.names()
+            *first, last = [name or "''" for name in rule.names()]
             return f"{', '.join(first)} or {last}" if first else last
     bounds = {name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
     more = [rule.words for rule in rules if isinstance(rule, Rule)]

@@ -6,26 +6,23 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from leanvit.errors import BadInput, is_whole
-from leanvit.measure.latency_table import BlockShape
+from leanvit.errors import BadInput
+from leanvit.knobs import check_fields
+from leanvit.measure.latency_table import Ascending, BlockShape
 
 
 @dataclass(frozen=True)
 class Nodes:
     """Where a table is measured: ascending whole numbers for each dimension. Between them it is linear."""
 
-    tokens: tuple[int, ...]
-    embed: tuple[int, ...]
-    heads: tuple[int, ...]
-    width: tuple[int, ...]  # of one head: q·k and v
-    mlp: tuple[int, ...]
+    tokens: Ascending
+    embed: Ascending
+    heads: Ascending
+    width: Ascending  # of one head: q·k and v
+    mlp: Ascending
 
     def __post_init__(self) -> None:
-        for name, nodes in asdict(self).items():
-            whole = isinstance(nodes, tuple | list) and all(is_whole(n, least=1) for n in nodes)
-            if not whole or not nodes or list(nodes) != sorted(set(nodes)):
-                raise BadInput(f"Nodes.{name}={nodes!r}; accepted: ascending whole numbers, 1 or more")
-            object.__setattr__(self, name, tuple(nodes))
+        check_fields(self, "Nodes.")
 
     @classmethod
     def of(cls, shapes: list[BlockShape], embed: int) -> Nodes:

@@ -34,8 +34,9 @@ from leanvit.deploy.block_graphs import (
     torch_threads,
 )
 from leanvit.deploy.block_grid import Entry, Nodes, anchor_of, entries, product, unequal_pairs
-from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.errors import BadInput
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
+from leanvit.knobs import Count, Positive, Rounds, check
 from leanvit.measure.latency import Latency, paired_latency, ratio
 from leanvit.measure.latency_table import BlockShape, Grid, LatencyTable
 from leanvit.measure.machine import environment
@@ -120,16 +121,12 @@ class Bench:
     def of(
         cls, model: OpenModel, runtime: str, *, batch: int, threads: int | None, rounds: int, seconds: float
     ) -> Bench:
-        """Raises as `measure_table` does, before any work."""
+        """Raises as `measure_table` says, before any work."""
         spec = runtime_spec(runtime)
-        if not is_whole(batch, least=1):
-            raise BadInput(f"batch is {batch!r}; accepted: a whole number of images, 1 or more")
-        if threads is not None and not is_whole(threads, least=1):
-            raise BadInput(f"threads is {threads!r}; accepted: None, or a whole number, 1 or more")
-        if not is_whole(rounds, least=3):
-            raise BadInput(f"rounds is {rounds!r}; accepted: a whole number, 3 or more")
-        if not is_number(seconds, above=0):
-            raise BadInput(f"seconds is {seconds!r}; accepted: a number above 0")
+        check("batch", batch, Count)
+        check("threads", threads, Count | None)
+        check("rounds", rounds, Rounds)
+        check("seconds", seconds, Positive)
         return cls(require_plain(model), runtime, spec, batch, threads, rounds, seconds)
 
     @property

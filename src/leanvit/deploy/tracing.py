@@ -15,6 +15,7 @@ from leanvit import __version__
 from leanvit.data import Preprocess
 from leanvit.deploy.runtimes import packages_of
 from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Count, check
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -91,8 +92,7 @@ def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None)
     """Raise `BadInput` for what `export` does not take."""
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise BadInput(f"batch is {batch!r}; accepted: None (any number), or 1 and more")
+    check("batch", batch, Count | None)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if dtypes:
         raise BadInput(f"the model holds {', '.join(map(str, dtypes))}; accepted: float32, call model.float() first")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.protocol import FillsSlots, Method
 from leanvit.recipe.registry import method_class, shaping_methods
@@ -14,7 +15,6 @@ from leanvit.recipe.registry import method_class, shaping_methods
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
 
-SLOTS = ("before", "between", "after")  # of a block, in the order in which they run
 TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.models.registry import require_model
-from leanvit.recipe.compat import SLOTS, both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.structure import check_structure

@@ -47,7 +47,6 @@ class Method(Protocol):
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
-    cost_knobs: ClassVar[tuple[str, ...]]  # knobs that set its cost (`AtMacs`)
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
 
@@ -125,7 +124,7 @@ class FillsSlots(Protocol):
 
 @runtime_checkable
 class AtMacs(Protocol):
-    """Can be set to a cost by its `cost_knobs`."""
+    """Can be set to a cost by the knobs that its card names as `cost`."""
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> Self:

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, check
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
 from leanvit.training.world import World
@@ -139,10 +140,8 @@ class JsonlLog:
     """
 
     def __init__(self, path: str | Path, *, every: int = 10) -> None:
-        if every < 1:
-            raise BadInput(f"every={every!r} is not accepted: give a whole number >= 1")
         self.path = Path(path)
-        self.every = every
+        self.every: int = check("every", every, Count)
         self._file: TextIO | None = None
 
     def start(self, run: Run) -> None:

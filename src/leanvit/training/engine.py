@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.knobs import Choice, check
 from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
@@ -139,8 +140,7 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
-    if keep not in KEEPS:
-        raise BadInput(f"keep={keep!r} is not accepted: give one of {', '.join(map(repr, KEEPS))}")
+    check("keep", keep, Annotated[str, Choice(KEEPS)])
     if keep == "best" and (validate is None or out is None):
         raise BadInput("keep='best' needs validate=, which decides the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)

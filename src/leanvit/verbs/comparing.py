@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from leanvit.arguments import require_whole
+from annotated_types import Gt, Le
+
 from leanvit.data import AnyDataset
 from leanvit.data.identity import identity
-from leanvit.errors import BadInput, NoTrainingSplit, is_number
+from leanvit.errors import BadInput, NoTrainingSplit
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison
 from leanvit.recipe import Recovery, fit_to_data, knobs_of
 from leanvit.recipe.steps import fingerprint
@@ -114,10 +116,9 @@ def compare_methods(
         LeanvitError: no method came through.
         Interrupted: stopped by Ctrl-C or SIGTERM; the message gives the command that resumes.
     """
-    for name, value, least in (("--batch", latency_batch, 1), ("--rounds", rounds, 3)):
-        require_whole(name, value, least=least)
-    if not is_number(tolerance, above=0, most=0.5):
-        raise BadInput(f"tolerance is {tolerance!r}; accepted: above 0, up to 0.5 (of the share)")
+    check("--batch", latency_batch, Count)
+    check("--rounds", rounds, Rounds)
+    check("tolerance", tolerance, Annotated[float, Gt(0), Le(0.5)])
     others = _other_runtimes(runtimes, int8)
     if out is not None:
         refuse_if_held(Path(out))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
+from leanvit.knobs import Count, check
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import (
     Data,
@@ -146,7 +146,7 @@ def compress(
         Interrupted: stopped by Ctrl-C or SIGTERM while it can be resumed; the message gives the command.
     """
     watch = Stopwatch("compress", command)
-    require_whole("--batch", latency_batch, least=1)
+    check("--batch", latency_batch, Count)
     if out is not None:
         refuse_if_held(Path(out))
     settings = own_settings(mean, std, crop_pct, interpolation)

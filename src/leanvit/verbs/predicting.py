@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
 from leanvit.data.declared import unlike_range
 from leanvit.data.depth import PixelRange
@@ -21,6 +20,7 @@ from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
 from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, Index, check, check_each
 from leanvit.measure.runners import evaluating, logits_of, recording
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import artefact_folder
@@ -154,11 +154,8 @@ def _opened(
     log: Log,
 ) -> Iterator[_Answering]:
     batch, runtime, classes, preprocess, multi_label = given
-    if batch is not None:
-        require_whole("batch", batch, least=1)
-    if top is not None:
-        require_whole("top", top, least=1)
-    require_whole("workers", workers, least=0)
+    check_each(Count | None, batch=batch, top=top)
+    check("workers", workers, Index)
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.Preprocess")
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes or ()):

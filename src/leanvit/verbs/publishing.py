@@ -15,8 +15,9 @@ from typing import Any
 
 from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.data.classes import Matched
-from leanvit.errors import BadInput, CheckpointError, Refused, is_number, unknown
+from leanvit.errors import BadInput, CheckpointError, Refused, unknown
 from leanvit.files import file_sha256, write_atomic
+from leanvit.knobs import Positive, check
 from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
 from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
@@ -85,8 +86,7 @@ def publish(
     watch = Stopwatch("publish", _placeless_command(command))
     if store not in PRECISIONS:
         raise unknown("--store", store, PRECISIONS)
-    if most_mb is not None and not is_number(most_mb, above=0):
-        raise BadInput(f"--most-mb is {most_mb!r}; accepted: a number above 0")
+    check("--most-mb", most_mb, Positive | None)
     if isinstance(presets, str):
         raise BadInput(f"presets is {presets!r}; accepted: a list of names")
     one = None if is_built(run) else load_model(run)

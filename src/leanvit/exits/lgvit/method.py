@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Rule, RuleName, check_rule, check_threshold
 from leanvit.anatomy.exits.running import ExitPolicy, Exits
+from leanvit.cards import paper
 from leanvit.data import AnyDataset, keyed
 from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
@@ -169,7 +170,6 @@ class LGViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
-    cost_knobs: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
     open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
@@ -349,7 +349,8 @@ class LGViT:
         Raises `Refused` for a target without such a curve, or one that no threshold of it meets.
         """
         another_rule = knobs.get("rule", self.rule) != self.rule
-        forgotten = self.cost_knobs if another_rule or set(knobs) & set(self.cost_knobs) else ()
+        cost = paper("lgvit").knobs.cost
+        forgotten = cost if another_rule or knobs.keys() & cost else ()
         new = replace(self, **{**dict.fromkeys(forgotten), **knobs})
         targeted = new.speedup is not None or new.points is not None
         thresholds = (new._on_curve(structure),) if targeted else new._thresholds()

@@ -139,7 +139,6 @@ class NViT:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = TARGETS
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:

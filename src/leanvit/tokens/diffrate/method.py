@@ -125,7 +125,6 @@ class DiffRate:
     slot: ClassVar[str] = "between"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:

@@ -79,7 +79,6 @@ class SiT:
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)

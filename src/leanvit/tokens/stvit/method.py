@@ -72,7 +72,6 @@ class STViT:
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
-    cost_knobs: ClassVar[tuple[str, ...]] = ("after", "window", "samples")
 
     def __post_init__(self) -> None:
         check_fields(self)
