@@ -104,7 +104,7 @@ def command(
     if with_:
         from leanvit.recipe import parse_with
 
-        asked["methods"] = [parse_with(text) for text in with_]
+        request["methods"] = [parse_with(text) for text in with_]
     spec = None if data is None else data_spec(data, classes, shots, on_bad)
     if dry:
         _dry_run(name, spec, request, as_json)
