@@ -1,4 +1,4 @@
-"""HiLo against the other ways to make attention cheap, one layer of each at equal width, in turns.
+"""HiLo against the other ways to make attention cheap, one layer of each at equal width, interleaved.
 
     python benchmarks/attention_cost.py [--batch 1 --batch 32] [--threads 2] [--rounds 15]
 

@@ -1,4 +1,4 @@
-"""The architectures of leanvit beside timm's light ones at 224 pixels: images a second on a CPU, in turns.
+"""The architectures of leanvit beside timm's light ones at 224 pixels: images a second on a CPU, interleaved.
 
     python benchmarks/backbone_throughput.py [--batch 1 --batch 32] [--threads 2]     # 10 minutes on two cores
 

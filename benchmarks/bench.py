@@ -106,7 +106,7 @@ def _flag(name: str, option: Option) -> str:
 
 
 def _told(name: str, option: Option) -> dict[str, Any]:
-    """What argparse is told of an option."""
+    """The arguments of `add_argument` for an option."""
     default = option.default
     if isinstance(default, bool):
         return {"dest": name, "action": f"store_{str(not default).lower()}", "help": option.help}

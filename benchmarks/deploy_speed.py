@@ -2,8 +2,8 @@
 
     python benchmarks/deploy_speed.py --model deit_small_patch16_224 --batch 8 --batch 1 --out FILE.json
 
-All candidates of a batch run in one process, in turns, on the same input and with the same number of threads. Weights
-and calibration images are random: speed does not depend on them, and nothing is said here about accuracy.
+All candidates of a batch run in one process, interleaved, on the same input and with as many threads. Weights and
+calibration images are random: speed does not depend on them, and accuracy is not measured here.
 """
 
 from __future__ import annotations

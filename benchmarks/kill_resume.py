@@ -3,9 +3,10 @@
     python benchmarks/kill_resume.py [--kills 50] [--seed 0]
 
 A small ViT on the embedded digits. For each setting (mixup and cutmix, averaged weights, accumulation; one process and
-two) a run is trained undisturbed. Then it is trained again and again: SIGKILL hits all its processes at a random moment
-(somewhere in a step, a save or a validation, wherever it happens to be), it is resumed, killed once more with some
-luck, and finished. Model, averaged weights and optimiser in the saved state are compared bit by bit (CPU, fp32).
+two) a run is trained without interruption. Then it is trained again and again: SIGKILL hits all its processes at a
+random moment (somewhere in a step, a save or a validation, wherever it happens to be), it is resumed, killed
+once more with some luck, and finished. Model, averaged weights and optimiser in the saved state are compared bit by
+bit (CPU, fp32).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from leanvit.training.checkpoint import STATE, read_position
 OPTIONS = bench.parser(__doc__, kills=bench.Option(50, "how many"), seed=0)
 ABOUT = bench.About(
     "Killed and resumed trainings",
-    "Whether a training that was killed at random moments and resumed ends with the bits of one that was left alone.",
+    "Whether a training that was killed at random moments and resumed is bit-identical to an uninterrupted one.",
     (Table("trials", ("setting", "processes", "killed_at", "identical")),),
     {
         "killed_at": Column("killed behind step"),

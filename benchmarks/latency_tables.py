@@ -86,7 +86,7 @@ def table_of(model: str, runtime: str, folder: Path) -> LatencyTable:
 
 
 def row_of(model: str, table: LatencyTable) -> dict[str, Any]:
-    """What is told of a table, before it is checked."""
+    """The progress line of a table, before it is checked."""
     payload = table.provenance
     options = f"--model {model} --runtime {table.runtime} --tables FOLDER --out benchmarks/results/latency_tables.json"
     return {

@@ -5,11 +5,11 @@
     python benchmarks/lgvit_stream.py --smoke
 
 Heads are trained on the run (a dense reference) and the threshold is chosen on held-out training images. Then dense and
-exiting artefacts answer the same validation images one by one, in turns: image by image the order alternates, and each
-image's times are a pair. The speed-up is the ratio of sums over the stream; its quartiles are over blocks of images.
-The second line asks the same of a network of a usual size with random weights: heads stay untrained, and on half of the
-images each exit gets the threshold that lets 15 % of those inside leave; the other half is the stream. Its answers mean
-nothing, and are not kept; where an image leaves still depends on the image.
+exiting artefacts answer the same validation images one by one, interleaved: image by image the order alternates, and
+each image's times are a pair. The speed-up is the ratio of sums over the stream; its quartiles are over blocks of
+images. The second line does the same with a network of a usual size with random weights: heads stay untrained, and on
+half of the images each exit gets the threshold that lets 15 % of those inside leave; the other half is the stream. Its
+answers mean nothing, and are not kept; where an image leaves still depends on the image.
 
 Written beside: the counted ratio of mean MACs (heads included), depth / mean exit (which ignores heads), accuracy of
 both, where images left. The claim, that measured and counted agree within 15 %, is kept with its verdict either way.

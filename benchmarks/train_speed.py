@@ -5,7 +5,7 @@
 `train.py` is not in timm's wheel: take that of the installed version from huggingface/pytorch-image-models. FOLDER and
 SPEC are data specs of leanvit; their first images are written as image folders that both sides read.
 
-Both sides run as whole processes, in turns, each turn in the other order than the one before: same model, images,
+Both sides run as whole processes, interleaved, each round in the other order than the one before: same model, images,
 batch, augmentation, optimiser, precision, loader workers and threads. Speed is images over seconds of the steps behind
 the warm-up, from each side's own log of every step. A case takes one to two minutes at three turns; `--case`
 (repeatable) runs some of them and keeps what else the result holds. Magnitude 7 of RandAugment: at 9, timm's own
@@ -180,7 +180,7 @@ def augment_of(case: Case) -> Augment:
     return STRONG if case.augment == "strong" else LIGHT
 
 
-# -- in turns ----------------------------------------------------------------------------------------------------------
+# -- interleaved -------------------------------------------------------------------------------------------------------
 
 
 def write_folder(spec: str, count: int, target: Path) -> int:

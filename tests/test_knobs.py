@@ -37,7 +37,7 @@ from leanvit.knobs import (
 from leanvit.recipe import create, method_class, own_methods, parse_with
 from leanvit.recipe.history import Root
 from leanvit.recipe.structure import BlockRow
-from leanvit.values import read_value, split_values, write_value
+from leanvit.values import Duration, read_value, split_values, write_value
 from leanvit.verbs.explaining import Explanation, explain
 
 SELECTIONS = {"attention": 1, "random": 2}
@@ -239,9 +239,9 @@ def test_words_of_every_knob_name_null_where_it_is_the_default() -> None:
         ("runs/1", "runs/1"),
         ("50%", 0.5),
         ("12.5%", 0.125),
-        ("5ms", 0.005),
-        ("20us", 2e-5),
-        ("2s", 2.0),
+        ("5ms", Duration(0.005)),
+        ("20us", Duration(2e-5)),
+        ("2s", Duration(2.0)),
         ("4k", 4000),
         ("1.82G", 1_820_000_000),
         ("0.0005k", 0.5),
@@ -304,6 +304,11 @@ def test_what_is_not_closed_or_empty_is_refused(text: str, said: str) -> None:
     with pytest.raises(BadInput) as error:
         read_value(text)
     assert said in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_duration_is_no_share() -> None:
+    with pytest.raises(BadInput, match=r"^latency is 0.005s; accepted: a number above 0"):
+        parse_with("nvit:latency=5ms")
 
 
 def test_a_method_with_such_values() -> None:

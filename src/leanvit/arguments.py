@@ -4,19 +4,11 @@ list. The error says what to write.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from leanvit.errors import BadInput, is_whole
-
-
-def require_whole(name: str, value: object, *, least: int, most: float = math.inf) -> None:
-    """Raise `BadInput` unless the value is a whole number within bounds (both inclusive)."""
-    if not is_whole(value, least=least, most=most):
-        accepted = f"a whole number, {least} or more" if most == math.inf else f"a whole number, {least} to {most}"
-        raise BadInput(f"{name} is {value!r}; accepted: {accepted}")
+from leanvit.errors import BadInput
 
 
 def require_model(value: object, name: str = "model") -> None:

@@ -113,7 +113,7 @@ Kinds = Annotated[tuple[Annotated[str, Choice(KINDS)], ...], MinLen(1)]
 
 @dataclass(frozen=True)
 class Card:
-    """A paper: what its folder and its `card.toml` say."""
+    """A paper, read from its folder and its `card.toml`."""
 
     slug: str
     family: str
@@ -136,6 +136,11 @@ class Card:
     def is_method(self) -> bool:
         """Whether it is applied to a model; else it is an architecture."""
         return is_method(self.kinds)
+
+    @property
+    def verb(self) -> str:
+        """The command that uses it, of the kind that it is listed under."""
+        return KINDS[self.kinds[0]].verb
 
     @property
     def package(self) -> str:
@@ -200,7 +205,7 @@ def recipes() -> dict[str, Path]:
 
 
 def input_of(cls: type) -> Input | None:
-    """What the paper says of its models' images whose class this is, or is made of; None where none does."""
+    """The input constraints of the paper with this model class, or one of its parts; None if no card has them."""
     for kind in cls.__mro__:
         for card in papers().values():
             if card.input is not None and f"{kind.__module__}.".startswith(f"{card.module}."):
@@ -255,7 +260,7 @@ def remove_root(folder: str | Path) -> None:
 
 
 def reread() -> None:
-    """Read the cards anew when they are next asked for: files of papers changed."""
+    """Drop cached cards: they are read again on next use, after files of papers changed."""
     _papers.cache_clear()
     _cards.cache_clear()
 

@@ -16,7 +16,7 @@ class Kind:
     name: str
     gives: str  # in words
     verb: str  # of the command line that uses it
-    contract: str  # under tests/contract: what is asked of every paper of this kind
+    contract: str  # under tests/contract: checks every paper of this kind
     protocol: str = ""  # "module:class" of what its registered class offers; "": it registers none
     steps: tuple[str, ...] = ()  # of the protocol: the class has one of them at least
 

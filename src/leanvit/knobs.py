@@ -1,4 +1,4 @@
-"""Knobs: fields of frozen dataclasses whose annotations say what is accepted, for the check and in words.
+"""Knobs: fields of frozen dataclasses whose annotations state what is accepted, for validation and for error messages.
 
     @dataclass(frozen=True)
     class EViT:
@@ -29,6 +29,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MaxLen, MinLen
 
 from leanvit.errors import BadInput, is_number, is_whole, nearest
+from leanvit.values import Duration
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a value of the right kind, and what to say of it behind the kind (nothing beside `Words`)."""
+    """A condition on a value of the right kind, and its wording behind the kind (nothing beside `Words`)."""
 
     holds: Callable[[Any], bool]
     words: str = ""
@@ -67,8 +68,11 @@ RISING = Rule(_rising, "each more than the last")  # numbers, or rows of a plan 
 MAX = sys.float_info.max  # whole numbers beyond it are no number where a float belongs
 Index = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
+Rounds = Annotated[int, Ge(3)]  # of interleaved timing
+Counts = Annotated[tuple[Count, ...], MinLen(1), Words("a list of whole numbers, 1 or more each")]
 Share = Annotated[float, Gt(0), Le(1)]
 Fraction = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Blocks = Annotated[tuple[Index, ...], DISTINCT, Words("a list of different block numbers, from 0")]
@@ -83,7 +87,7 @@ def knob(default: Any = MISSING, meaning: str = "", *, example: Any = None) -> A
 
 
 class _Misfit(Exception):
-    """A value is not what an annotation says; whoever knows its name puts it into words."""
+    """A value does not match its annotation; the caller, which knows its name, makes the message."""
 
 
 def check_fields(owner: Any, prefix: str = "") -> None:
@@ -108,6 +112,12 @@ def check(name: str, value: Any, hint: Any) -> Any:
         return _fitted(name, value, hint)
     except _Misfit:
         raise BadInput(f"{name} is {_shown(value)}; accepted: {words(hint)}{_near(value, hint)}") from None
+
+
+def check_each(hint: Any, **given: Any) -> None:
+    """`check` for several values that one annotation speaks of, by their names."""
+    for name, value in given.items():
+        check(name, value, hint)
 
 
 def _fitted(name: str, value: Any, hint: Any) -> Any:
@@ -135,7 +145,8 @@ def _kept(value: Any, accepted: bool) -> Any:
 
 def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float):
-        return is_whole(value) if kind is int else is_number(value, least=-MAX, most=MAX)
+        fits = is_whole(value) if kind is int else is_number(value, least=-MAX, most=MAX)
+        return fits and not isinstance(value, Duration)
     return kind is Any or isinstance(value, NoneType if kind is None else kind)
 
 
@@ -219,11 +230,11 @@ def words(hint: Any) -> str:
     if origin is Annotated:
         return _constrained(args[0], list(_constraints(args)))
     if origin in (Union, UnionType):
-        said: list[str] = []
+        parts: list[str] = []
         for kind in args:
             each = _words_of_each(kind)
-            said.append(words(kind).replace(f", each {each}", " of such", 1) if each in said else words(kind))
-        return ", or ".join(said) if len(said) < 3 else "; ".join(said[:-1]) + f"; or {said[-1]}"
+            parts.append(words(kind).replace(f", each {each}", " of such", 1) if each in parts else words(kind))
+        return ", or ".join(parts) if len(parts) < 3 else "; ".join(parts[:-1]) + f"; or {parts[-1]}"
     if origin in (tuple, list):
         parts = [words(kind) for kind in args if kind is not ...]
         same = f", each {parts[0]}" if len(set(parts)) == 1 else f": {'; '.join(parts)}"
@@ -245,7 +256,7 @@ def _constrained(kind: Any, rules: list[Any]) -> str:
         if isinstance(rule, Words):
             return rule.text
         if isinstance(rule, Choice):
-            *first, last = rule.names()
+            *first, last = [name or "''" for name in rule.names()]
             return f"{', '.join(first)} or {last}" if first else last
     bounds = {name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
     more = [rule.words for rule in rules if isinstance(rule, Rule)]

@@ -2,7 +2,7 @@
 
 A value is JSON, or:
 
-- a number with a unit: `10/255`, `50%` (0.5), `5ms`, `20us`, `2s` (seconds), `4k`, `86M`, `1.82G`, `2T` (powers of
+- a number with a unit: `10/255`, `50%` (0.5), `5ms`, `20us`, `2s` (a `Duration`), `4k`, `86M`, `1.82G`, `2T` (powers of
   1000, a whole number where it is one); also `.5`, `5.` and `+5`, which JSON lacks;
 - a list in `[]` or `()` and an object in `{}`, nested, of such values: `[random,0.5]`, `{crop: pad}`;
 - text in quotes, "" as in JSON or '' as it stands, where it holds a comma or looks like another value;
@@ -21,10 +21,18 @@ from leanvit.errors import BadInput
 
 UNITS = {"%": "1e-2", "us": "1e-6", "ms": "1e-3", "s": "1", "k": "1e3", "M": "1e6", "G": "1e9", "T": "1e12"}
 _WHOLE = "kMGT"  # units of what is counted
+_TIMES = ("us", "ms", "s")
 _DECIMAL = r"[+-]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})"
 _NUMBER = re.compile(rf"({_DECIMAL})(?:/(\d{{1,15}})|(%|us|ms|s|k|M|G|T))?", re.ASCII)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _DEEPEST = 50
+
+
+class Duration(float):
+    """Seconds, written with their unit: no plain number, so that `5ms` is never taken for a share of 0.005."""
+
+    def __repr__(self) -> str:
+        return f"{float(self):g}s"
 
 
 def read_value(text: str) -> Any:
@@ -69,6 +77,8 @@ def read_number(text: str) -> int | float | None:
     if divisor is not None:
         return None if int(divisor) == 0 else float(Fraction(number) / int(divisor))
     value = Decimal(number) * Decimal(UNITS[unit])
+    if unit in _TIMES:
+        return Duration(value)
     return int(value) if unit in _WHOLE and value == int(value) else float(value)
 
 

@@ -122,7 +122,7 @@ def make_narrower(model: OpenModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "places"),
+    ("name", "positions"),
     [
         ("vit_tiny_patch16_224", (0,)),
         ("deit_tiny_distilled_patch16_224", (0, 1)),

@@ -28,10 +28,10 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs", "told"), FOREIGN, ids=[case[0] for case in FOREIGN])
-def test_foreign_families_and_parts_are_named(name, kwargs, payload):
+@pytest.mark.parametrize(("name", "kwargs", "reason"), FOREIGN, ids=[case[0] for case in FOREIGN])
+def test_foreign_families_and_parts_are_named(name, kwargs, reason):
     model = timm.create_model(name, **kwargs)
-    with pytest.raises(Refused, match=payload):
+    with pytest.raises(Refused, match=reason):
         open_model(model)
 
 

@@ -307,14 +307,14 @@ def test_embedding_widths_are_per_stage(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs", "told"),
+    ("name", "kwargs", "reason"),
     [
         ("twins_svt_small", {"img_size": 64}, "Twins .*local groups"),
         (V1, {**SMALL_SWIN, "global_pool": "catavgmax"}, "global_pool 'catavgmax' is not supported"),
     ],
 )
-def test_look_alikes_are_refused_with_the_reason(name, kwargs, payload):
-    with pytest.raises(Refused, match=payload):
+def test_look_alikes_are_refused_with_the_reason(name, kwargs, reason):
+    with pytest.raises(Refused, match=reason):
         open_model(timm.create_model(name, **kwargs))
 
 

@@ -342,7 +342,7 @@ def traced(toy: nn.Module) -> OpenTraced:
 
 
 @pytest.mark.parametrize(
-    ("then", "parts", "told"),
+    ("then", "parts", "reason"),
     [
         (lambda m, x: m.rnn(x), {"rnn": nn.LSTM(4, 4)}, "rnn is a LSTM, which the traced level does not know"),
         (lambda m, x: torch.fft.fft(x).real, {}, "calls fft_fft, which the traced level does not know"),
@@ -356,8 +356,8 @@ def traced(toy: nn.Module) -> OpenTraced:
         (lambda m, x: x.max(1)[0], {}, "calls max"),
     ],
 )
-def test_what_cannot_be_followed_is_named(then: Any, parts: dict[str, nn.Module], payload: str) -> None:
-    with pytest.raises(Refused, match=payload):
+def test_what_cannot_be_followed_is_named(then: Any, parts: dict[str, nn.Module], reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
         traced(Toy(then, **parts))
 
 

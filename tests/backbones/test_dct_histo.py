@@ -208,12 +208,12 @@ def test_another_size_asks_for_other_positions() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"keep": (0.5, 0, 1)}, r"keep is \(0.5, 0, 1\); accepted: shares"),
+        ({"keep": (0.5, 0, 1)}, r"keep is \(0.5, 0, 1\); accepted: a list, each a number above 0"),
         ({"keep": (0.5, 1.5, 1)}, "keep is"),
         ({"keep": (0.5, 0.5)}, "keep has 2; accepted: one value a stage"),
-        ({"img_size": 56}, "56x56, which leaves 7x7 places behind the stem"),
+        ({"img_size": 56}, "56x56, which leaves 7x7 positions behind the stem"),
         ({"img_size": "big"}, "img_size is 'big'"),
-        ({"domain": "wavelet"}, "domain is 'wavelet'; accepted: 'frequency', 'spatial'"),
+        ({"domain": "wavelet"}, "domain is 'wavelet'; accepted: frequency or spatial"),
         ({"branches": "none"}, "branches is 'none'"),
         ({"num_heads": (3, 3, 4)}, r"num_heads\[0\] is 3 for 16 channels"),
         ({"depths": (1, 0, 1)}, r"depths is \(1, 0, 1\)"),

@@ -121,13 +121,13 @@ def test_the_class_token_is_gated_by_the_patches_alone() -> None:
     ("given", "message"),
     [
         ({"patch_size": 8}, "patch_size is 8; accepted: 2, 4, 16"),
-        ({"img_size": 18}, r"img_size is 18; accepted: a side or \(H, W\), multiples of the patch, 4"),
+        ({"img_size": 18}, r"img_size is 18; accepted: a side or \(H, W\), multiples of 4"),
         ({"img_size": (16, 18)}, r"img_size is \(16, 18\)"),
         ({"img_size": 0}, "img_size is 0"),
         ({"embed_dim": 36, "num_heads": 5}, "embed_dim is 36; accepted: multiples of 5, for heads"),
         ({"embed_dim": 36, "num_heads": 4, "patch_size": 16}, "multiples of 8, for the stem's first convolution"),
         ({"num_heads": 0}, "num_heads is 0; accepted: a whole number, 1 or more"),
-        ({"norm": "ln"}, "norm is 'ln'; accepted: bn, syncbn"),
+        ({"norm": "ln"}, "norm is 'ln'; accepted: bn or syncbn"),
         ({"global_pool": "avg"}, "global_pool is 'avg'; accepted: 'token'"),
     ],
 )

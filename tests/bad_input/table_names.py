@@ -254,8 +254,8 @@ CASES = [
         lambda: export(load("run"), "new", to="onxx", preprocess=PREPROCESS),
         ("unknown runtime 'onxx'", "did you mean 'onnx'"),
     ),
-    Case("precision", lambda: Options(precision="fp16"), ("precision is 'fp16'", "'f32', 'bf16'")),
-    Case("hint", lambda: Options(hint="fast"), ("hint is 'fast'", "'latency', 'throughput'")),
+    Case("precision", lambda: Options(precision="fp16"), ("precision is 'fp16'", "f32 or bf16")),
+    Case("hint", lambda: Options(hint="fast"), ("hint is 'fast'", "latency or throughput")),
     Case("family", lambda: open_model(timm.create_model("resnet18")), ("ResNet", "Supported:"), Refused),
     Case(
         "opened model without name",

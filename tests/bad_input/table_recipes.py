@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wrong import NAME, Case, Cli
 
-from leanvit.errors import Refused
+from contract.toys import toys
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import parse_with
 from leanvit.training import Distill, load_train_recipe, preset
 from leanvit.verbs import dry_run, train
 
 
 def _file(name: str, *says: str) -> Case:
     return Case(f"training recipe {name}", lambda: load_train_recipe(f"training-recipes/{name}"), says)
+
+
+def _training(name: str, says: str, *methods: str, error: type[Exception] = BadInput, **more: Any) -> Case:
+    def call() -> None:
+        with toys():
+            train("run", "digits", methods=[parse_with(text) for text in methods], **more)
+
+    return Case(name, call, (says,), error)
 
 
 CASES = [
@@ -42,12 +54,37 @@ CASES = [
     _file("list.yaml", "is not timm's args.yaml", "no model"),
     _file("code.yaml", "is not YAML"),
     _file("alias.yaml", "values by alias"),
-    _file("rate.yaml", "lr_base='fast' is not accepted", "number above 0"),
+    _file("rate.yaml", "lr_base is 'fast'", "number above 0"),
     _file("none.toml", "No such file", "leanvit recipes"),
-    Case("distill kind", lambda: Distill(kind="sfot"), ("unknown distill 'sfot'", "did you mean 'soft'")),
+    Case("distill kind", lambda: Distill(kind="sfot"), ("kind is 'sfot'", "did you mean 'soft'")),
     Case("distill alpha", lambda: Distill(kind="soft", alpha=1.5), ("alpha is 1.5", "0 to 1")),
     Case("distill temperature", lambda: Distill(kind="soft", temperature=0), ("temperature is 0", "above 0")),
     Case("method alpha", lambda: Distill(kind="method", alpha=0.5), ("alpha is 0.5", "leave it out")),
+    _training("a method of another kind", "a method that makes a trained model leaner.*leanvit compress", "evit"),
+    _training("an objective twice", "toy_smooth and toy_smooth each bring", "toy_smooth", "toy_smooth", error=Refused),
+    _training(
+        "an objective and distillation",
+        "distill is 'soft' .*but toy_smooth brings the objective",
+        "toy_smooth",
+        distill="soft",
+        teacher="run",
+    ),
+    _training(
+        "an objective and the smoothing of another",
+        "label_smoothing is 0.2, but toy_smooth brings the objective.*use the knobs of toy_smooth",
+        "toy_smooth",
+        settings={"label_smoothing": 0.2},
+    ),
+    Case(
+        "a training method that is none",
+        lambda: train("run", "digits", methods=["gmm_mask"]),  # type: ignore[list-item]
+        (r"methods\[0\] is 'gmm_mask'; accepted: a method",),
+    ),
+    Case(
+        "one training method",
+        lambda: train("run", "digits", methods=parse_with("gmm_mask")),
+        ("methods is one method; accepted: a list",),
+    ),
     Case("hard temperature", lambda: Distill(kind="hard", temperature=2.0), ("hard distillation has none",)),
     Case("teacher type", lambda: Distill(kind="hard", teacher=3), ("teacher is 3", "timm name")),  # type: ignore[arg-type]
     Case(
@@ -80,6 +117,29 @@ CASES = [
 
 CLI = [
     Cli("train without model", ("train", "--data", "digits"), ("give a MODEL", "recipe")),
+    Cli(
+        "train with a method of another kind",
+        ("train", NAME, "--data", "digits", "--adapt", "--with", "evit"),
+        (
+            "evit is a method that makes a trained model leaner, not a way to train",
+            "leanvit compress MODEL --with evit",
+        ),
+    ),
+    Cli(
+        "train with an unknown method",
+        ("train", NAME, "--data", "digits", "--with", "gmm_masc"),
+        ("unknown method 'gmm_masc'", "did you mean 'gmm_mask'"),
+    ),
+    Cli(
+        "train with an architecture",
+        ("train", NAME, "--data", "digits", "--with", "dhvt"),
+        ("dhvt is an architecture, not a method",),
+    ),
+    Cli(
+        "train with a knob that there is not",
+        ("train", NAME, "--data", "digits", "--with", "gmm_mask:masc=elm"),
+        ("method 'gmm_mask' has no knob 'masc'", "'mask'"),
+    ),
     Cli("train without data", ("train", NAME), ("give --data DATA",)),
     Cli("train recipe name", ("train", "--data", "digits", "--recipe", "swin_tinny"), ("unknown recipe", "swin_tiny")),
     Cli(

@@ -270,9 +270,9 @@ TRAINING = [
 ]
 
 OTHERS = [
-    *(_field(Options, "threads", v, "threads is", "1 and more") for v in (0, -1, True)),
-    Case("limit of data 0", lambda: open_dataset("digits", limit=0), ("limit=0", ">= 1")),
-    Case("limit of data negative", lambda: open_dataset("digits", limit=-5), ("limit=-5", ">= 1")),
+    *(_field(Options, "threads", v, "threads is", "1 or more") for v in (0, -1, True)),
+    Case("limit of data 0", lambda: open_dataset("digits", limit=0), ("limit is 0", "1 or more")),
+    Case("limit of data negative", lambda: open_dataset("digits", limit=-5), ("limit is -5", "1 or more")),
     Case(
         "verb train limit text",
         lambda: train("run", "digits", limit="5"),
@@ -303,14 +303,14 @@ OTHERS = [
         for v in (0, -8, 1.5, True, None)
     ),
     *(
-        Case(f"verb export batch {v!r}", lambda v=v: export("run", batch=v, out="new"), ("--batch is", "1 to 65536"))  # type: ignore[misc]
+        Case(
+            f"verb export batch {v!r}", lambda v=v: export("run", batch=v, out="new"), ("--batch is", "from 1 to 65536")
+        )  # type: ignore[misc]
         for v in (0, -1, 2.5, True, 10**9, "8")
     ),
     Case("demo epochs", lambda: demo("new", epochs=0), ("epochs is 0", "whole number, 1")),
     *(
-        Case(
-            f"loader batch {v!r}", lambda v=v: loader(open_dataset("digits"), PRE, batch_size=v), ("batch_size", ">= 1")
-        )  # type: ignore[misc]
+        Case(f"loader batch {v}", lambda v=v: loader(open_dataset("digits"), PRE, batch_size=v), ("batch_size is",))  # type: ignore[misc]
         for v in (0, -1)
     ),
 ]
@@ -373,12 +373,12 @@ CLI = [
     Cli("predict batch", ("predict", "run", "digits", "--batch", "-1"), ("batch is -1", "1 or more")),
     Cli("predict workers", ("predict", "run", "digits", "--workers", "-1"), ("workers is -1", "0 or more")),
     Cli("predict split", ("predict", "run", "digits", "--split", "all"), ("unknown split 'all'", "train, val")),
-    Cli("latencies batch", ("latencies", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "1 to 65536")),
+    Cli("latencies batch", ("latencies", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "from 1 to 65536")),
     Cli("latencies rounds", ("latencies", "run", "--rounds", "2"), ("--rounds is 2", "3 or more")),
     Cli("latencies check", ("latencies", "run", "--check", "-1"), ("--check is -1", "0 or more")),
     Cli("latencies threads", ("latencies", "run", "--threads", "0"), ("--threads is 0", "1 or more")),
     Cli("latencies threads text", ("latencies", "run", "--threads", "all"), ("'--threads'", "valid integer")),
-    Cli("export batch 0", ("export", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "1 to 65536")),
+    Cli("export batch 0", ("export", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "from 1 to 65536")),
     Cli("export batch huge", ("export", "run", "--batch", "9999999", "--out", "new"), ("--batch is 9999999", "65536")),
     Cli("export batch text", ("export", "run", "--batch", "any"), ("'--batch'", "valid integer")),
     Cli("compress batch 0", ("compress", "run", "--with", "evit", "--batch", "0"), ("--batch is 0", "1 or more")),
@@ -434,7 +434,7 @@ CLI = [
     Cli(
         "distill without recovery",
         ("compress", "run", "--with", "evit", "--data", "digits", "--distill", "hard"),
-        ("distillation is given for a recovery that is not asked for", "--recover EPOCHS"),
+        ("distillation is given for a recovery that was not requested", "--recover EPOCHS"),
     ),
     Cli(
         "teacher without recovery",

@@ -1,23 +1,24 @@
-"""What is asked of every paper of the kind "train": its class has a step of the protocol, and `fit` runs with it."""
+"""What is asked of every paper of the kind "train": its class has a step of the protocol, and `train` takes it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import leanvit as lv
 from contract.toys import of_kind
-from leanvit.anatomy import open_model
 from leanvit.cards import paper
 from leanvit.errors import BadInput
 from leanvit.kinds import KINDS
-from leanvit.recipe import Data, make_method
+from leanvit.recipe import load_run, make_method
 from leanvit.recipe.registry import knobs_of, method_class
-from leanvit.training import FitConfig, Objective, fit
-from training.tiny_training import make_data, make_model, make_preprocess
 
-CONFIG = FitConfig(epochs=1, batch_size=4, lr=1e-3)
+MODEL = "vit_tiny_patch16_224"
+ARGS = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 1}
+SETTINGS = {"epochs": 2, "batch_size": 10}
 methods = pytest.mark.parametrize("slug", [card.slug for card in of_kind("train")])
 
 
@@ -39,17 +40,15 @@ def test_knobs_are_json(slug: str) -> None:
 
 
 @methods
-def test_a_model_trains_with_it(slug: str) -> None:
-    """Some step with its objective and callbacks; every parameter of the model is trained, and stays finite."""
-    made, data, preprocess = small(slug), make_data(8), make_preprocess()
-    model: Any = open_model(make_model())
-    if hasattr(made, "shape"):
-        made.shape(model, made.learn(model, Data(data, preprocess)))
-    objective = made.objective(model, Data(data, preprocess), CONFIG) if hasattr(made, "objective") else None
-    assert objective is None or isinstance(objective, Objective)
-    callbacks = made.callbacks(model) if hasattr(made, "callbacks") else []
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = fit(model, data, preprocess=preprocess, config=CONFIG, objective=objective, callbacks=callbacks)
-    assert result.steps == 2
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+def test_a_model_trains_with_it(slug: str, tmp_path: Path) -> None:
+    """Parameters change and stay finite; the run keeps the method's parts of the model, and nothing else of it."""
+    made = small(slug)
+    lv.train(MODEL, "digits", methods=[made], settings=SETTINGS, adapt=True, model_args=ARGS, limit=20, out=tmp_path)
+    run = load_run(tmp_path)
+    assert run.info["methods"] == [{"slug": slug, "knobs": knobs_of(made)}]
+    assert [plan.slug for plan in run.model.history.plans] == ([slug] if hasattr(made, "shape") else [])
+    lv.train(MODEL, "digits", settings=SETTINGS, adapt=True, model_args=ARGS, limit=20, out=tmp_path / "usual")
+    usual, trained = load_run(tmp_path / "usual").model.state_dict(), run.model.state_dict()
+    assert all(value.isfinite().all() for value in trained.values() if value.is_floating_point())
+    assert hasattr(made, "shape") or trained.keys() == usual.keys()
+    assert any(not torch.equal(trained[name], usual[name]) for name in usual), "it changes the training"

@@ -38,7 +38,7 @@ def test_what_is_matched(
     known: tuple[str, ...], outputs: int, found: tuple[str, ...], positions: tuple[int, ...], said: str
 ) -> None:
     matched = match_classes(known, outputs, found)
-    assert matched.positions == positions and said in matched.said and bool(said) == bool(matched.said)
+    assert matched.positions == positions and said in matched.note and bool(said) == bool(matched.note)
     assert matched.same == (positions == tuple(range(outputs)))
 
 
@@ -64,9 +64,9 @@ def test_what_is_refused_names_both_sides(
 
 
 def test_by_position_needs_as_many_and_says_what_it_took() -> None:
-    assert "b as cat" in match_classes(PETS, 3, ("b", "dog", "newt"), class_names="by-position").said
+    assert "b as cat" in match_classes(PETS, 3, ("b", "dog", "newt"), class_names="by-position").note
     numbers = match_classes((), 12, ("10", "3"), class_names="by-position")
-    assert numbers.positions == (10, 3) and "numbers of its outputs" in numbers.said
+    assert numbers.positions == (10, 3) and "numbers of its outputs" in numbers.note
     with pytest.raises(BadInput, match="3 outputs"):
         match_classes(PETS, 3, ("a", "b"), class_names="by-position")
     with pytest.raises(BadInput, match="by-name"):

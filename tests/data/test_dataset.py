@@ -44,7 +44,7 @@ def test_limit_below_the_number_of_classes():
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_limit_must_be_positive(limit):
-    with pytest.raises(BadInput, match=rf"limit={limit}: accepted: a number of samples >= 1"):
+    with pytest.raises(BadInput, match=rf"limit is {limit}; accepted: a whole number, 1 or more"):
         open_dataset("digits", limit=limit)
 
 
@@ -90,5 +90,5 @@ def test_few_shots_are_even_and_keyed():
     assert set(few.keys) < set(digits.few_shot(4, seed=1).keys)
     assert open_dataset("digits", "train", shots=3, seed=1).keys == few.keys
     assert len(open_dataset("digits", "val", shots=3)) == 359, "val stays whole"
-    with pytest.raises(BadInput, match="shots=0: accepted"):
+    with pytest.raises(BadInput, match="shots is 0; accepted"):
         digits.few_shot(0)

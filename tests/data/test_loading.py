@@ -84,7 +84,7 @@ def test_skip_is_the_rest_of_the_epoch(digits):
     assert len(run(4)) == len(rest) == len(whole) - 4
     assert equal(gathered(whole[4:]), gathered(rest))
     assert list(run(7)) == []
-    with pytest.raises(BadInput, match="skip=8: accepted: 0 to 7"):
+    with pytest.raises(BadInput, match="skip is 8; accepted: 0 to 7"):
         run(8)
 
 
@@ -182,7 +182,7 @@ def test_a_batch_of_nothing_but_bad_images(damaged):
 @pytest.mark.parametrize("argument", [{"batch_size": 0}, {"epoch": -1}, {"workers": -1}, {"skip": -1}])
 def test_arguments_outside_their_range(digits, argument):
     name, value = next(iter(argument.items()))
-    with pytest.raises(BadInput, match=f"{name}={value}: accepted: an integer >= "):
+    with pytest.raises(BadInput, match=f"{name} is {value}; accepted: a whole number, "):
         loader(digits, GREY, **{"batch_size": 4, **argument})
 
 

@@ -164,7 +164,7 @@ def test_a_second_label_column_and_files_of_no_split_are_said(tmp_path):
     write(tmp_path / "more.parquet", [0, 1])
     dataset = open_dataset(tmp_path)
     assert "labels are those of column 'cls', not of fine_label" in dataset.note.split("; ")
-    assert dataset.left_out == {"parquet files whose names say no split": 1}
+    assert dataset.left_out == {"parquet files whose names hold no split": 1}
 
 
 @pytest.fixture(scope="module")

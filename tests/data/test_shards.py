@@ -63,7 +63,7 @@ def test_skip_is_the_rest_of_the_epoch(pattern):
     whole, rest = list(run(0)), list(run(4))
     assert len(whole) == 6 and len(run(4)) == len(rest) == 2
     assert keys_of(rest) == keys_of(whole[4:]) and torch.equal(rest[0].images, whole[4].images)
-    with pytest.raises(BadInput, match="skip=7: accepted: 0 to 6"):
+    with pytest.raises(BadInput, match="skip is 7; accepted: 0 to 6"):
         run(7)
 
 

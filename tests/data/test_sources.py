@@ -81,7 +81,7 @@ def test_split_names():
     ("counts", "options", "note"),
     [
         ({"a": 3, "b": 3}, {}, ""),
-        ({"a": 3}, {}, "one class only, 'a': there is nothing to tell apart"),
+        ({"a": 3}, {}, "one class only, 'a': there is nothing to distinguish"),
         ({"a": 3, "b": 3}, {"classes": ["b"]}, "one class only, 'b'"),
         ({"a": 1, "b": 1}, {}, "at most one training image a class: too few to learn from"),
         ({"a": 3, "b": 3}, {"shots": 1}, "at most one training image a class"),

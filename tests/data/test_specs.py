@@ -86,5 +86,5 @@ def test_a_spec_that_is_not_understood(spec, text):
 
 
 def test_an_option_that_is_given_twice_must_agree():
-    with pytest.raises(BadInput, match="says shots=3, but shots=4 is given, too"):
+    with pytest.raises(BadInput, match="has shots=3, but shots=4 is given, too"):
         open_dataset("digits?shots=3", shots=4)

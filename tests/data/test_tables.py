@@ -100,7 +100,7 @@ def test_lines_without_a_label_can_be_skipped(folder):
         ("picture,label\n0.png,a\n1.png,b\n", "images are those of column 'picture'"),
         (",image,label\n0,0.png,a\n1,1.png,b\n", ""),
         ("image,label,target\n0.png,a,x\n1.png,b,y\n", "labels are those of column 'label', not of target"),
-        ("image,label,is_valid\n0.png,a,0\n1.png,b,1\n", "not used: is_valid (only a column split says"),
+        ("image,label,is_valid\n0.png,a,0\n1.png,b,1\n", "not used: is_valid (only a column named split decides"),
     ],
 )
 def test_tables_of_every_kind(folder, text, note):
@@ -255,7 +255,7 @@ def test_what_csv_writes_is_read_as_it_was(folder, labels):
 def test_a_column_that_says_what_is_held_out_is_named(folder, column, values, options):
     one, other = values.split()
     found = opened(folder, f"image,label,{column}\n0.png,a,{one}\n1.png,b,{other}\n", options)
-    assert f"not used: {column} (only a column split says what is held out)" in found.note
+    assert f"not used: {column} (only a column named split decides what is held out)" in found.note
 
 
 @pytest.mark.parametrize("column", ["train", "valid", "test"])

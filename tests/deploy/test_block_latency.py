@@ -87,11 +87,11 @@ def test_a_runtime_computes_what_torch_computes(runtime: str) -> None:
     bench = Bench.of(small(), runtime, threads=None, **FAST)
     runs = half_blocks(skeleton(bench.model, 1), half="attention", embed=64, heads=2, qk=16, v=32)
     x = torch.randn(2, 17, 64, generator=torch.Generator().manual_seed(0))
-    call = opened(runs, runs.model, x, bench.way, None)
+    call = opened(runs, runs.model, x, bench.spec, None)
     with torch.no_grad():
         want = runs(x)
     got = torch.from_numpy(call(x))
-    assert (got - want).norm() / want.norm() < (0.05 if bench.way.rounded else 1e-4)
+    assert (got - want).norm() / want.norm() < (0.05 if bench.spec.rounded else 1e-4)
 
 
 # --- the grid -------------------------------------------------------------------------------------------------------
@@ -247,7 +247,7 @@ def test_models_without_plain_blocks_are_refused(monkeypatch: pytest.MonkeyPatch
         ({"runtime": "openvin"}, "unknown runtime 'openvin': did you mean 'openvino'"),
         ({"runtime": None}, "unknown runtime 'None'"),
         ({"batch": 0}, "batch is 0; accepted: a whole number"),
-        ({"threads": 0}, "threads is 0; accepted: None"),
+        ({"threads": 0}, "threads is 0; accepted: a whole number"),
         ({"rounds": 2}, "rounds is 2; accepted"),
         ({"seconds": 0}, "seconds is 0; accepted"),
         ({"grid": {}}, "grid is dict; accepted: Nodes"),
@@ -260,7 +260,7 @@ def test_arguments_are_checked_before_any_work(arguments: dict[str, Any], says: 
 
 def test_nodes_and_counts_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeClock(monkeypatch)
-    with pytest.raises(BadInput, match=r"Nodes.heads=\(2, 1\); accepted: ascending"):
+    with pytest.raises(BadInput, match=r"Nodes.heads is \(2, 1\); accepted: ascending"):
         Nodes((1,), (1,), (2, 1), (1,), (1,))
     table = measure_table(small(), grid=FEW, **FAST)
     for arguments in ({"shapes": 0}, {"multiple": 0}):

@@ -261,7 +261,7 @@ def test_targets_choose_the_threshold(lean, data) -> None:
     cheap = chosen(points, dense=dense, final_top1=final, speedup=None, points_lost=5)
     assert 100 * (final - cheap.top1) <= 5
     assert all(p.macs >= cheap.macs for p in points if 100 * (final - p.top1) <= 5)
-    with pytest.raises(Refused, match="speedup 50 was asked for; if all images leave"):
+    with pytest.raises(Refused, match="speedup 50 was requested; if all images leave"):
         chosen(points, dense=dense, final_top1=final, speedup=50, points_lost=None)
 
 
@@ -356,7 +356,7 @@ def test_what_retuning_refuses(model, lean) -> None:
         (lean, "lgvit", {}, "lgvit is given no knob"),
         (lean, "lgvit", {"threshold": 2.0}, "threshold is 2"),
         (lean, "lgvit", {"threshold": [0.5]}, "threshold names 1 for 2 exits"),
-        (lean, "lgvit", {"speedup": 50.0}, "speedup 50 was asked for"),
+        (lean, "lgvit", {"speedup": 50.0}, "speedup 50 was requested"),
         (lean, "lgvit", {"rule": "entropy", "speedup": 1.2}, "has that of rule confidence"),
         (blind, "lgvit", {"speedup": 1.2}, "held_out was 0"),
     ):

@@ -223,7 +223,7 @@ def test_a_latency_target_is_held_against_the_clock(clock: list[float]) -> None:
     assert structure["reached"]["provenance"] == {"date": "never"}
     assert nvit.achieved(lean, structure)["latency"] == pytest.approx(clock[-1]) and nvit.check(lean, structure) == []
     missed = {**structure, "reached": {**structure["reached"], "measured": 0.9}}
-    assert nvit.check(lean, missed) == ["latency 0.75 was asked for, 0.900 measured"]
+    assert nvit.check(lean, missed) == ["latency 0.75 was requested, 0.900 measured"]
 
 
 def test_a_latency_that_cannot_be_reached_says_what_can(clock: list[float]) -> None:

@@ -324,7 +324,7 @@ def test_evit_and_int8_are_checked_on_the_model_itself(go) -> None:
     lean.blocks[1].between[0].keep_rate = 0.9
     lean.ops.at("blocks.0.mlp.fc1")["weight"].bits = 4
     (evit, first), (int8, second) = missed(lean)
-    assert evit == "evit" and first == "block 1: asked 9 patch tokens of 16, has 16"
+    assert evit == "evit" and first == "block 1: requested 9 patch tokens of 16, has 16"
     assert int8 == "int8" and second.endswith("operands are not in 8 bits, first weight of blocks.0.mlp.fc1")
 
 

@@ -142,7 +142,7 @@ def test_runs_on_the_same_images_share_a_plot_and_keep_their_names(record, compa
     (bench,) = part.benches
     assert [table.title for table in bench.tables] == ["slim · measure.json", "other · measure.json"]
     names = {entry["name"] for entry in made.plots[bench.plot]["latency"]["legend"]}
-    assert {"dense [slim]", "dense [other]"} <= names and "did not take turns" in bench.note
+    assert {"dense [slim]", "dense [other]"} <= names and "were not interleaved" in bench.note
 
 
 def test_another_machine_or_batch_gets_its_own_plot(record, comparison, evidence) -> None:

@@ -307,10 +307,10 @@ def test_what_a_later_method_takes_is_no_miss() -> None:
     lean = compress(create(Root("vit_tiny_patch16_224", SMALL)), [DiffRate(macs=0.7, search="prune")])
     (plan,) = lean.history.plans
     more, less = (DiffRate(macs=share, search="prune") for share in (0.9, 0.5))
-    assert "macs 0.9 was asked for" in more.check(lean, dict(plan.structure))[-1]
+    assert "macs 0.9 was requested" in more.check(lean, dict(plan.structure))[-1]
     lean.history = replace(lean.history, plans=(plan, replace(plan, slug="nvit")))
     assert more.check(lean, dict(plan.structure)) == []
-    assert "macs 0.5 was asked for" in less.check(lean, dict(plan.structure))[-1]
+    assert "macs 0.5 was requested" in less.check(lean, dict(plan.structure))[-1]
 
 
 @pytest.mark.e2e

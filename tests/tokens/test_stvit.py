@@ -54,7 +54,7 @@ def test_semantic_tokens_run_through_the_rest(tiny, variant: str, prefix: str) -
     assert method.achieved(model, {}) == {"patch_tokens": [16, 4, 4, 4]}
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 1}) == []
     assert method.check(model, {"after": 1, "window": [2, 2], "samples": 2})[0] == (
-        "block 1: asked 16 semantic tokens, has 4"
+        "block 1: requested 16 semantic tokens, has 4"
     )
     assert y.shape == (3, 7) and y.isfinite().all() and state.num_prefix == kept and not state.extra
     assert ("class_token" in model.traits()) == (prefix == "keep" and model.cls_token is not None)
@@ -290,7 +290,7 @@ def test_a_bad_knob_is_named(knobs: dict[str, Any], message: str) -> None:
         ({"after": 3}, "after is 3; accepted: 0 to 2.*or 4 for none"),
         ({"after": 5}, "after is 5"),
         ({"window": 3}, "window is 3x3; accepted: sides that divide the grid of 4x4"),
-        ({"samples": 3}, "samples is 3; accepted: 1 to 2"),
+        ({"samples": 3}, "samples is 3; accepted: a whole number from 1 to 2"),
     ],
 )
 def test_what_does_not_fit_the_model_is_named(tiny, knobs: dict[str, Any], message: str) -> None:

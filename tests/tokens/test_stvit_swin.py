@@ -76,7 +76,9 @@ def test_units_at_the_end_of_a_stage_leave_the_others_as_they_were() -> None:
     lean = reduced(model, method)
     assert lean.patch_tokens() == [256, 64, 64, 64, 4, 4, 4, 4, 64]
     assert method.check(lean, {"stage": 1, "units": 1, "samples": 1}) == []
-    assert method.check(lean, {"stage": 1, "units": 1, "samples": 2})[0] == "block 4: asked 16 semantic tokens, has 4"
+    assert (
+        method.check(lean, {"stage": 1, "units": 1, "samples": 2})[0] == "block 4: requested 16 semantic tokens, has 4"
+    )
     maps = lean.forward_intermediates(images(), intermediates_only=True)
     assert [m.shape[1:] for m in maps] == [(12, 16, 16), (24, 8, 8)] and torch.equal(maps[0], dense[0])
     assert lean.blocks[5].centres.shape == (1, 4, 24)
@@ -99,8 +101,8 @@ def test_multiply_accumulates_are_those_of_the_architecture() -> None:
         ({"depths": [1, 7]}, {}, "stage 1 has 7 blocks; accepted: a multiple of 6"),
         ({}, {"units": 2}, "units is 2; accepted for the 6 blocks of stage 1: 1 to 1"),
         ({}, {"stage": 0}, "stage 0 has 1 blocks"),
-        ({}, {"stage": 2}, "stage is 2; accepted: 0 to 1"),
-        ({}, {"samples": 5}, "samples is 5; accepted: 1 to 4"),
+        ({}, {"stage": 2}, "stage is 2; accepted: a whole number from 0 to 1"),
+        ({}, {"samples": 5}, "samples is 5; accepted: a whole number from 1 to 4"),
         ({}, {"after": 1}, "after is 1: the knob is of a plain ViT"),
         ({"img_size": 48}, {}, "12 tokens a side in windows of 4.*padded=true takes any size"),
         ({"img_size": (32, 64)}, {}, "8x16 tokens in windows of 4x4; accepted: square ones"),

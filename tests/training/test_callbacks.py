@@ -89,7 +89,7 @@ def test_log_holds_recipe_steps_and_epochs(data, val_data, preprocess, tmp_path)
 
 
 def test_log_interval_is_checked(tmp_path):
-    with pytest.raises(BadInput, match="every=0"):
+    with pytest.raises(BadInput, match="every is 0"):
         JsonlLog(tmp_path / "log.jsonl", every=0)
 
 

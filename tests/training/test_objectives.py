@@ -162,7 +162,7 @@ def test_numbers_out_of_range_are_named(kwargs, logits):
 
 
 def test_label_smoothing_out_of_range_is_named():
-    with pytest.raises(BadInput, match=r"label_smoothing=1\.5"):
+    with pytest.raises(BadInput, match=r"label_smoothing is 1\.5"):
         CrossEntropy(1.5)
 
 

@@ -127,7 +127,7 @@ def test_the_second_process_is_told_who_is_there(tmp_path) -> None:
     """And a process that was killed holds nothing any more."""
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom leanvit.runs.locking import locked\n"
-        "with locked(Path(sys.argv[1]), command='leanvit train first', say=print):\n"
+        "with locked(Path(sys.argv[1]), command='leanvit train first', log=print):\n"
         "    print('in', flush=True)\n    time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)

@@ -128,5 +128,5 @@ def test_the_grid_shows_every_class(sick, tmp_path):
 
 
 def test_it_must_read_something():
-    with pytest.raises(BadInput, match="sample=0"):
+    with pytest.raises(BadInput, match="sample is 0"):
         look("digits", sample=0)

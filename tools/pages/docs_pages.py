@@ -111,7 +111,7 @@ def _method(explanation: Explanation, results: Path) -> Iterator[str]:
         yield "\n## Models\n"
         yield f"Built with it from the start, by name: {', '.join(f'`{name}`' for name in row.models)}.\n"
     elsewhere = {*_ELSEWHERE, *(f"with {slug}" for slug in known_papers().keys() - papers().keys())}
-    yield "\n## What it asks and changes\n"
+    yield "\n## What it requires and changes\n"
     yield from markdown_table(
         ("question", "answer"), [(name, text) for name, text in explanation.facts().items() if name not in elsewhere]
     )
@@ -127,11 +127,13 @@ def _smaller(card: Card) -> str:
 
 
 def _usage(explanation: Explanation) -> Iterator[str]:
-    """The command that applies it. The test of a page's commands runs it with the small knobs of the card."""
+    """The command that uses it. The test of a page's commands runs it with the small knobs of the card, an epoch."""
     row = explanation.paper
     with_ = f"{row.slug}:{row.knobs.shown}" if row.knobs.shown else row.slug
-    marker = f"<!-- test: with={row.slug}:{_knobs(row.knobs.small)} -->\n" if row.knobs.shown else ""
-    yield f"{marker}```bash\nleanvit compress runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
+    smaller = [f"with={row.slug}:{_knobs(row.knobs.small)}"] if row.knobs.shown else []
+    smaller += ["epochs=1"] if row.verb == "train" else []
+    marker = f"<!-- test: {' '.join(smaller)} -->\n" if smaller else ""
+    yield f"{marker}```bash\nleanvit {row.verb} runs/dense --data photos/ --with {with_} --out runs/{row.slug}\n```\n"
 
 
 def _knobs(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The page of speed and accuracy, made from what the benchmarks' results say of themselves.
+"""The page of speed and accuracy, made from the benchmarks' results, whose files hold titles and columns.
 
 `make pages` reads benchmarks/results; a test holds the page to it. A result has
 `title`, `about`, `columns` (what the values of a key are) and `tables` (which are shown): see benchmarks/bench.py.
@@ -19,7 +19,7 @@ INTRO = """# How fast, how accurate
 
 Measured on a CPU: networks that leanvit made lean, its training, the architectures that it builds itself, single
 layers. Made by `make pages` from `benchmarks/results/`; the machine stands beside each table, and the
-command makes it anew on yours. Speeds are float32 in PyTorch where nothing else is said; candidates take turns on the
+command makes it anew on yours. Speeds are float32 in PyTorch unless stated otherwise; candidates are interleaved on the
 same input, a time is the median of the rounds, and a ratio is taken inside each round before its median and quartiles.
 Results that speak against a paper's claim stand here like the others.
 """
@@ -113,7 +113,7 @@ def _heading(column: Content, found: str) -> str:
 
 
 def _cell(value: Any, column: Content) -> str:
-    """A value as its column says. None and empty: nothing. A bool: yes or no. Of several seeds: mean, least, most."""
+    """A value, formatted by its column. None and empty: nothing. Bools: yes or no. Several seeds: mean, least, most."""
     show = column.get("show")
     if show == "count":
         return str(len(value)) if value else ""

@@ -12,12 +12,12 @@ Small trained models that come with the package, for a first look and for tests 
 Made by `make pages` from the records in `src/leanvit/references/`; figures are those of
 `leanvit publish`, measured when the model was published.
 
-`leanvit/NAME` stands wherever a model name or run folder does, offline: `leanvit references` lists the names,
+`leanvit/NAME` works offline wherever a model name or run folder does: `leanvit references` lists the names,
 `leanvit references NAME` gives the whole record. The package itself is never written to: what a run folder would keep
 goes to `--out`, or under `runs/`. A folder of the same path is not mistaken for a reference, nor the other way round:
 the name is refused, and `./leanvit/NAME` means the folder.
 
-Parameters are stored in half precision and are float32 again after loading; the records say what the rounding changed.
+Parameters are stored in half precision and are float32 after loading; the records state what the rounding changed.
 A run of your own is published the same way: see [your own model](own-model.md#publish-a-run).
 """
 NONE = "\nThis checkout holds none yet.\n"

@@ -1,4 +1,4 @@
-"""What a class says of itself, for those who would otherwise have to ask for its type."""
+"""Capabilities that a class declares, so that callers need no type checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every opened model offers, whatever its family: running, seams, op sets, and what methods and the recipe ask."""
+"""What every opened model offers, whatever its family: running, seams, op sets, and what methods and the recipe use."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class OpenModel(nn.Module, ABC):
         self.history: Any = None
         self.classes: tuple[str, ...] = ()  # names of the outputs, in their order; empty where nobody gave them
         self.multi_label = False  # whether each output is a question by itself (sigmoid), not one of all (softmax)
-        self.preprocess: Any = None  # the `Preprocess` that it was made with; None: what timm's configuration says
+        self.preprocess: Any = None  # the `Preprocess` that it was made with; None: from timm's configuration
         self._source = (source,)  # in a tuple, so that the closed model is not a child of the opened one
 
     # --- running -----------------------------------------------------------------
@@ -121,10 +121,10 @@ class OpenModel(nn.Module, ABC):
         """
         matcher = getattr(self._source[0], "group_matcher", None)
         if matcher is None:
-            raise BadInput(f"{type(self._source[0]).__name__} does not say which layers its parameters are of")
+            raise BadInput(f"{type(self._source[0]).__name__} does not state which layers its parameters belong to")
         return matcher(coarse=coarse)
 
-    # --- what methods and the recipe ask -----------------------------------------
+    # --- what methods and the recipe use -----------------------------------------
 
     def steps(self) -> Iterable[Step]:
         """Every step that methods put into the blocks."""
@@ -168,7 +168,7 @@ class OpenModel(nn.Module, ABC):
 
     @property
     def positional(self) -> bool:
-        """Whether a score term reads where tokens are: steps must then say where those that they leave have been."""
+        """Whether a score term reads token positions: steps must then report the positions of the tokens they keep."""
         terms = (term for block in self.blocks for attn in block.attentions() for term in attn.terms)
         return any(getattr(term, "positional", False) for term in terms)
 
@@ -217,7 +217,7 @@ class OpenModel(nn.Module, ABC):
 
     @property
     def precision(self) -> str | None:
-        """How the op set computes, where that is not what the tensors' dtypes say."""
+        """The precision of the op set, where it is not that of the tensors' dtypes."""
         return self.ops.precision
 
     def set_ops(self, ops: Ops) -> None:

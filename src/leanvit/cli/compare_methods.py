@@ -51,7 +51,7 @@ def command(
     on_bad: options.OnBad = None,
     seed: options.Seed = 0,
     batch: options.LatencyBatch = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of timing.")] = 15,
     out: options.Out = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted comparison in --out.")] = False,
     overwrite: options.Overwrite = False,

@@ -72,14 +72,14 @@ def command(
 
     given = {"epochs": recover or None, "lr": recover_lr, "batch_size": recover_batch, "distillation": distill}
     if recipe is not None:
-        asked = load_recipe(recipe)
-        methods = asked.methods
-        model, data = model or asked.model, data or asked.data
-        model_args = {**asked.model_args, **model_args}
-        recovery = recovery_of(given, recover_set, asked.recovery)
-        teacher = teacher or (Path(asked.teacher) if asked.teacher else None)
-        seed = asked.seed if seed is None else seed
-        out = out or (Path(asked.out) if asked.out else None)
+        request = load_recipe(recipe)
+        methods = request.methods
+        model, data = model or request.model, data or request.data
+        model_args = {**request.model_args, **model_args}
+        recovery = recovery_of(given, recover_set, request.recovery)
+        teacher = teacher or (Path(request.teacher) if request.teacher else None)
+        seed = request.seed if seed is None else seed
+        out = out or (Path(request.out) if request.out else None)
     else:
         methods = tuple(parse_with(text) for text in with_ or ())
         recovery = recovery_of(given, recover_set)

@@ -1,4 +1,4 @@
-"""How the program ends: what is said of an error, the exit code, and a quick way out."""
+"""How the program ends: the text of an error, the exit code, and a quick exit."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def explain(error: BaseException) -> int:
     if interrupt is not None or _pressed.is_set():
         _log(str(interrupt or "") or "interrupted")
         return 130
-    if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nobody to tell
+    if isinstance(error, BrokenPipeError):  # whoever read the output has gone: nothing to print
         _drop_stdout()
         return 1
     if isinstance(error, LeanvitError | OSError):
         _log(str(error) or type(error).__name__)
         return 2 if isinstance(error, BadInput | Refused) else 1
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    said = said if len(said) <= 300 else f"{said[:297]}..."
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text if len(text) <= 300 else f"{text[:297]}..."
     print(
-        f"leanvit: unexpected error: {plain(said)}; run again with --debug; report at {_project_page()}",
+        f"leanvit: unexpected error: {plain(text)}; run again with --debug; report at {_project_page()}",
         file=sys.stderr,
     )
     return 1
@@ -74,7 +74,7 @@ def leave(code: object) -> None:
         code = 1
     if code == 130:
         threading.Thread(target=_give_up, args=(code,), daemon=True).start()
-    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are told, other threads waited for
+    threading._shutdown()  # type: ignore[attr-defined]  # as Python ends: pools are shut down, other threads joined
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`leanvit latencies`: a table of what blocks take at other widths, measured here: what latency targets are told by."""
+"""`leanvit latencies`: measure a table of block latencies at other widths, which latency targets are predicted from."""
 
 from __future__ import annotations
 

@@ -80,8 +80,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(given: bool) -> None:
+    if given:
         print(f"leanvit {__version__}")
         raise typer.Exit
 

@@ -22,7 +22,7 @@ def command(
         bool, typer.Option("--all-runtimes", help="Every runtime that is installed, in one comparison.")
     ] = False,
     batch: options.LatencyBatch = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds in which the models take turns.")] = 15,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds of timing.")] = 15,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
     model_arg: options.ModelArgs = None,

@@ -174,8 +174,8 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return check(option, numbers, hint)  # type: ignore[no-any-return]
 
 
-def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Recovery | None = None) -> Recovery | None:
-    """The recovery of the command line, over that of a recipe file (`asked`).
+def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, base: Recovery | None = None) -> Recovery | None:
+    """The recovery of the command line, over that of a recipe file (`base`).
 
     given: numbers of its own options, None where an option was not used. more: `--recover-set`.
 
@@ -184,12 +184,12 @@ def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, asked: Rec
     from leanvit.recipe import Recovery
 
     numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(more, "--recover-set")}
-    if "epochs" not in numbers and asked is None:
+    if "epochs" not in numbers and base is None:
         if numbers:
-            raise BadInput(f"{', '.join(numbers)} is given for a recovery that is not asked for: add --recover EPOCHS")
+            raise BadInput(f"{', '.join(numbers)} is given for a recovery that was not requested: add --recover EPOCHS")
         return None
-    if asked is not None:
-        numbers = {**asked.numbers(), **numbers}
+    if base is not None:
+        numbers = {**base.numbers(), **numbers}
     return Recovery.of(numbers)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def process() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun says; (0, 1) without. The first process speaks for all."""
+    """(rank, number of processes) as set by torchrun; (0, 1) without. The first process speaks for all."""
     try:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError:

@@ -45,7 +45,7 @@ def command(
     ] = None,
     multi_label: Annotated[
         bool,
-        typer.Option("--multi-label", help="Each class by itself, for a model that does not say so (runs do)."),
+        typer.Option("--multi-label", help="Each class by itself, for a model that does not record it (runs do)."),
     ] = False,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="train or val of a data spec (default: every image).")

@@ -24,12 +24,14 @@ def command(
     title: Annotated[str, typer.Option("--title", help="What it is, in a line.")] = "",
     preset: Annotated[
         list[str] | None,
-        typer.Option("--preset", metavar="NAME", help="A recipe that trained it; default: what the run says. Repeats."),
+        typer.Option(
+            "--preset", metavar="NAME", help="A recipe that trained it; default: from the run's record. Repeats."
+        ),
     ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Licence of the weights.")] = "",
     data_source: Annotated[str, typer.Option("--data-source", help="Where the data are from, on which terms.")] = "",
     trained_on: Annotated[
-        str, typer.Option("--trained-on", metavar="MACHINE", help="Default: what the run says.")
+        str, typer.Option("--trained-on", metavar="MACHINE", help="Default: from the run's record.")
     ] = "",
     most_mb: Annotated[
         float | None, typer.Option("--most-mb", metavar="N", help="Write nothing that takes more million bytes.")

@@ -87,7 +87,7 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A recipe, or timm's args.yaml.", show_default=False)],
     as_json: options.Json = False,
 ) -> None:
-    """Check a recipe file, and say what timm's args.yaml comes to."""
+    """Check a recipe file, and show what timm's args.yaml amounts to."""
     from leanvit.training import load_train_recipe
 
     recipe = load_train_recipe(file)

@@ -27,6 +27,14 @@ def command(
             rich_help_panel="Training",
         ),
     ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="METHOD",
+            help="A way of training (leanvit methods), like gmm_mask:mask=elm. Repeats.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     batch_size: Annotated[
@@ -64,7 +72,7 @@ def command(
     ] = "last",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log to OUT/tensorboard too.")] = False,
     dry: Annotated[
-        bool, typer.Option("--dry-run", help="Build everything, run one step, say what it takes; write nothing.")
+        bool, typer.Option("--dry-run", help="Build everything, run one step, show what it takes; write nothing.")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -75,7 +83,7 @@ def command(
     if data is None and not (dry and recipe):
         raise BadInput("give --data DATA (a dry run of a recipe goes without)")
     given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "recipe": recipe,
         "settings": {**{k: v for k, v in given.items() if v is not None}, **key_values(set_, "--set")},
         "adapt": adapt,
@@ -93,15 +101,19 @@ def command(
         "limit": limit,
         "seed": seed,
     }
+    if with_:
+        from leanvit.recipe import parse_with
+
+        request["methods"] = [parse_with(text) for text in with_]
     spec = None if data is None else data_spec(data, classes, shots, on_bad)
     if dry:
-        _dry_run(name, spec, asked, as_json)
+        _dry_run(name, spec, request, as_json)
         return
     with output.stdout_for_result():
         result = load_verb("train")(
             name,
             spec,
-            **asked,
+            **request,
             out=out,
             resume=resume,
             overwrite=overwrite,
@@ -121,9 +133,9 @@ def command(
     output.show(f"{result.folder}: {result.label}, {epochs_done} in {result.seconds:.0f} s{shown}")
 
 
-def _dry_run(name: str | None, spec: str | None, asked: dict[str, Any], as_json: bool) -> None:
+def _dry_run(name: str | None, spec: str | None, request: dict[str, Any], as_json: bool) -> None:
     with output.stdout_for_result():
-        found = load_verb("dry_run")(name, spec, **asked, log=output.log)
+        found = load_verb("dry_run")(name, spec, **request, log=output.log)
     if as_json:
         output.print_json(found.to_json())
     else:

@@ -1,7 +1,7 @@
 """Whether a model and a data set mean the same classes: the one comparison that every verb and call rests on.
 
 Names are matched, never positions, where both sides have names. A model without names (a timm name, an old run) has
-outputs in an order that only its maker knows: then positions are taken, and that is said.
+outputs in an order that only its maker knows: then positions are taken, with a message.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Matched:
 
     positions: tuple[int, ...]  # for each class of the data, the output that stands for it
     outputs: int  # of the model
-    said: str = ""  # in one line, what was taken where it is not plain; "" where there is nothing to say
+    note: str = ""  # one line for the user on how classes were matched; "" where there is nothing to note
 
     @property
     def same(self) -> bool:
@@ -85,13 +85,13 @@ def match_classes(
     for what, names in ((model, ours), (data, theirs)):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise BadInput(f"classes: {what} has {twice!r} twice, so its classes cannot be told apart by name")
+            raise BadInput(f"classes: {what} has {twice!r} twice, so its classes cannot be distinguished by name")
     position = {name: index for index, name in enumerate(ours)}
     strange = [name for name in found if _normal(name) not in position]
     if strange:
         raise BadInput(_difference(known, found, strange, model, data))
     positions = tuple(position[name] for name in theirs)
-    return Matched(positions, outputs, _said(known, found, positions, model, data))
+    return Matched(positions, outputs, _note(known, found, positions, model, data))
 
 
 def _normal(name: str) -> str:
@@ -109,8 +109,8 @@ def _by_position(known: Sequence[str], outputs: int, found: Sequence[str], model
     if len(found) != outputs:
         return Matched(numbers, outputs, f"{_part(found, outputs, model)}, taken as the numbers of its outputs")
     renamed = [f"{theirs} as {ours}" for ours, theirs in zip(known, found, strict=False) if ours != theirs]
-    said = f"classes of {data} are taken by position: {listed(renamed)}" if renamed else ""
-    return Matched(tuple(range(outputs)), outputs, said)
+    note = f"classes of {data} are taken by position: {listed(renamed)}" if renamed else ""
+    return Matched(tuple(range(outputs)), outputs, note)
 
 
 def _numbers(found: Sequence[str], outputs: int) -> tuple[int, ...]:
@@ -128,8 +128,8 @@ def _without_names(outputs: int, found: Sequence[str], exact: bool, model: str, 
         part = f"{_part(found, outputs, model)}, " if len(found) < outputs else f"the {outputs} classes of {data} are "
         return Matched(positions, outputs, f"{part}found by their WordNet ids")
     if len(found) == outputs:
-        said = f"the outputs of {model} have no names: the {outputs} classes of {data} are taken in their order"
-        return Matched(tuple(range(outputs)), outputs, said)
+        note = f"the outputs of {model} have no names: the {outputs} classes of {data} are taken in their order"
+        return Matched(tuple(range(outputs)), outputs, note)
     numbers = (
         ", or, if its numbers are those of the outputs, --class-names by-position" if _numbers(found, outputs) else ""
     )
@@ -145,7 +145,7 @@ def _wordnet_ids(outputs: int) -> tuple[str, ...]:
     return tuple(ImageNetInfo("imagenet-1k").label_names())
 
 
-def _said(known: Sequence[str], found: Sequence[str], positions: Sequence[int], model: str, data: str) -> str:
+def _note(known: Sequence[str], found: Sequence[str], positions: Sequence[int], model: str, data: str) -> str:
     if len(found) < len(known):
         return f"{_part(found, len(known), model)}: {listed(found)}"
     if tuple(positions) != tuple(range(len(known))):
@@ -155,7 +155,7 @@ def _said(known: Sequence[str], found: Sequence[str], positions: Sequence[int], 
 
 def _part(found: Sequence[str], outputs: int, model: str) -> str:
     """Also a warning where one class is left, among which no answer is wrong."""
-    alone = "; one class alone: no answer can be wrong, so its score says nothing" if len(found) == 1 else ""
+    alone = "; one class alone: no answer can be wrong, so its score means nothing" if len(found) == 1 else ""
     return f"{len(found)} of the {outputs} classes of {model}, scored among themselves{alone}"
 
 

@@ -17,6 +17,7 @@ from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, i
 from leanvit.data.depth import PixelRange
 from leanvit.data.labels import rarest_label
 from leanvit.errors import BadInput, nearest
+from leanvit.knobs import Count, check
 
 
 class Sample(NamedTuple):
@@ -98,8 +99,7 @@ class Dataset:
 
         Raises BadInput for `count` < 1.
         """
-        if count < 1:
-            raise BadInput(f"limit={count}: accepted: a number of samples >= 1")
+        check("limit", count, Count)
         if count >= len(self):
             return self
         value = keyed.ranks(self.key_hashes, "limit", seed)
@@ -146,8 +146,7 @@ class Dataset:
         In a multi-label set: for every class, `shots` of the images that carry it; an image may serve several classes.
         Raises BadInput for `shots` < 1.
         """
-        if shots < 1:
-            raise BadInput(f"shots={shots}: accepted: a number of images a class >= 1")
+        check("shots", shots, Count)
         value = keyed.ranks(self.key_hashes, "shots", seed)
         if not self.multi_label:
             return self.take(np.flatnonzero(rank_within(self.targets, value) < shots))

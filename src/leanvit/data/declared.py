@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from leanvit.data.dataset import Dataset
-from leanvit.data.decode import CHANNELS, UnreadableImage, decode, says_deep
+from leanvit.data.decode import CHANNELS, UnreadableImage, decode, header_is_deep
 from leanvit.data.depth import UPPER_BYTE, PixelRange, extent, number_text, parse_range, range_text, smallest_range
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source
@@ -85,7 +85,7 @@ class _Values:
     def range(self, where: str) -> PixelRange:
         found = self.likely
         if found is None or (self.upper_byte and found != (0, 65535)):
-            more = "; 16-bit colour is read by its upper byte: convert it to 8 bits, or say range=0-65535"
+            more = "; 16-bit colour is read by its upper byte: convert it to 8 bits, or pass range=0-65535"
             raise BadInput(
                 f"{where}: {self.kind}, {self.values}: which values are black and white is not known; accepted: "
                 f"?range=LOW-HIGH, as in ?range=0-4095{more if self.upper_byte else ''}"
@@ -137,7 +137,7 @@ def _encoded(dataset: AnyDataset, count: int) -> Iterator[tuple[str, bytes | Pat
 
 
 def _some_deep(dataset: AnyDataset) -> bool:
-    return any(says_deep(encoded, max_pixels=dataset.max_pixels) for _, encoded in _encoded(dataset, LOOKS))
+    return any(header_is_deep(encoded, max_pixels=dataset.max_pixels) for _, encoded in _encoded(dataset, LOOKS))
 
 
 def _values(dataset: AnyDataset) -> _Values | None:
@@ -145,7 +145,7 @@ def _values(dataset: AnyDataset) -> _Values | None:
     modes, extents, looked, upper_byte = set(), [], 0, False
     for key, encoded in _encoded(dataset, DEEP_LOOKS):
         looked += 1
-        if not says_deep(encoded, max_pixels=dataset.max_pixels):
+        if not header_is_deep(encoded, max_pixels=dataset.max_pixels):
             continue
         try:
             image = decode(encoded, key=key, max_pixels=dataset.max_pixels)

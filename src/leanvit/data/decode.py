@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from leanvit.data.depth import UPPER_BYTE, PixelRange, eight_bits, is_deep
 from leanvit.errors import BadInput
 
-# Of image files: what a folder's pictures are found by. What a file holds is told by its content, never by its ending.
+# Endings by which images are found in a folder. The format of a file is recognised by its content, never by its ending.
 EXTENSIONS = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
     ".tiff", ".webp",
@@ -54,7 +54,7 @@ class BadImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an encoded image say."""
+    """What the first bytes of an encoded image show."""
 
     format: str  # Pillow's name: "JPEG", "PNG", ...
     mode: str  # Pillow's mode: "RGB", "L", "CMYK", "P", "I;16", ...
@@ -102,7 +102,7 @@ def header(encoded: bytes | Path, *, key: str, max_pixels: int = MAX_PIXELS) -> 
         raise _unreadable(key, encoded, error) from error
 
 
-def says_deep(encoded: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+def header_is_deep(encoded: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
     """Whether an image's header says that it has more than 8 bits; False where it cannot be read."""
     try:
         with _opened(encoded, max_pixels) as image:

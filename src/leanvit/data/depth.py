@@ -45,7 +45,7 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def extent(image: Image.Image) -> PixelRange:
-    """(smallest, largest) value of a deep image; of 16-bit colour as far as the upper byte tells."""
+    """(smallest, largest) value of a deep image; of 16-bit colour as far as the upper byte shows."""
     values = np.asarray(image)
     scale = 257 if UPPER_BYTE in image.info else 1
     return float(values.min()) * scale, float(values.max()) * scale

@@ -40,8 +40,8 @@ class Layout:
     loose: LeftOut = field(default_factory=LeftOut)  # what lies directly in the root, beside the splits
 
 
-def layout_of(spec: str, root: Path, asked: str | None) -> Layout:
-    """Classes or splits, as `asked` or by what is there.
+def layout_of(spec: str, root: Path, wanted: str | None) -> Layout:
+    """Classes or splits, as `wanted` or by what is there.
 
     Folders are splits where all that hold images are named so, or where a training split has one of val or test beside
     it; a split without class folders is left out. Else they are classes. `note` says so where names admit both.
@@ -50,15 +50,15 @@ def layout_of(spec: str, root: Path, asked: str | None) -> Layout:
     """
     outer = foldertree.around(root)
     held = _class_folders(root, outer, "")
-    if asked == "classes":
+    if wanted == "classes":
         return _as_classes(spec, root, held, outer)
     named = {sub: _class_folders(sub.path, outer, f"{sub.name}/") for sub in held.classes if canonical_split(sub.name)}
     labelled = {sub: inner for sub, inner in named.items() if inner.classes}
     others = [sub for sub in held.classes if sub not in named]
     splits = {canonical_split(sub.name) for sub in labelled}
-    if labelled and (asked == "splits" or not others or ("train" in splits and len(splits) > 1)):
-        return _as_splits(spec, root, held, labelled, outer, asked=asked)
-    if asked == "splits":
+    if labelled and (wanted == "splits" or not others or ("train" in splits and len(splits) > 1)):
+        return _as_splits(spec, root, held, labelled, outer, wanted=wanted)
+    if wanted == "splits":
         raise BadInput(
             f"data {spec!r}: layout=splits, but no folder named train, val or test has class folders with images in it"
         )
@@ -84,7 +84,7 @@ def _as_splits(
     labelled: Mapping[Sub, ClassFolders],
     outer: frozenset[Identity],
     *,
-    asked: str | None,
+    wanted: str | None,
 ) -> Layout:
     splits: dict[str, ClassFolders] = {}
     for name in ("train", "val", "test"):
@@ -113,7 +113,7 @@ def _as_splits(
         )
         for sub in aside
     ]
-    note = "" if asked else _splits_note(labelled, unlabelled, others)
+    note = "" if wanted else _splits_note(labelled, unlabelled, others)
     return Layout(root, splits, outer, note, tuple(beside), held.loose)
 
 

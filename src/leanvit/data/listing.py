@@ -310,7 +310,7 @@ def _vectors(listing: Listing, locations: RowLocations, policy: str) -> np.ndarr
                 what = f"holds {cell!r}" if cell else "is blank"
                 raise BadInput(
                     f"{locations(row)}: column {listing.names[column]!r} {what}; accepted: 0 and 1, or "
-                    "uncertain=negative, positive or skip, which says what blanks, -1 and nan are"
+                    "uncertain=negative, positive or skip, which defines blanks, -1 and nan"
                 )
             vectors[row, column] = policy == "positive" if flag is None else flag
     return vectors
@@ -371,7 +371,7 @@ def _normal(path: str) -> str:
 
 
 def _noted_where_shared(splits: dict[str, Listing]) -> dict[str, Listing]:
-    """With a note on each split that shares images with the training split: it says nothing of unseen ones."""
+    """With a note on each split that shares images with the training split, where accuracy is not of unseen images."""
     train = splits.get("train")
     if train is None or len(splits) < 2:
         return splits

@@ -25,6 +25,7 @@ from leanvit.data.preprocess import Preprocess
 from leanvit.data.specs import check_on_bad
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.knobs import Count, Index, check_each
 
 ROUND = 256  # an epoch of repeated views is a multiple of it
 
@@ -132,25 +133,18 @@ def loader(
 
     Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("epoch", epoch, 0),
-        ("repeats", repeats, 1),
-        ("workers", workers, 0),
-        ("skip", skip, 0),
-    ):
-        if value < least:
-            raise BadInput(f"{name}={value}: accepted: an integer >= {least}")
+    check_each(Count, batch_size=batch_size, repeats=repeats)
+    check_each(Index, epoch=epoch, workers=workers, skip=skip)
     chosen = Augment.of(augment)
-    for name, asked in (("augment", chosen is not None), ("repeats", repeats > 1)):
-        if asked and not train:
+    for name, requested in (("augment", chosen is not None), ("repeats", repeats > 1)):
+        if requested and not train:
             raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
     views = epoch_length(dataset, repeats)
     count = views // batch_size if drop_last else -(-views // batch_size)
     if skip > count:
-        raise BadInput(f"skip={skip}: accepted: 0 to {count}, the batches of an epoch")
+        raise BadInput(f"skip is {skip}; accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
         batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share)
@@ -270,7 +264,7 @@ class _Fetch:
             images = torch.empty(0, *self.loader.preprocess.input_size)
         elif self.erasing:
             images = torch.stack(made)
-        else:  # the whole batch is normalised at once: several times faster for small images, the same bits
+        else:  # the whole batch is normalised at once: several times faster for small images, bit-identical
             images = self.loader.preprocess.normalize(np.stack(made))
         return Batch(images, targets, [sample.key for sample in samples], tuple(bad))
 

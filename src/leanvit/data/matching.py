@@ -45,8 +45,8 @@ def for_model(
         raise BadInput(f"classes: {twice!r} comes twice; accepted: a name of its own for each output")
     if matched.same and names == list(dataset.classes):
         return dataset
-    if matched.said:
-        log(matched.said)
+    if matched.note:
+        log(matched.note)
     return dataset.onto(matched, names)
 
 

@@ -32,7 +32,7 @@ def parquet_source(spec: str, path: Path) -> Source:
     """
     arrow.require("pyarrow")
     files, unread = _files_by_split(spec, path)
-    left_out = {"parquet files whose names say no split": unread} if unread else {}
+    left_out = {"parquet files whose names hold no split": unread} if unread else {}
     tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
     names = arrow.same_names((table.columns for table in tables.values()), where=f"data {spec!r}")
     locations = {split: table.locations(spec, split) for split, table in tables.items()}
@@ -73,7 +73,7 @@ class _Table:
                 found = arrow.image_paths(table.column(columns.image)) if has_path else None
                 held = [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
                 if sum(rows for _, _, rows in held) != len(values):
-                    raise OSError("its row groups hold other numbers of rows than its header says")
+                    raise OSError("its row groups hold other numbers of rows than its header states")
             every.append(columns)
             labels += values
             paths = None if paths is None or found is None else paths + found

@@ -1,4 +1,4 @@
-"""From a PIL image to a model's input: what timm's data configuration says, as plain data with a fingerprint."""
+"""From a PIL image to a model's input: timm's data configuration, as plain data with a fingerprint."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Preprocess:
 
     @staticmethod
     def of(model: nn.Module) -> Preprocess:
-        """What the model expects: what it says itself (`model.preprocess`, of a loaded run), else timm's data
+        """What the model expects: its own `model.preprocess` (of a loaded run), else timm's data
         configuration, with the size and channels of the instance itself.
 
         A small input (at most 64 pixels) that is not the configuration's own takes the whole image (`crop_pct` 1): the

@@ -36,7 +36,7 @@ Label = str | tuple[str, ...]  # of one sample
 
 @dataclass(frozen=True)
 class _Scan:
-    """What the headers and labels of one shard say."""
+    """What the headers and labels of one shard hold."""
 
     path: Path
     keys: tuple[str, ...]

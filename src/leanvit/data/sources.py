@@ -16,6 +16,7 @@ from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_optio
 from leanvit.data.splits import SPLITS, Source, chosen_split
 from leanvit.data.stream import AnyDataset, Stream
 from leanvit.errors import BadInput, nearest, unknown
+from leanvit.knobs import Count, check
 
 _NAMED = 10  # classes without an image that are named
 
@@ -59,8 +60,7 @@ def open_dataset(
         raise BadInput(f"data is a {type(spec).__name__}; accepted: digits, a folder, a file, or hf:NAME")
     if split is not None and split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    if limit is not None and limit < 1:
-        raise BadInput(f"limit={limit}: accepted: a number of samples >= 1")
+    check("limit", limit, Count | None)
     if on_bad is not None:
         check_on_bad(on_bad)
     given = {"classes": None if classes is None else tuple(classes), "shots": shots}
@@ -128,7 +128,7 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
     """The data set, with what stands in the way of learning from it in its note; of val, as it is."""
     warnings = []
     if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
-        warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to tell apart")
+        warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to distinguish")
     if pairs := alike(dataset.classes):
         shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:3]) + (", …" if len(pairs) > 3 else "")
         warnings.append(f"{shown} are two classes each, though they look like one")

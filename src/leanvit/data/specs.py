@@ -114,7 +114,7 @@ def with_options(text: str, options: Mapping[str, object]) -> str:
             continue
         wanted = ",".join(quote(str(part), safe=" /") for part in value) if isinstance(value, tuple) else str(value)
         if name in present.options and present.options[name] != wanted:
-            raise BadInput(f"data {text!r} says {name}={present.options[name]}, but {name}={wanted} is given, too")
+            raise BadInput(f"data {text!r} has {name}={present.options[name]}, but {name}={wanted} is given, too")
         if name not in present.options:
             rest = _head(text)[1]
             text = f"{text}{'?' if rest is None else '&' if rest else ''}{name}={wanted}"

@@ -25,6 +25,7 @@ from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, i
 from leanvit.data.depth import PixelRange
 from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
+from leanvit.knobs import Count, check
 
 BUFFER = 1000  # samples among which the next one is drawn
 
@@ -119,8 +120,7 @@ class Stream:
 
     def limited(self, count: int, *, seed: int = 0) -> Stream:
         """The first `count` samples in the stored order (whatever the seed), as a stream of one shard."""
-        if count < 1:
-            raise BadInput(f"limit={count}: accepted: a number of samples >= 1")
+        check("limit", count, Count)
         if count >= len(self):
             return self
         return replace(self, parts=(_First(self.parts, count),), length=count)

@@ -1,4 +1,4 @@
-"""Text files that name images: their text, the rows and columns of a table, and which column says what.
+"""Text files that name images: their text, the rows and columns of a table, and the role of each column.
 
 What is read is checked here: encoding, quotes, lines of the wrong length. What was guessed is in a table's notes.
 """
@@ -119,9 +119,9 @@ def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tu
     table, image = _image_column(spec, table)
     split = next((name for name in table.columns if _plain(name) == "split" and name != image), None)
     table, labels = _label_columns(spec, table, image, split)
-    held_out = [name for name in table.columns if name not in (image, split, *labels) and _says_split(table, name)]
+    held_out = [name for name in table.columns if name not in (image, split, *labels) and _is_split_column(table, name)]
     if held_out:
-        table = table.noted(f"not used: {_listed(held_out)} (only a column split says what is held out)")
+        table = table.noted(f"not used: {_listed(held_out)} (only a column named split decides what is held out)")
     _refuse_swallowed(table, image, labels)
     empty = next((line for line, path in zip(table.lines, table.columns[image], strict=True) if not path), None)
     if empty is not None:
@@ -130,7 +130,7 @@ def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tu
 
 
 def truth(cell: str) -> bool | None:
-    """What a cell of a 0/1 column says: True, False, or None where it is uncertain. Raises ValueError for others."""
+    """The value of a cell of a 0/1 column: True, False, or None where it is uncertain. Raises ValueError for others."""
     text = _value(cell)
     if text in TRUE or text in FALSE:
         return text in TRUE
@@ -265,7 +265,7 @@ def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> t
     named = _known(others, _LABELS)
     if named:
         return table.noted(_taken("labels", named, "label")), (named[0],)
-    possible = [name for name in others if _plain(name) not in _NO_LABELS and not _says_split(table, name)]
+    possible = [name for name in others if _plain(name) not in _NO_LABELS and not _is_split_column(table, name)]
     chosen = [name for name in possible if _is_truths(table.columns[name])]
     if len(chosen) < 2:
         raise BadInput(
@@ -278,7 +278,7 @@ def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> t
     return table.noted(unused_note, taken), tuple(chosen)
 
 
-def _says_split(table: Table, name: str) -> bool:
+def _is_split_column(table: Table, name: str) -> bool:
     """Whether a column says, by its name or its values, which images are held out."""
     if _plain(name) in _HELD_OUT or canonical_split(_plain(name)) is not None:
         return True

@@ -31,7 +31,7 @@ Call = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
-class Way:
+class RuntimeSpec:
     """How a runtime's name is run: the backend (None: torch itself), the precision of what is float, int8 or not."""
 
     backend: str | None
@@ -43,29 +43,29 @@ class Way:
         return "int8" if self.rounded else self.float_precision
 
 
-WAYS = {
-    "torch": Way(None),
-    "openvino": Way("openvino"),
-    "openvino-bf16": Way("openvino", "bf16"),
-    "openvino-int8": Way("openvino", rounded=True),
-    "onnx": Way("onnx"),
-    "onnx-int8": Way("onnx", rounded=True),
+RUNTIME_SPECS = {
+    "torch": RuntimeSpec(None),
+    "openvino": RuntimeSpec("openvino"),
+    "openvino-bf16": RuntimeSpec("openvino", "bf16"),
+    "openvino-int8": RuntimeSpec("openvino", rounded=True),
+    "onnx": RuntimeSpec("onnx"),
+    "onnx-int8": RuntimeSpec("onnx", rounded=True),
 }
 
 
-def require_way(runtime: str) -> Way:
+def runtime_spec(runtime: str) -> RuntimeSpec:
     """Raises `BadInput` (no such runtime), `MissingExtra` (not installed), `Refused` (this processor lacks it)."""
-    if runtime not in WAYS:
-        raise unknown("runtime", str(runtime), WAYS)
-    way = WAYS[runtime]
-    if way.backend is not None:
-        require_runtime(way.backend)
-    if way.float_precision == "bf16":
+    if runtime not in RUNTIME_SPECS:
+        raise unknown("runtime", str(runtime), RUNTIME_SPECS)
+    spec = RUNTIME_SPECS[runtime]
+    if spec.backend is not None:
+        require_runtime(spec.backend)
+    if spec.float_precision == "bf16":
         from leanvit.deploy.openvino import bf16_runs
 
         if not bf16_runs():
             raise Refused(f"{runtime}: this processor does not multiply bf16")
-    return way
+    return spec
 
 
 def require_plain(model: OpenModel) -> OpenViT:
@@ -199,26 +199,26 @@ def rounded(runs: Any, model: OpenViT, x: Tensor) -> None:
     model.set_ops(QuantOps(quantizers).eval())
 
 
-def opened(runs: Any, model: OpenViT, x: Tensor, way: Way, threads: int | None) -> Call:
+def opened(runs: Any, model: OpenViT, x: Tensor, spec: RuntimeSpec, threads: int | None) -> Call:
     """A callable of tensors like `x` that runs `runs` (whose operators are `model`'s) in a runtime, at x's batch."""
-    if way.backend is None:
+    if spec.backend is None:
         return runs
-    if way.rounded:
+    if spec.rounded:
         rounded(runs, model, x)
     with torch.no_grad():
         program = trace(runs, tuple(x.shape[1:]), len(x))
     with tempfile.TemporaryDirectory(prefix="leanvit-") as folder:
-        runtime_module(way.backend).write_files(program, Path(folder))
-        options = Options(precision=way.float_precision, threads=threads)
-        call = open_runtime(way.backend, Path(folder), options)
+        runtime_module(spec.backend).write_files(program, Path(folder))
+        options = Options(precision=spec.float_precision, threads=threads)
+        call = open_runtime(spec.backend, Path(folder), options)
     return lambda images: call(images.numpy())
 
 
 @contextmanager
-def torch_threads(way: Way, threads: int | None) -> Iterator[None]:
+def torch_threads(spec: RuntimeSpec, threads: int | None) -> Iterator[None]:
     """Torch's own number of threads, where torch runs the graphs."""
     before = torch.get_num_threads()
-    if way.backend is None and threads is not None:
+    if spec.backend is None and threads is not None:
         torch.set_num_threads(threads)
     try:
         yield

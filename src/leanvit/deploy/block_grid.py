@@ -6,26 +6,23 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from leanvit.errors import BadInput, is_whole
-from leanvit.measure.latency_table import BlockShape
+from leanvit.errors import BadInput
+from leanvit.knobs import check_fields
+from leanvit.measure.latency_table import Ascending, BlockShape
 
 
 @dataclass(frozen=True)
 class Nodes:
     """Where a table is measured: ascending whole numbers for each dimension. Between them it is linear."""
 
-    tokens: tuple[int, ...]
-    embed: tuple[int, ...]
-    heads: tuple[int, ...]
-    width: tuple[int, ...]  # of one head: q·k and v
-    mlp: tuple[int, ...]
+    tokens: Ascending
+    embed: Ascending
+    heads: Ascending
+    width: Ascending  # of one head: q·k and v
+    mlp: Ascending
 
     def __post_init__(self) -> None:
-        for name, nodes in asdict(self).items():
-            whole = isinstance(nodes, tuple | list) and all(is_whole(n, least=1) for n in nodes)
-            if not whole or not nodes or list(nodes) != sorted(set(nodes)):
-                raise BadInput(f"Nodes.{name}={nodes!r}; accepted: ascending whole numbers, 1 or more")
-            object.__setattr__(self, name, tuple(nodes))
+        check_fields(self, "Nodes.")
 
     @classmethod
     def of(cls, shapes: list[BlockShape], embed: int) -> Nodes:
@@ -47,20 +44,20 @@ class Nodes:
 
     def require(self, shapes: list[BlockShape], embed: int) -> None:
         """Raises `BadInput` unless the nodes cover these blocks; the dimension is named."""
-        asked = {
+        requested = {
             "embed": {embed},
             "tokens": {n for s in shapes for n in (s.tokens, s.attn_tokens) if n},
             "heads": {s.heads for s in shapes},
             "width": {n for s in shapes for n in (s.qk, s.v)},
             "mlp": {s.mlp for s in shapes},
         }
-        for name, values in asked.items():
+        for name, values in requested.items():
             nodes = getattr(self, name)
             outside = sorted(value for value in values if not nodes[0] <= value <= nodes[-1])
             if outside:
                 raise BadInput(
                     f"Nodes.{name} covers {nodes[0]} to {nodes[-1]}; the model itself has {outside[0]}, and what its "
-                    "token steps cost is told from its own time"
+                    "token steps cost is separated from its own time"
                 )
 
 

@@ -1,7 +1,7 @@
 """Measuring a latency table: the halves of a block at some widths, in the runtime in which the model will run.
 
 Each entry is a half-block, exported as `leanvit.deploy.export` exports models; what the call alone takes is measured
-apart and taken off. Entries are timed a few at a time, in turns with one half-block that stays the same (the anchor):
+apart and subtracted. Entries are timed a few at a time, interleaved with one constant half-block (the anchor):
 what counts is the ratio to it in the same rounds, so a machine that drifts does not bend the table.
 """
 
@@ -22,20 +22,21 @@ import torch
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.deploy.block_graphs import (
     Call,
-    Way,
+    RuntimeSpec,
     block_shapes,
     copied,
     half_blocks,
     opened,
     require_plain,
-    require_way,
     reshaped,
+    runtime_spec,
     skeleton,
     torch_threads,
 )
 from leanvit.deploy.block_grid import Entry, Nodes, anchor_of, entries, product, unequal_pairs
-from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.errors import BadInput
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
+from leanvit.knobs import Count, Positive, Rounds, check
 from leanvit.measure.latency import Latency, paired_latency, ratio
 from leanvit.measure.latency_table import BlockShape, Grid, LatencyTable
 from leanvit.measure.machine import environment
@@ -86,7 +87,7 @@ def measure_table(
         nodes.require(shapes, bench.model.embed_dim)
     begun = time.perf_counter()
     taken = Taken.resumed(partial, _settings(bench, nodes))
-    with torch_threads(bench.way, threads):
+    with torch_threads(bench.spec, threads):
         _measure(bench, nodes, taken, progress)
         table = _assembled(taken, bench, nodes)
         if steps:
@@ -110,7 +111,7 @@ class Bench:
 
     model: OpenViT
     runtime: str
-    way: Way
+    spec: RuntimeSpec
     batch: int
     threads: int | None
     rounds: int
@@ -121,16 +122,12 @@ class Bench:
         cls, model: OpenModel, runtime: str, *, batch: int, threads: int | None, rounds: int, seconds: float
     ) -> Bench:
         """Raises as `measure_table` says, before any work."""
-        way = require_way(runtime)
-        if not is_whole(batch, least=1):
-            raise BadInput(f"batch is {batch!r}; accepted: a whole number of images, 1 or more")
-        if threads is not None and not is_whole(threads, least=1):
-            raise BadInput(f"threads is {threads!r}; accepted: None, or a whole number, 1 or more")
-        if not is_whole(rounds, least=3):
-            raise BadInput(f"rounds is {rounds!r}; accepted: a whole number, 3 or more")
-        if not is_number(seconds, above=0):
-            raise BadInput(f"seconds is {seconds!r}; accepted: a number above 0")
-        return cls(require_plain(model), runtime, way, batch, threads, rounds, seconds)
+        spec = runtime_spec(runtime)
+        check("batch", batch, Count)
+        check("threads", threads, Count | None)
+        check("rounds", rounds, Rounds)
+        check("seconds", seconds, Positive)
+        return cls(require_plain(model), runtime, spec, batch, threads, rounds, seconds)
 
     @property
     def stack(self) -> int:
@@ -153,11 +150,11 @@ class Bench:
         like = next(self.model.parameters())
         keyed = torch.Generator().manual_seed(0)
         x = torch.randn(self.batch, *size, generator=keyed).to(device=like.device, dtype=like.dtype)
-        call = opened(runs, model, x, self.way, self.threads)
+        call = opened(runs, model, x, self.spec, self.threads)
         return lambda _: call(x)
 
     def time(self, calls: dict[str, Call]) -> dict[str, Latency]:
-        """All calls in turns."""
+        """All calls, interleaved."""
         like = next(self.model.parameters())
         return paired_latency(
             calls,
@@ -276,7 +273,7 @@ def _assembled(taken: Taken, bench: Bench, nodes: Nodes) -> LatencyTable:
     at_mlp = product(nodes, "tokens", "embed", "mlp")
     return LatencyTable(
         runtime=bench.runtime,
-        precision=bench.way.precision,
+        precision=bench.spec.precision,
         batch=bench.batch,
         threads=bench.threads,
         model=_described(bench.model),

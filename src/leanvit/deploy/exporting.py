@@ -62,7 +62,7 @@ def export(
             resized and cropped: the normalisation is in the graph.
         labels: class names in the order of the logits; default: the model's own (`model.classes`).
         multi_label: whether each class is a question by itself; it travels with the artefact, for `predict`.
-            Default: as the model says (`model.multi_label`).
+            Default: `model.multi_label`.
         opset: of ONNX, 17 to 20; None: PyTorch's choice. `operators.json` beside the graph lists what it uses.
         overwrite: replace an artefact that is there.
 

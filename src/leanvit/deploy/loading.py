@@ -23,7 +23,7 @@ def load_artefact(source: str | Path | Artefact, *, options: Options | None = No
 
     Raises:
         BadInput: there is no artefact, or an option that the runtime lacks.
-        CheckpointError: it is truncated, changed, foreign, from a newer leanvit, or not what `source` says.
+        CheckpointError: it is truncated, changed, foreign, from a newer leanvit, or not what `source` states.
         Refused: a torch archive from a path without `trusted`.
     """
     known = source if isinstance(source, Artefact) else None
@@ -35,7 +35,7 @@ def load_artefact(source: str | Path | Artefact, *, options: Options | None = No
     if artefact.runtime == "torch" and not (known or trusted):
         raise Refused(
             f"{artefact.path} is a torch.export archive, and reading one can run code: load the Artefact that export "
-            "returned, or say trusted=True if you know where it comes from"
+            "returned, or pass trusted=True if you know where it comes from"
         )
     options = options or Options()
     if artefact.segments is not None:

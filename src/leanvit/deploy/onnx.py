@@ -1,6 +1,6 @@
 """Export to ONNX Runtime: one `model.onnx` with its weights inside, f32 or int8. Needs the extra `leanvit[onnx]`.
 
-At int8 the file holds QuantizeLinear / DequantizeLinear pairs and int8 weights (`onnx_graph` says which form), so that
+At int8 the file holds QuantizeLinear / DequantizeLinear pairs and int8 weights (for the form see `onnx_graph`), so that
 any ONNX runtime can read it and ONNX Runtime fuses it to integer kernels. On x64 without VNNI, its kernels for unsigned
 times signed bytes add pairs in 16 bits and can saturate: there, judge the artefact by its agreement before it is used.
 """
@@ -77,7 +77,7 @@ def open_outputs(folder: Path, options: Options) -> Callable[[np.ndarray], tuple
 
 
 def opset_of(folder: Path) -> int:
-    """The opset of the graph in a folder, as its list of operators says."""
+    """The opset of the graph in a folder, from its list of operators."""
     return int(json.loads((folder / OPERATORS).read_text(encoding="utf-8"))["opset"])
 
 

@@ -27,7 +27,7 @@ _RESIZED_IN_18 = ("antialias", "axes", "keep_aspect_ratio_policy")
 def lower_to(model: ir.Model, opset: int) -> None:
     """Rewrite a graph of opset 18 as one of 17, in place; a graph that has the wanted opset stays.
 
-    Raises `Refused` that names the operator which 17 cannot say.
+    Raises `Refused` that names the operator which opset 17 lacks.
     """
     if opset == 17:
         for node in model.graph.all_nodes():

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from leanvit.deploy.artefact import RUNTIMES
 from leanvit.errors import BadInput, MissingExtra, unknown
+from leanvit.knobs import Choice, Count, check_fields
 
 OPSETS = (17, 18, 19, 20)  # of ONNX
 
@@ -35,16 +36,12 @@ _PIP = {"openvino": "openvino", "onnx": "'leanvit[onnx]'"}
 class Options:
     """How a runtime executes. Every choice that moves a figure is explicit, and recorded in the runner."""
 
-    precision: str = "f32"  # of what is not int8: "f32", or "bf16" (OpenVINO, where the CPU has it)
-    hint: str = "latency"  # OpenVINO: "latency" or "throughput"
-    threads: int | None = None  # None: the runtime's choice
+    precision: Annotated[str, Choice(("f32", "bf16"))] = "f32"  # of what is not int8; bf16: OpenVINO's
+    hint: Annotated[str, Choice(("latency", "throughput"))] = "latency"  # OpenVINO's
+    threads: Count | None = None  # None: the runtime's choice
 
     def __post_init__(self) -> None:
-        for name, accepted in (("precision", ("f32", "bf16")), ("hint", ("latency", "throughput"))):
-            if getattr(self, name) not in accepted:
-                raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(map(repr, accepted))}")
-        if self.threads is not None and (isinstance(self.threads, bool) or self.threads < 1):
-            raise BadInput(f"threads is {self.threads!r}; accepted: None, or 1 and more")
+        check_fields(self)
 
 
 def open_runtime(runtime: str, folder: Path, options: Options) -> Call:
@@ -90,5 +87,5 @@ def check_opset(opset: int | None, to: str) -> None:
 
 
 def wanted(opset: int | None) -> dict[str, Any]:
-    """What `write_files` of a runtime is told of the opset: only ONNX's has one."""
+    """Keyword arguments on the opset for `write_files` of a runtime: only ONNX's takes one."""
     return {} if opset is None else {"opset": opset}

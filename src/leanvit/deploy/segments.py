@@ -147,7 +147,7 @@ def _trace(part: nn.Module, x: Tensor, batch: int | None) -> ExportedProgram:
     dynamic = None if batch else ({0: Dim("batch", min=1, max=65536)},)
     try:
         return torch.export.export(part, (example,), dynamic_shapes=dynamic)
-    except Exception as error:  # torch.export raises many kinds; the first line says which operation it was
+    except Exception as error:  # torch.export raises many kinds; the first line names the operation
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused(f"torch.export cannot follow a part of this model: {reason}") from error
 
@@ -165,7 +165,7 @@ def _chained(calls: Sequence[Call], x: np.ndarray) -> list[np.ndarray]:
 class SegmentsRunner(Runner):
     """A loaded artefact of several graphs: like any other, but images leave behind the exit that is sure of them.
 
-    `exits.recording()` says where they left; `exits.rule` may be another one of as many thresholds.
+    `exits.recording()` gives where they left; `exits.rule` may be another one of as many thresholds.
     """
 
     def __init__(self, artefact: Artefact, calls: Sequence[Call], options: Options) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from leanvit import knobs
 from leanvit.anatomy import OpenModel, OpenViT
 from leanvit.data import keyed
 from leanvit.deploy.block_graphs import reshaped, torch_threads
 from leanvit.deploy.block_grid import Nodes, anchor_of
 from leanvit.deploy.block_latency import Bench, Progress, measure_table
-from leanvit.errors import BadInput, is_whole
 from leanvit.measure.latency import ratio
 from leanvit.measure.latency_table import BlockShape, LatencyTable
 
@@ -42,8 +42,7 @@ def latencies(
 
     With `out`, finished entries are kept beside that file while measuring, and the table is saved to it.
     """
-    if not is_whole(check, least=0):
-        raise BadInput(f"check is {check!r}; accepted: a whole number of held-out models, 0 or more")
+    knobs.check("check", check, knobs.Index)
     partial = None if out is None else partial_of(Path(out))
     table = measure_table(
         model,
@@ -92,14 +91,12 @@ def check_table(
     Raises:
         BadInput: a count below 1, or a model of which the table knows nothing.
     """
-    for name, value in (("shapes", shapes), ("multiple", multiple)):
-        if not is_whole(value, least=1):
-            raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
+    knobs.check_each(knobs.Count, shapes=shapes, multiple=multiple)
     bench = Bench.of(model, table.runtime, batch=table.batch, threads=table.threads, rounds=rounds, seconds=0.05)
     drawn = [held_out(table, bench.model, seed=seed, number=i, multiple=multiple) for i in range(shapes)]
     predicted = [table.model_seconds(blocks, embed) - table.steps_s for embed, blocks in drawn]
     rows: list[dict[str, Any]] = []
-    with torch_threads(bench.way, table.threads):
+    with torch_threads(bench.spec, table.threads):
         for start in range(0, shapes, TOGETHER):
             some = slice(start, start + TOGETHER)
             rows += _timed(table, bench, drawn[some], predicted[some])

@@ -1,4 +1,4 @@
-"""A model as an exported graph, and whether it still says what PyTorch says."""
+"""A model as an exported graph, and the check that its outputs agree with PyTorch's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from leanvit import __version__
 from leanvit.data import Preprocess
 from leanvit.deploy.runtimes import packages_of
 from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Count, check
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -57,7 +58,7 @@ def trace(
     dynamic = None if batch else {"images": {0: Dim("batch", min=1, max=65536)}}
     try:
         return torch.export.export(Logits(model, pixels), (example,), dynamic_shapes=dynamic)
-    except Exception as error:  # torch.export raises many kinds; the first line says which operation it was
+    except Exception as error:  # torch.export raises many kinds; the first line names the operation
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         kind = f"a batch of {batch}" if batch else "any batch"
         raise Refused(f"torch.export cannot follow this model for {kind}: {reason}") from error
@@ -91,8 +92,7 @@ def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None)
     """Raise `BadInput` for what `export` does not take."""
     if not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.data.Preprocess")
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise BadInput(f"batch is {batch!r}; accepted: None (any number), or 1 and more")
+    check("batch", batch, Count | None)
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
     if dtypes:
         raise BadInput(f"the model holds {', '.join(map(str, dtypes))}; accepted: float32, call model.float() first")
@@ -140,7 +140,7 @@ class evaluating:
 
 
 def provenance(model: nn.Module, runtime: str) -> dict[str, Any]:
-    """Fields of an artefact that say where it comes from: root, methods, versions."""
+    """Provenance fields of an artefact: root, methods, versions."""
     history = getattr(model, "history", None)
     return {
         "root": history.root.name if history else "",

@@ -160,7 +160,7 @@ def chosen(
         fast = [p for p in points if dense / p.macs >= speedup]
         if not fast:
             best = max(dense / p.macs for p in points)
-            raise Refused(f"speedup {speedup:g} was asked for; if all images leave at the first exit it is {best:.2f}")
+            raise Refused(f"speedup {speedup:g} was requested; if all images leave at the first exit it is {best:.2f}")
         return max(fast, key=lambda p: (p.top1, -p.macs))
     assert points_lost is not None
     good = [p for p in points if 100 * (final_top1 - p.top1) <= points_lost]

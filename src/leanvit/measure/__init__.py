@@ -1,6 +1,6 @@
 """One way to measure for all methods: parameters, MACs, latency, memory, accuracy, agreement, and a comparison of them.
 
-Names load on first use, so that a caller pays only for what it asks for.
+Names load on first use, so that a caller pays only for what it uses.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Energy:
     """What one run of `paired_energy` found; every Spread is over its rounds."""
 
     joules_per_image: dict[str, Spread]
-    idle_watts: Spread  # while nothing was asked of the machine, in the same rounds; not subtracted
+    idle_watts: Spread  # while the machine was idle, in the same rounds; not subtracted
     seconds: float  # that a sample lasted at least
     source: str
 
@@ -56,7 +56,7 @@ def paired_energy(
     rounds: int = ROUNDS,
     min_seconds: float = 0.0,
 ) -> Energy:
-    """Joules an image of every candidate on the same input, in turns (A B, B A, ...), idle between the rounds.
+    """Joules an image of every candidate on the same input, interleaved (A B, B A, ...), idle between the rounds.
 
     Args:
         candidates: name -> callable of one tensor; modules run in eval mode, all calls in inference mode.

@@ -83,7 +83,7 @@ def paired_latency(
     min_seconds: float = 0.05,
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
-    """Time every candidate on the same input, in turns.
+    """Time every candidate on the same input, interleaved.
 
     Args:
         candidates: name -> callable of one tensor. Modules are timed in eval mode; all calls run in inference mode.

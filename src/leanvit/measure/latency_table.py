@@ -24,16 +24,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import MinLen
 from pydantic import ValidationError
 
-from leanvit.errors import BadInput, CheckpointError, is_number, is_whole
+from leanvit.errors import BadInput, CheckpointError, is_number
 from leanvit.files import Sealed, Strict, read_sealed, sealed_text, strict_message, write_atomic
+from leanvit.knobs import RISING, Count, Words, check
 
 KIND = "leanvit-latency-table"
 FORMAT = 1
+Ascending = Annotated[tuple[Count, ...], MinLen(1), RISING, Words("ascending whole numbers, 1 or more")]
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name, nodes in self.axes.items():
-            if not nodes or list(nodes) != sorted(set(nodes)) or not all(is_whole(n, least=1) for n in nodes):
-                raise BadInput(f"nodes of {name} are {nodes}; accepted: ascending whole numbers, 1 or more")
+            check(f"nodes of {name}", nodes, Ascending)
         if len(self.values) != math.prod(self.shape) or not all(is_number(v) for v in self.values):
             raise BadInput(f"a grid of {self.shape} takes {math.prod(self.shape)} finite values")
 

@@ -1,4 +1,4 @@
-"""Where a measurement was made: machine, CPU features, threads and versions. A figure without it says little."""
+"""Where a measurement was made: machine, CPU features, threads and versions. A figure without it is not comparable."""
 
 from __future__ import annotations
 

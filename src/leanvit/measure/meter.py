@@ -1,4 +1,4 @@
-"""What counts energy, as the measurement asks it, and what is said where nothing does."""
+"""Energy meters, as the measurement uses them, and the reason given where there is none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from leanvit.errors import LeanvitError
 
 
 class NotMeasurable(LeanvitError):
-    """A counter cannot be read, or does not count; the text says which and why."""
+    """A counter cannot be read, or does not count; the message says which and why."""
 
 
 class Meter:

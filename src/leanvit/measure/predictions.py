@@ -195,13 +195,13 @@ def matched_outputs(
     found = {name: matched.positions for name, matched in matches.items() if not matched.same}
     # beside a model whose names are in another order, one without names is news
     every = log is not None or bool(found) or class_names == "by-position"
-    said: dict[str, str] = {}
+    notes: dict[str, str] = {}
     for name, runner in runners.items():
-        if matches[name].said and every:
-            said.setdefault(matches[name].said, name)
+        if matches[name].note and every:
+            notes.setdefault(matches[name].note, name)
         if kind := other_kind(runner, dataset):
-            said.setdefault(kind, name)
-    for line, name in said.items():
+            notes.setdefault(kind, name)
+    for line, name in notes.items():
         (log or warnings.warn)(f"{name}: {line}")
     return found
 

@@ -1,7 +1,7 @@
 """RAPL: the energy counters of x86 processors (Intel; AMD since Zen), as Linux shows them under /sys/class/powercap.
 
 A package domain counts what the whole processor takes, cores and caches and all programs on it; memory is not in it.
-`psys` (the platform) and the `-mmio` twins of packages are left out: they would count the same energy twice.
+`psys` (the platform) and the `-mmio` duplicates of packages are left out: they would count the same energy twice.
 """
 
 from __future__ import annotations
@@ -78,8 +78,6 @@ def _number(file: Path) -> int:
     try:
         return int(file.read_text())
     except PermissionError:
-        raise NotMeasurable(
-            f"no permission to read {file} (Linux lets only root read it unless told otherwise)"
-        ) from None
+        raise NotMeasurable(f"no permission to read {file} (Linux lets only root read it by default)") from None
     except (OSError, ValueError) as error:
         raise NotMeasurable(f"{file} cannot be read as a number: {error}") from None

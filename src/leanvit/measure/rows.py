@@ -1,4 +1,4 @@
-"""Models measured on the same images: a row of figures each, and what can be asked of all rows together."""
+"""Models measured on the same images: a row of figures each, and what is computed over all rows."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Rows:
     environment: dict[str, Any]
     multi_label: bool = False
     format: int = FORMAT
-    idle_watts: Spread | None = None  # of what `energy_source` counts, while nothing was asked of the machine
+    idle_watts: Spread | None = None  # of what `energy_source` counts, while the machine was idle
     classes: tuple[str, ...] = ()  # that the images were scored on, by name; empty: not recorded
 
     # How pydantic reads the JSON, nested dataclasses included.

@@ -1,6 +1,6 @@
 """What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives logits (B, classes).
 
-A module is a runner; so is an artefact of another runtime. A runner may say more of itself by attributes: `runtime`,
+A module is a runner; so is an artefact of another runtime. A runner may describe itself by attributes: `runtime`,
 `precision` (text), `batch` (int: it takes exactly this many images), `device` (text or torch.device). One whose work
 depends on the image has `exits`, with `recording()`: a context that gives what its calls did (`anatomy.exits.Work`).
 """

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from leanvit.errors import BadInput, Refused, is_number, is_whole
+from leanvit.errors import BadInput, Refused, is_whole
+from leanvit.knobs import Count, Fraction, check
 
 
 @register_notrace_module
@@ -55,9 +56,8 @@ class HiLoAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads("dim", dim, "num_heads", num_heads)
-        if not is_whole(window_size, least=1):
-            raise BadInput(f"window_size is {window_size!r}; accepted: a whole number, 1 or more")
-        check_alpha(alpha)
+        check("window_size", window_size, Count)
+        check("alpha", alpha, Fraction)
         self.head_dim = dim // num_heads
         self.scale = qk_scale
         self.window_size, self.alpha, self.grid_size = window_size, alpha, grid_size
@@ -153,14 +153,6 @@ def check_heads(dim_name: str, dim: Any, heads_name: str, heads: Any) -> None:
     if not is_whole(heads, least=1) or not is_whole(dim, least=1) or dim % heads:
         raise BadInput(
             f"{heads_name} is {heads!r} for {dim_name} {dim!r}; accepted: whole numbers, heads divide channels"
-        )
-
-
-def check_alpha(alpha: Any) -> None:
-    """Raise `BadInput` for a share of Lo-Fi heads outside 0 to 1."""
-    if not is_number(alpha, least=0, most=1):
-        raise BadInput(
-            f"alpha is {alpha!r}; accepted: a number from 0 (all heads in windows) to 1 (all on pooled keys)"
         )
 
 

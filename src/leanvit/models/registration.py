@@ -17,7 +17,7 @@ _NAMED = 3  # names that an error lists
 
 
 def pretrained_cfg(**given: Any) -> dict[str, Any]:
-    """What timm knows of a model: ImageNet at 224x224 unless told otherwise; nothing to download."""
+    """What timm knows of a model: ImageNet at 224x224 unless given; nothing to download."""
     return {
         "url": "",
         "num_classes": 1000,
@@ -65,8 +65,8 @@ def renamed(state: Mapping[str, Any], model: nn.Module, rename: Rename) -> dict[
     found = {new: tensor for old, tensor in state.items() if (new := rename(old)) is not None}
     strange, missing = sorted(set(found) - own), sorted(own - set(found))
     if strange or missing:
-        said = [f"it lacks {_few(missing)}"] * bool(missing) + [f"the model has no {_few(strange)}"] * bool(strange)
-        raise ValueError(f"the checkpoint is of another model: {'; '.join(said)}")
+        wrong = [f"it lacks {_few(missing)}"] * bool(missing) + [f"the model has no {_few(strange)}"] * bool(strange)
+        raise ValueError(f"the checkpoint is of another model: {'; '.join(wrong)}")
     return found
 
 

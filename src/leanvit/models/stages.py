@@ -1,37 +1,18 @@
-"""What networks of stages share whose maps are (B, H, W, C): the stage, and what timm asks of such a model."""
+"""What networks of stages share whose maps are (B, H, W, C): the stage, and what timm needs of such a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from timm.layers import register_notrace_function
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput
+from leanvit.models.sizes import of_size
 
 POOLS = ("avg", "")
-
-
-@register_notrace_function
-def of_size(images: Tensor, multiple: int, exact: tuple[int, int] | None, accepted: str) -> Tensor:
-    """The images (B, C, H, W) as they are. One step where `torch.fx` traces, which cannot follow what sizes decide.
-
-    Args:
-        multiple: of which both sides are. exact: the one size (H, W) there is, or None.
-        accepted: what an error says behind the size.
-
-    Raises:
-        BadInput: another size, or images of whole numbers.
-    """
-    if not images.is_floating_point():
-        raise BadInput(f"images are {images.dtype}; accepted: floating-point numbers, normalised")
-    height, width = images.shape[2:]
-    if height % multiple or width % multiple or exact not in (None, (height, width)):
-        raise BadInput(f"images are {height}x{width}{accepted}")
-    return images
 
 
 class Stage(nn.Module):
@@ -69,7 +50,7 @@ class Staged(nn.Module):
         raise NotImplementedError
 
     def accepts(self) -> tuple[int, tuple[int, int] | None, str]:
-        """What `of_size` is told of this model's images."""
+        """Keyword arguments of `of_size` for this model's images."""
         raise NotImplementedError
 
     def sized(self, x: Tensor) -> Tensor:
@@ -156,6 +137,14 @@ class Staged(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.levels:
             stage.grad_checkpointing = enable  # type: ignore[assignment]
+
+
+def check_lengths(**lists: Sequence[Any]) -> None:
+    """Raise `BadInput` unless each list has one value a stage."""
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise BadInput(f"{said}; accepted: one value a stage in each")
 
 
 def check_pool(global_pool: Any) -> None:

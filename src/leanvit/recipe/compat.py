@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
+from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.protocol import FillsSlots, Method
 from leanvit.recipe.registry import method_class, shaping_methods
@@ -14,7 +15,6 @@ from leanvit.recipe.registry import method_class, shaping_methods
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
 
-SLOTS = ("before", "between", "after")  # of a block, in the order in which they run
 TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
@@ -67,7 +67,10 @@ def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
             continue
         if isinstance(m, type) or getattr(m, "slug", None) is None:
             raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
-        raise BadInput(f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure)")
+        raise BadInput(
+            f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure). To train "
+            f"with it: leanvit train MODEL --with {m.slug}"
+        )
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return

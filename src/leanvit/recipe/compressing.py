@@ -1,4 +1,4 @@
-"""The verb `compress`: apply methods to a model in order, recover by training where asked, keep the history."""
+"""The verb `compress`: apply methods to a model in order, recover by training if requested, keep the history."""
 
 from __future__ import annotations
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from leanvit.errors import BadInput, Refused, is_number
+from annotated_types import Gt, Lt
+
+from leanvit.cards import paper
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Words, check
 from leanvit.measure import count
 from leanvit.recipe.protocol import AtMacs
 from leanvit.recipe.registry import check_knobs, frozen, method_class
@@ -34,7 +38,7 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
     if not issubclass(cls, AtMacs):
         raise Refused(f"{slug} has no knob that sets its MACs")
     for name in knobs:
-        if name in cls.cost_knobs:  # type: ignore[attr-defined]
+        if name in paper(slug).knobs.cost:
             raise BadInput(f"{slug} is given {name}, which the share of MACs decides: leave it out")
     check_knobs(slug, knobs)
     return cls.at_macs(model, share, frozen(knobs))
@@ -42,8 +46,7 @@ def at_macs(model: OpenModel, slug: str, share: float, knobs: Mapping[str, Any] 
 
 def check_share(share: object) -> None:
     """Raise `BadInput` unless it is a share of the MACs that methods can be set to."""
-    if not is_number(share, above=0, most=1) or share == 1:
-        raise BadInput(f"macs is {share!r}; accepted: a share of the model's MACs, above 0 and below 1")
+    check("macs", share, Annotated[float, Gt(0), Lt(1), Words("a share of the model's MACs, above 0 and below 1")])
 
 
 def macs_of(model: OpenModel) -> int:

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
 from leanvit.models.registry import require_model
-from leanvit.recipe.compat import SLOTS, both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.structure import check_structure
@@ -175,7 +176,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     """
     name = name or _recorded_name(model)
     if not name:
-        raise BadInput("the model does not say its timm name: give root=Root(name, kwargs)")
+        raise BadInput("the timm name of the model is not known: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
     given["num_classes"] = model.num_classes  # a classifier may have been reset since
     root = Root(name, {k: _listed(v) for k, v in given.items() if k not in FORBIDDEN})

@@ -10,7 +10,7 @@
         def shape(self, model, structure): ...
 
 `Method` is what every method has. Each other protocol is one optional step: a method has the ones that its paper needs,
-and who calls a step asks `isinstance(m, Folds)`.
+and callers check `isinstance(m, Folds)`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Method(Protocol):
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
-    cost_knobs: ClassVar[tuple[str, ...]]  # knobs that set its cost (`AtMacs`)
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
 
@@ -125,7 +124,7 @@ class FillsSlots(Protocol):
 
 @runtime_checkable
 class AtMacs(Protocol):
-    """Can be set to a cost by its `cost_knobs`."""
+    """Can be set to a cost by the knobs that its card names as `cost`."""
 
     @classmethod
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> Self:
@@ -161,12 +160,12 @@ class Schedules(Protocol):
 
 @runtime_checkable
 class BringsObjective(Protocol):
-    """Learns in the recovery by a loss of its own. Two methods that bring one are refused before any work."""
+    """Learns in the recovery or in a training by a loss of its own; of two that bring one, both are refused early."""
 
     def objective(self, model: OpenModel, data: Data, config: FitConfig) -> Objective | None:
         """Takes the place of the recovery's distillation, whose settings are then refused; None leaves it in place.
 
-        Asked for once before each recovery, with the lean model, `data.teacher` and the recovery's numbers. Its own
+        Asked for once before each training, with the model, `data.teacher` and the training's numbers. Its own
         parameters are trained along and never part of the model.
         """
 
@@ -176,7 +175,7 @@ class BringsObjective(Protocol):
 
 @runtime_checkable
 class Achieves(Protocol):
-    """Tells what was got for what was asked."""
+    """Reports what was achieved of what was requested."""
 
     def achieved(self, model: OpenModel, structure: Structure) -> Mapping[str, Any]:
         """Figures counted on the model, by name. `structure` is that of its plan."""
@@ -210,10 +209,11 @@ class Tunes(Retunes, Protocol):
 
 
 class TrainingMethod(Protocol):
-    """A way to train (kind "train"): knobs in a frozen dataclass, and one of three at least.
+    """A way to train (kind "train", `train(..., methods=[...])`): knobs in a frozen dataclass, one of three at least.
 
-    `BringsObjective`: what the training minimises. `Schedules`: callbacks of `fit`. `shape`: parts that stay in the
-    model, as of any `Method`; a class that has it is applied by `compress`, too.
+    `BringsObjective`: what the training minimises; `data.teacher` is None there. `Schedules`: callbacks of `fit`.
+    `shape`: parts that stay in the model, as of any `Method`, put in before the training; a class that has it is
+    applied by `compress`, too.
     """
 
     slug: ClassVar[str]

@@ -1,4 +1,4 @@
-"""Recovery: the training that follows compression. What is asked of it, checked before any work, and its run."""
+"""Recovery: the training that follows compression. Its settings, checked before any work, and the training itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
-from leanvit.errors import BadInput, Refused, nearest
+from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
 from leanvit.recipe.learning import Data
-from leanvit.recipe.protocol import BringsObjective, Method, Schedules
+from leanvit.recipe.protocol import Method
+from leanvit.recipe.training_methods import callbacks_of, objective_method, require_one_objective
 from leanvit.recipe.training_steps import BATCH, Training, fitting_batch
 
 if TYPE_CHECKING:
@@ -134,20 +135,16 @@ def check_objectives(methods: Sequence[Method], recovery: Recovery) -> None:
         Refused: two methods bring one (both are named).
         BadInput: alpha, temperature or distillation is given for an objective that is a method's.
     """
-    bring = [m.slug for m in methods if isinstance(m, BringsObjective)]
-    if len(bring) > 1:
-        raise Refused(
-            f"{' and '.join(bring)} each bring the objective of the recovery, which has one: compress with the first, "
-            "then with the other from the run that this gives"
-        )
-    if not bring:
+    require_one_objective(methods, "the recovery", "compress with the first, then with the other from the run")
+    bringing = objective_method(methods)
+    if bringing is None:
         return
     usual = {f.name: f.default for f in fields(Recovery)}
     for name in _OF_DISTILLATION:
         if getattr(recovery, name) != usual[name]:
             raise BadInput(
-                f"recovery {name} is {getattr(recovery, name)!r}, but {bring[0]} brings the objective of the recovery: "
-                f"leave it out, and use the knobs of {bring[0]}"
+                f"recovery {name} is {getattr(recovery, name)!r}, but {bringing.slug} brings the objective of the "
+                f"recovery: leave it out, and use the knobs of {bringing.slug}"
             )
 
 
@@ -191,11 +188,10 @@ def run_recovery(
     that brings it; goes on where `data.out` holds a state."""
     from leanvit.training import JsonlLog, recover
 
-    callbacks = [c for m in done if isinstance(m, Schedules) for c in m.callbacks(lean)]
-    callbacks += data.callbacks
+    callbacks = [*callbacks_of(done, lean), *data.callbacks]
     callbacks += [JsonlLog(recovery.log)] if recovery.log else []
     config = recovery.config(seed=data.seed)
-    bring = [m for m in done if isinstance(m, BringsObjective)]
+    bringing = objective_method(done)
     result = recover(
         lean,
         teacher,
@@ -205,7 +201,7 @@ def run_recovery(
         alpha=recovery.alpha,
         temperature=recovery.temperature,
         distillation=recovery.distillation,
-        objective=bring[0].objective(lean, replace(data, teacher=teacher), config) if bring else None,
+        objective=bringing.objective(lean, replace(data, teacher=teacher), config) if bringing else None,
         callbacks=callbacks,
         out=data.out,
         resume=data.resume,

@@ -1,8 +1,8 @@
-"""The methods by their slugs: registered by a decorator, imported when first asked for, made from knobs."""
+"""The methods by their slugs: registered by a decorator, imported on first use, made from knobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
@@ -19,7 +19,6 @@ _DEFAULTS: dict[str, Any] = {
     "needs_data": False,
     "trains": False,
     "trainable_after": True,
-    "cost_knobs": (),
     "tunable": (),
     "open_knobs": (),
 }
@@ -64,7 +63,14 @@ def _check_steps(cls: type, kinds: Iterable[str]) -> None:
 
 
 def register(
-    slug: str, *, title: str, summary: str, kind: str = "compress", compared: bool = False, **more: str
+    slug: str,
+    *,
+    title: str,
+    summary: str,
+    kind: str = "compress",
+    compared: bool = False,
+    cost_knobs: Sequence[str] = (),
+    **more: str,
 ) -> Callable[[type], type]:
     """Class decorator: register a method that is not part of leanvit, from a module of your own.
 
@@ -77,16 +83,18 @@ def register(
         summary: what it does, in half a sentence.
         kind: one of `leanvit.kinds`.
         compared: whether `leanvit compare-methods` sets it beside others where no method is named.
+        cost_knobs: the knobs that set its cost, of a method with `at_macs`.
         more: arxiv, venue, family (default "outside"), published, and what was measured here: measured, command,
             machine.
 
     Raises:
         BadInput: the slug is malformed, or belongs to another module's method; a column that there is not.
-        TypeError: the class has not the step that its kind asks for (`shape`).
+        TypeError: the class lacks the step that its kind requires (`shape`).
     """
     for name in more:
         if name not in _COLUMNS:
-            raise BadInput(f"register has no column {name!r}: {nearest(name, [*_COLUMNS, 'kind', 'compared'])}")
+            known = [*_COLUMNS, "kind", "compared", "cost_knobs"]
+            raise BadInput(f"register has no column {name!r}: {nearest(name, known)}")
     kinds = [name for name, one in KINDS.items() if one.is_method]
     if kind not in kinds:
         raise BadInput(f"kind is {kind!r}; accepted: {', '.join(kinds)}")
@@ -97,7 +105,8 @@ def register(
         ours = Measured(
             columns.pop("measured", ""), command=columns.pop("command", ""), machine=columns.pop("machine", "")
         )
-        row: dict[str, Any] = {"measured": ours, "knobs": Knobs(compared=compared), **columns}
+        knobs = Knobs(compared=compared, cost=dict.fromkeys(cost_knobs, ()))
+        row: dict[str, Any] = {"measured": ours, "knobs": knobs, **columns}
         add_registered(Card(slug=slug, title=title, summary=summary, kinds=(kind,), module=cls.__module__, **row))
         return method(slug)(cls)
 
@@ -115,7 +124,7 @@ def shaping_methods() -> list[str]:
 
 
 def method_class(slug: str) -> type:
-    """The class behind a slug, imported when first asked for. Raises `BadInput` for any other, with the nearest."""
+    """The class behind a slug, imported on first use. Raises `BadInput` for any other, with the nearest."""
     row = paper(slug)
     if not row.is_method:
         raise BadInput(

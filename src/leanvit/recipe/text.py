@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from leanvit.errors import BadInput
-from leanvit.recipe.registry import make_method
-from leanvit.values import read_pair, split_values
+from leanvit.recipe.registry import knobs_of, make_method
+from leanvit.values import read_pair, split_values, write_value
 
 
 def parse_with(text: str) -> Any:
@@ -29,3 +29,9 @@ def split_with(text: str) -> tuple[str, dict[str, Any]]:
             raise BadInput(f"{text!r}: {name} is given twice")
         knobs[name] = value
     return slug.strip(), knobs
+
+
+def as_text(m: Any) -> str:
+    """A method with all its knobs, as `parse_with` takes it: `toy:rate=0.5,blocks=[3,6]`."""
+    knobs = ",".join(f"{name}={write_value(value)}" for name, value in knobs_of(m).items())
+    return f"{m.slug}:{knobs}" if knobs else str(m.slug)

@@ -18,7 +18,7 @@ from leanvit.runs.thumbnails import data_uri
 
 CLASSES_SHOWN = 24  # of more classes, those that changed most
 SWITCHES_SHOWN = 12
-FEW = 30  # images of a class; below, its interval says more than its figure
+FEW = 30  # images of a class; below, its interval is more informative than its figure
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _reliability(name: str, number: int, found: Reliability) -> Trace:
         **trace,
         "mode": "lines+markers",
         "line": {"width": 1.5},
-        # An area that grows with the images of the bin: few images say little.
+        # An area that grows with the images of the bin: few images are weak evidence.
         "marker": {"size": [5 + 20 * (b.count / images) ** 0.5 for b in found.bins], "opacity": 0.75},
         "customdata": [b.count for b in found.bins],
         "hovertemplate": "%{customdata} images: confidence %{x:.1f} %, right %{y:.1f} %<extra>"

@@ -119,7 +119,7 @@ def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
 
 
 def _details(point: Point) -> list[str]:
-    """What pointing at a row tells."""
+    """The hover text of a row."""
     comparison, row, top1 = point.comparison, point.row, point.row.top1_percent
     lines = [
         f"{point.model}, {point.runtime_label} {row.precision or ''}".strip(),

@@ -50,7 +50,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Headline:
-    """What is said first: one model against dense in the same runtime."""
+    """The headline: one model against dense in the same runtime."""
 
     name: str
     reference: str
@@ -208,7 +208,7 @@ def _against(row: Row, reference: Row) -> str:
 
 
 def _twin(comparison: Comparison, row: Row) -> Row:
-    """The row of the same model that torch ran: it knows MACs and parameters, which another runtime does not say."""
+    """The row of the same model that torch ran: it knows MACs and parameters, which another runtime does not report."""
     if row.macs_per_image is not None:
         return row
     same = [r for r in comparison.rows if r.model == row.model and r.macs_per_image is not None]
@@ -245,8 +245,8 @@ def signed(value: float) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """What was not measured, and why."""
-    said = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
-    return said + _missing(comparison.rows) + list(energy_lines(comparison))
+    sentences = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
+    return sentences + _missing(comparison.rows) + list(energy_lines(comparison))
 
 
 def _missing(rows: Sequence[Row]) -> list[str]:

@@ -61,7 +61,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one measurement tells image by image."""
+    """What one measurement shows image by image."""
 
     title: str
     changes: tuple[Changes, ...]
@@ -158,7 +158,7 @@ def sections(records: Sequence[RunRecord], method_comparisons: Sequence[MethodCo
     groups = by_data(records)
     measured = [one for group in groups for one in group.measured]
     series = Series(records, [one.folder for one in method_comparisons])
-    said, headline = _newest_headline(groups, method_comparisons)
+    headline_group, headline = _newest_headline(groups, method_comparisons)
     maps = _traced(records)
     curves = {run_name(m, records): m.curve for m in records if m.curve is not None}
     parts = [_readable_part(one, records, plots) for one in method_comparisons]
@@ -173,7 +173,7 @@ def sections(records: Sequence[RunRecord], method_comparisons: Sequence[MethodCo
         heading=_heading(records),
         chips=_chips(records, groups),
         headline=headline,
-        headline_data=_data_name(said, groups) if said and len(groups) > 1 else "",
+        headline_data=_data_name(headline_group, groups) if headline_group and len(groups) > 1 else "",
         side_by_side=tuple(part for part, _ in parts if part is not None),
         data=data,
         token_plot=plots.add({"": counts} if counts else {}),
@@ -218,8 +218,8 @@ def _newest_headline(
     for group in groups:
         for record, measurement in group.measured:
             result, comparison = results.get(record.folder), measurement.comparison
-            said = rows.headline(comparison, side_by_side.most_accurate(result, comparison) if result else "")
-            found += [(said, measurement.at, group)] if said is not None else []
+            headline = rows.headline(comparison, side_by_side.most_accurate(result, comparison) if result else "")
+            found += [(headline, measurement.at, group)] if headline is not None else []
     newest = sorted(found, key=lambda one: (one[0].deployed, one[1]))
     return (newest[-1][2], newest[-1][0]) if newest else (None, None)
 
@@ -258,7 +258,7 @@ def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) ->
     note = ""
     if len(bench.measured) > 1:
         note = (
-            f"{len(bench.measured)} measurements in one plot: their models did not take turns, so compare latencies "
+            f"{len(bench.measured)} measurements in one plot: their models were not interleaved, so compare latencies "
             "across them with care; accuracies, MACs and sizes compare as they are."
         )
     return BenchPart(
@@ -274,7 +274,7 @@ def _table(record: RunRecord, measurement: Measurement, *, several: bool) -> Tab
     comparison = measurement.comparison
     known, scored = len(record.classes), len(comparison.classes)
     part = f" Accuracy among {scored} of the run's {known} classes." if 0 < scored < known else ""
-    rounds = f"Latency in {comparison.rounds} rounds in which all models took turns, batch {comparison.latency_batch}."
+    rounds = f"Latency in {comparison.rounds} rounds, all models interleaved, batch {comparison.latency_batch}."
     return Table(
         title=f"{record.folder.name} · {measurement.file}" if several else "",
         note=f"{rounds}{part}",
@@ -396,15 +396,15 @@ def _versions(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
 
 
 def _notes(records: Sequence[RunRecord], measured: Sequence[Measurement]) -> tuple[str, ...]:
-    said = [note for m in measured for note in rows.notes(m.comparison)]
+    sentences = [note for m in measured for note in rows.notes(m.comparison)]
     for record in records:
         if not record.measurements and not measured:
-            said.append(f"{record.folder}: not measured yet (leanvit measure {record.folder} --data DATA)")
+            sentences.append(f"{record.folder}: not measured yet (leanvit measure {record.folder} --data DATA)")
         if record.tokens is None:
-            said.append(
+            sentences.append(
                 f"{record.folder}: tokens were not traced (leanvit measure {record.folder} --data DATA does it)"
             )
-    return tuple(dict.fromkeys(said))
+    return tuple(dict.fromkeys(sentences))
 
 
 def _text(value: Any) -> str:

@@ -78,7 +78,7 @@ def draw(owners: Owners, grid: tuple[int, int], *, block: int, tokens: int) -> D
     dropped = by_token.pop(-1, [])
     shared = [group for group in by_token.values() if len(group) > 1]
     fused = [group for group in shared if len(group) * FUSED_SHARE > len(owners)]
-    # One fused token is the veil itself; several are told apart by their borders.
+    # One fused token is the overlay itself; several are distinguished by their borders.
     drawn = [group for group in shared if group not in fused or len(fused) > 1]
     in_fused = [patch for group in fused for patch in group]
     return Drawing(

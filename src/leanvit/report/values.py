@@ -1,4 +1,4 @@
-"""Figures of a plan as short text: what was asked of a method, and what was achieved."""
+"""Figures of a plan as short text: what was requested of a method, and what was achieved."""
 
 from __future__ import annotations
 

@@ -2,5 +2,5 @@
 
 `layout` names the files, `record.read_run` reads them into a `RunRecord`, `saving` and `measurements` write what a
 compression and a measurement leave; `folders`, `locking` and `clearing` are about the folder itself. Verbs write
-through this room, the report reads through it.
+through this package, the report reads through it.
 """

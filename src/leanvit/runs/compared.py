@@ -46,7 +46,7 @@ class MethodResult:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
     def save(self, folder: Path) -> None:
-        """Keep it in the method's run folder, which says that the method is through."""
+        """Save it in the method's run folder, which marks the method as done."""
         write_atomic(folder / METHOD_RESULT, json.dumps(asdict(self), indent=1, allow_nan=False).encode())
 
     @classmethod
@@ -62,7 +62,7 @@ class SideBySide:
 
     model: str
     data: str
-    macs: float  # the share that was asked for
+    macs: float  # the requested share
     recovery: dict[str, Any] | None
     seed: int
     standings: tuple[MethodResult, ...]
@@ -136,22 +136,22 @@ def read_about(folder: Path) -> dict[str, Any]:
     return read_sealed(folder / ABOUT, _AboutFile, kind=_KIND, newest=1, changed=changed).about
 
 
-def begin_comparison(folder: Path, asked: dict[str, Any], *, resume: bool) -> None:
+def begin_comparison(folder: Path, request: dict[str, Any], *, resume: bool) -> None:
     """Write down what is compared, or make sure that it is the same."""
-    file, asked = folder / ABOUT, json.loads(json.dumps(asked))
+    file, request = folder / ABOUT, json.loads(json.dumps(request))
     if not resume:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, sealed_text({"kind": _KIND, "format": 1, "about": asked}))
+        write_atomic(file, sealed_text({"kind": _KIND, "format": 1, "about": request}))
         return
     was = {"class_names": "by-name", **read_about(folder)}
-    for key in dict.fromkeys([*was, *asked]):
+    for key in dict.fromkeys([*was, *request]):
         if (key in _NEW and key not in was) or key == "images":  # an older version did not write it down
             continue
-        if key == "weights" and was[key] != asked[key]:
-            raise BadInput(f"--resume: the weights of {asked['model']} changed; accepted: the same")
-        if was.get(key) != asked.get(key):
-            raise BadInput(f"--resume: {key} was {was.get(key)!r} and is {asked.get(key)!r}; accepted: the same")
-    before, now = was.get("images", {}), asked["images"]
+        if key == "weights" and was[key] != request[key]:
+            raise BadInput(f"--resume: the weights of {request['model']} changed; accepted: the same")
+        if was.get(key) != request.get(key):
+            raise BadInput(f"--resume: {key} was {was.get(key)!r} and is {request.get(key)!r}; accepted: the same")
+    before, now = was.get("images", {}), request["images"]
     changed = [text for split in now for text in changes(before.get(split), now[split])]
     if changed:
         raise BadInput(f"--resume: the comparison in {folder} is of other data: {'; '.join(changed)}")

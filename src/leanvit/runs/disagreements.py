@@ -26,7 +26,7 @@ MOST_BYTES = 3 * 2**20  # of all pictures of one comparison
 
 @dataclass(frozen=True)
 class Disagreement:
-    """One image: what it is, and what both said with which probability."""
+    """One image: what it is, and what both predicted with which probability."""
 
     key: str
     target: int

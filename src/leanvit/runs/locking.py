@@ -1,7 +1,7 @@
-"""One process at a time writes into a folder: the second is told who is there.
+"""One process at a time writes into a folder: the second gets an error that names the first.
 
-The lock is the system's (`flock`), on a hidden file in the folder that says who holds it: it ends with its process,
-however that ends, so it is never stale. The file is removed at the end; after a kill it says that the folder is ours.
+The lock is the system's (`flock`), on a hidden file in the folder that names its holder: it ends with its process,
+however that ends, so it is never stale. The file is removed at the end; after a kill it marks the folder as leanvit's.
 """
 
 from __future__ import annotations

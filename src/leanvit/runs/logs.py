@@ -1,4 +1,4 @@
-"""The logs of a run's trainings: which there are, what they say of the data, and the course of the last."""
+"""The logs of a run's trainings: which there are, what they record of the data, and the curve of the last."""
 
 from __future__ import annotations
 

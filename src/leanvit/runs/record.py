@@ -1,4 +1,4 @@
-"""What a run folder says, read from its files. Files from elsewhere are validated, never trusted."""
+"""The content of a run folder, read from its files. Files from elsewhere are validated, never trusted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder: what its files say."""
+    """One run folder, as read from its files."""
 
     folder: Path
     name: str  # "dense", "evit + int8", "leanvit/NAME"

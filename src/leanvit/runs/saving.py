@@ -1,4 +1,4 @@
-"""A compressed run as it is saved: its history, what each method was asked for and achieved, and its training's log."""
+"""Saving a compressed run: its history, what was requested of each method and achieved, and its training's log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OF_ITS_OWN = ("made_with", "steps", "frozen")  # of a run's info: not handed on
 
 @dataclass(frozen=True)
 class TargetRow:
-    """What one method was asked for, and what the saved object turned out to have."""
+    """What was requested of one method, and what the saved model has."""
 
     method: str
     asked: dict[str, Any]  # the knobs

@@ -33,7 +33,9 @@ def keep_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        mallopt(_MMAP_THRESHOLD, _OLD_LIMIT)  # glibc tells nobody what was set; it comes here by itself with tensors
+        mallopt(
+            _MMAP_THRESHOLD, _OLD_LIMIT
+        )  # glibc does not report the setting; it reaches this value by itself with tensors
         mallopt(_TRIM_THRESHOLD, 2 * _OLD_LIMIT)
         trim(0)
 

@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, check
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
 from leanvit.training.world import World
@@ -72,12 +73,12 @@ class Run:
     scaler: torch.amp.GradScaler
     grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
     skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
-    ends_at: int | None = None  # a callback that ends the run earlier says the step here, at its start
-    stopped: bool = False  # the run has ended before its last step, because a callback asked
+    ends_at: int | None = None  # a callback that will end the run earlier sets the step here, at its start
+    stopped: bool = False  # the run has ended before its last step, because a callback requested it
 
     @property
     def ema(self) -> nn.Module | None:
-        """The averaged model, if the recipe asks for one."""
+        """The averaged model, if the recipe has one."""
         return None if self.averager is None else self.averager.module
 
     @property
@@ -92,7 +93,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
-        """The step at which the run ends: its last one, or where a callback said that it will end it."""
+        """The step at which the run ends: its last one, or the one at which a callback will end it."""
         return self.total_steps if self.ends_at is None else min(self.ends_at, self.total_steps)
 
     @property
@@ -139,10 +140,8 @@ class JsonlLog:
     """
 
     def __init__(self, path: str | Path, *, every: int = 10) -> None:
-        if every < 1:
-            raise BadInput(f"every={every!r} is not accepted: give a whole number >= 1")
         self.path = Path(path)
-        self.every = every
+        self.every: int = check("every", every, Count)
         self._file: TextIO | None = None
 
     def start(self, run: Run) -> None:
@@ -168,7 +167,7 @@ class JsonlLog:
     def close(self, run: Run) -> None:
         """Close the file."""
         if self._file is not None:
-            with suppress(OSError):  # what a full disk did not take was said when it was written
+            with suppress(OSError):  # a full disk was reported when it was written to
                 self._file.close()
             self._file = None
 

@@ -80,8 +80,8 @@ def save_state(
 ) -> None:
     """Write modules (each under its prefix), optimiser and position as one file, atomically.
 
-    Of several processes the first writes; all have to call, as sharded tensors are put together. The file says nothing
-    of processes: any number of them can go on from it.
+    Of several processes the first writes; all have to call, as sharded tensors are put together. The file does not
+    depend on the number of processes: any number of them can go on from it.
     """
     world = world or World()
     tensors = _collected({f"{prefix}.": module for prefix, module in modules.items()}, world)
@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Position]:
 
 
 def _check_seal(path: Path, version: int) -> None:
-    """Raise CheckpointError unless the file is as it was written; one of format 1 cannot say so, and that is said."""
+    """Raise CheckpointError unless the file is as it was written; a file of format 1 has no checksum: a warning."""
     sealed = check_sealed_tensors(path)
     if sealed != (version > 1):
         raise CheckpointError(f"{path} is damaged: its header lost its seal, or its format")

@@ -6,12 +6,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Lt
-
 from leanvit.data import Augment
 from leanvit.data.augment import PRESETS
 from leanvit.errors import BadInput
-from leanvit.knobs import Choice, Count, Fraction, Index, NonNegative, Positive, Share, check_fields
+from leanvit.knobs import BelowOne, Choice, Count, Fraction, Index, NonNegative, Positive, Share, check_fields
 
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -20,7 +18,6 @@ TRAIN_MODES = ("train", "eval")
 OPTIMIZERS = ("adamw", "nadamw", "lamb", "lion", "sgd", "momentum")  # timm's names; "sgd" is Nesterov's, as there
 _WITH_MOMENTUM = ("sgd", "momentum")
 _BETAS, _MOMENTUM, _LR = (0.9, 0.999), 0.9, 1e-3
-_BelowOne = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +49,19 @@ class FitConfig:
     # or "nadamw", "lamb", "lion", "sgd" (Nesterov), "momentum": timm's
     optimizer: Annotated[str, Choice(OPTIMIZERS)] = "adamw"
     weight_decay: NonNegative = 0.05  # never on biases, norms and the model's no_weight_decay()
-    betas: tuple[_BelowOne, _BelowOne] = _BETAS
-    momentum: _BelowOne = _MOMENTUM  # of sgd and momentum
+    betas: tuple[BelowOne, BelowOne] = _BETAS
+    momentum: BelowOne = _MOMENTUM  # of sgd and momentum
     layer_decay: Share | None = None  # factor on lr from each layer to the one below it, by timm's groups of layers
     backbone_lr_scale: Share = 1.0  # factor on lr of all but the classifier (fine-tuning with a fresh one)
     clip_grad: Positive | None = None  # largest global gradient norm
-    label_smoothing: _BelowOne = 0.0  # of the default objective; an objective that is given brings its own
+    label_smoothing: BelowOne = 0.0  # of the default objective; an objective that is given brings its own
     mixup: NonNegative = 0.0  # alpha of the Beta distribution; 0 is off
     cutmix: NonNegative = 0.0  # likewise; with both on, each batch draws one of the two
     mix_prob: Fraction = 1.0  # share of batches that are mixed
     mix_switch_prob: Fraction = 0.5  # with both on: the share of cutmix
     mix_off_epoch: Index | None = None  # from this epoch on (the first is 0) nothing is mixed
     augment: Augment | Annotated[str, Choice(PRESETS)] | None = None  # of `leanvit.data`, or the name of a preset there
-    ema_decay: _BelowOne | None = None  # exponential moving average of the weights, validated instead of them
+    ema_decay: BelowOne | None = None  # exponential moving average of the weights, validated instead of them
     ema_warmup: bool = True  # lets the average follow closely at first: without it short runs average noise
     # "bf16" and "fp16" run forwards under autocast; weights and optimiser stay float32. fp16 scales the loss; where the
     # scaled gradient overflows, run.step and the schedule go on, but weights and averages stay and no after_step comes

@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Annotated, Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.knobs import Choice, check
 from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
@@ -74,7 +75,7 @@ class FitResult(Generic[M]):
     average precision, which the history calls `map`."""
 
     model: M  # the model that was given, trained in place, in eval mode
-    ema: M | None  # the averaged model, if the recipe asked for one
+    ema: M | None  # the averaged model, if the recipe has one
     history: list[dict[str, Any]]  # a row per epoch: epoch, step, lr, loss and its parts, grad_norm, top1, seconds
     best_top1: float | None
     last_top1: float | None
@@ -108,6 +109,7 @@ def fit(
     validate: AnyDataset | None = None,
     convert: bool = False,
     keep: str = "last",
+    about: Mapping[str, Any] | None = None,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on; under torchrun, on all processes together.
 
@@ -126,6 +128,7 @@ def fit(
         convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
         keep: which weights `final` ends with: "last", those of the last epoch, or "best", those of the epoch whose
             validation was the best. It changes no step: a resumed run may ask for the other one.
+        about: JSON data that must be equal, too, when the run is resumed: what its objective and callbacks come from.
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -137,17 +140,18 @@ def fit(
     check_callbacks(callbacks)
     if resume and out is None:
         raise BadInput("resume=True needs out=, the folder of the run to continue")
-    if keep not in KEEPS:
-        raise BadInput(f"keep={keep!r} is not accepted: give one of {', '.join(map(repr, KEEPS))}")
+    check("keep", keep, Annotated[str, Choice(KEEPS)])
     if keep == "best" and (validate is None or out is None):
-        raise BadInput("keep='best' needs validate=, which tells the best epoch, and out=, the folder of its weights")
+        raise BadInput("keep='best' needs validate=, which decides the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
         validate = for_model(validate, model, exact=True, log=lambda line: None)
     dataset = for_model(dataset, model, exact=True)
     run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
     try:
-        return _run(run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep)
+        return _run(
+            run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep, about=about or {}
+        )
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         if config.compile:
@@ -165,10 +169,11 @@ def _run(
     resume: bool,
     validate: AnyDataset | None,
     keep: str,
+    about: Mapping[str, Any],
 ) -> FitResult[M]:
     """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
     config, world = run.config, run.world
-    about = about_run(run, dataset, validate)
+    about = {**about_run(run, dataset, validate), **about}
     with world.together():
         if out and world.first:
             claim_folder(out, run, resume=resume)
@@ -221,7 +226,7 @@ def _run(
     except StopRequested:
         save()
         _give_back(run, model)
-        raise Interrupted(_farewell(run, out), step=run.step) from None
+        raise Interrupted(_interrupted_message(run, out), step=run.step) from None
     finally:
         notify(callbacks, "close", run)
     _share_bad_images(run, dataset, validate)
@@ -448,7 +453,7 @@ def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
     return improved
 
 
-def _farewell(run: Run, out: Path | None) -> str:
+def _interrupted_message(run: Run, out: Path | None) -> str:
     if out is None:
         return f"stopped after step {run.step} of {run.total_steps}; nothing was saved, as no out= was given"
     return (

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from leanvit.data import Batch, Preprocess
 from leanvit.data.classes import listed
 from leanvit.errors import BadInput
+from leanvit.knobs import Fraction, Positive, check
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class CrossEntropy(Objective):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        _within("label_smoothing", label_smoothing, 0.0, 1.0)
+        check("label_smoothing", label_smoothing, Fraction)
         self.label_smoothing = label_smoothing
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
@@ -125,7 +126,7 @@ class Distillation(Objective):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        _within("alpha", alpha, 0.0, 1.0)
+        check("alpha", alpha, Fraction)
         self.alpha = alpha
         self.base = CrossEntropy(label_smoothing)
         self.teacher_preprocess = teacher_preprocess
@@ -193,9 +194,7 @@ class SoftDistillation(Distillation):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__(teacher, teacher_preprocess=teacher_preprocess, alpha=alpha, label_smoothing=label_smoothing)
-        if not temperature > 0:
-            raise BadInput(f"temperature={temperature!r} is not accepted: give a number > 0")
-        self.temperature = temperature
+        self.temperature: float = check("temperature", temperature, Positive)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, temperature={self.temperature}"
@@ -208,7 +207,7 @@ class SoftDistillation(Distillation):
 
 
 class HardDistillation(Distillation):
-    """The student is told the teacher's decision (DeiT equation 3).
+    """The student learns the teacher's decision (DeiT equation 3).
 
     L = (1 - alpha) CE(Z_cls, y) + alpha CE(Z_dist, argmax Z_t), alpha = 1/2 in the paper. No label smoothing on the
     second term. A network with one head takes both terms on it.
@@ -266,11 +265,6 @@ def two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 def mean_head(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Logits (B, classes) as a distilled network gives them at inference."""
     return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise BadInput(f"{name}={value!r} is not accepted: give a number from {low:g} to {high:g}")
 
 
 def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:

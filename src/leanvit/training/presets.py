@@ -1,6 +1,6 @@
 """Training recipes as TOML: published ones that come with the package, by name, and files of a user's own.
 
-A recipe holds numbers and names, never code. Where it comes from and what it is said to reach stand in it.
+A recipe holds numbers and names, never code. It also names its source and its published target.
 
 title = "DeiT-Tiny from scratch"
 arxiv = "2012.12877"

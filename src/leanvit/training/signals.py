@@ -17,7 +17,7 @@ class StopRequested(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was stopped on request; the text says where its state is and how to go on."""
+    """The run was stopped on request; the message names the saved state and the command that resumes."""
 
     def __init__(self, text: str, *, step: int) -> None:
         super().__init__(text)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.data import Preprocess
-from leanvit.errors import BadInput, Refused, is_number, unknown
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Choice, Fraction, Positive, Rule, Words, check_fields
 from leanvit.training.objectives import BinaryDistillation, Distillation, HardDistillation, SoftDistillation
 
 KINDS = ("soft", "hard", "token", "method")
+TeacherName = Annotated[
+    str, Rule(lambda name: bool(name.strip())), Words("a timm name, the path of a run folder, or a reference")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +29,13 @@ class Distill:
     which was applied to the model brings (SiT's).
     """
 
-    kind: str
-    teacher: str | None = None  # a timm name (its pretrained weights) or a run folder; None: to be given
-    alpha: float | None = None  # weight of the teacher against the labels; None: the objective's
-    temperature: float | None = None  # of soft distillation; None: the objective's
+    kind: Annotated[str, Choice(KINDS)]
+    teacher: TeacherName | None = None  # a timm name (its pretrained weights) or a run folder; None: to be given
+    alpha: Fraction | None = None  # weight of the teacher against the labels; None: the objective's
+    temperature: Positive | None = None  # of soft distillation; None: the objective's
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise unknown("distill", self.kind, KINDS)
-        if self.teacher is not None and (not isinstance(self.teacher, str) or not self.teacher.strip()):
-            accepted = "a timm name, the path of a run folder, or a reference"
-            raise BadInput(f"teacher is {self.teacher!r}; accepted: {accepted}")
-        if self.alpha is not None and not is_number(self.alpha, least=0, most=1):
-            raise BadInput(f"alpha is {self.alpha!r}; accepted: a number from 0 to 1")
-        if self.temperature is not None and not is_number(self.temperature, above=0):
-            raise BadInput(f"temperature is {self.temperature!r}; accepted: a number above 0")
+        check_fields(self)
         if self.temperature is not None and self.kind != "soft":
             raise BadInput(f"temperature is {self.temperature!r}, and {self.kind} distillation has none: leave it out")
         if self.alpha is not None and self.kind == "method":

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from leanvit.errors import BadInput, MissingExtra
+from leanvit.errors import MissingExtra
+from leanvit.knobs import Count, check
 from leanvit.training.callbacks import METRICS, Run
 
 
@@ -18,11 +19,9 @@ class TensorBoardLog:
     """
 
     def __init__(self, folder: str | Path, *, every: int = 10) -> None:
-        if every < 1:
-            raise BadInput(f"every={every!r} is not accepted: give a whole number >= 1")
         self._make = _writer_class()
         self.folder = Path(folder)
-        self.every = every
+        self.every: int = check("every", every, Count)
         self._writer: Any = None
         self._last = (0, 0.0)  # step and time of the last row
 

@@ -1,16 +1,17 @@
 """The `args.yaml` that timm's training script leaves beside a run, as a training recipe.
 
 `FIELDS` and `MODEL_ARGS` are taken over, `EFFECTLESS` change no result and are passed over in silence, `IGNORED` are
-left out with a remark where they were set. Everything else is refused where it says anything but "off".
+left out with a remark where they were set. Everything else is refused unless it is off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.errors import BadInput, is_number
+from leanvit.knobs import Choice, Count, Positive, check, check_each
 from leanvit.training.config import OPTIMIZERS
 from leanvit.training.train_recipe import TrainRecipe
 
@@ -64,8 +65,8 @@ EFFECTLESS = (
     "val_interval",
 )  # fmt: skip
 IGNORED = {  # timm's name -> why it may be left out
-    "train_interpolation": "images are resized as the model's preprocessing says",
-    "interpolation": "images are resized as the model's preprocessing says",
+    "train_interpolation": "images are resized by the model's preprocessing",
+    "interpolation": "images are resized by the model's preprocessing",
 }
 DEEPEST, MOST_EVENTS = 16, 10_000  # of YAML that is read: timm writes some 300, two deep
 OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
@@ -82,7 +83,7 @@ EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only val
 
 
 def read_args(text: str, path: Path) -> TrainRecipe:
-    """The recipe of an `args.yaml`. Raises `BadInput` for what is not YAML, or says what cannot be done here."""
+    """The recipe of an `args.yaml`. Raises `BadInput` for what is not YAML, or for settings not supported."""
     import yaml  # comes with timm
 
     try:
@@ -153,16 +154,13 @@ def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     fit["augment"] = {ours: args[theirs] for theirs, ours in AUGMENT.items() if args.get(theirs) is not None}
     if fit["augment"].get("auto_augment"):
         fit["augment"].pop("color_jitter", None)  # as timm: the policy takes its place
-    optimizer = args.get("opt", "sgd")
-    if optimizer not in OPTIMIZERS:
-        raise BadInput(f"opt={optimizer!r} is not accepted: {', '.join(OPTIMIZERS)}")
+    optimizer: str = check("opt", args.get("opt", "sgd"), Annotated[str, Choice(OPTIMIZERS)])
     fit["optimizer"] = optimizer
     if optimizer in ("sgd", "momentum"):
         fit["momentum"] = args.get("momentum", 0.9)
     elif args.get("opt_betas") is not None:
         fit["betas"] = args["opt_betas"]
-    if args.get("sched", "cosine") != "cosine":
-        raise BadInput(f"sched={args['sched']!r} is not accepted: cosine")
+    check("sched", args.get("sched", "cosine"), Annotated[str, Choice(("cosine",))])
     fit |= _rate(args, fit, remarks)
     fit |= _course(args)
     fit["repeats"] = _whole(args, "aug_repeats") or 1
@@ -191,13 +189,10 @@ def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -
     adaptive = any(part in fit["optimizer"] for part in ("ada", "lamb"))
     if (args.get("lr_base_scale") or ("sqrt" if adaptive else "linear")) == "linear":
         return {"lr_base": base, "lr_base_size": size, "lr_counts_accumulation": True}
-    for name, value in {"lr_base": base, "lr_base_size": size}.items():
-        if not is_number(value, above=0):
-            raise BadInput(f"{name}={value!r} is not accepted: a number above 0")
-    for name in ("batch_size", "accumulate"):
-        if not is_whole(fit.get(name, 1), least=1):
-            raise BadInput(f"{name}={fit[name]!r} is not accepted: a whole number, 1 or more")
-    lr = base * (fit.get("batch_size", 128) * fit.get("accumulate", 1) / size) ** 0.5
+    batch, forwards = fit.get("batch_size", 128), fit.get("accumulate", 1)
+    check_each(Positive, lr_base=base, lr_base_size=size)
+    check_each(Count, batch_size=batch, accumulate=forwards)
+    lr = base * (batch * forwards / size) ** 0.5
     remarks.append(f"timm's lr_base={base} grows with the square root of the batch: taken as lr={lr:g}")
     return {"lr": lr}
 
@@ -205,7 +200,7 @@ def _rate(args: Mapping[str, Any], fit: Mapping[str, Any], remarks: list[str]) -
 def _whole(args: Mapping[str, Any], name: str) -> int:
     value = args.get(name) or 0
     if not is_number(value, least=0) or value != int(value):
-        raise BadInput(f"{name}={value!r} is not accepted: a whole number")
+        raise BadInput(f"{name} is {value!r}; accepted: a whole number")
     return int(value)
 
 
@@ -218,8 +213,6 @@ def _precision(args: Mapping[str, Any], remarks: list[str]) -> str:
 
 
 def _model_args(args: Mapping[str, Any]) -> dict[str, Any]:
-    own = args.get("model_kwargs") or {}
-    if not isinstance(own, dict) or not all(isinstance(name, str) for name in own):
-        raise BadInput(f"model_kwargs={own!r} is not accepted: names and values")
+    own = check("model_kwargs", args.get("model_kwargs") or {}, Mapping[str, Any])
     taken = {ours: args[theirs] for theirs, ours in MODEL_ARGS.items() if args.get(theirs) is not None}
     return {**{name: value for name, value in taken.items() if name != "drop_rate" or value}, **own}

@@ -17,9 +17,9 @@ _LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
 
 
 class Target(Strict):
-    """What the recipe is said to reach, and under which conditions."""
+    """The published target of the recipe, and its conditions."""
 
-    percent: float | None = None  # None: no figure yet, `conditions` says why
+    percent: float | None = None  # None: no figure yet; `conditions` gives the reason
     metric: str = "top-1"
     data: str
     conditions: str
@@ -61,7 +61,7 @@ class TrainRecipe:
     source: str = ""
     notes: str = ""
     unverified: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()  # what reading the file left out or changed: said when the recipe is used
+    remarks: tuple[str, ...] = ()  # what reading the file left out or changed: shown when the recipe is used
     text: str = ""  # the file
 
     def trains(self, model: object) -> bool:

@@ -44,9 +44,9 @@ class World:
         distributed.all_reduce(total)
         return total.tolist()
 
-    def any(self, said: bool) -> bool:
-        """Whether one of the processes says so."""
-        return self.sums([float(said)])[0] > 0
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in any process."""
+        return self.sums([float(flag)])[0] > 0
 
     def gathered(self, value: T) -> list[T]:
         """The value of every process, in the order of their ranks; plain data."""
@@ -119,16 +119,16 @@ def training_device() -> torch.device:
 
 
 def _from_environment() -> tuple[int, int]:
-    """(rank, size) as torchrun says; (0, 1) outside of it."""
+    """(rank, size) as set by torchrun; (0, 1) outside of it."""
     if not all(name in os.environ for name in _ENVIRONMENT):
         return 0, 1
-    said = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
+    env = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
     try:
-        rank, size = (int(text) for text in said.values())
+        rank, size = (int(text) for text in env.values())
     except ValueError:
         rank, size = 0, 0
     if not 0 <= rank < size:
-        raise BadInput(f"RANK={said['RANK']!r} of WORLD_SIZE={said['WORLD_SIZE']!r} is no place: start with torchrun")
+        raise BadInput(f"RANK={env['RANK']!r} of WORLD_SIZE={env['WORLD_SIZE']!r} is not valid: start with torchrun")
     return rank, size
 
 

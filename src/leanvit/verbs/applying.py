@@ -1,4 +1,4 @@
-"""What `compare` runs: one method after another, applied, judged, recovered and saved; then all measured in turns."""
+"""What `compare-methods` runs: each method applied, judged, recovered and saved; then all measured, interleaved."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def round_all(shared: Conditions, names: Sequence[str], left_out: LeftOut) -> No
         left_out.write(shared.folder, shared.log)
 
 
-# --- all in turns -------------------------------------------------------------------------------------------------
+# --- all, interleaved ----------------------------------------------------------------------------------------------
 
 
 def measure_all(

@@ -1,4 +1,4 @@
-"""Which methods `compare` sets side by side, each with the knob that sets its cost at the share of MACs asked for."""
+"""Which methods `compare` sets side by side, each with the knob that sets its cost at the requested share of MACs."""
 
 from __future__ import annotations
 

@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from leanvit.arguments import require_whole
+from annotated_types import Gt, Le
+
 from leanvit.data import AnyDataset
 from leanvit.data.identity import identity
-from leanvit.errors import BadInput, NoTrainingSplit, is_number
+from leanvit.errors import BadInput, NoTrainingSplit
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison
 from leanvit.recipe import Recovery, fit_to_data, knobs_of
 from leanvit.recipe.steps import fingerprint
@@ -35,7 +37,7 @@ from leanvit.verbs.candidates import checked, choose
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import Loaded, Log, load_model, log_bad, open_split, silent
 from leanvit.verbs.runtimes import require
-from leanvit.verbs.stopping import says_how_to_go_on
+from leanvit.verbs.stopping import explains_how_to_resume
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -112,12 +114,11 @@ def compare_methods(
     Raises:
         BadInput, Refused, MissingExtra: before any work starts.
         LeanvitError: no method came through.
-        Interrupted: stopped by Ctrl-C or SIGTERM; the text says how to go on.
+        Interrupted: stopped by Ctrl-C or SIGTERM; the message gives the command that resumes.
     """
-    for name, value, least in (("--batch", latency_batch, 1), ("--rounds", rounds, 3)):
-        require_whole(name, value, least=least)
-    if not is_number(tolerance, above=0, most=0.5):
-        raise BadInput(f"tolerance is {tolerance!r}; accepted: above 0, up to 0.5 (of the share)")
+    check("--batch", latency_batch, Count)
+    check("--rounds", rounds, Rounds)
+    check("tolerance", tolerance, Annotated[float, Gt(0), Le(0.5)])
     others = _other_runtimes(runtimes, int8)
     if out is not None:
         refuse_if_held(Path(out))
@@ -147,7 +148,7 @@ def compare_methods(
     recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
     chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, log)
     folder = require_writable(out) if resume and out else _new(out, start, overwrite, log)
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": str(model),
         "data": data,
         "limit": limit,
@@ -162,14 +163,14 @@ def compare_methods(
     with locked(folder, command=command, log=log):
         if overwrite and not resume:
             clear_comparison(folder)
-        begin_comparison(folder, asked, resume=resume)
+        begin_comparison(folder, request, resume=resume)
         left_out.write(folder, log)
         for line in plan:
             log(line)
         kept_train = None if train is None else train.cached()
         shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, log, command, data, class_names)
         kept = f"finished methods, and the state of a training, are in {folder}"
-        with says_how_to_go_on(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
+        with explains_how_to_resume(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)
             method_results = apply_all(shared, chosen, left_out)
             if int8:
@@ -179,7 +180,7 @@ def compare_methods(
             model=start.name if start.folder is None else str(model),
             data=data,
             macs=macs,
-            recovery=asked["recovery"],
+            recovery=request["recovery"],
             seed=seed,
             standings=method_results,
             left_out=dict(left_out),

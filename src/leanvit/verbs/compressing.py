@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
+from leanvit.knobs import Count, check
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.recipe import (
     Data,
@@ -56,7 +56,7 @@ from leanvit.verbs.models import (
 )
 from leanvit.verbs.progress import progress
 from leanvit.verbs.shares import KINDS, Tally, achieved_by
-from leanvit.verbs.stopping import says_how_to_go_on
+from leanvit.verbs.stopping import explains_how_to_resume
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,12 +80,12 @@ class Compressed:
         }
 
     def target_table(self) -> Table:
-        """A rich table: method, asked, achieved."""
+        """A rich table: method, requested, achieved."""
         from rich.table import Table
         from rich.text import Text
 
         table = Table()
-        for heading, share in (("method", 1), ("asked", 3), ("achieved", 4)):
+        for heading, share in (("method", 1), ("requested", 3), ("achieved", 4)):
             table.add_column(heading, ratio=None if share == 1 else share, overflow="fold")
         for row in self.asked:
             achieved = Text(_pairs(row.achieved))
@@ -143,10 +143,10 @@ def compress(
 
     Raises:
         BadInput, Refused: before any work starts, for what does not fit.
-        Interrupted: stopped by Ctrl-C or SIGTERM while it can be resumed; the text says how.
+        Interrupted: stopped by Ctrl-C or SIGTERM while it can be resumed; the message gives the command.
     """
     watch = Stopwatch("compress", command)
-    require_whole("--batch", latency_batch, least=1)
+    check("--batch", latency_batch, Count)
     if out is not None:
         refuse_if_held(Path(out))
     settings = own_settings(mean, std, crop_pct, interpolation)
@@ -202,7 +202,7 @@ def compress(
             tally.take(label, step)
 
         kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
-        going_on = says_how_to_go_on(folder, command, verb="compress", about=ABOUT, kept=kept)
+        going_on = explains_how_to_resume(folder, command, verb="compress", about=ABOUT, kept=kept)
         with going_on if trains(methods, recovery) else nullcontext():
             lean = compress_model(
                 start.model,
@@ -300,7 +300,7 @@ def target_rows(methods: Sequence[Method], lean: OpenModel, tally: Tally | None 
 def _asked(
     method: Method, plan: Plan, lean: OpenModel, misses: tuple[str, ...], number: int, tally: Tally | None
 ) -> TargetRow:
-    """What a method says of MACs and parameters is its own share, too, whatever came after it."""
+    """Adds each method's own share of MACs and parameters, whatever came after it."""
     share = tally.share(number) if tally else {}
     own = tally.achieved(number) if tally else None
     achieved = achieved_by(method, plan, lean) if own is None else own

@@ -98,7 +98,7 @@ def demo(
     command: str = "",
 ) -> Demonstration:
     """Train a small ViT on handwritten digits; compress it by EViT, ToMe, int8, and EViT with int8; export each to
-    OpenVINO; measure all in PyTorch and OpenVINO, in turns; write the report page.
+    OpenVINO; measure all in PyTorch and OpenVINO, interleaved; write the report page.
 
     Args:
         out: folder of the runs and the page; default: `runs/demo`, or the next free number.

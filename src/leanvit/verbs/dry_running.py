@@ -1,4 +1,4 @@
-"""`train --dry-run`: a training built whole and run for one step, to say what it will take. Writes nothing."""
+"""`train --dry-run`: a training built whole and run for one step, to report what it will take. Writes nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from PIL import Image
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
 from leanvit.errors import BadInput
 from leanvit.measure import count, environment
+from leanvit.recipe.text import as_text
+from leanvit.recipe.training_methods import given_by
 from leanvit.recipe.training_steps import counted
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
@@ -26,7 +28,7 @@ from leanvit.training.validating import autocast
 from leanvit.verbs.fitting import require_fit, with_classes_of
 from leanvit.verbs.models import Log, row_name, silent
 from leanvit.verbs.progress import duration
-from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request
+from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request, with_methods
 from leanvit.verbs.training import Ready, prepare
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class DryRun:
     stand_in: bool  # whether the images were made up, as no data was given
     target: Mapping[str, Any] | None
     teacher: str | None
+    methods: tuple[str, ...]  # ways to train
     parameters: int
     trained_parameters: int
     macs: int  # of one image
@@ -94,6 +97,8 @@ class DryRun:
         yield "model", self.model
         if self.teacher:
             yield "teacher", self.teacher
+        for text in self.methods:
+            yield "trains with", text
         frozen = self.parameters - self.trained_parameters
         yield "parameters", f"{self.parameters:,}" + (f" ({frozen:,} of them frozen)" if frozen else "")
         yield "MACs an image", f"{self.macs / 1e9:.3f} G"
@@ -158,6 +163,7 @@ def dry_run(
         stand_in=data is None,
         target=wanted.recipe.target.model_dump() if wanted.recipe and wanted.recipe.target else None,
         teacher=None if wanted.distill is None else f"{wanted.distill.teacher} ({wanted.distill.kind})",
+        methods=tuple(f"{as_text(m)} ({given_by(m)})" for m in wanted.methods),
         parameters=sum(p.numel() for p in model.parameters()),
         trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         macs=cost.macs,
@@ -264,13 +270,14 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
 def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
     meant = None if request.recipe is None else request.recipe.data
     if meant is None:
-        raise BadInput("a dry run without --data needs a recipe that says what data it is meant for (leanvit recipes)")
+        raise BadInput("a dry run without --data needs a recipe that names the data it is meant for (leanvit recipes)")
     dataset = stand_in(meant)
     log(f"data: {dataset!r}, made up")
     start = start_model(request, adapt_to=dataset if adapt else None, log=log)
     by_position = "by-position"  # what is made up has numbers for names
     convert = require_fit(start, dataset, adapted=adapt, convert=request.convert, trains=True, class_names=by_position)
     dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
+    start = with_methods(request, start, dataset, log=log)
     goal, config = objective(request, start, dataset, log=log)
     return Ready(request, start, dataset, dataset, config, goal, convert)
 

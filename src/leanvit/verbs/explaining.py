@@ -63,14 +63,14 @@ class Explanation:
         yield from _heading(self.paper)
         table = Table("knob", "default", "meaning, and what is accepted", title="knobs", title_justify="left")
         for knob in self.knobs:
-            said = Text(f"{knob.meaning}\n" if knob.meaning else "") + Text(knob.accepts, style="dim")
-            table.add_row(Text(knob.name), Text(write_value(knob.default)), said + Text(f"\n{knob.example}"))
+            described = Text(f"{knob.meaning}\n" if knob.meaning else "") + Text(knob.accepts, style="dim")
+            table.add_row(Text(knob.name), Text(write_value(knob.default)), described + Text(f"\n{knob.example}"))
         yield table
         yield _facts(self.facts())
-        yield Text(f"\nleanvit compress MODEL --data DATA --with {self.example}")
+        yield Text(f"\nleanvit {self.paper.verb} MODEL --data DATA --with {self.example}")
 
     def facts(self) -> dict[str, str]:
-        """What there is to say of the method, by a heading of a word or two."""
+        """What is known of the method, by short headings."""
         facts = {
             "needs": ", ".join([*self.requires, *(["images to learn from"] if self.needs_data else [])]) or "nothing",
             "takes away": ", ".join(self.destroys) or "nothing",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from leanvit.arguments import require_whole
+from annotated_types import Ge, Le
+
+from leanvit import knobs
 from leanvit.data.preprocess import own_settings
 from leanvit.deploy import INPUT_TYPES, require_runtime
 from leanvit.deploy import export as export_model
@@ -20,7 +22,7 @@ from leanvit.runs.layout import artefact_folder
 from leanvit.runs.locking import locked
 from leanvit.verbs.models import Log, load_model, silent
 
-MAX_BATCH = 65536  # the most that `deploy` traces
+Batch = Annotated[int, Ge(1), Le(65536)]  # images a call; the most that `deploy` traces
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,7 @@ def export(
     require_runtime(to)
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
-    if batch is not None:
-        require_whole("--batch", batch, least=1, most=MAX_BATCH)
+    knobs.check("--batch", batch, Batch | None)
     settings = own_settings(mean, std, crop_pct, interpolation)
     one = load_model(
         run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, log=log

@@ -21,7 +21,7 @@ def with_range_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
 def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
     """A timm name that is judged by this data: whether its classes are questions by themselves is as the data has it.
 
-    A run says so itself.
+    A run records it itself.
     """
     if loaded.folder is None:
         loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label

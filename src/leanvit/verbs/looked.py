@@ -70,7 +70,7 @@ class Looked:
     channels: int
     splits: tuple[SplitFound, ...]
     leak: Leak | None
-    fit: str | None = None  # of the model that was asked about: "fits", or why not
+    fit: str | None = None  # of the model that was given: "fits", or why not
     grid: Path | None = None
     sampled: bool = field(default=True)
 

@@ -20,6 +20,7 @@ from leanvit.data.preprocess import own_settings
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
 from leanvit.errors import BadInput
+from leanvit.knobs import Count, check
 from leanvit.verbs.fitting import require_fit
 from leanvit.verbs.looked import Leak, Looked, SplitFound
 from leanvit.verbs.models import Log, load_model, silent
@@ -43,7 +44,7 @@ def look(
     overwrite: bool = False,
     log: Log = silent,
 ) -> Looked:
-    """Open a data set, read `sample` images of each split (`every`: all) and say what is there.
+    """Open a data set, read `sample` images of each split (`every`: all) and report what is there.
 
     Args:
         spec: data spec, see `leanvit.data.open_dataset`.
@@ -55,8 +56,7 @@ def look(
     Raises:
         BadInput: a spec that cannot be opened, or a grid that cannot be written, before images are read.
     """
-    if sample < 1:
-        raise BadInput(f"sample={sample}: accepted: a number of images >= 1")
+    check("sample", sample, Count)
     settings = own_settings(mean, std, crop_pct, interpolation)
     if settings and model is None:
         raise BadInput(f"{', '.join(settings)} are of a model: give one too (--model MODEL)")

@@ -1,4 +1,4 @@
-"""`measure`: models side by side on the same images, in one or more runtimes, in turns."""
+"""`measure`: models side by side on the same images, in one or more runtimes, interleaved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leanvit.arguments import require_whole
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
+from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison, Predictions, compare
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_file
@@ -91,8 +91,8 @@ def measure(
     """
     watch = Stopwatch("measure", command)
     chosen, left_out = _chosen_runtimes(runtimes, all_runtimes)
-    require_whole("--batch", latency_batch, least=1)
-    require_whole("--rounds", rounds, least=3)
+    check("--batch", latency_batch, Count)
+    check("--rounds", rounds, Rounds)
     settings = own_settings(mean, std, crop_pct, interpolation)
     for what, reason in left_out.items():
         log(f"{what} is left out: {reason}")

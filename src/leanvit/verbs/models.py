@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset
 from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
+from leanvit.knobs import Count, Index, check
 from leanvit.models.registry import require_model
 from leanvit.recipe import Root, create, load_run
 from leanvit.recipe.catalogue import Reference, reference, reference_name
@@ -167,9 +167,8 @@ def open_split(
     """
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise BadInput(f"data is {spec!r}; accepted: digits, a folder, a file, or hf:NAME (leanvit train --help)")
-    if limit is not None:
-        require_whole("--limit", limit, least=1)
-    require_whole("--seed", seed, least=0)
+    check("--limit", limit, Count | None)
+    check("--seed", seed, Index)
     try:
         dataset = open_dataset(spec, split, seed=seed, limit=limit)
     except OSError as error:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leanvit.arguments import require_whole
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
 from leanvit.data.declared import unlike_range
 from leanvit.data.depth import PixelRange
@@ -21,6 +20,7 @@ from leanvit.deploy import Runner, load_artefact, read_artefact
 from leanvit.deploy.artefact import JSON_NAME as ARTEFACT
 from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
+from leanvit.knobs import Count, Index, check, check_each
 from leanvit.measure.runners import evaluating, logits_of, recording
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import artefact_folder
@@ -64,7 +64,7 @@ def predict(
         runtime: of `leanvit.verbs.runtimes.RUNTIMES`, default torch. The run's own artefact is used where there is
             one, else one is exported for this call. An artefact runs in its own.
         classes: names in the order of the outputs; default: those that the model brings, else numbers.
-        preprocess: of a model in memory; default: its own, or what timm says of it.
+        preprocess: of a model in memory; default: its own, or timm's configuration.
         multi_label: whether each class is a question by itself (sigmoid); default: as the run was trained.
         split: "train" or "val" of a data spec.
         workers: processes that decode; 0: this one.
@@ -154,11 +154,8 @@ def _opened(
     log: Log,
 ) -> Iterator[_Answering]:
     batch, runtime, classes, preprocess, multi_label = given
-    if batch is not None:
-        require_whole("batch", batch, least=1)
-    if top is not None:
-        require_whole("top", top, least=1)
-    require_whole("workers", workers, least=0)
+    check_each(Count | None, batch=batch, top=top)
+    check("workers", workers, Index)
     if preprocess is not None and not isinstance(preprocess, Preprocess):
         raise BadInput(f"preprocess is a {type(preprocess).__name__}; accepted: leanvit.Preprocess")
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes or ()):
@@ -252,7 +249,7 @@ def _timm_labels(name: str, loaded: Loaded) -> tuple[str, ...]:
 
 
 def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, batch: int | None) -> _Answerer:
-    """A model or a loaded artefact, with what it says of itself."""
+    """A model or a loaded artefact, with what it declares."""
     if not callable(model):
         raise BadInput(
             f"model is a {type(model).__name__}; accepted: a run folder, an artefact, a reference or a timm name as "
@@ -264,7 +261,7 @@ def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, b
     stated = getattr(model, "preprocess", None)
     chosen = preprocess or (stated if isinstance(stated, Preprocess) else None)
     if chosen is None and not isinstance(model, nn.Module):
-        raise BadInput("preprocess is needed: the model does not say how its images are prepared")
+        raise BadInput("preprocess is needed: the model does not state how its images are prepared")
     names = getattr(model, "classes", None) or getattr(model, "labels", None) or ()
     names = tuple(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else ()
     stated_many = model.artefact.multi_label if isinstance(model, Runner) else getattr(model, "multi_label", False)

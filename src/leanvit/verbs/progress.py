@@ -15,7 +15,7 @@ TIMED = 3  # steps behind the first one, which also builds kernels and starts lo
 
 
 def progress(log: Log) -> tuple[object, ...]:
-    """Callbacks of a `fit` that say what it takes and show how far it is; one after another may use them."""
+    """Callbacks of a `fit` that show its cost and progress; one after another may use them."""
     return (Cost(log), ProgressBar() if sys.stderr.isatty() else EpochLines(log))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.data.classes import Matched
-from leanvit.errors import BadInput, CheckpointError, Refused, is_number, unknown
+from leanvit.errors import BadInput, CheckpointError, Refused, unknown
 from leanvit.files import file_sha256, write_atomic
+from leanvit.knobs import Positive, check
 from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
 from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
@@ -64,7 +65,7 @@ def publish(
     log: Log = silent,
     command: str = "",
 ) -> Published:
-    """Write a run folder that holds the model in little space, and `reference.toml`, which says what it is.
+    """Write a run folder that holds the model in little space, and `reference.toml`, which describes it.
 
     Model and copy are measured on the same images, the copy as `load` gives it. What goes along: commands, thinned
     training logs, preprocessing, class names. Of absolute paths only the last name stays.
@@ -73,8 +74,8 @@ def publish(
         run: run folder. data: data spec; its `val` split is measured.
         store: "float16", "bfloat16" (parameters are rounded to it) or "float32" (as they are).
         title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by, a
-            stage each; default: what the run says.
-        trained_on: the machine; default: what the run says.
+            stage each; default: from the run's record.
+        trained_on: the machine; default: from the run's record.
         class_names: see `measure`.
         most_mb: refuse to write more than so many million bytes.
 
@@ -85,8 +86,7 @@ def publish(
     watch = Stopwatch("publish", _placeless_command(command))
     if store not in PRECISIONS:
         raise unknown("--store", store, PRECISIONS)
-    if most_mb is not None and not is_number(most_mb, above=0):
-        raise BadInput(f"--most-mb is {most_mb!r}; accepted: a number above 0")
+    check("--most-mb", most_mb, Positive | None)
     if isinstance(presets, str):
         raise BadInput(f"presets is {presets!r}; accepted: a list of names")
     one = None if is_built(run) else load_model(run)
@@ -100,8 +100,8 @@ def publish(
     validation = open_split(data, "val", limit=limit, log=log)
     require_fit(one, validation, class_names=class_names)
     matched = matched_with(one.model, validation, class_names=class_names)
-    if matched.said and not matched.same:
-        log(matched.said)
+    if matched.note and not matched.same:
+        log(matched.note)
     folder = new_folder(out, one.base, overwrite=overwrite, log=log)
 
     with locked(folder, command=command, log=log), TemporaryDirectory(prefix="leanvit-") as scratch:
@@ -132,12 +132,12 @@ def publish(
 
 
 def _measured(one: Loaded, made: Path, validation: AnyDataset, matched: Matched) -> Record:
-    """Both models on the same images, and what the run says of its training."""
+    """Both models on the same images, and the run's record of its training."""
     copy = load_run(made)
     batches = loader(validation, one.preprocess, batch_size=64)
     both = {"run": one.model, "copy": copy.model}
     answers = predict_all(both, batches, outputs=dict.fromkeys(both, matched.positions))
-    part = matched.said if len(matched.positions) < matched.outputs else ""
+    part = matched.note if len(matched.positions) < matched.outputs else ""
     note = "; ".join(filter(None, (validation.note, part)))
     cost = count(one.model, one.preprocess.input_size)
     trainings = [_training(log) for log in training_logs(one.folder or made)]

@@ -1,4 +1,4 @@
-"""What a training was asked to be: a recipe, what was given over it, and the model, data and objective they come to."""
+"""A training as it was requested: a recipe, what was given over it, and the model, data and objective they come to."""
 
 from __future__ import annotations
 
@@ -14,8 +14,16 @@ from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.models.registry import require_model
-from leanvit.recipe import Data, History, Root
+from leanvit.recipe import Data, History, Root, compress, knobs_of
 from leanvit.recipe.protocol import BringsObjective
+from leanvit.recipe.text import as_text
+from leanvit.recipe.training_methods import (
+    check_training_methods,
+    given_by,
+    is_for_training,
+    objective_method,
+    shapes,
+)
 from leanvit.recipe.training_steps import fitting_batch
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.train_recipe import merged
@@ -39,6 +47,7 @@ class TrainingRequest:
     recipe: TrainRecipe | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)  # what was given over the recipe
     preprocess_settings: Mapping[str, Any] = field(default_factory=dict)  # own mean, std, ... of a timm name
+    methods: tuple[Any, ...] = ()  # ways to train
 
     @property
     def convert(self) -> bool:
@@ -57,6 +66,8 @@ class TrainingRequest:
             }
         if self.distill is not None:
             record["distill"] = asdict(self.distill)
+        if self.methods:
+            record["methods"] = [{"slug": m.slug, "knobs": knobs_of(m)} for m in self.methods]
         return record
 
 
@@ -78,12 +89,16 @@ def training_request(
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
+    methods: Sequence[Any] = (),
     log: Log = silent,
 ) -> TrainingRequest:
     """Put a recipe and what was given over it together; what was given wins. Arguments as of `train`.
 
-    Raises `BadInput` for a recipe or a setting that is not accepted, or a model or teacher that nobody named.
+    Raises:
+        BadInput: a recipe, a setting or a method that is not accepted, or a model or teacher that nobody named.
+        Refused: two methods that each bring the objective.
     """
+    check_training_methods(methods)
     own_preprocessing = own_settings(mean, std, crop_pct, interpolation)
     found = None if recipe is None else load_train_recipe(recipe, name)
     given = {**({} if seed is None else {"seed": seed}), **(settings or {})}
@@ -95,6 +110,7 @@ def training_request(
     taught = _distill(None if found is None else found.distill, teacher, distill, alpha, temperature)
     if teacher_weights is not None and taught is None:
         raise BadInput("teacher_weights are of a teacher: give one too (--teacher, --distill)")
+    _check_loss_is_replaced(methods, taught, given)
     for remark in () if found is None else found.remarks:
         log(f"recipe {found.name if found else ''}: {remark}")
     if found is not None and found.model is not None and not own_model:
@@ -112,7 +128,22 @@ def training_request(
         recipe=found,
         overrides=overrides,
         preprocess_settings=own_preprocessing,
+        methods=tuple(methods),
     )
+
+
+def _check_loss_is_replaced(methods: Sequence[Any], taught: Distill | None, given: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for what is of a loss that a method's objective takes the place of."""
+    bringing = objective_method(methods)
+    if bringing is None:
+        return
+    instead = (
+        f"{bringing.slug} brings the objective of the training: leave it out, and use the knobs of {bringing.slug}"
+    )
+    if taught is not None:
+        raise BadInput(f"distill is {taught.kind!r} (--distill, or the recipe's), but {instead}")
+    if given.get("label_smoothing"):
+        raise BadInput(f"label_smoothing is {given['label_smoothing']!r}, but {instead}")
 
 
 def with_fitting_batch(request: TrainingRequest, dataset: AnyDataset, *, was: int | None, log: Log) -> TrainingRequest:
@@ -158,7 +189,7 @@ def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: L
             f"recipe {request.recipe.name if request.recipe else ''} starts from a run, not from a timm name: give a "
             f"run folder (leanvit train {request.model} makes one)"
         )
-    if applied and wanted not in applied:
+    if wanted not in applied and not all(is_for_training(slug) for slug in applied):
         raise Refused(
             f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
             "a lean one, or a recipe that starts from it (leanvit recipes)"
@@ -195,10 +226,27 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, log: Log) ->
     return replace(start, classes=classes)
 
 
+def with_methods(request: TrainingRequest, start: Loaded, dataset: AnyDataset, *, log: Log) -> Loaded:
+    """With the methods that have `shape` applied to the model, and kept in its history; each method is said."""
+    for m in request.methods:
+        log(f"trains with {as_text(m)} ({given_by(m)})")
+    shaping = [m for m in request.methods if shapes(m)]
+    if not shaping:
+        return start
+    data = Data(dataset, start.preprocess, seed=request.config.seed)
+    return replace(start, model=compress(start.model, shaping, data))
+
+
 def objective(
     request: TrainingRequest, start: Loaded, dataset: AnyDataset, *, log: Log
 ) -> tuple[Objective | None, FitConfig]:
     """The objective (None: the default one) and the config that goes with it. Raises `BadInput` for a wrong teacher."""
+    bringing = objective_method(request.methods)
+    if bringing is not None:
+        data = Data(dataset, start.preprocess, seed=request.config.seed)
+        with keyed.global_rng(request.config.seed, "objective"):  # of its own parameters
+            brought = bringing.objective(start.model, data, request.config)
+        return brought, replace(request.config, label_smoothing=0.0) if brought is not None else request.config
     if request.distill is None:
         return None, request.config
     if request.distill.teacher is None:

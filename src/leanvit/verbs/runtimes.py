@@ -18,7 +18,7 @@ from leanvit.runs.layout import artefact_folder
 from leanvit.verbs.models import Loaded, Log, as_runner
 
 # name -> (backend of leanvit.deploy, precision of what is not int8); no backend: torch runs the model itself
-_WAYS: dict[str, tuple[str | None, str]] = {
+_RUNTIME_SPECS: dict[str, tuple[str | None, str]] = {
     "torch": (None, "f32"),
     "torch.compile": (None, "f32"),
     "torch.export": ("torch", "f32"),
@@ -26,7 +26,7 @@ _WAYS: dict[str, tuple[str | None, str]] = {
     "openvino-bf16": ("openvino", "bf16"),
     "onnx": ("onnx", "f32"),
 }
-RUNTIMES = tuple(_WAYS)
+RUNTIMES = tuple(_RUNTIME_SPECS)
 
 
 def require(runtime: str) -> None:
@@ -37,9 +37,9 @@ def require(runtime: str) -> None:
         MissingExtra: a package is missing; the pip command is named.
         Refused: the processor lacks what it is about.
     """
-    if runtime not in _WAYS:
+    if runtime not in _RUNTIME_SPECS:
         raise unknown("runtime", runtime, RUNTIMES)
-    backend, precision = _WAYS[runtime]
+    backend, precision = _RUNTIME_SPECS[runtime]
     if backend is not None:
         require_runtime(backend)
     if precision == "bf16":
@@ -51,7 +51,7 @@ def require(runtime: str) -> None:
 
 def backend_of(runtime: str) -> str | None:
     """The backend of `leanvit.deploy` that a runtime needs; None where torch runs the model itself."""
-    return _WAYS[runtime][0]
+    return _RUNTIME_SPECS[runtime][0]
 
 
 class Compiled:
@@ -94,7 +94,7 @@ class Opener:
 
     def open(self, one: Loaded, runtime: str) -> tuple[Any, Path | None]:
         """(runner, the file or folder that holds it) of a model in a runtime. Raises `Refused`."""
-        backend, precision = _WAYS[runtime]
+        backend, precision = _RUNTIME_SPECS[runtime]
         if backend is not None:
             artefact = self._artefact(one, backend)
             runner: Any = load_artefact(artefact, options=Options(precision=precision))

@@ -14,8 +14,8 @@ from leanvit.training import Interrupted
 
 
 @contextmanager
-def says_how_to_go_on(folder: Path, command: str, *, verb: str, about: str | Path, kept: str) -> Iterator[None]:
-    """Inside, both signals become `Interrupted`, whose text says what is kept and how to go on.
+def explains_how_to_resume(folder: Path, command: str, *, verb: str, about: str | Path, kept: str) -> Iterator[None]:
+    """Inside, both signals become `Interrupted`, whose message says what is kept and how to resume.
 
     Args:
         folder: `--out` of the verb. about: the file in it without which there is nothing to go on with: then the

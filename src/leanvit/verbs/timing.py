@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanvit.arguments import require_whole
+from leanvit import knobs
 from leanvit.deploy import latencies as measure_latencies
-from leanvit.deploy.block_graphs import require_plain, require_way
+from leanvit.deploy.block_graphs import require_plain, runtime_spec
 from leanvit.deploy.block_latency import Progress
 from leanvit.deploy.table_check import partial_of
 from leanvit.measure import LatencyTable
 from leanvit.runs.folders import RUNS, new_file
 from leanvit.runs.layout import latencies_file
-from leanvit.verbs.exporting import MAX_BATCH
+from leanvit.verbs.exporting import Batch
 from leanvit.verbs.models import Log, load_model, silent
 
 
@@ -49,7 +49,7 @@ def latencies(
     """Measure a latency table of a run folder or timm name, and hold it against whole models that it has not seen.
 
     Args:
-        runtime: of `leanvit.deploy.block_graphs.WAYS`.
+        runtime: of `leanvit.deploy.block_graphs.RUNTIME_SPECS`.
         batch: images a call. `threads`: of the runtime; None: its own choice.
         rounds: in which what is timed takes turns.
         check: held-out models of random widths; 0: none.
@@ -60,12 +60,11 @@ def latencies(
     Raises:
         BadInput, MissingExtra, Refused: before any work.
     """
-    require_way(runtime)
-    require_whole("--batch", batch, least=1, most=MAX_BATCH)
-    require_whole("--rounds", rounds, least=3)
-    require_whole("--check", check, least=0)
-    if threads is not None:
-        require_whole("--threads", threads, least=1)
+    runtime_spec(runtime)
+    knobs.check("--batch", batch, Batch)
+    knobs.check("--rounds", rounds, knobs.Rounds)
+    knobs.check("--check", check, knobs.Index)
+    knobs.check("--threads", threads, knobs.Count | None)
     one = load_model(run, model_args=model_args, pretrained=pretrained, weights=weights, log=log)
     require_plain(one.model)
     name = latencies_file(runtime)

@@ -15,7 +15,8 @@ from leanvit.data import AnyDataset
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import environment
 from leanvit.recipe import save
-from leanvit.recipe.protocol import Schedules
+from leanvit.recipe.text import as_text
+from leanvit.recipe.training_methods import callbacks_of, shapes
 from leanvit.runs.clearing import clear_run
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder, require_writable
@@ -31,7 +32,14 @@ from leanvit.training.world import join_world, training_device
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of
 from leanvit.verbs.models import Loaded, Log, log_bad, open_split, row_name, silent
 from leanvit.verbs.progress import progress
-from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request, with_fitting_batch
+from leanvit.verbs.requesting import (
+    TrainingRequest,
+    objective,
+    start_model,
+    training_request,
+    with_fitting_batch,
+    with_methods,
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ def train(
     std: Sequence[float] | None = None,
     crop_pct: float | None = None,
     interpolation: str | None = None,
+    methods: Sequence[Any] = (),
     limit: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -113,6 +122,8 @@ def train(
         distill: "soft", "hard", "token" or "method"; `alpha` and `temperature`: see `training.Distill`.
         mean, std, crop_pct, interpolation: preprocessing of a timm name in the place of timm's configuration, a mean
             and a standard deviation (of pixels in 0 to 1) for each channel; saved in what is made from it.
+        methods: ways to train (methods of kind "train"), like `parse_with("gmm_mask")`: parts that are put into the
+            model first, an objective (of one method) in the place of the loss, callbacks.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
@@ -120,8 +131,9 @@ def train(
             kept while it trains, so a resumed run, a finished one too, may ask for the other.
 
     Raises:
-        BadInput: settings, model, recipe or folder that are not accepted, or a model that does not fit the data.
-        Refused: a lean model that the recipe does not start from.
+        BadInput: settings, methods, model, recipe or folder that are not accepted, or a model that does not fit the
+            data.
+        Refused: a lean model that the recipe does not start from; methods that do not fit the model or one another.
         Interrupted: stopped by Ctrl-C or SIGTERM, with its state saved.
     """
     watch = Stopwatch("train", command)
@@ -146,6 +158,7 @@ def train(
         std=std,
         crop_pct=crop_pct,
         interpolation=interpolation,
+        methods=methods,
         log=log,
     )
     if resume and out is None:
@@ -167,7 +180,8 @@ def train(
     request = ready.request
     if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
         raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
-    claim = partial(new_folder, out, ready.start.base, overwrite=overwrite, log=log)
+    name = "-".join([ready.start.base, *(m.slug for m in methods)])
+    claim = partial(new_folder, out, name, overwrite=overwrite, log=log)
     with ExitStack() as held:
 
         def claimed() -> Path:
@@ -231,12 +245,13 @@ def _trained(
         preprocess=start.preprocess,
         config=ready.config,
         objective=ready.objective,
-        callbacks=[*shown, *_steering(start), *progress(log)],
+        callbacks=[*shown, *_steering(ready), *progress(log)],
         out=folder,
         resume=resume,
         validate=validation.cached(),
         convert=ready.convert,
         keep=keep,
+        about={"methods": [as_text(m) for m in request.methods]} if request.methods else None,
     )
     final: Any = result.final
     final.history = history
@@ -266,13 +281,12 @@ def _trained(
     top1 = None if result.top1 is None else 100 * result.top1
     metric = METRICS["map" if dataset.multi_label else "top1"]
     log(_kept(result, metric, folder))
-    return Trained(
-        folder, start.name, request.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch
-    )
+    label = " + ".join([start.name, *(m.slug for m in request.methods)])
+    return Trained(folder, label, request.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
 
 
 def _batch_so_far(folder: Path) -> int | None:
-    """The batch size of a training that is gone on with; None where its state is damaged, which is said later."""
+    """The batch size of a training that is resumed; None where its state is damaged, which is reported later."""
     try:
         return read_position(folder / STATE).about.get("batch_size")
     except CheckpointError:
@@ -322,20 +336,22 @@ def prepare(
     dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, log=log)
     validation = with_classes_of(start, validation, class_names=class_names, trains=True)
     request = with_fitting_batch(request, dataset, was=batch, log=log)
+    start = with_methods(request, start, dataset, log=log)
     goal, config = objective(request, start, dataset, log=log)
     return Ready(request, start, dataset, validation, config, goal, convert)
 
 
-def _steering(start: Loaded) -> list[Any]:
-    """The callbacks of the methods that a lean model carries."""
-    methods = [plan.method() for plan in start.model.history.plans]
-    return [c for m in methods if isinstance(m, Schedules) for c in m.callbacks(start.model)]
+def _steering(ready: Ready) -> list[Any]:
+    """The callbacks of the methods in the model's history, and of those that the training alone is given."""
+    model = ready.start.model
+    carried = [plan.method() for plan in model.history.plans]
+    return callbacks_of([*carried, *(m for m in ready.request.methods if not shapes(m))], model)
 
 
 def _earlier(start: Loaded) -> dict[str, Any]:
-    """What a run that is trained on says of its training: the stages before this one, oldest first."""
+    """The earlier training stages of a run that is trained further, oldest first."""
     if start.folder is None:
         return {}
-    keys = ("data", "training", "recipe", "distill", "top1", "machine")
+    keys = ("data", "training", "recipe", "distill", "methods", "top1", "machine")
     stage = {key: start.info[key] for key in keys if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}

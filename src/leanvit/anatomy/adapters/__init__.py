@@ -92,7 +92,7 @@ def _adapters(model: nn.Module) -> Iterator[Any]:
 
 
 def _hand_on(given: nn.Module, made: Any) -> None:
-    """What a model says of its outputs and images, where it says it."""
+    """What a model declares of its outputs and images, where it does."""
     for name in ("classes", "multi_label", "preprocess"):
         if value := getattr(given, name, None):
             setattr(made, name, tuple(value) if name == "classes" else value)

@@ -46,7 +46,7 @@ REASONS: dict[str, str] = {
 
 
 def reason(model: nn.Module) -> str:
-    """What a refusal says after the model's name."""
+    """The text of a refusal after the model's name."""
     name = type(model).__name__
     if name in REASONS:
         return REASONS[name]

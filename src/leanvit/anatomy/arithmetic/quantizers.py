@@ -9,11 +9,16 @@ nearest, ties to even, as in the runtimes that execute it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput, unknown
+from leanvit.knobs import check
+
+Bits = Annotated[int, Ge(2), Le(8)]
 
 MIN_SCALE = 1e-8  # a tensor of zeros still needs a scale to divide by
 
@@ -32,7 +37,7 @@ class ActQuantizer(nn.Module):
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
-        self.bits = checked_bits(bits)
+        self.bits: int = check("bits", bits, Bits)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
@@ -69,7 +74,7 @@ class WeightQuantizer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], bits: int = 8) -> None:
         super().__init__()
-        self.bits = checked_bits(bits)
+        self.bits: int = check("bits", bits, Bits)
         self.register_buffer("values", torch.zeros(shape, dtype=torch.int8))
         self.register_buffer("scale", torch.ones(shape[0]))
 
@@ -86,12 +91,6 @@ class WeightQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.values.shape)}, bits={self.bits}, {self.scheme}"
-
-
-def checked_bits(bits: int) -> int:
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise BadInput(f"bits is {bits!r}; accepted: a whole number from 2 to 8")
-    return bits
 
 
 def grid(bits: int, signed: bool) -> tuple[int, int]:

@@ -148,7 +148,7 @@ class Exits(nn.Module):
         return self.policy.recording()
 
     def run(self, model: OpenModel, x: Any, state: State) -> tuple[Any, State]:
-        """Embedded tokens to logits, every image as far as it has to go. `state.left` (B,) says how far that was."""
+        """Embedded tokens to logits, each image as far as it has to go; `state.left` (B,): blocks passed."""
 
         def part(start: int, stop: int, head: nn.Module | None) -> Part[tuple[Any, State]]:
             def run(flow: tuple[Any, State]) -> tuple[Tensor | None, tuple[Any, State]]:

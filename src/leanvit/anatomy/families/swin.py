@@ -236,7 +236,7 @@ class OpenSwin(OpenModel):
         ]
         return {"stem": r"^patch_embed", "blocks": r"^layers\.(\d+)" if coarse else fine}
 
-    # --- what methods and the recipe ask -----------------------------------------
+    # --- what methods and the recipe use -----------------------------------------
 
     def width_refusal(self) -> str:
         return "its width changes from stage to stage through the patch mergings"

@@ -321,7 +321,7 @@ class OpenViT(OpenModel):
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
-    # --- what methods and the recipe ask -----------------------------------------
+    # --- what methods and the recipe use -----------------------------------------
 
     def width_refusal(self) -> str:
         if not self.plain:

@@ -26,7 +26,7 @@ class Step(nn.Module):
     """Something a method puts into a slot of a block: `(x (B, N, C), state) -> (x, state)`.
 
     `needs` names what the attention of the block must leave in the state for it (`"cls_attn"`, `"keys"`);
-    `reduces` says that fewer tokens come out than go in, `restores` that it brings back all that the block took away;
+    `reduces`: fewer tokens come out than go in; `restores` that it brings back all that the block took away;
     `blends` says that what comes out are mixtures of all tokens, which stand for no patches: no other method may take
     tokens after it. `source` is the slug of the method that put it there.
     """
@@ -328,7 +328,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention and MLP, each on a residual branch, and three slots for steps.
 
     Layer scale is a module (`ls1`, `ls2`) or a parameter of the block (`gammas`: gamma_1, gamma_2). `branch_scale` is a
-    constant on both branches (LV-ViT's). What `plain` and `prunable` tell a class says of itself; neither is inherited.
+    constant on both branches (LV-ViT's). A class declares `plain` and `prunable` itself; neither is inherited.
     """
 
     PLAIN: ClassVar[bool] = True

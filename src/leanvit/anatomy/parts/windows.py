@@ -29,7 +29,7 @@ class WindowAttention(Attention):
     """Attention among the tokens of a window: (B, rows columns, C) -> the same, with `state.grid` (rows, columns).
 
     Inside, sequences are windows: score terms, `keys` and the op set see (B windows, heads, area, d), and
-    `state.windows` says how they were cut.
+    `state.windows` describes how they were cut.
     """
 
     PLAIN = True

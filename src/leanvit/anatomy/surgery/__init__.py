@@ -1,1 +1,1 @@
-"""Changing widths of a model that is open."""
+"""Changing an opened model: widths, norms, steps and score terms of methods."""

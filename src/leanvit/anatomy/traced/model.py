@@ -228,7 +228,7 @@ class OpenTraced(OpenModel):
         """Layer groups for layer-wise learning rates: timm's."""
         return self.source.group_matcher(coarse=coarse)
 
-    # --- what methods and the recipe ask -----------------------------------------
+    # --- what methods and the recipe use -----------------------------------------
 
     def traits(self) -> frozenset[str]:
         """As every model's, without a grid: what there is of tokens lies inside the graph."""

@@ -198,7 +198,6 @@ _ACT_MODULES: dict[str, Callable[..., nn.Module]] = {
     "hardsigmoid": nn.Hardsigmoid,
 }
 MOVES, CUTS, COMPUTES = frozenset(_MOVES.split()), frozenset(_CUTS.split()), frozenset(_COMPUTES.split())
-_SILENT = frozenset({"_assert"})
 
 
 def call_rule(func: Any, args: Any, kwargs: Any, out: Any, *, where: str) -> CallRule | None:

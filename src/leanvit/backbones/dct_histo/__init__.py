@@ -8,7 +8,7 @@ published accuracy.
 A block transforms its map to frequencies (`dct.py`), keeps the lowest ones, attends among them, and transforms
 back; beside it runs an inverted residual. Both meet in a 1x1 convolution. Inside, maps are (B, H, W, C).
 
-Data of patients: a random split by image puts the same patient on both sides. Split by patient, and say which split.
+Data of patients: a random split by image puts the same patient on both sides. Split by patient, and report the split.
 Importing this module registers the models with timm; `leanvit` does so whenever one is named. There are no weights.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from leanvit.backbones.dct_histo.dct import SeparableMap
-from leanvit.errors import BadInput, Refused, is_number, is_whole
-from leanvit.models.stages import POOLS, Stage, Staged
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Choice, Counts, Share, check, check_each
+from leanvit.models.sizes import checked_size
+from leanvit.models.stages import Stage, Staged, check_lengths, check_pool
 
 DOMAINS = ("frequency", "spatial")
 BRANCHES = ("both", "dct", "conv")
@@ -205,15 +207,11 @@ class DctHistoTransformer(Staged):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_stages(dims=dims, depths=depths, num_heads=num_heads, keep=keep)
-        for name, value, accepted in (
-            ("domain", domain, DOMAINS),
-            ("branches", branches, BRANCHES),
-            ("global_pool", global_pool, POOLS),
-        ):
-            if value not in accepted:
-                raise BadInput(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")
-        self.img_size = _pair(img_size)
+        _check_stages(dims, depths, num_heads, keep)
+        check("domain", domain, Annotated[str, Choice(DOMAINS)])
+        check("branches", branches, Annotated[str, Choice(BRANCHES)])
+        check_pool(global_pool)
+        self.img_size = checked_size(img_size)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = dims[-1]
         widths = (in_chans, dims[0] // 2, dims[0], dims[0])
@@ -279,7 +277,7 @@ class DctHistoTransformer(Staged):
 
         Raises `BadInput` where those are tied to the old size and `resize_pos` is off; nothing has changed then.
         """
-        size = _pair(img_size)
+        size = checked_size(img_size)
         grids = _grids(size, len(self.feature_info))
         stages = zip(self.stages, grids, strict=False)
         found = [(m, grid) for stage, grid in stages for m in stage.modules() if isinstance(m, DctAttention)]
@@ -316,13 +314,6 @@ class DctHistoTransformer(Staged):
         return self
 
 
-def _pair(img_size: Any) -> tuple[int, int]:
-    size = (img_size, img_size) if is_whole(img_size) else img_size
-    if not isinstance(size, tuple | list) or len(size) != 2 or not all(is_whole(n, least=1) for n in size):
-        raise BadInput(f"img_size is {img_size!r}; accepted: a side in pixels, or (height, width)")
-    return size[0], size[1]
-
-
 def _grids(img_size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
     """(H, W) of the map in each stage. Raises `BadInput` where the first is smaller than 8 x 8."""
     first = (-(-img_size[0] // 8), -(-img_size[1] // 8))
@@ -334,16 +325,10 @@ def _grids(img_size: tuple[int, int], stages: int) -> list[tuple[int, int]]:
     return [(-(-first[0] // 2**i), -(-first[1] // 2**i)) for i in range(stages)]
 
 
-def _check_stages(**lists: Sequence[Any]) -> None:
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) != 1 or not lengths["dims"]:
-        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-        raise BadInput(f"{said}; accepted: one value a stage in each")
-    for name in ("depths", "dims", "num_heads"):
-        if not all(is_whole(n, least=1) for n in lists[name]):
-            raise BadInput(f"{name} is {tuple(lists[name])}; accepted: whole numbers, 1 or more")
-    for i, (dim, heads) in enumerate(zip(lists["dims"], lists["num_heads"], strict=True)):
+def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int], keep: Sequence[float]) -> None:
+    check_lengths(dims=dims, depths=depths, num_heads=num_heads, keep=keep)
+    check_each(Counts, dims=dims, depths=depths, num_heads=num_heads)
+    check("keep", keep, tuple[Share, ...])
+    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
         if dim % heads:
             raise BadInput(f"num_heads[{i}] is {heads} for {dim} channels; accepted: heads that divide them")
-    if not all(is_number(share, above=0, most=1) for share in lists["keep"]):
-        raise BadInput(f"keep is {tuple(lists['keep'])}; accepted: shares of the frequencies, above 0 and up to 1")

@@ -3,7 +3,7 @@
 Three parts give it the bias of a convolutional network. A stem of strided convolutions makes the tokens (SOPE). The
 feed-forward part runs a depthwise convolution over the grid of patches, and gates the class token by channel (DAFF). In
 each block every head adds a token of its own to the sequence (HI-MHSA). There is no position embedding: the padding of
-the convolutions tells tokens where they are, so a model takes images of any size that its patches divide.
+the convolutions gives tokens their position, so a model takes images of any size that its patches divide.
 
 Names, parameters and numbers are those of the official code (ArieSeirack/DHVT, Apache-2.0), which released no weights.
 Its ways that end in an error are not kept: a model without DHVT's parts, distillation, other patch sizes. Importing

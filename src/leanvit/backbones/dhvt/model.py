@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from timm.layers import calculate_drop_path_rates, register_notrace_function, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, register_notrace_function, trunc_normal_
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.backbones.dhvt.parts import EPS, WIDTHS, DHVTBlock, HeadTokenAttention, OverlappingPatchEmbed
-from leanvit.errors import BadInput, is_whole
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, check, check_each
+from leanvit.models.sizes import checked_size
 
 NORMS = {"bn": nn.BatchNorm2d, "syncbn": nn.SyncBatchNorm}
 
@@ -52,8 +53,8 @@ class DHVT(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check(img_size, patch_size, embed_dim, num_heads, norm, global_pool)
-        self.img_size = to_2tuple(img_size)
+        _check(patch_size, embed_dim, num_heads, norm, global_pool)
+        self.img_size = checked_size(img_size, patch_size)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
@@ -164,7 +165,7 @@ class DHVT(nn.Module):
             block.mlp.fuse()  # type: ignore[operator, union-attr]
         return self
 
-    # --- what timm asks of a model -----------------------------------------------
+    # --- what timm needs of a model ---------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -220,20 +221,15 @@ class _on_grid:
         return self.block(x, self.grid)
 
 
-def _check(img_size: Any, patch_size: Any, embed_dim: Any, num_heads: Any, norm: Any, global_pool: str) -> None:
+def _check(patch_size: Any, embed_dim: Any, num_heads: Any, norm: Any, global_pool: str) -> None:
     if patch_size not in WIDTHS:
         raise BadInput(f"patch_size is {patch_size!r}; accepted: {', '.join(map(str, sorted(WIDTHS)))}")
-    sides = img_size if isinstance(img_size, Sequence) else (img_size,)
-    if len(sides) > 2 or not all(is_whole(s, least=patch_size) and s % patch_size == 0 for s in sides):
-        raise BadInput(f"img_size is {img_size!r}; accepted: a side or (H, W), multiples of the patch, {patch_size}")
-    if not is_whole(num_heads, least=1):
-        raise BadInput(f"num_heads is {num_heads!r}; accepted: a whole number, 1 or more")
+    check_each(Count, embed_dim=embed_dim, num_heads=num_heads)
     shares = {"heads": num_heads, "4 (DAFF's gate)": 4, "the stem's first convolution": WIDTHS[patch_size][0]}
     for what, share in shares.items():
-        if not is_whole(embed_dim, least=1) or embed_dim % share:
+        if embed_dim % share:
             raise BadInput(f"embed_dim is {embed_dim!r}; accepted: multiples of {share}, for {what}")
-    if norm not in NORMS:
-        raise BadInput(f"norm is {norm!r}; accepted: {', '.join(NORMS)}")
+    check("norm", norm, Annotated[str, Choice(NORMS)])
     _check_pool(global_pool)
 
 

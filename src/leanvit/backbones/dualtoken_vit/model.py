@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import calculate_drop_path_rates, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from leanvit.backbones.dualtoken_vit.lightvit import LightViTStem, ResidualMerge
 from leanvit.backbones.dualtoken_vit.parts import EPS, DualTokenBlock, DualTokenStage, GlobalTokens, Shrink
-from leanvit.errors import BadInput, is_number, is_whole
-from leanvit.models.stages import of_size
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, Fraction, Positive, check, check_each
+from leanvit.models.sizes import checked_size, of_size
+from leanvit.models.stages import check_pool
 
 STRIDES = (8, 16, 32)
 SIDE = 7  # of the grid of global tokens
@@ -195,7 +196,7 @@ class DualTokenViT(nn.Module):
         self.patch_embed.fuse()
         return self
 
-    # --- what timm asks of a model -----------------------------------------------
+    # --- what timm needs of a model ---------------------------------------------
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -218,7 +219,7 @@ class DualTokenViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier, drawn anew; 0 classes: none."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_pool(global_pool)
             self.global_pool = global_pool
         self.num_classes = num_classes
         like = self.patch_embed.proj.weight
@@ -251,11 +252,7 @@ def _halvings(img_size: tuple[int, int], stage: int, side: int) -> int:
 
 
 def _checked_size(img_size: Any) -> tuple[int, int]:
-    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size,)
-    step = STRIDES[-1]
-    if len(sides) > 2 or not all(is_whole(side, least=step) and side % step == 0 for side in sides):
-        raise BadInput(f"img_size is {img_size!r}; accepted: a side or (H, W), multiples of {step}")
-    height, width = to_2tuple(sides[0] if len(sides) == 1 else sides)
+    height, width = checked_size(img_size, STRIDES[-1])
     if max(height, width) > LONG * min(height, width):
         warnings.warn(
             f"images of {height}x{width}: the square grid of global tokens distorts maps this long", stacklevel=4
@@ -277,33 +274,16 @@ def _check_side(side: Any, img_size: tuple[int, int]) -> None:
 
 
 def _check_widths(dims: Any, depths: Any, num_heads: Any, ffn_ratios: Any) -> None:
-    stages = len(STRIDES)
-    for name, values in {"dims": dims, "depths": depths, "num_heads": num_heads}.items():
-        if not isinstance(values, Sequence) or len(values) != stages or not all(is_whole(v, least=1) for v in values):
-            raise BadInput(f"{name} is {values!r}; accepted: {stages} whole numbers, 1 or more, one a stage")
-    if (
-        not isinstance(ffn_ratios, Sequence)
-        or len(ffn_ratios) != stages
-        or not all(is_number(v, above=0) for v in ffn_ratios)
-    ):
-        raise BadInput(f"ffn_ratios is {ffn_ratios!r}; accepted: {stages} numbers above 0, one a stage")
+    check_each(tuple[Count, Count, Count], dims=dims, depths=depths, num_heads=num_heads)
+    check("ffn_ratios", ffn_ratios, tuple[Positive, Positive, Positive])
     for dim, heads in zip(dims, num_heads, strict=True):
         if dim % heads or dim % 4:
             raise BadInput(f"dims is {dims!r}; accepted: multiples of 4 and of the stage's heads, {num_heads!r}")
 
 
 def _check_choices(g_mlp: Any, conv_ratio: Any, fuse_alpha: Any, neck_dim: Any, global_pool: str) -> None:
-    if g_mlp not in G_MLPS:
-        raise BadInput(f"g_mlp is {g_mlp!r}; accepted: {', '.join(G_MLPS)}")
-    if not is_number(conv_ratio, above=0):
-        raise BadInput(f"conv_ratio is {conv_ratio!r}; accepted: a number above 0 (conv_encoder=False leaves it out)")
-    if not is_number(fuse_alpha, least=0, most=1):
-        raise BadInput(f"fuse_alpha is {fuse_alpha!r}; accepted: 0 to 1")
-    if neck_dim is not None and not is_whole(neck_dim, least=1):
-        raise BadInput(f"neck_dim is {neck_dim!r}; accepted: a whole number, 1 or more, or None for no neck")
-    _check_pool(global_pool)
-
-
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("", "avg"):
-        raise BadInput(f"global_pool is {global_pool!r}; accepted: 'avg', or '' for the whole map")
+    check("g_mlp", g_mlp, Annotated[str, Choice(G_MLPS)])
+    check("conv_ratio", conv_ratio, Positive)
+    check("fuse_alpha", fuse_alpha, Fraction)
+    check("neck_dim", neck_dim, Count | None)
+    check_pool(global_pool)

@@ -1,7 +1,7 @@
 """The small vision transformers that the masks were published in, on timm's own classes (arXiv 2309.05375, section 4).
 
 They are those of the small-data line of work behind the paper: patches straight into a linear, no q, k, v bias, MLPs of
-twice the width. `mask` is "gmm", "elm" or "none" (the same model without one: the twin to compare with).
+twice the width. `mask` is "gmm", "elm" or "none" (the same model without one, as the baseline).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from leanvit.anatomy.parts.wide import WideAttention
 from leanvit.backbones.gmm_mask.pit import MaskedPiT
 from leanvit.backbones.gmm_mask.t2t import MaskedT2T, SoftSplits
 from leanvit.backbones.gmm_mask.talking import ContextAttention, ContextBlock, TalkingHeads
-from leanvit.errors import BadInput, is_whole, unknown
+from leanvit.errors import BadInput, unknown
+from leanvit.knobs import Count, check
 
 Side = int | tuple[int, int]
 KINDS = (*MASKS, "none")
@@ -197,10 +198,8 @@ def _window_attention(old: WindowAttention, mask: str, kernels: int) -> MaskedWi
 def _check(mask: str, kernels: int, head_dim: int | None, given: dict[str, Any]) -> None:
     if mask not in KINDS:
         raise unknown("mask", str(mask), KINDS)
-    if not is_whole(kernels, least=1):
-        raise BadInput(f"num_kernels is {kernels!r}; accepted: a whole number, 1 or more")
-    if head_dim is not None and not is_whole(head_dim, least=1):
-        raise BadInput(f"head_dim is {head_dim!r}; accepted: a whole number, 1 or more, or none")
+    check("num_kernels", kernels, Count)
+    check("head_dim", head_dim, Count | None)
     for name, usual in (("dynamic_img_size", False), ("strict_img_size", True), ("patch_drop_rate", 0.0)):
         if given.get(name, usual) != usual:
             raise BadInput(f"{name} is {given[name]!r}; accepted: {usual}: a mask is of the grid of its img_size")

@@ -1,6 +1,6 @@
 """LITv2: attention in two groups of heads, near in windows and far on a pooled grid (arXiv 2205.13213, NeurIPS 2022).
 
-`HiLoAttention` (`hilo.py`) is the paper's layer. `LITv2` is its backbone: two stages of MLPs with a depthwise
+`HiLoAttention` (`leanvit.models.hilo`) is its layer, `LITv2` its backbone: two stages of MLPs with a depthwise
 convolution, two with HiLo, and between stages a 2x2 convolution that looks at displaced points. Inside, maps are
 (B, H, W, C): linears read them as they lie, and a convolution sees the same memory as channels-last.
 

@@ -11,9 +11,11 @@ from timm.layers import DropPath, calculate_drop_path_rates, register_notrace_mo
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from leanvit.errors import BadInput, Refused, is_whole
-from leanvit.models.hilo import HiLoAttention, check_alpha, check_heads
-from leanvit.models.stages import Stage, Staged, check_pool
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import Counts, Fraction, check
+from leanvit.models.hilo import HiLoAttention, check_heads
+from leanvit.models.sizes import checked_size
+from leanvit.models.stages import Stage, Staged, check_lengths, check_pool
 
 # --- the other parts ----------------------------------------------------------------------------
 
@@ -181,10 +183,11 @@ class LITv2(Staged):
         strict_img_size: bool = True,
     ) -> None:
         super().__init__()
-        _check_stages(depths=depths, num_heads=num_heads, local_ws=local_ws, has_msa=has_msa)
-        check_alpha(alpha)
+        check_lengths(depths=depths, num_heads=num_heads, local_ws=local_ws, has_msa=has_msa)
+        check("depths", depths, Counts)
+        check("alpha", alpha, Fraction)
         check_pool(global_pool)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = checked_size(img_size)
         self.img_size, self.strict_img_size = (height, width), strict_img_size
         self.reduction = patch_size * 2 ** (len(depths) - 1)
         self._check_size(height, width)
@@ -274,12 +277,3 @@ class LITv2(Staged):
         multiple, _, accepted = self.accepts()
         if height % multiple or width % multiple:
             raise BadInput(f"images are {height}x{width}{accepted}")
-
-
-def _check_stages(**lists: Sequence[Any]) -> None:
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) != 1 or not lengths["depths"]:
-        said = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-        raise BadInput(f"{said}; accepted: one value a stage in each")
-    if not all(is_whole(depth, least=1) for depth in lists["depths"]):
-        raise BadInput(f"depths is {tuple(lists['depths'])}; accepted: whole numbers of blocks, 1 or more")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from timm.layers import PatchEmbed, register_notrace_module
 from timm.models._features import feature_take_indices
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from leanvit.anatomy.parts.scaled import ScaledBlock
 from leanvit.anatomy.parts.slimming import TokenSlimming
-from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.errors import BadInput
+from leanvit.knobs import Choice, Count, Counts, Positive, Share, check, check_each
+from leanvit.models.sizes import checked_size
 
 STEMS = ("4c", "6c", "naive")
 STRIDE = 16
@@ -29,9 +31,7 @@ class ConvStem(nn.Module):
         self, img_size: int | tuple[int, int] = 224, in_chans: int = 3, embed_dim: int = 384, *, extra: int = 0
     ) -> None:
         super().__init__()
-        self.img_size: tuple[int, int] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)  # type: ignore[assignment]
-        if not all(is_whole(side, least=STRIDE) and side % STRIDE == 0 for side in self.img_size):
-            raise BadInput(f"img_size is {img_size!r}; accepted: multiples of {STRIDE}, what the stem divides by")
+        self.img_size = checked_size(img_size, STRIDE)
         if embed_dim % 8:
             raise BadInput(f"embed_dim is {embed_dim}; accepted: multiples of 8, the stem begins with an eighth")
         self.in_chans, self.patch_size = in_chans, (STRIDE, STRIDE)
@@ -173,23 +173,14 @@ def _check(
     keep_rate: float,
     slim_hidden: float,
 ) -> None:
-    for name, value in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
-        if not is_whole(value, least=1):
-            raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
+    check_each(Count, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
     if embed_dim % num_heads:
         raise BadInput(f"num_heads is {num_heads}, which does not divide embed_dim {embed_dim}")
-    if stem not in STEMS:
-        raise BadInput(f"stem is {stem!r}; accepted: {', '.join(map(repr, STEMS))}")
-    if not is_number(skip_lam, above=0):
-        raise BadInput(f"skip_lam is {skip_lam!r}; accepted: a number above 0")
-    for name, share in (("keep_rate", keep_rate), ("slim_hidden", slim_hidden)):
-        if not is_number(share, above=0, most=1):
-            raise BadInput(f"{name} is {share!r}; accepted: above 0, up to 1")
-    if stage_blocks is None:
-        return
-    if not isinstance(stage_blocks, list | tuple) or not all(is_whole(n, least=1) for n in stage_blocks):
-        raise BadInput(f"stage_blocks is {stage_blocks!r}; accepted: blocks of each stage, 1 or more")
-    if sum(stage_blocks) != depth:
+    check("stem", stem, Annotated[str, Choice(STEMS)])
+    check("skip_lam", skip_lam, Positive)
+    check_each(Share, keep_rate=keep_rate, slim_hidden=slim_hidden)
+    check("stage_blocks", stage_blocks, Counts | None)
+    if stage_blocks is not None and sum(stage_blocks) != depth:
         raise BadInput(
             f"stage_blocks is {stage_blocks!r}, {sum(stage_blocks)} blocks in all; accepted: {depth} (depth)"
         )

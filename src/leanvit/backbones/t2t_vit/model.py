@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from timm.layers import calculate_drop_path_rates, global_pool_nlc
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from leanvit.backbones.t2t_vit.tokenizer import STRIDE, TokensToToken, checked_size
-from leanvit.errors import BadInput, is_number, is_whole
+from leanvit.backbones.t2t_vit.tokenizer import STRIDE, TokensToToken
+from leanvit.errors import BadInput
+from leanvit.knobs import BelowOne, Choice, Count, Index, Positive, check, check_each
+from leanvit.models.sizes import checked_size
 
 POOLS = ("", "token", "avg")
 RESIZES = ("interpolate", "sinusoid")
@@ -71,27 +73,26 @@ class T2TViT(nn.Module):
         resize_positions: str = "interpolate",
     ) -> None:
         super().__init__()
-        _check_widths(in_chans=in_chans, token_dim=token_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
-        _check_rates(
+        check_each(Count, in_chans=in_chans, token_dim=token_dim, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+        check_each(
+            BelowOne,
             drop_rate=drop_rate,
             pos_drop_rate=pos_drop_rate,
             proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
         )
-        _check_choice("global_pool", global_pool, POOLS)
-        _check_choice("resize_positions", resize_positions, RESIZES)
-        _check_flags(fp32_tokenizer=fp32_tokenizer, stable_exp=stable_exp)
-        if not is_number(mlp_ratio, above=0):
-            raise BadInput(f"mlp_ratio is {mlp_ratio!r}; accepted: a number above 0")
-        if not is_whole(num_classes, least=0):
-            raise BadInput(f"num_classes is {num_classes!r}; accepted: a whole number, 0 for no classifier")
+        check("global_pool", global_pool, Annotated[str, Choice(POOLS)])
+        check("resize_positions", resize_positions, Annotated[str, Choice(RESIZES)])
+        check_each(bool, fp32_tokenizer=fp32_tokenizer, stable_exp=stable_exp)
+        check("mlp_ratio", mlp_ratio, Positive)
+        check("num_classes", num_classes, Index)
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_prefix_tokens, self.embed_dim = 1, embed_dim
         self.grad_checkpointing = False
         self.ends_alone = False  # whether `forward` runs the last block for the class token alone
         self.tokens_to_token = TokensToToken(
-            checked_size(img_size),
+            checked_size(img_size, STRIDE),
             in_chans,
             embed_dim,
             tokens_type=tokens_type,
@@ -172,7 +173,7 @@ class T2TViT(nn.Module):
         intermediates_only: bool = False,
     ) -> Any:
         """Patch tokens behind some blocks, as timm's vision transformers give them (all at 1/16 of the image)."""
-        _check_choice("output_fmt", output_fmt, ("NCHW", "NLC"))
+        check("output_fmt", output_fmt, Annotated[str, Choice(("NCHW", "NLC"))])
         take, last = feature_take_indices(len(self.blocks), indices)
         grid = self.tokens_to_token.grid_size
         x = self.embed(x)
@@ -208,7 +209,7 @@ class T2TViT(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    # --- what timm asks ----------------------------------------------------------
+    # --- what timm needs --------------------------------------------------------
 
     def get_classifier(self) -> nn.Module:
         return self.head
@@ -216,7 +217,7 @@ class T2TViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new, randomly initialised classifier; 0 classes: none."""
         if global_pool is not None:
-            _check_choice("global_pool", global_pool, POOLS)
+            check("global_pool", global_pool, Annotated[str, Choice(POOLS)])
             self.global_pool = global_pool
         self.num_classes = num_classes
         new = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
@@ -295,26 +296,3 @@ def check_heads(dim: int, num_heads: int) -> None:
     """Raise `BadInput` if a width is not that of whole heads."""
     if dim % num_heads:
         raise BadInput(f"num_heads is {num_heads}, which does not divide the width {dim}")
-
-
-def _check_widths(**given: int) -> None:
-    for name, value in given.items():
-        if not is_whole(value, least=1):
-            raise BadInput(f"{name} is {value!r}; accepted: a whole number, 1 or more")
-
-
-def _check_rates(**given: float) -> None:
-    for name, value in given.items():
-        if not is_number(value, least=0) or value >= 1:
-            raise BadInput(f"{name} is {value!r}; accepted: a probability, 0 or more and below 1")
-
-
-def _check_flags(**given: bool) -> None:
-    for name, value in given.items():
-        if not isinstance(value, bool):
-            raise BadInput(f"{name} is {value!r}; accepted: true or false")
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    if value not in accepted:
-        raise BadInput(f"{name} is {value!r}; accepted: {', '.join(map(repr, accepted))}")

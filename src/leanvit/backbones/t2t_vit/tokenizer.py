@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.anatomy.arithmetic.score import autocast_off
-from leanvit.errors import BadInput, is_whole
+from leanvit.errors import BadInput
 
 STRIDE = 16  # pixels of the image a side of a token's cell: 4 x 2 x 2
 TOKENS_TYPES = ("performer", "transformer")
@@ -233,11 +233,3 @@ class TokensToToken(nn.Module):
 def as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Tokens in rows, (B, h w, C), as a map (B, C, h, w)."""
     return tokens.transpose(1, 2).unflatten(2, grid)
-
-
-def checked_size(img_size: object) -> tuple[int, int]:
-    """(H, W) of `img_size`. Raises `BadInput` unless both are multiples of 16."""
-    sides = tuple(img_size) if isinstance(img_size, tuple | list) else (img_size, img_size)
-    if len(sides) != 2 or not all(is_whole(side, least=STRIDE) and side % STRIDE == 0 for side in sides):
-        raise BadInput(f"img_size is {img_size!r}; accepted: a multiple of {STRIDE}, or two of them (height, width)")
-    return sides[0], sides[1]

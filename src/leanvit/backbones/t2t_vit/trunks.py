@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanvit.backbones.t2t_vit.model import LayerNorm, T2TViT, check_heads, plain_block
-from leanvit.errors import BadInput, is_whole
+from leanvit.errors import BadInput
+from leanvit.knobs import Count, Counts, check
 
 
 class ChannelGate(nn.Module):
@@ -185,10 +186,8 @@ class T2TViTDense(T2TViT):
     def __init__(self, *args: Any, depths: Sequence[int] = (3, 6, 6, 4), growth: int = 64, **kwargs: Any) -> None:
         if "depth" in kwargs:
             raise BadInput(f"depth is {kwargs['depth']!r}; a dense trunk takes depths, the blocks of each stage")
-        if not depths or not all(is_whole(n, least=1) for n in depths):
-            raise BadInput(f"depths is {depths!r}; accepted: whole numbers of blocks, 1 or more each")
-        if not is_whole(growth, least=1):
-            raise BadInput(f"growth is {growth!r}; accepted: a whole number of channels, 1 or more")
+        check("depths", depths, Counts)
+        check("growth", growth, Count)
         self.depths, self.growth = tuple(depths), growth
         super().__init__(*args, depth=sum(depths), **kwargs)
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Rule, RuleName, check_rule, check_threshold
 from leanvit.anatomy.exits.running import ExitPolicy, Exits
+from leanvit.cards import paper
 from leanvit.data import AnyDataset, keyed
 from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
@@ -137,7 +138,7 @@ class LGViT:
     )
     patience: Count = knob(2, "exits in a row, of patient_confident")
     speedup: Annotated[float, Ge(1)] | None = knob(
-        None, "asked for, dense MACs over mean MACs: the threshold is chosen for it", example=1.5
+        None, "speed-up to reach, dense MACs over mean MACs: the threshold is chosen for it", example=1.5
     )
     points: Annotated[float, Ge(0), Le(100)] | None = knob(
         None, "percentage points of top-1 that may be lost: the threshold is chosen for it", example=1
@@ -169,7 +170,6 @@ class LGViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
-    cost_knobs: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points")
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
     open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
@@ -349,7 +349,8 @@ class LGViT:
         Raises `Refused` for a target without such a curve, or one that no threshold of it meets.
         """
         another_rule = knobs.get("rule", self.rule) != self.rule
-        forgotten = self.cost_knobs if another_rule or set(knobs) & set(self.cost_knobs) else ()
+        cost = paper("lgvit").knobs.cost
+        forgotten = cost if another_rule or knobs.keys() & cost else ()
         new = replace(self, **{**dict.fromkeys(forgotten), **knobs})
         targeted = new.speedup is not None or new.points is not None
         thresholds = (new._on_curve(structure),) if targeted else new._thresholds()
@@ -399,7 +400,7 @@ class LGViT:
             return []
         ratio, lost = structure["dense_macs"] / point["macs"], 100 * (structure["held_out"]["top1"] - point["top1"])
         if self.speedup is not None and ratio < self.speedup * 0.999:
-            return [f"speedup {self.speedup:g} was asked for, {ratio:.2f} on the held-out images"]
+            return [f"speedup {self.speedup:g} was requested, {ratio:.2f} on the held-out images"]
         if self.points is not None and lost > self.points + 1e-6:
             return [f"{self.points:g} points may be lost, {lost:.2f} are on the held-out images"]
         return []

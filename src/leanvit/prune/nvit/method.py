@@ -139,7 +139,6 @@ class NViT:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = TARGETS
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
@@ -148,7 +147,7 @@ class NViT:
         if len(given) != 1:
             raise BadInput(f"nvit is given {' and '.join(given) or 'no target'}; accepted: one of {', '.join(TARGETS)}")
         if self.table is not None and self.latency is None:
-            raise BadInput(f"table is {self.table!r}, which goes with a target in latency; {self.asked[0]} is given")
+            raise BadInput(f"table is {self.table!r}, which goes with a target in latency; {self.target[0]} is given")
         if self.max_steps is not None and self.max_steps < self.interval:
             raise BadInput(f"max_steps is {self.max_steps}; accepted: {self.interval} (interval) or more")
 
@@ -158,13 +157,13 @@ class NViT:
         return cls(**knobs, macs=share)
 
     @property
-    def asked(self) -> tuple[str, Any]:
+    def target(self) -> tuple[str, Any]:
         """The target: its name and its share of the dense model's figure."""
         return next((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None)
 
     def chosen_for(self, dataset: AnyDataset) -> NViT:
         """With a batch and steps that suit the data, unless they are given; steps are a multiple of the interval."""
-        if self.asked[1] == 1 or None not in (self.max_steps, self.batch_size):
+        if self.target[1] == 1 or None not in (self.max_steps, self.batch_size):
             return self
         batch = self.batch_size or max(1, min(BATCH, len(dataset)))
         steps = steps_for(len(dataset), batch, passes=30, least=10 * self.interval, most=1000)
@@ -172,7 +171,7 @@ class NViT:
 
     def trainings(self, dataset: AnyDataset) -> list[Training]:
         """What `learn` trains. Raises `BadInput` where the images do not fill a batch."""
-        if self.asked[1] == 1:
+        if self.target[1] == 1:
             return []
         epoch = steps_of_epoch("nvit", self._images, len(dataset))
         return [Training("nvit", -(-self._steps // epoch), self._steps, self._images, at_most=True)]
@@ -194,7 +193,7 @@ class NViT:
         if self.emb_norm == "exact":
             for block in model.blocks:
                 statistics(block.norm1)
-        if self.asked[1] == 1:
+        if self.target[1] == 1:
             return
         _check_trainable(model, units)
         if self.latency is None:
@@ -211,14 +210,14 @@ class NViT:
             BadInput: weights that units are scored by are frozen; a table that does not cover the model's widths.
             Refused: a model that cannot be cut, a kind that it does not allow, or a target that it cannot reach.
         """
-        if self.asked[1] != 1 and None in (self.max_steps, self.batch_size):
+        if self.target[1] != 1 and None in (self.max_steps, self.batch_size):
             return self.chosen_for(data.dataset).learn(model, data)
         units = layout(model, self.kinds)
         if self.emb_norm == "exact":
             for block in model.blocks:
                 statistics(block.norm1)
         dense = _described(model)
-        if self.asked[1] == 1:
+        if self.target[1] == 1:
             return self._structure(units, all_open(units), dense, {})
         _check_trainable(model, units)
         folder = None if data.out is None else Path(data.out)
@@ -241,7 +240,7 @@ class NViT:
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Target, figures counted on the model, widths per block before and after."""
-        name, ratio = self.asked
+        name, ratio = self.target
         dense, now = structure["dense"], _described(model)
         found = {"target": f"{name} {ratio:g}", **{key: now[key] / dense[key] for key in ("macs", "params")}}
         if "measured" in structure["reached"]:
@@ -250,19 +249,19 @@ class NViT:
 
     def check(self, model: OpenModel, structure: Structure) -> list[str]:
         """The target, in words, where the model misses it."""
-        name, ratio = self.asked
+        name, ratio = self.target
         if name == "latency":
             measured = structure["reached"].get("measured", ratio)
             off = abs(measured / ratio - 1) > MEASURED_TOLERANCE
-            return [f"latency {ratio:g} was asked for, {measured:.3f} measured"] if off else []
+            return [f"latency {ratio:g} was requested, {measured:.3f} measured"] if off else []
         reached = _described(model)[name] / structure["dense"][name]
-        return [f"{name} {ratio:g} was asked for, {reached:.3f} reached"] if reached > ratio * (1 + TOLERANCE) else []
+        return [f"{name} {ratio:g} was requested, {reached:.3f} reached"] if reached > ratio * (1 + TOLERANCE) else []
 
     # --- parts of learn --------------------------------------------------------------
 
     def _target(self, model: OpenModel, units: Layout, table: Any) -> Target:
         sizes = clamped({kind: getattr(self, f"{kind}_group") for kind in GROUP_SIZES}, units)
-        name, ratio = self.asked
+        name, ratio = self.target
         if table is not None:
             seconds = Seconds.of(model, table)
             return Target(name, float(ratio), seconds, units, sizes, self.eta, seconds.least(units))

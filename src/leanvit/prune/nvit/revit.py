@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import init_weights_vit_timm
 from torch import nn
 
 from leanvit.anatomy.parts.wide import WideAttention
-from leanvit.errors import BadInput, is_whole
+from leanvit.knobs import check
 
 DEPTH = 12
 HEAD_WIDTH = 64  # of v, and of the model that was pruned: the attention scale stays 64 ** -0.5
@@ -28,8 +29,7 @@ class BlockWidths:
 
 def widths(embed: int) -> tuple[BlockWidths, ...]:
     """The rule, for an embedding of `embed` channels. Raises `BadInput` where it gives no heads or no q/k dims."""
-    if not is_whole(embed, least=100):
-        raise BadInput(f"embed_dim is {embed!r}; accepted: a whole number, 100 or more (the rule gives no heads below)")
+    check("embed_dim", embed, Annotated[int, Ge(100)])
     r, s = round(0.005 * embed), round(0.05 * embed / 8)
     heads = [10, *[2 * r] * 2, *[4 * r] * 6, *[2 * r] * 2, 10]
     ends = [16 * s, 8 * s, 8 * s]

@@ -48,7 +48,7 @@ def open_table(path: str | None, model: OpenModel, *, runtime: str, batch: int, 
 def measured_ratio(
     model: OpenModel, units: Layout, *, emb_norm: str, runtime: str, batch: int, data: Data
 ) -> Callable[[Tensor], float]:
-    """A function of gates: seconds of the cut model over those of `model` as it is now, both in turns in one run."""
+    """A function of gates: seconds of the cut model over those of `model` as it is now, both interleaved in one run."""
     dense = copy.deepcopy(model).eval()
 
     def measure(gates: Tensor) -> float:

@@ -125,7 +125,6 @@ class DiffRate:
     slot: ClassVar[str] = "between"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = ("macs", "prune", "merge")
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")
 
     def __post_init__(self) -> None:
@@ -200,7 +199,7 @@ class DiffRate:
             lists = uniform(costs, self.macs, self.search)
         assert lists is not None
         if any(later > earlier for counts in lists for earlier, later in pairwise(counts)):
-            warnings.warn("diffrate: a list rises; there are fewer tokens than it says in that block", stacklevel=2)
+            warnings.warn("diffrate: a list rises; that block has fewer tokens than planned", stacklevel=2)
         reached = float(costs.macs(*lists)) / costs.dense
         rows = [{"block": i, "prune": p, "merge": m} for i, p, m in reducing(costs.tokens, *lists)]
         return {"blocks": rows, "dense_macs": costs.dense, "reached": reached}
@@ -250,13 +249,13 @@ class DiffRate:
     def check(self, model: OpenModel, structure: Structure) -> list[str]:
         """Blocks with more tokens than the plan leaves there, and a target in MACs that was missed."""
         counts = model.patch_tokens()
-        asked = [(row["block"], min(row["prune"], row["merge"]) - 1) for row in structure["blocks"]]
-        misses = [f"block {i}: asked {n} patch tokens, has {counts[i]}" for i, n in asked if counts[i] > n]
+        planned = [(row["block"], min(row["prune"], row["merge"]) - 1) for row in structure["blocks"]]
+        misses = [f"block {i}: requested {n} patch tokens, has {counts[i]}" for i, n in planned if counts[i] > n]
         if self.macs is not None:
             share = _share(model, structure)
             after = model.history.plans[-1].slug != "diffrate"  # a later method may have taken more: its own doing
             if share / self.macs - 1 > TOLERANCE or (1 - share / self.macs > TOLERANCE and not after):
-                misses.append(f"macs {self.macs:g} was asked for, {share:.3f} reached")
+                misses.append(f"macs {self.macs:g} was requested, {share:.3f} reached")
         return misses
 
     @classmethod

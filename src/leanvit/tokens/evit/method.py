@@ -16,8 +16,8 @@ from torch import Tensor
 from leanvit.anatomy import OpenModel, State, Step
 from leanvit.anatomy.parts.tokens import moved_owner, new_indices, take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import insert_step
-from leanvit.errors import BadInput, Refused, is_number
-from leanvit.knobs import RISING, Blocks, Choice, Count, Index, Share, Words, check_fields, knob, words
+from leanvit.errors import BadInput, Refused
+from leanvit.knobs import RISING, Blocks, Choice, Count, Index, Share, Words, check, check_fields, knob
 from leanvit.recipe.equal_macs import nearest_setting
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
@@ -126,8 +126,7 @@ class Reorganize(Step):
             return self.tokens
         if self.keep_rate == 1:
             return patches
-        if run_rate is not None and not is_number(run_rate, above=0, most=1):
-            raise BadInput(f"run-time keep_rate is {run_rate!r}; accepted: {words(Share)}")
+        check("run-time keep_rate", run_rate, Share | None)
         return kept_count(patches, self.keep_rate if run_rate is None else run_rate)
 
     def chosen(self, scores: Tensor, count: int) -> Tensor:
@@ -224,7 +223,6 @@ class EViT:
     requires: ClassVar[frozenset[str]] = frozenset({"class_token", "float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
-    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -290,7 +288,7 @@ class EViT:
             kept = row["tokens"] or kept_count(given, row["keep_rate"])
             planned = min(kept + self.fuse, given)
             if counts[i] > planned:
-                misses.append(f"block {i}: asked {planned} patch tokens of {given}, has {counts[i]}")
+                misses.append(f"block {i}: requested {planned} patch tokens of {given}, has {counts[i]}")
         return misses
 
     def fills(self, model: OpenModel) -> list[int]:
@@ -333,7 +331,3 @@ def _checked_row(row: Mapping[str, Any], model: OpenModel) -> dict[str, Any]:
     """A row of the (perhaps hand-edited) structure, or `BadInput` where the model lacks the block."""
     model.block(row["block"])
     return {"tokens": None, **row}
-
-
-def _without_block(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "block"}

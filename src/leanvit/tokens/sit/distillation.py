@@ -1,4 +1,4 @@
-"""Feature recalibration distillation (FRD, SiT section 3.3): a slimmed student learns its dense twin's tokens."""
+"""Feature recalibration distillation (FRD, SiT section 3.3): a slimmed student learns its dense model's tokens."""
 
 from __future__ import annotations
 

@@ -79,7 +79,6 @@ class SiT:
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
-    cost_knobs: ClassVar[tuple[str, ...]] = ("keep_rate", "tokens")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -164,7 +163,7 @@ class SiT:
         """Blocks behind whose module more tokens are than the plan leaves there, counted in a run of the model."""
         counts = model.patch_tokens()
         rows = [(row["block"], row["tokens"], counts[row["block"] + 1]) for row in structure["slimming"]]
-        return [f"after block {i}: asked {want} tokens, has {got}" for i, want, got in rows if got > want]
+        return [f"after block {i}: requested {want} tokens, has {got}" for i, want, got in rows if got > want]
 
     # --- the training that follows ---------------------------------------------------
 

@@ -72,7 +72,6 @@ class STViT:
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "full_grid", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"class_token", "full_grid", "token_blocks"})
-    cost_knobs: ClassVar[tuple[str, ...]] = ("after", "window", "samples")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -114,10 +113,10 @@ class STViT:
 
         The control gets what the generation would get, and costs less.
         """
-        asked = cls(**knobs)
-        made = replace(asked, generation="attention")
+        given = cls(**knobs)
+        made = replace(given, generation="attention")
         settings = [replace(made, **setting) for setting in _ON[model.hierarchical].settings(model)]
-        return replace(nearest_setting(model, settings, share), generation=asked.generation)
+        return replace(nearest_setting(model, settings, share), generation=given.generation)
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""
@@ -127,4 +126,6 @@ class STViT:
         """Blocks in whose MLP other than the planned number of semantic tokens are, counted in a run of the model."""
         counts = model.patch_tokens()
         planned = _ON[model.hierarchical].semantic_counts(model, structure)
-        return [f"block {i}: asked {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n]
+        return [
+            f"block {i}: requested {n} semantic tokens, has {counts[i]}" for i, n in planned.items() if counts[i] != n
+        ]

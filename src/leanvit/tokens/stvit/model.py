@@ -23,13 +23,16 @@ The same idea on a plain ViT is a method: `stvit` (`leanvit.tokens.stvit.method`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from timm.layers import calculate_drop_path_rates, to_2tuple
+from annotated_types import Ge, Le
+from timm.layers import calculate_drop_path_rates
 from torch import Tensor, nn
 
 from leanvit.errors import BadInput, is_whole
-from leanvit.models.stages import Stage, Staged, check_pool
+from leanvit.knobs import Count, Counts, Index, check, check_each
+from leanvit.models.sizes import checked_size
+from leanvit.models.stages import Stage, Staged, check_lengths, check_pool
 from leanvit.tokens.stvit.parts import ConvStem, PatchMerging, SwinBlock, init_weights
 from leanvit.tokens.stvit.unit import UNIT, SemanticStage
 
@@ -87,7 +90,7 @@ class STViTR(Staged):
         _check_widths(embed_dim, num_heads)
         _check_tokens(window_size, samples, key_margin)
         _check_padded(padded, use_global=use_global, relative_pos=relative_pos)
-        self.img_size, self.window_size, self.padded = to_2tuple(img_size), window_size, padded
+        self.img_size, self.window_size, self.padded = checked_size(img_size), window_size, padded
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim * 2 ** (len(depths) - 1)
         self.reduction = PATCH * 2 ** (len(depths) - 1)
@@ -166,16 +169,11 @@ class STViTR(Staged):
 
 def _checked_depths(depths: Any, num_heads: Any, units: Any, stage: Any) -> tuple[int, ...]:
     """The depths, with that of the semantic stage from `units` where it is given."""
-    for name, several in (("depths", depths), ("num_heads", num_heads)):
-        if not isinstance(several, Sequence) or not all(is_whole(n, least=1) for n in several):
-            raise BadInput(f"{name} is {several!r}; accepted: a whole number, 1 or more, for each stage")
-    if len(depths) != len(num_heads) or not depths:
-        raise BadInput(f"depths has {len(depths)}, num_heads has {len(num_heads)}; accepted: one value a stage in each")
-    if not is_whole(stage, least=0, most=len(depths) - 1):
-        raise BadInput(f"semantic_stage is {stage!r}; accepted: 0 to {len(depths) - 1}")
+    check_each(Counts, depths=depths, num_heads=num_heads)
+    check_lengths(depths=depths, num_heads=num_heads)
+    check("semantic_stage", stage, Annotated[int, Ge(0), Le(len(depths) - 1)])
+    check("units", units, Count | None)
     if units is not None:
-        if not is_whole(units, least=1):
-            raise BadInput(f"units is {units!r}; accepted: a whole number of dumbbell units, 1 or more, or None")
         return (*depths[:stage], UNIT * units, *depths[stage + 1 :])
     if depths[stage] % UNIT:
         raise BadInput(
@@ -194,18 +192,13 @@ def _check_widths(embed_dim: Any, num_heads: Sequence[int]) -> None:
 
 
 def _check_tokens(window: Any, samples: Any, margin: Any) -> None:
-    if not is_whole(window, least=2):
-        raise BadInput(f"window_size is {window!r}; accepted: a whole number, 2 or more")
-    if not is_whole(samples, least=1, most=window):
-        raise BadInput(f"samples is {samples!r}; accepted: 1 to {window}, the side of a window")
-    if not is_whole(margin, least=0):
-        raise BadInput(f"key_margin is {margin!r}; accepted: a whole number, 0 or more")
+    check("window_size", window, Annotated[int, Ge(2)])
+    check("samples", samples, Annotated[int, Ge(1), Le(window)])
+    check("key_margin", margin, Index)
 
 
 def _check_padded(padded: Any, **tied: Any) -> None:
-    for name, value in {"padded": padded, **tied}.items():
-        if not isinstance(value, bool):
-            raise BadInput(f"{name} is {value!r}; accepted: true or false")
+    check_each(bool, padded=padded, **tied)
     for name, value in tied.items():
         if padded and value:
             raise BadInput(f"{name}=True belongs to one size of the map, padded=True takes any: give one of the two")

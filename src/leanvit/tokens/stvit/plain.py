@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.cross import CrossAttention
 from leanvit.errors import BadInput, Refused, is_whole
+from leanvit.knobs import check
 from leanvit.recipe.protocol import Structure
 from leanvit.tokens.stvit.blocks import AveragedBlock, CentredGeneration, PooledGeneration, children
 
@@ -135,6 +138,5 @@ def _check_windows(grid: tuple[int, int], structure: Structure) -> tuple[int, in
         raise BadInput(
             f"window is {window[0]}x{window[1]}; accepted: sides that divide the grid of {grid[0]}x{grid[1]} patches"
         )
-    if not is_whole(samples, least=1, most=min(window)):
-        raise BadInput(f"samples is {samples!r}; accepted: 1 to {min(window)}, the side of a window")
+    check("samples", samples, Annotated[int, Ge(1), Le(min(window))])
     return window[0], window[1]

@@ -7,12 +7,15 @@ semantic tokens. Swin has no layer scale, and none is put in: it would undo what
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le
 
 from leanvit.anatomy.parts.blocks import Attention, Block, apply_norm, layer_scale
 from leanvit.anatomy.parts.cross import PARTS, CrossAttention
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused, is_whole
+from leanvit.knobs import check
 from leanvit.tokens.stvit.blocks import IMAGE, CentredGeneration, Generation, children, cuts, waiting
 from leanvit.tokens.stvit.semantic import adaptive_max, neighbourhoods, starts
 
@@ -100,8 +103,7 @@ def plan(model: Any, knobs: Mapping[str, Any]) -> dict[str, Any]:
     units, samples = knobs["units"], knobs["samples"]
     depths = [len(level.blocks) for level in model.layers]
     stage = depths.index(max(depths)) if knobs["stage"] is None else knobs["stage"]
-    if not is_whole(stage, least=0, most=len(depths) - 1):
-        raise BadInput(f"stage is {stage!r}; accepted: 0 to {len(depths) - 1}")
+    check("stage", stage, Annotated[int, Ge(0), Le(len(depths) - 1)])
     most = depths[stage] // UNIT
     if units is None and (not most or depths[stage] % UNIT):
         raise Refused(
@@ -137,8 +139,7 @@ def checked(model: Any, structure: Mapping[str, Any]) -> tuple[int, tuple[int, i
         raise Refused(
             f"stage {stage} has {grid[0]}x{grid[1]} tokens in windows of {window[0]}x{window[1]}; accepted: square ones"
         )
-    if not is_whole(samples, least=1, most=window[0]):
-        raise BadInput(f"samples is {samples!r}; accepted: 1 to {window[0]}, the side of a window")
+    check("samples", samples, Annotated[int, Ge(1), Le(window[0])])
     try:
         starts(grid[0], window[0], window[0] + KEY_MARGIN)
     except BadInput as error:

@@ -72,7 +72,6 @@ class ToMe:
     requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid"})
     slot: ClassVar[str] = "between"
-    cost_knobs: ClassVar[tuple[str, ...]] = ("r",)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -63,5 +63,7 @@ def misses(model: OpenModel, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     planned = [(row["block"], entering[row["block"]], row["r"]) for row in rows]
     left = [(i, given, given - min(r, given // 2)) for i, given, r in planned]
     return [
-        f"block {i}: asked {few} patch tokens of {given}, has {counts[i]}" for i, given, few in left if counts[i] > few
+        f"block {i}: requested {few} patch tokens of {given}, has {counts[i]}"
+        for i, given, few in left
+        if counts[i] > few
     ]

@@ -1,4 +1,4 @@
-"""Weights brought to a model's shapes: classifier, image size and channels, each said; and what does not fit, named."""
+"""Weights adapted to a model's shapes: classifier, image size, channels; adaptations and misfits are reported."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _same_kind(there: torch.dtype, here: torch.dtype) -> bool:
 
 
 def convert(found: Fitted, own: Mapping[str, Tensor], host: nn.Module, what: str) -> None:
-    """To the model's types, said; refuses weights that are no numbers."""
+    """To the model's dtypes, reported; refuses weights that are no numbers."""
     others = sorted({_dtype(v) for k, v in found.tensors.items() if v.is_floating_point() and v.dtype != own[k].dtype})
     parameters = dict(host.named_parameters())
     for key, value in found.tensors.items():
@@ -214,7 +214,7 @@ def misfit(
     if found.problems and not set(choice.tensors) & set(host.state_dict()):
         lines.append(f"The file's names: {', '.join([*choice.raw][:_SHOWN])}, …")
     if any(value is not None for value in (file.depth, file.patch, file.width)):
-        lines += [f"The file looks like: {file.said()}", f"The model is: {model.said()}"]
+        lines += [f"The file looks like: {file.summary()}", f"The model is: {model.summary()}"]
     if file.classes is not None or found.problems:
         lines += [f"To help: {line}" for line in advice(file, model, host)]
     own = host.state_dict()

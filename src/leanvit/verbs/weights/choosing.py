@@ -46,7 +46,7 @@ class Choice:
         prefix = self.start[len(self.entry) + 1 :] if self.entry else self.start
         return "" if set(prefix.split(".")) <= {*_WRAPPERS, ""} else prefix
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """One line for people."""
         left = f"; {', '.join(self.left)} is left" if self.left else ""
         entry = f" of its entry {self.entry!r}" if self.entry else ""
@@ -188,7 +188,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _left(held: Held, start: str) -> tuple[str, ...]:
-    """Names of what is beside the weights, each as short as it can be told from them."""
+    """Names of what is beside the weights, each as short as stays unambiguous."""
     taken = start.split(".")
     names: dict[str, None] = {}
     for key in held.tensors:

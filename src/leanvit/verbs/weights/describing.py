@@ -34,7 +34,7 @@ _SIZES: dict[Any, str] = {  # of plain ViTs in timm's names: (width, depth)
 
 @dataclass(frozen=True)
 class Looks:
-    """What can be told from the names and shapes of weights; None where they do not say."""
+    """What follows from the names and shapes of weights; None where they do not show it."""
 
     depth: int | tuple[int, ...] | None = None  # of each stage, where there are stages
     width: int | None = None
@@ -45,12 +45,12 @@ class Looks:
     heads: int | None = None
     registers: int | None = None
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """`depth 2, width 48, patch 8, image 32, 3 channels, 10 classes`."""
         words = [f"{name} {short(value)}" for name in ("depth", "width", "patch", "image") if (value := self[name])]
         counts = [f"{self[name]} {name}" for name in ("heads", "registers", "channels") if self[name]]
         classes = [] if self.classes is None else [f"{self.classes} classes" if self.classes else "no classifier"]
-        return ", ".join([*words, *counts, *classes]) or "nothing that can be told from its names"
+        return ", ".join([*words, *counts, *classes]) or "nothing that its names show"
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self, name)
@@ -99,7 +99,7 @@ def advice(file: Looks, model: Looks, host: nn.Module) -> list[str]:
     if not differs:
         return []
     given = " ".join(f"--model-arg {arg}={short(value)}" for arg, value in differs.items())
-    heads = " (and num_heads as it was trained with: a file does not tell)" if "embed_dim" in differs else ""
+    heads = " (and num_heads as it was trained with: a file does not hold it)" if "embed_dim" in differs else ""
     size = _SIZES.get((file.width, file.depth)) if {"depth", "embed_dim", "patch_size"} & differs.keys() else None
     names = timm.list_models(f"vit_{size}_patch{file.patch[0]}_*") if size and file.patch else []
     if file.registers:

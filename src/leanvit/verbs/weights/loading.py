@@ -34,7 +34,7 @@ def load_weights(
     Args:
         file: its path, or what `read_weights` gave.
         name: the model's timm name, or one of leanvit's own, for the layouts that its papers' repositories have.
-        adapt: take weights for other classes (or none), another image size, other channels; each is said.
+        adapt: take weights for other classes (or none), another image size, other channels; each is reported.
         log: called with what was taken from a file that holds more than the weights, or has other names.
 
     Raises:
@@ -44,15 +44,15 @@ def load_weights(
     host = getattr(model, "_source", (None,))[0] or model  # the timm model, whose parameters the opened one shares
     if held.flax:
         found = flax_state(held, host, adapt=adapt, option=option)
-        said = [f"{len(held.tensors)} arrays"]
+        described = [f"{len(held.tensors)} arrays"]
     else:
         choice = choose(held, host, name=name)
         found = fitted(choice, host, held, adapt=adapt, option=option)
-        said = [choice.said() + (f", an official checkpoint of {name}" if choice.official else "")]
-        said = said if choice.chosen or choice.official or found["notes"] else []
+        described = [choice.summary() + (f", an official checkpoint of {name}" if choice.official else "")]
+        described = described if choice.chosen or choice.official or found["notes"] else []
     model.load_state_dict(found["state"], strict=True)
-    if log is not None and said:
-        log(f"{held.path.name}: {'; '.join([*said, *found['notes']])}")
+    if log is not None and described:
+        log(f"{held.path.name}: {'; '.join([*described, *found['notes']])}")
 
 
 def as_in_file(held: Held, host: nn.Module, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

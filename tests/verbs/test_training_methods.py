@@ -1,0 +1,141 @@
+"""Training by methods of kind "train": what is kept of them, what a killed run goes on with, what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from contract.toys import toys
+from leanvit.cli.main import app
+from leanvit.errors import BadInput, Refused
+from leanvit.recipe import load_run, parse_with
+from leanvit.recipe.text import as_text
+from leanvit.training import Run
+from leanvit.training.checkpoint import STATE
+from leanvit.verbs import dry_run, export, train, training
+
+MODEL = "vit_tiny_patch16_224"
+SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 1}
+SETTINGS = {"epochs": 3, "batch_size": 10, "save_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def _toys() -> Iterator[None]:
+    with toys():
+        yield
+
+
+def trained(out: Path, *methods: str, **more: Any) -> Any:
+    given: dict[str, Any] = {"settings": SETTINGS, "adapt": True, "model_args": SMALL, "limit": 20, **more}
+    return train(MODEL, "digits", methods=[parse_with(text) for text in methods], out=out, **given)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_run(folder).model.state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class KillAt:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("method", ["toy_smooth:smoothing=0.3,until=4", "gmm_mask:init=paper"])
+def test_a_killed_run_goes_on_with_the_same_method_only(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
+) -> None:
+    trained(tmp_path / "whole", method)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training, "progress", lambda log: (KillAt(3),))
+        trained(tmp_path / "killed", method)
+    changed = method.replace("smoothing=0.3", "smoothing=0.2").replace("init=paper", "num_kernels=2")
+    was = f"of another run: methods was {[as_text(parse_with(method))]} and is now "
+    for other, now in (([changed], str([as_text(parse_with(changed))])), ([], "None")):
+        with pytest.raises(BadInput, match=re.escape(was + now)):
+            trained(tmp_path / "killed", *other, resume=True)
+    trained(tmp_path / "killed", method, resume=True)
+    assert same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
+
+
+def test_an_objective_is_trained_along_and_no_part_of_the_model(tmp_path: Path) -> None:
+    said: list[str] = []
+    done = trained(tmp_path / "own", "toy_smooth:smoothing=0.3", log=said.append)
+    assert done.label == f"{MODEL} + toy_smooth"
+    assert "trains with toy_smooth:smoothing=0.3,until=1000 (the objective, callbacks)" in said
+    trained(tmp_path / "usual")
+    own, usual = weights(tmp_path / "own"), weights(tmp_path / "usual")
+    assert own.keys() == usual.keys() and not same(own, usual)
+    with safe_open(tmp_path / "own" / STATE, framework="pt") as state:
+        assert "objective.scale" in state.keys()  # noqa: SIM118
+    info = load_run(tmp_path / "own").info
+    assert info["methods"] == [{"slug": "toy_smooth", "knobs": {"smoothing": 0.3, "until": 1000}}]
+    train(tmp_path / "own", "digits", settings=SETTINGS, limit=20, out=tmp_path / "on")
+    (stage,) = load_run(tmp_path / "on").info["stages"]
+    assert stage["methods"] == info["methods"] and "methods" not in load_run(tmp_path / "on").info
+
+
+def test_parts_stay_in_a_model_that_is_exported_and_trained_on(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "gmm_mask:num_kernels=2")
+    model = load_run(tmp_path / "run").model
+    (plan,) = model.history.plans
+    assert plan.slug == "gmm_mask" and plan.structure == {"blocks": [0, 1]}
+    assert export(tmp_path / "run", to="torch").folder.is_dir()
+    done = train(tmp_path / "run", "digits", settings=SETTINGS, limit=20, out=tmp_path / "on")
+    assert done.label == "gmm_mask" and not same(weights(tmp_path / "on"), model.state_dict())
+    with pytest.raises(Refused, match="has a mask on its scores already"):
+        train(tmp_path / "run", "digits", methods=[parse_with("gmm_mask")], limit=20, out=tmp_path / "no")
+
+
+def test_a_mask_and_an_objective_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = trained(None, "gmm_mask", "toy_smooth")
+    assert done.folder == Path("runs") / f"{MODEL}-gmm_mask-toy_smooth"
+    assert [plan.slug for plan in load_run(done.folder).model.history.plans] == ["gmm_mask"]
+
+
+def test_the_smoothing_of_a_recipe_is_the_methods_to_use(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'title = "t"\n[model]\nname = "{MODEL}"\n[fit]\nlabel_smoothing = 0.1\n')
+    trained(tmp_path / "run", "toy_smooth", recipe=recipe)
+    assert load_run(tmp_path / "run").info["training"]["label_smoothing"] == 0.1
+
+
+def test_a_dry_run_and_the_page_of_a_method_name_it(tmp_path: Path) -> None:
+    made = [parse_with("gmm_mask"), parse_with("toy_smooth")]
+    found = dry_run(MODEL, "digits", methods=made, adapt=True, model_args=SMALL, limit=20, seconds=0.0)
+    assert found.methods == (
+        f"{as_text(made[0])} (parts of the model)",
+        f"{as_text(made[1])} (the objective, callbacks)",
+    )
+    explained = CliRunner().invoke(app, ["methods", "toy_smooth"]).stdout
+    assert "leanvit train MODEL --data DATA --with toy_smooth:smoothing=0.1" in " ".join(explained.split())
+
+
+def test_the_command_line_takes_methods(tmp_path: Path) -> None:
+    small = [word for key, value in SMALL.items() for word in ("--model-arg", f"{key}={value}")]
+    words = ["train", MODEL, "--data", "digits", "--adapt", "--limit", "20", "--epochs", "1", *small]
+    words += ["--with", "gmm_mask:num_kernels=2", "--with", "toy_smooth"]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert dry.exit_code == 0 and dry.stdout.count("trains with") == 2, dry.output
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    knobs = load_run(tmp_path / "run").info["methods"][0]["knobs"]
+    assert knobs["num_kernels"] == 2 and (tmp_path / "run" / STATE).is_file()
