@@ -345,10 +345,10 @@ def test_args_of_timm_are_a_recipe(tmp_path: Path) -> None:
         ("cutmix_minmax: [0.2, 0.8]", "cutmix_minmax"),
         ("vflip: 0.5", "vflip=0.5"),
         ("mixup_mode: elem", "mixup_mode='elem'"),
-        ("sched: step", "sched='step'"),
-        ("opt: kron", "opt='kron'"),
+        ("sched: step", "sched is 'step'"),
+        ("opt: kron", "opt is 'kron'"),
         ("something_new: 3", "something_new=3"),
-        ("aug_repeats: 2.5", "aug_repeats=2.5"),
+        ("aug_repeats: 2.5", "aug_repeats is 2.5"),
         ("initial_checkpoint: some.pth", "initial_checkpoint"),
     ],
 )
