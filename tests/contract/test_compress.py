@@ -68,6 +68,11 @@ def _pairs() -> Iterator[object]:
 
 
 methods = pytest.mark.parametrize("slug", SLUGS)
+# an export takes seconds: one of float steps, one of integers, one in segments for every run
+exports = pytest.mark.parametrize(
+    "slug",
+    [slug if slug in ("evit", "int8", "lgvit") else pytest.param(slug, marks=pytest.mark.e2e) for slug in SLUGS],
+)
 pairs = pytest.mark.parametrize(("slug", "family"), _pairs())
 
 
@@ -134,7 +139,7 @@ def test_what_was_achieved_is_json_and_targets_are_met(slug: str, family: Exampl
         assert missed(model) == []
 
 
-@methods
+@exports
 def test_it_exports_as_declared(slug: str, tmp_path: Path) -> None:
     declared = method_class(slug).export  # type: ignore[attr-defined]
     model = made(slug, PLAIN)

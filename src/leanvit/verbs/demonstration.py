@@ -193,7 +193,7 @@ def _summary(comparison: Comparison, row: Any) -> dict[str, Any]:
     change = row.change_points
     return {
         "method": row.model,
-        "runtime": comparison.place(row),
+        "runtime": comparison.runtime_label(row),
         "precision": row.precision,
         "batch": comparison.latency_batch,
         "top1_percent": row.top1_percent.value,
