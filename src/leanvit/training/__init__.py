@@ -3,7 +3,7 @@
 from leanvit.training.assemble import check_run
 from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
 from leanvit.training.config import FitConfig
-from leanvit.training.engine import FitResult, NonFiniteLoss, fit
+from leanvit.training.engine import FitResult, fit
 from leanvit.training.objectives import (
     BinaryCrossEntropy,
     BinaryDistillation,
@@ -18,6 +18,7 @@ from leanvit.training.presets import load_train_recipe, preset, preset_names
 from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
+from leanvit.training.step import NonFiniteLoss
 from leanvit.training.teachers import Distill, as_seen_by
 from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask

@@ -8,22 +8,18 @@ the weights of the run that was not.
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import AnyDataset, Batch, Preprocess, for_model, keyed, loader
-from leanvit.data.loading import no_image_left, share_rows
-from leanvit.errors import BadInput, CheckpointError, LeanvitError
+from leanvit.data import AnyDataset, Batch, Preprocess, for_model, loader
+from leanvit.errors import BadInput, CheckpointError
 from leanvit.knobs import Choice, check
 from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
@@ -37,36 +33,21 @@ from leanvit.training.assemble import (
     require_kinds,
     restore_progress,
 )
-from leanvit.training.batch_norms import paired, twice
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
 from leanvit.training.checkpoint import BEST, LOG, STATE, Position, load_state, read_weights, save_state, save_weights
 from leanvit.training.config import FitConfig
-from leanvit.training.draws import GlobalDraws, watched
 from leanvit.training.objectives import Objective
 from leanvit.training.parallel import (
-    average_replicated,
-    gradient_norm,
     is_sharded,
-    own_part,
-    scale_gradients,
-    syncing,
     whole_state,
 )
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted, StopRequested, StopSignals
-from leanvit.training.validating import autocast, validated
+from leanvit.training.step import take_step
+from leanvit.training.validating import validated
 
 M = TypeVar("M", bound=nn.Module)
 KEEPS = ("last", "best")
-
-
-class NonFiniteLoss(LeanvitError):
-    """The loss or its gradient is not finite. The weights are those before the step; `keys` are the images'."""
-
-    def __init__(self, text: str, *, step: int, keys: list[str]) -> None:
-        super().__init__(text)
-        self.step = step
-        self.keys = keys
 
 
 @dataclass(frozen=True)
@@ -204,7 +185,7 @@ def _run(
                 run.model.train(config.train_mode == "train")
                 run.objective.train()
                 for batches in _steps_of_epoch(run, dataset):
-                    taken = _take_step(run, batches, callbacks)
+                    taken = take_step(run, batches, callbacks)
                     with world.together():
                         notify(callbacks if taken else (), "after_step", run)
                     signals.check(world)
@@ -282,7 +263,7 @@ def _share_bad_images(run: Run, *datasets: AnyDataset | None) -> None:
         dataset.bad.extend(bad for key, bad in met.items() if key not in {one.key for one in dataset.bad})
 
 
-# -- one step ---------------------------------------------------------------------------------------------------------
+# -- an epoch ---------------------------------------------------------------------------------------------------------
 
 
 def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
@@ -311,128 +292,6 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
         with run.world.together():
             step = list(islice(batches, config.accumulate))
         yield step
-
-
-def _take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bool:
-    """Forward and backward of each batch, then one optimiser step; all its random draws follow from (seed, step).
-
-    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows.
-    """
-    config, optimizer, world = run.config, run.optimizer, run.world
-    optimizer.zero_grad(set_to_none=True)
-    sums: dict[str, torch.Tensor] = {}
-    counts = world.sums([len(batch) for batch in batches])
-    with keyed.global_rng(config.seed, "step", run.step):
-        for run.micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            batch, weight = _share(batch, count)
-            batch = mixed(paired(batch.to(run.device), run.model), run)
-            notify(callbacks, "before_forward", run)
-            with syncing(run.forward, run.micro == len(batches) - 1), _draws(run, batch) as draws:
-                with watched(None if run.losses else draws), autocast(run.device, config.amp):
-                    loss = run.forward(batch, run.step, run.context)
-                # gradients are averaged over the processes, but are shares of a sum: hence times their number
-                run.scaler.scale(loss["loss"] * (weight * world.size) / len(batches)).backward()
-            for name, value in loss.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() * weight / len(batches)
-    average_replicated(run.forward, world)
-    run.scaler.unscale_(optimizer)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = gradient_norm(trained, world)
-    names = [*sums, "grad_norm"]
-    values = torch.stack([*sums.values(), norm.to(sums["loss"])]).tolist()  # the step's only wait for the device
-    values = [*world.sums(values[:-1]), values[-1]]
-    run.losses = dict(zip(names, values, strict=True))
-    taken = not _overflowed(run, trained)
-    _refuse_non_finite(run, batches, but=() if taken else ("grad_norm",))
-
-    run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
-    for group in optimizer.param_groups:
-        peak_scale = group.get("peak_scale", 1.0)
-        rate = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch, peak_scale=peak_scale)
-        group["lr"] = rate * group.get("lr_scale", 1.0)
-    if taken:
-        run.grad_factor = _clip(trained, norm, config.clip_grad)
-        run.scaler.step(optimizer)
-    run.scaler.update()
-    run.step += 1
-    if taken and run.averager is not None:
-        run.averager.update(run.model, step=run.step)
-    for name, value in run.losses.items():
-        if math.isfinite(value):  # all but the gradient of a step that was left out
-            run.epoch_sums[name] = run.epoch_sums.get(name, 0.0) + value
-    run.skipped += not taken
-    return taken
-
-
-def _share(batch: Batch, count: float) -> tuple[Batch, float]:
-    """(batch, its share of the `count` images that all processes hold now).
-
-    A process whose images cannot be read (and are skipped) takes part with a black pair of weight 0.
-    """
-    if not count:
-        raise no_image_left(batch.bad)
-    weight = len(batch) / count
-    if not len(batch):
-        images, targets = (t.new_zeros(2, *t.shape[1:]) for t in (batch.images, batch.targets))
-        batch = replace(batch, images=images, targets=targets, keys=["", ""])
-    return batch, weight
-
-
-def _draws(run: Run, batch: Batch) -> AbstractContextManager[GlobalDraws | None]:
-    """What makes the model's random draws those of the whole batch, where it is spread over processes."""
-    rank, size = run.world.rank, run.world.size
-    if size == 1:
-        return nullcontext()
-    if run.config.compile:  # compiled kernels draw for themselves: resumable, but not the draws of one process
-        keyed.seed_global(run.config.seed, "step", run.step, run.micro, "rank", rank)
-        return nullcontext()
-    whole = run.config.batch_size
-    return GlobalDraws(len(batch), whole, share_rows(whole, rank, size)[: len(batch)])
-
-
-def _clip(trained: list[nn.Parameter], norm: Tensor, largest: float | None) -> float:
-    """Scale the gradients down to the largest norm, as `clip_grad_norm_` does; returns the factor."""
-    if largest is None:
-        return 1.0
-    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-    scale_gradients(trained, factor)
-    return float(factor)
-
-
-def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
-    """Whether fp16 leaves this step out. A gradient that is infinite at every loss scale is no overflow."""
-    if run.config.amp != "fp16" or math.isfinite(run.losses["grad_norm"]):
-        return False
-    infinite = any(not own_part(p.grad).isfinite().all() for p in trained if p.grad is not None)
-    return run.world.any(infinite) and run.scaler.get_scale() >= 1.0
-
-
-def mixed(batch: Batch, run: Run) -> Batch:
-    """The batch after mixup or cutmix, its targets now (B, classes) probabilities; unchanged where both are off."""
-    if run.mix is None or not run.config.mixes_in(run.epoch):
-        return batch
-    batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
-    even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
-    images, targets = run.mix(batch.images[:even], batch.targets[:even])
-    batch = replace(batch, keys=batch.keys[:even])
-    return replace(batch, images=images, targets=targets)
-
-
-def _refuse_non_finite(run: Run, batches: list[Batch], *, but: Sequence[str]) -> None:
-    wrong = {name: value for name, value in run.losses.items() if not math.isfinite(value) and name not in but}
-    if not wrong:
-        return
-    keys = [key for part in run.world.gathered([key for batch in batches for key in batch.keys]) for key in part]
-    shown = ", ".join(keys[:32]) + (f", … ({len(keys)} in all)" if len(keys) > 32 else "")
-    what = ", ".join(f"{name} is {value}" for name, value in wrong.items())
-    raise NonFiniteLoss(
-        f"{what} at step {run.step} of epoch {run.epoch}; the step was not taken. Its images: {shown}",
-        step=run.step,
-        keys=keys,
-    )
-
-
-# -- around an epoch --------------------------------------------------------------------------------------------------
 
 
 def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:

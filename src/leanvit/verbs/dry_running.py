@@ -22,7 +22,7 @@ from leanvit.recipe.training_steps import counted
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed
 from leanvit.training.callbacks import Run
-from leanvit.training.engine import mixed
+from leanvit.training.step import mixed
 from leanvit.training.train_recipe import MeantFor
 from leanvit.training.validating import autocast
 from leanvit.verbs.fitting import require_fit, with_classes_of
