@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +12,9 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from leanvit import EViT, Int8, LGViT, NViT, STViT, ToMe
+from leanvit import DiffRate, EViT, Int8, LGViT, NViT, STViT, ToMe
 from leanvit.anatomy import open_model
 from leanvit.anatomy.composite import Composite, OpenPart, Wiring, foreign, part, wiring
 from leanvit.data import Preprocess, open_dataset
@@ -23,8 +24,8 @@ from leanvit.recipe import (
     Data,
     ForeignRoot,
     Plan,
+    Recovery,
     Root,
-    apply,
     compose,
     compress,
     load,
@@ -147,6 +148,31 @@ def test_methods_reach_parts_through_the_whole(tmp_path: Path, digits: Data) -> 
     assert load_run(tmp_path / "lean").model.history == lean.history
 
 
+@dataclass(frozen=True)
+class OneOfThree:
+    """The task of the tests: one class an image, told by these two functions alone."""
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(outputs, batch.targets)
+
+    def divergence(self, outputs: Tensor, taught: Tensor, batch: Any) -> Tensor:
+        return F.kl_div(outputs.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+@pytest.mark.parametrize("task", [None, OneOfThree()])
+def test_methods_that_train_a_part_train_the_whole(tmp_path: Path, digits: Data, task: Any) -> None:
+    model, data = headed(), replace(digits, task=task)
+    nvit = NViT(macs=0.8, interval=2, max_steps=4, batch_size=8, mlp_group=4, v_group=2, qk_group=2, head_group=1)
+    recovery = Recovery(epochs=1, batch_size=8, lr=1e-3)
+    methods = [nvit, DiffRate(macs=0.9, max_steps=3, batch_size=8)]
+    lean = compress(model, methods, data, recovery=recovery, out=tmp_path)
+    assert [(plan.part, plan.slug) for plan in lean.history.plans] == [("backbone", "nvit"), ("backbone", "diffrate")]
+    assert lean.backbone.embed_dim == 24 and lean.blocks[0].mlp.fc2.in_features < 96
+    assert not torch.equal(lean.head.fc1.weight, model.head.fc1.weight)
+    save(lean, tmp_path)
+    assert torch.equal(load(tmp_path)(IMAGES), lean(IMAGES))
+
+
 def test_an_empty_compression_changes_no_bit() -> None:
     model = headed()
     assert torch.equal(compress(model, [])(IMAGES), model(IMAGES))
@@ -227,4 +253,4 @@ def _tampered(folder: Path, model: Composite, change: Any) -> None:
 def test_decay_and_rates_of_parts_are_those_of_the_parts() -> None:
     model = headed()
     assert "backbone.pos_embed" in model.no_weight_decay()
-    assert apply.__doc__ and model.sites().keys() >= {"backbone.blocks.0.attn.qkv", "head.fc1"}
+    assert model.sites().keys() >= {"backbone.blocks.0.attn.qkv", "head.fc1"}

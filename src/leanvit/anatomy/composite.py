@@ -149,6 +149,11 @@ class Composite(OpenModel):
         found = (part.precision for part in self.opened_parts.values())
         return next((precision for precision in found if precision is not None), None)
 
+    @property
+    def float_weights(self) -> bool:
+        """Whether those of all parts are."""
+        return all(part.float_weights for part in self.opened_parts.values())
+
     def sites(self) -> dict[str, nn.Module]:
         """Of all opened parts: `PART.SITE`."""
         parts = self.opened_parts.items()

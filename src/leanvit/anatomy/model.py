@@ -147,7 +147,7 @@ class OpenModel(Opened, ABC):
             "class_token": getattr(self, "cls_token", None) is not None
             and not any(block.drops_prefix for block in self.blocks),
             "full_grid": not self.reduces_tokens,
-            "float": self.ops.float_weights,
+            "float": self.float_weights,
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),

@@ -37,6 +37,11 @@ class Opened(nn.Module):
         """The precision of the op set, where it is not that of the tensors' dtypes."""
         return self.ops.precision
 
+    @property
+    def float_weights(self) -> bool:
+        """Whether linears are the model's own float weights."""
+        return bool(self.ops.float_weights)
+
     def set_ops(self, ops: Ops) -> None:
         """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""
         del self.ops
@@ -73,7 +78,7 @@ class Opened(nn.Module):
 
     def traits(self) -> frozenset[str]:
         """What it offers to the next method (see `recipe/compat.py`)."""
-        return frozenset({"float"}) if self.ops.float_weights else frozenset()
+        return frozenset({"float"}) if self.float_weights else frozenset()
 
     @contextmanager
     def whole_depth(self) -> Iterator[None]:
