@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models._features import feature_take_indices
@@ -18,9 +18,6 @@ from leanvit.anatomy.parts.blocks import Block, apply_norm
 from leanvit.anatomy.parts.tokens import take_tokens
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused, is_whole
-
-if TYPE_CHECKING:
-    from leanvit.anatomy.model import OpenModel
 
 EMBED = "embed"  # tap: the embedded tokens (B, N, C) before patch dropout took some
 
@@ -89,7 +86,7 @@ class Flow:
         whole = apply_norm(state.ops, "norm_pre", model.norm_pre, whole)
         return cls(x, state, cls(whole, state.with_(owner=None)).patches("maps.embed"))
 
-    def through(self, model: OpenModel, i: int) -> Flow:
+    def through(self, model: Any, i: int) -> Flow:
         """After block i."""
         block, seen = model.blocks[i], self.state
         x, state = model.run(self.x, seen, i, i + 1)
