@@ -32,7 +32,7 @@ from tokens.reduction import images, reduced
 
 SMALLER = ("pit_ti_224",)  # patches overlap and nothing is padded: its maps lack a row and a column
 OWN = [name for name in SMALL if name not in hybrid_zoo.HYBRIDS]
-EVERY = [*zoo.ZOO, *zoo.ODD, *zoo.ZOO_SWIN, *OWN, *every(3, hybrid_zoo.HYBRIDS)]
+EVERY = [*zoo.ZOO, *zoo.ODD, *zoo.ZOO_SWIN, *OWN, *every(6, hybrid_zoo.HYBRIDS)]
 LEAN = {
     "tome": (ToMe(r=3),),
     "evit": (EViT(keep_rate=0.6, blocks=(1, 2)),),
