@@ -74,7 +74,19 @@ def _recover(batch: int) -> None:
     compress(one.model, [parse_with("evit")], data, recovery=Recovery(batch_size=batch))
 
 
+def _maps(name: str, says: tuple[str, ...], size: int = 32, indices: object = None) -> Case:
+    """Feature maps of a model of one block, for images of 32x32."""
+    sizes = {"embed_dim": 12, "depth": 1, "num_heads": 1, "img_size": 32}
+    images = torch.zeros(1, 3, size, size)
+    return Case(f"maps {name}", lambda: create(Root(NAME, sizes)).maps(images, indices), says)  # type: ignore[arg-type]
+
+
 CASES = [
+    *(
+        _maps(f"{indices!r}", ("indices is", r"how many of the last of 1 maps \(1 to 1\), or a list"), indices=indices)
+        for indices in (0, 2, True, 1.5, "last", [], [1], [None])
+    ),
+    _maps("of another size", ("images are 48x48, the model takes 32x32",), size=48),
     _create("patch larger than image", ("img_size=8", "cannot run"), img_size=8, patch_size=16),
     _create("heads that do not divide", ("num_heads=5", "divisible"), num_heads=5),
     _create("image size of three", ("img_size", "cannot build"), img_size=[8, 8, 8]),

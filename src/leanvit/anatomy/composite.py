@@ -17,7 +17,7 @@ int8 reaches its products), or a *foreign* module, which is kept whole and which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
@@ -129,6 +129,20 @@ class Composite(OpenModel):
 
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         raise Refused(f"the outputs of a model of parts come of its wiring ({self.wiring.name}): call the model itself")
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        return self.main_part.trace_maps(images, indices, norm=norm, **context)
+
+    def map_refusal(self) -> str:
+        return self.main_part.map_refusal()
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        return self.main_part._map_levels()
+
+    def _taken_maps(self, indices: int | Sequence[int] | None) -> list[int]:
+        return self.main_part._taken_maps(indices)
 
     @contextmanager
     def whole_depth(self) -> Iterator[None]:

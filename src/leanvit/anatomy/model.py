@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +12,9 @@ from torch import nn
 
 from leanvit.anatomy.declared import declared
 from leanvit.anatomy.opened import Opened
+from leanvit.anatomy.parts.maps import MapSizes, mixing, taken
 from leanvit.anatomy.state import State
-from leanvit.errors import BadInput, is_whole
+from leanvit.errors import BadInput, Refused, is_whole
 
 
 class OpenModel(Opened, ABC):
@@ -72,6 +74,64 @@ class OpenModel(Opened, ABC):
     @abstractmethod
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """Tokens after the last block to logits. The seam after the last block."""
+
+    # --- feature maps ------------------------------------------------------------
+
+    def maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[Any, ...]:
+        """Feature maps on the full grid of patches, finest first, each (B, channels, h, w) as `map_sizes` says.
+
+        A model whose blocks all see one grid has a map behind each block, a hierarchical one behind each stage, a
+        traced one where timm's `forward_intermediates` has one. Where tokens were reduced, a merged patch gets the
+        token that holds it; one that was dropped or fused keeps its value of the block before.
+
+        Args:
+            images: (B, C, H, W), of a size that the model takes.
+            indices: which maps, as in timm: how many of the last, or a list. None: the last block's, or every stage's.
+            norm: put the model's final norm on them, as timm's `forward_intermediates(norm=True)` does: on all of a
+                model of one grid, on that of the last stage of others. By default no map is normed.
+            context: as in `forward`.
+
+        Raises:
+            Refused: the model has none; names the reason, before any work (`map_refusal`).
+            BadInput: indices beyond those that there are, or images that do not fit.
+        """
+        return self.trace_maps(images, indices, norm=norm, **context)[0]
+
+    @abstractmethod
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        """Maps and the state behind the last of them: the seam for a model that is a part of another one.
+
+        Everything goes through `state.ops`, so that quantizers, counting and export see it.
+        """
+
+    def map_sizes(self, indices: int | Sequence[int] | None = None) -> MapSizes:
+        """Channels and strides of the maps of `indices`, without a run. Raises as `maps` does."""
+        levels = self._map_levels()
+        channels, strides = zip(*(levels[i] for i in self._taken_maps(indices)), strict=True)
+        return MapSizes(channels, strides)
+
+    def map_refusal(self) -> str:
+        """Why it gives no feature maps, as half a sentence; "" where it does."""
+        if self.exits is not None:
+            return f"{self.exits.source} lets images leave before its end"
+        for block in self.blocks:
+            if source := mixing(block):
+                return f"{source} mixes its patches in {block.name}, so that no token stands for one any more"
+        return ""
+
+    @abstractmethod
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        """(channels, stride in rows and columns) of every map that there is, finest first."""
+
+    def _taken_maps(self, indices: int | Sequence[int] | None) -> list[int]:
+        if reason := self.map_refusal():
+            raise Refused(f"the model gives no feature maps: {reason}")
+        number = len(self._map_levels())
+        return taken(number, indices, default=1 if self.isotropic else number)
 
     def keep_all_patches(self) -> None:
         """Take patch dropout out (timm's, of the training): for methods whose tokens come of the whole grid."""
@@ -151,6 +211,7 @@ class OpenModel(Opened, ABC):
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),
+            "maps": not self.map_refusal(),
             "free_attention": len(self.blocks) > 0 and not self.reads_positions,
         }
         return frozenset(name for name, true in has.items() if true)

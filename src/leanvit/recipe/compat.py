@@ -21,6 +21,7 @@ TRAITS = {  # what a model can offer, in words
     "float": "float weights and activations",
     "token_blocks": "transformer blocks that tokens of patches run through (none in a traced graph, none left behind "
     "semantic tokens or early exits)",
+    "maps": "feature maps on the full grid (`model.maps`)",
     "places": "tokens that stand for patches, each at its position in the grid",
     "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",
     "width": "the width of its stream of tokens",

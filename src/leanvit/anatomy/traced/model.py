@@ -8,7 +8,7 @@ the graph gives. There are no blocks: methods that work on tokens do not apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,7 @@ class OpenTraced(OpenModel):
     family = "traced"
     blocks = ()  # of the model's parts; a child of this name is reached by its path
     PROBES = (1, 3)  # the graph must hold for any batch
+    feature_info: list[dict[str, Any]]  # timm's, of every stage
 
     def __init__(self, *, source: Any, size: tuple[int, int, int]) -> None:
         """`source`: the timm model, whose forward is recorded. `size`: (C, H, W) of its images."""
@@ -91,6 +92,21 @@ class OpenTraced(OpenModel):
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """The graph: images (B, C, H, W) to logits (B, classes). Raises `BadInput` for a size that it cannot take."""
         return self._call("forward", x, state.ops), state
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        """Maps as timm's class gives them, recorded like its forward; and the state, which knows nothing of them."""
+        options = {"norm": norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+        taken, state = self._taken_maps(indices), self.start(images, **context)
+        return tuple(self._call("forward_intermediates", images, state.ops, indices=taken, **options)), state
+
+    def map_refusal(self) -> str:
+        stages = hasattr(self.source, "forward_intermediates") and getattr(self, "feature_info", None)
+        return super().map_refusal() or ("" if stages else f"{type(self.source).__name__} names no stages")
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        return [(int(row["num_chs"]), (int(row["reduction"]),) * 2) for row in self.feature_info]
 
     def graph(self, method: str, x: Any, kwargs: Mapping[str, Any] | None = None) -> Graph:
         """The recorded graph of `method(x, **kwargs)` in the model's present modes."""

@@ -165,7 +165,7 @@ class LGViT:
 
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"full_grid", "float", "token_blocks"})
-    destroys: ClassVar[frozenset[str]] = frozenset({"token_blocks"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"maps", "token_blocks"})
     export: ClassVar[str] = "segments"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True

@@ -76,7 +76,7 @@ class SiT:
 
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
-    destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "maps", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
 
