@@ -153,7 +153,8 @@ def worker(out: Path) -> None:
 
 
 def of_two(processes: list[subprocess.Popen[bytes]], out: Path) -> dict[str, str]:
-    if any([process.wait() for process in processes]):
+    codes = [process.wait() for process in processes]
+    if any(codes):
         raise SystemExit("one of the two processes failed")
     first, second = (json.loads((out / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(2))
     return {**first, **{f"{key} (second)": digest for key, digest in second.items()}}
