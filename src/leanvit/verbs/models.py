@@ -102,9 +102,7 @@ def load_model(
         extra = [what for what, value in given.items() if value]
         if extra:
             kind = "a run folder" if name is None else "a reference"
-            other = (
-                " (a run trains on with other model arguments: leanvit train)" if model_args and not rebuilds else ""
-            )
+            other = " (train takes model arguments of a run, too)" if model_args and not rebuilds else ""
             raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name{other}")
         run = _of_run(Path(spec)) if name is None else _of_reference(reference(name))
         return _with_arguments(run, model_args, seed, log) if model_args else run
