@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from leanvit.backbones.t2t_vit.model import sinusoid
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused
 from leanvit.prune.nvit import NViT
-from leanvit.recipe import Root, compress, create, load, rebuilt, save
+from leanvit.recipe import History, Root, compress, create, load, rebuilt, save
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from saved.make import FOLDER
@@ -91,6 +92,9 @@ def test_architectures_resize_as_their_own_code_does() -> None:
     assert torch.equal(interpolated, resample_abs_pos_embed(table, [4, 4], [2, 2], num_prefix_tokens=1))
     regenerated = rebuilt(create(Root("t2t_vit_7", {**t2t, "resize_positions": "sinusoid"})), wide).pos_embed
     assert torch.equal(regenerated, sinusoid(17, 16)) and not torch.equal(regenerated, interpolated)
+    larger = rebuilt(create(Root("t2t_vit_7", {**t2t, "img_size": 32})), wide)
+    again = rebuilt(larger, {"resize_positions": "sinusoid", "drop_path_rate": 0.1})
+    assert torch.equal(again.pos_embed, larger.pos_embed), "the size is the same"
     dct = {"img_size": 64, "dims": [8, 8, 16], "depths": [1, 1, 1], "num_heads": [1, 1, 2], "num_classes": 3}
     old = create(Root("dct_histo_tiny", dct))
     key = "stages.0.blocks.0.dct.pos_embed"
@@ -269,8 +273,12 @@ def test_tables_that_nothing_resizes_are_refused_by_name() -> None:
         rebuilt(model, {"img_size": 96})
 
 
-def test_a_model_without_a_history_is_refused() -> None:
-    model = dense()
+def test_a_model_without_a_history_or_in_the_middle_of_a_compression_is_refused() -> None:
+    model = compress(dense(), [EViT(blocks=(0,))])
+    (plan,) = model.history.plans
+    model.history = History(model.history.root, (replace(plan, finished=False),))
+    with pytest.raises(Refused, match="'evit' is unfinished"):
+        rebuilt(model, {"img_size": 48})
     model.history = None
     with pytest.raises(Refused, match="no history"):
         rebuilt(model, {"img_size": 48})

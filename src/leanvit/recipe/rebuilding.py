@@ -256,11 +256,8 @@ def _renamed(before: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
 
 def _free_to_differ(old: Any, new: Any) -> tuple[str, ...]:
     """Prefixes of what may be made anew or left: classifiers of another size, and what pools."""
-    pools = (
-        ("attn_pool.", "norm.", "fc_norm.")
-        if getattr(old, "global_pool", "") != getattr(new, "global_pool", "")
-        else ()
-    )
+    pooled = getattr(old, "global_pool", "") != getattr(new, "global_pool", "")
+    pools = ("attn_pool.", "norm.", "fc_norm.") if pooled else ()
     heads = (*_classifiers(old), *_classifiers(new)) if old.num_classes != new.num_classes else ()
     return (*pools, *heads)
 
