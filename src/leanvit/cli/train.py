@@ -52,7 +52,10 @@ def command(
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
-    model_arg: options.ModelArgs = None,
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option("--model-arg", metavar="K=V", help="Constructor argument, also of a run: img_size=32. Repeats."),
+    ] = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
     mean: options.Mean = None,

@@ -41,6 +41,7 @@ _HOME = {
     "check_needs": "recovering",
     "missed": "compressing",
     "reapply": "compressing",
+    "rebuilt": "rebuilding",
     "retune": "compressing",
     "trains": "compressing",
     "Training": "training_steps",

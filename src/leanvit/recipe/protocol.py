@@ -205,6 +205,17 @@ class Tunes(Retunes, Protocol):
         """The method with these knobs, and the structure that follows."""
 
 
+@runtime_checkable
+class Tied(Protocol):
+    """Knows whether its plan holds for the model with other constructor arguments (`recipe.rebuilt`).
+
+    A plan whose method does not say so is taken to be tied to the grid of tokens and to the classes.
+    """
+
+    def tied_to(self, structure: Structure) -> Mapping[str, str]:
+        """What must stay, and why in words: "grid" (of tokens), "classes", or "make", every constructor argument."""
+
+
 # --- ways to train -------------------------------------------------------------------
 
 

@@ -174,6 +174,7 @@ def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: L
         weights=request.weights,
         adapt_to=adapt_to,
         preprocess_settings=request.preprocess_settings,
+        rebuilds=True,
         seed=request.config.seed,
         log=log,
     )

@@ -375,6 +375,11 @@ class LGViT:
         """With this target: the threshold is chosen once the heads are trained."""
         return cls(**knobs, speedup=1 / share)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """Grid and classes: costs were counted and thresholds chosen on them."""
+        why = "the heads of its exits were trained for them, its costs and thresholds chosen with them"
+        return {"grid": why, "classes": why} if structure["exits"] else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """The rule in use; what it gives on the held-out images, where the plan knows; worst and best case in MACs."""
         if not structure["exits"]:

@@ -238,6 +238,10 @@ class NViT:
         """Move in what is left of the weights."""
         move_weights(model, structure, before)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """Nothing: widths go to any grid. The figures that it reached stay those of the model that it cut."""
+        return {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Target, figures counted on the model, widths per block before and after."""
         name, ratio = self.target

@@ -134,6 +134,10 @@ class Int8:
         for site, weight in calibration.weights.items():
             ops.at(site)["weight"].set_weight(weight)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The whole make: rounded weights are neither resized nor trained, and ranges were observed in that model."""
+        return {"make": "its weights are rounded, its ranges were calibrated on it"} if structure["sites"] else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"quantized": sites rounded, "float": sites of weights left float, "weight_bits": mean over all weights}."""
         rows = describe(model)

@@ -274,6 +274,11 @@ class EViT:
             )
             insert_step(model, row["block"], "between", step)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid, where it keeps numbers of tokens; a share is one of any grid."""
+        counts = [row["tokens"] for row in structure["blocks"] if row["tokens"] is not None]
+        return {"grid": f"it keeps {', '.join(map(str, counts))} tokens of it"} if counts else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}

@@ -155,6 +155,11 @@ class SiT:
         fitting = [rate for rate in rates if kept_tokens(model.patches(), rate, stages)[-1] > 0]
         return nearest_setting(model, [replace(made, keep_rate=rate) for rate in fitting], share)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid: a slimming module has a weight for each token that it makes."""
+        counts = [row["tokens"] for row in structure["slimming"]]
+        return {"grid": f"it slims it to {', '.join(map(str, counts))} tokens"} if counts else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
