@@ -20,9 +20,13 @@ LAYER_GROUPS = ("timm", "mae", "tinyvit", "model")  # see `leanvit.training.laye
 OPTIMIZERS = ("adamw", "nadamw", "lamb", "lion", "sgd", "momentum")  # timm's names; "sgd" is Nesterov's, as there
 _WITH_MOMENTUM = ("sgd", "momentum")
 WITHOUT_EPS = ("sgd", "momentum", "lion")
-_BETAS, _MOMENTUM, _LR, _EPOCHS = (0.9, 0.999), 0.9, 1e-3, 10
+_BETAS, _MOMENTUM, _LR = (0.9, 0.999), 0.9, 1e-3
 # fields that came after the first runs were written: they are recorded where they are set, so that all else stays
 _LATER = ("samples", "warmup_steps", "eps", "clip_mode", "layer_groups", "locked")
+
+
+class _Default(int):
+    """A number that nobody gave, so that another field may take its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class FitConfig:
     is accepted.
     """
 
-    epochs: Count | None = None  # None: 10, or with samples as many as these take
+    epochs: Count | None = _Default(10)  # None beside samples, which come to a number of them only with the data
     samples: Count | None = (
         None  # images that the run sees, views counted, instead of epochs; it ends at the exact step
     )
@@ -118,7 +122,7 @@ class FitConfig:
 
     def _settle_length(self) -> None:
         """Put the default into `epochs`, and refuse lengths that contradict each other (`check_course` knows data)."""
-        if self.samples is not None and self.epochs is not None:
+        if self.samples is not None and not isinstance(self.epochs, _Default | None):
             raise BadInput(
                 f"samples is {self.samples}, and epochs, which is given too, {self.epochs}: give one of the two "
                 "(epochs=None where a recipe is changed)"
@@ -130,10 +134,12 @@ class FitConfig:
             )
         if self.warmup_steps is not None and self.lr_per_epoch:
             raise BadInput("warmup_steps counts steps, and lr_per_epoch is True: give warmup_epochs instead")
-        if self.samples is not None:
-            return
-        epochs = _EPOCHS if self.epochs is None else self.epochs
+        if self.samples is None and self.epochs is None:
+            raise BadInput("epochs is None; accepted: a whole number, 1 or more, or samples beside it")
+        epochs = None if self.samples is not None or self.epochs is None else int(self.epochs)
         object.__setattr__(self, "epochs", epochs)
+        if epochs is None:
+            return
         for name, rest in (("cooldown_epochs", 0), ("warmup_epochs", self.cooldown_epochs)):
             if getattr(self, name) >= epochs - rest:
                 raise BadInput(f"{name} is {getattr(self, name)!r}; accepted: below {epochs - rest:g}")
