@@ -12,11 +12,11 @@ from leanvit.errors import BadInput
 from leanvit.training import CrossEntropy, FitConfig, Loss, check_run, fit
 from leanvit.training.checkpoint import STATE
 
-LOCKED = ("patch_embed", "blocks.0")
+LOCKED = ("patch_embed", "blocks.0", "pos_embed")
 
 
 def inside(name: str) -> bool:
-    return name.startswith(tuple(f"{one}." for one in LOCKED))
+    return name == "pos_embed" or name.startswith(("patch_embed.", "blocks.0."))
 
 
 def test_locked_parts_keep_their_bits_and_own_nothing(data, preprocess, tmp_path):
@@ -78,7 +78,7 @@ def test_a_resumed_run_has_the_same_locked_parts(data, preprocess, tmp_path):
     whole = run_everything(data, preprocess, config=config)
     with pytest.raises(Killed):
         run_everything(data, preprocess, config=config, callbacks=[At(5, kill)], out=tmp_path)
-    with pytest.raises(BadInput, match=r"locked was \['patch_embed', 'blocks.0'\] and is now \[\]"):
+    with pytest.raises(BadInput, match=r"locked was \['patch_embed', 'blocks.0', 'pos_embed'\] and is now \[\]"):
         run_everything(data, preprocess, out=tmp_path, resume=True)
     again = run_everything(data, preprocess, config=config, out=tmp_path, resume=True)
     assert_same_weights(again.model, whole.model)
@@ -90,7 +90,8 @@ def test_a_resumed_run_has_the_same_locked_parts(data, preprocess, tmp_path):
     [
         (("blocks.5",), r"unknown locked module 'blocks\.5': did you mean 'blocks\.\d'"),
         (("patch_embd",), r"did you mean 'patch_embed"),
-        (("cls_token",), r"unknown locked module 'cls_token'"),
+        (("",), r"unknown locked module ''"),
+        (("cls_tokens",), r"unknown locked module 'cls_tokens': did you mean 'cls_token'"),
         (("trunk.0", "head"), ""),
         (("conv", "norm", "head"), "leaves no parameter that learns"),
     ],

@@ -29,6 +29,9 @@ class _Default(int):
     """A number that nobody gave, so that another field may take its place."""
 
 
+_EPOCHS = _Default(10)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
     """Recipe of one `fit`.
@@ -40,10 +43,8 @@ class FitConfig:
     is accepted.
     """
 
-    epochs: Count | None = _Default(10)  # None beside samples, which come to a number of them only with the data
-    samples: Count | None = (
-        None  # images that the run sees, views counted, instead of epochs; it ends at the exact step
-    )
+    epochs: Count | None = _EPOCHS  # None beside samples, which come to a number of them only with the data
+    samples: Count | None = None  # images that the run sees, views counted, instead of epochs: it ends at that step
     batch_size: Count = 128  # images per forward, on all processes together
     accumulate: Count = 1  # forwards per optimiser step
     repeats: Count = 1  # views of an image in a batch (repeated augmentation, DeiT: 3); an epoch stays as long
@@ -70,7 +71,7 @@ class FitConfig:
     # the layers of layer_decay: timm's, those of MAE's or TinyViT's code, or those that the "model" itself states
     layer_groups: Annotated[str, Choice(LAYER_GROUPS)] = "timm"
     backbone_lr_scale: Share = 1.0  # factor on lr of all but the classifier (fine-tuning with a fresh one)
-    locked: Annotated[tuple[str, ...], DISTINCT] = ()  # modules that learn nothing, by name: "blocks.0", "patch_embed"
+    locked: Annotated[tuple[str, ...], DISTINCT] = ()  # modules and parameters that learn nothing, by name: "blocks.0"
     clip_grad: Positive | None = None  # largest gradient norm; of the other modes largest value, or factor of AGC
     # what is clipped: the global "norm", each "value", or each unit's norm by that of its weights ("agc", adaptive
     # gradient clipping, arXiv 2102.06171: timm's, so the classifier is left out)

@@ -15,25 +15,27 @@ from leanvit.training.config import FitConfig
 
 
 def check_locked(model: nn.Module, names: Sequence[str]) -> None:
-    """Raise BadInput for a name that no module has, and where nothing that learns is left."""
-    known = [name for name, _ in model.named_modules() if name]
+    """Raise BadInput for a name that no module or parameter has, and where nothing that learns is left."""
+    modules, parameters = ([name for name, _ in found] for found in (model.named_modules(), model.named_parameters()))
     for name in names:
-        if name not in known:
-            raise unknown("locked module", name, known)
+        if not name or name not in (*modules, *parameters):
+            outside = [one for one in parameters if "." not in one]
+            raise unknown("locked module", name, [*filter(None, modules), *outside])
     learning = [name for name, p in model.named_parameters() if p.requires_grad]
     if names and all(is_locked(name, names) for name in learning):
         raise BadInput(f"locked is {tuple(names)!r}, which leaves no parameter that learns: leave a module out")
 
 
 def is_locked(name: str, locked: Sequence[str]) -> bool:
-    """Whether a module or parameter of this name is one of the locked modules, or in one."""
+    """Whether a module or parameter of this name is one of those that are locked, or in one."""
     return any(name == one or name.startswith(f"{one}.") for one in locked)
 
 
 def lock(model: nn.Module, names: Sequence[str]) -> None:
-    """Take the parameters of these modules out of the training."""
-    for name in names:
-        model.get_submodule(name).requires_grad_(False)
+    """Take these parameters, and those of these modules, out of the training."""
+    for name, p in model.named_parameters():
+        if is_locked(name, names):
+            p.requires_grad_(False)
 
 
 def flags_of(model: nn.Module) -> dict[str, bool]:
@@ -50,5 +52,6 @@ def set_flags(model: nn.Module, flags: Mapping[str, bool]) -> None:
 def into_training(model: nn.Module, config: FitConfig) -> None:
     """Put the model into the mode that the recipe trains in, its locked parts into eval mode."""
     model.train(config.train_mode == "train")
-    for name in config.locked:
-        model.get_submodule(name).eval()
+    for name, module in model.named_modules():
+        if name in config.locked:
+            module.eval()
