@@ -305,7 +305,9 @@ def test_a_state_without_callbacks_is_as_it_was(data, preprocess, tmp_path):
 def of_two(out) -> None:
     data, val = make_data(96), make_data(61, split="val")
     for parallel in ("ddp", "fsdp2"):
-        config = changed(epochs=1, parallel=parallel, locked=["blocks.0.norm1", "patch_embed"])
+        config = changed(
+            epochs=1, parallel=parallel, locked=["blocks.0.norm1", "patch_embed"], clip_mode="value", clip_grad=0.01
+        )
         folder, halved = out / parallel, Halved()
         result = run_everything(
             data, make_preprocess(), val, config=config, callbacks=[Averaging(), halved], out=folder, keep="best"

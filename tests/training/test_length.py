@@ -10,7 +10,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny_training import make_model
 
+from leanvit import verbs
 from leanvit.errors import BadInput
+from leanvit.recipe.recovering import Recovery
 from leanvit.training import RECOVERY, FitConfig, ProgressBar, check_run, fit, lr_at
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.config import _LATER
@@ -113,6 +115,19 @@ def test_progress_and_cost_follow(data, preprocess):
     assert [line for line in said if line.startswith("epoch 3 of 3")]
 
 
+def test_the_program_trains_so_many_images(tmp_path):
+    small = {"model_args": {"depth": 1, "embed_dim": 12, "num_heads": 1}, "adapt": True, "limit": 60}
+    settings = {"samples": 120, "batch_size": 24, "warmup_steps": 2, "locked": ["patch_embed"]}
+    planned = verbs.dry_run("vit_tiny_patch16_224", "digits", settings=settings, seconds=0.0, **small)
+    assert (planned.steps, planned.epochs, planned.steps_per_epoch) == (5, 3, 2)
+    assert dict(planned._rows())["steps"] == "5, an epoch has 2"
+    assert planned.parameters - planned.trained_parameters == 2 * 12  # of the patch embedding: 1x1 grey, and a bias
+    found = verbs.train("vit_tiny_patch16_224", "digits", settings=settings, out=tmp_path / "run", **small)
+    assert found.epochs == 3 and found.to_json()["epochs"] == 3
+    info = json.loads((tmp_path / "run/leanvit.json").read_text())["info"]
+    assert info["training"]["samples"] == 120 and info["training"]["epochs"] is None
+
+
 def test_schedules_follow_the_length():
     cooled = FitConfig(samples=1000, batch_size=10, lr=1.0, min_lr=0.1, cooldown_epochs=2.5)  # 100 steps
     assert total_steps(cooled, 8) == 100
@@ -169,5 +184,10 @@ def test_what_is_given_replaces_the_recipes_other_way():
     assert merged({"samples": 5000}, {"epochs": 2}) == {"epochs": 2}
     with pytest.raises(BadInput, match="samples is 5, and epochs"):
         FitConfig(**merged({}, {"samples": 5, "epochs": 2}))
-    assert RECOVERY.warmup_epochs == 0.25 and FitConfig(samples=8).length_text == "8 images"
+    assert RECOVERY.warmup_epochs == 0.25
+    recovery = Recovery(settings={"warmup_steps": 5, "eps": 1e-6}).config(seed=0)
+    assert (recovery.warmup_steps, recovery.warmup_epochs, recovery.eps) == (5, 0.0, 1e-6)
+    with pytest.raises(BadInput, match="recovery has no setting 'samples': a recovery is so many epochs long"):
+        Recovery(settings={"samples": 5})
+    assert FitConfig(samples=8).length_text == "8 images"
     assert FitConfig(epochs=1).length_text == "1 epoch"
