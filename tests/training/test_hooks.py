@@ -310,10 +310,13 @@ def of_two(out) -> None:
         )
         folder, halved = out / parallel, Halved()
         result = run_everything(
-            data, make_preprocess(), val, config=config, callbacks=[Averaging(), halved], out=folder, keep="best"
+            data, make_preprocess(), val, config=config, callbacks=[Averaging(), halved], out=folder
         )
+        given = {"config": config, "out": folder / "stopped"}
         with pytest.raises(Interrupted):
-            run_everything(data, make_preprocess(), config=config, callbacks=[Averaging(), At(2, interrupt)])
+            run_everything(data, make_preprocess(), val, callbacks=[Averaging(), Halved(), At(2, interrupt)], **given)
+        again = run_everything(data, make_preprocess(), val, callbacks=[Averaging(), Halved()], resume=True, **given)
+        assert_same_weights(again.model, result.model)
         assert is_plain(result.model) and is_plain(result.ema)
         assert all(p.requires_grad for m in (result.model, result.ema) for p in m.parameters())
         if join_world().first:
@@ -322,6 +325,7 @@ def of_two(out) -> None:
             (folder / "norms").write_text(json.dumps(halved.seen[0][0]))
 
 
+@pytest.mark.e2e
 def test_two_processes_train_experts_as_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert run_on(2, of_two, two) == [0, 0]
