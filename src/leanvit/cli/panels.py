@@ -14,7 +14,7 @@ PANELS = {
         *("interpolation", "crop_pct", "mean", "std"),
     ),
     "Methods": ("with_", "recipe", "macs", "tolerance", "controls"),
-    "Training": ("epochs", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),
+    "Training": ("epochs", "samples", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),
     "Recovery": ("recover", "recover_lr", "recover_batch", "recover_set"),
     "Distillation": ("distill", "teacher", "teacher_weights", "alpha", "temperature"),
     "Measuring": ("measured", "against", "runtime", "all_runtimes", "int8", "batch", "rounds", "threads", "check"),

@@ -104,7 +104,8 @@ class Data:
         """Steps that `fit` takes through the images. Raises what it would before its first one."""
         from leanvit.training import check_run
 
-        config = self._config({"epochs": 1, **numbers})
+        length = {} if "samples" in numbers else {"epochs": 1}
+        config = self._config({**length, **numbers})
         return check_run(whole_of(model, self), self.dataset, preprocess=self.preprocess, config=config, convert=True)
 
     def _config(self, numbers: dict[str, Any]) -> FitConfig:

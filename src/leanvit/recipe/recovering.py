@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from leanvit.training import FitConfig
 
 _OF_DISTILLATION = ("alpha", "temperature", "distillation")
-_FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
+_FROM_ELSEWHERE = {
+    "seed": "the seed is that of the whole compression (seed=, --seed)",
+    "samples": "a recovery is so many epochs long (epochs=, --recover)",
+}
 
 
 def _distillations() -> tuple[str, ...]:
@@ -72,6 +75,8 @@ class Recovery:
                 why = _FROM_ELSEWHERE.get(name) or nearest(name, known | (own - {"settings", "log"}))
                 raise BadInput(f"recovery has no setting {name!r}: {why}")
         given = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch, "seed": seed, **self.settings}
+        if "warmup_steps" in self.settings:
+            given.setdefault("warmup_epochs", 0.0)
         try:
             return replace(RECOVERY, **given)
         except BadInput as error:
@@ -97,7 +102,7 @@ class Recovery:
 
         config = self.config(seed=0)
         steps = epoch_length(dataset, config.repeats) // config.batch_size // config.accumulate
-        return Training("recovery", config.epochs, config.epochs * steps, config.batch_size * config.accumulate)
+        return Training("recovery", self.epochs, self.epochs * steps, config.batch_size * config.accumulate)
 
     def numbers(self) -> dict[str, Any]:
         """The flat table that `of` takes."""

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from leanvit.data import Batch, Preprocess
 from leanvit.errors import BadInput
 from leanvit.training.config import FitConfig
+from leanvit.training.locked import is_locked
 
 
 def require_values(model: nn.Module, preprocess: Preprocess, config: FitConfig, processes: int) -> None:
@@ -23,7 +24,7 @@ def require_values(model: nn.Module, preprocess: Preprocess, config: FitConfig, 
     share = config.batch_size // processes
     if share > 1 or config.train_mode == "eval" or not has_batch_norm(model):
         return
-    starved = _starved(model, preprocess)
+    starved = [name for name in _starved(model, preprocess) if not is_locked(name, config.locked)]
     if starved:
         of = f" of {processes} processes" if processes > 1 else ""
         raise BadInput(

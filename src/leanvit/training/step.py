@@ -11,15 +11,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from leanvit.data import Batch, keyed
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import LeanvitError
 from leanvit.training.batch_norms import paired, twice
-from leanvit.training.callbacks import Run, notify
+from leanvit.training.callbacks import Run, has_hook, notify
+from leanvit.training.clipping import clip
 from leanvit.training.draws import GlobalDraws, watched
-from leanvit.training.parallel import average_replicated, gradient_norm, own_part, scale_gradients, syncing
+from leanvit.training.parallel import average_replicated, gradient_norm, own_part, syncing
 from leanvit.training.schedule import lr_at
 from leanvit.training.validating import autocast
 
@@ -36,7 +37,8 @@ class NonFiniteLoss(LeanvitError):
 def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bool:
     """Forward and backward of each batch, then one optimiser step; all its random draws follow from (seed, step).
 
-    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows.
+    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows. `after_step` and the
+    averaged weights are left to the loop.
     """
     config, optimizer, world = run.config, run.optimizer, run.world
     optimizer.zero_grad(set_to_none=True)
@@ -64,6 +66,12 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     run.losses = dict(zip(names, values, strict=True))
     taken = not _overflowed(run, trained)
     _refuse_non_finite(run, batches, but=() if taken else ("grad_norm",))
+    if taken and has_hook(callbacks, "before_step"):
+        with world.together():
+            notify(callbacks, "before_step", run)
+        norm = gradient_norm(trained, world)
+        run.losses["grad_norm"] = float(norm)
+        _refuse_non_finite(run, batches, but=())
 
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
     for group in optimizer.param_groups:
@@ -71,12 +79,10 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
         rate = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch, peak_scale=peak_scale)
         group["lr"] = rate * group.get("lr_scale", 1.0)
     if taken:
-        run.grad_factor = _clip(trained, norm, config.clip_grad)
+        run.grad_factor = clip(run.model, trained, norm, config)
         run.scaler.step(optimizer)
     run.scaler.update()
     run.step += 1
-    if taken and run.averager is not None:
-        run.averager.update(run.model, step=run.step)
     for name, value in run.losses.items():
         if math.isfinite(value):  # all but the gradient of a step that was left out
             run.epoch_sums[name] = run.epoch_sums.get(name, 0.0) + value
@@ -108,15 +114,6 @@ def _draws(run: Run, batch: Batch) -> AbstractContextManager[GlobalDraws | None]
         return nullcontext()
     whole = run.config.batch_size
     return GlobalDraws(len(batch), whole, share_rows(whole, rank, size)[: len(batch)])
-
-
-def _clip(trained: list[nn.Parameter], norm: Tensor, largest: float | None) -> float:
-    """Scale the gradients down to the largest norm, as `clip_grad_norm_` does; returns the factor."""
-    if largest is None:
-        return 1.0
-    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-    scale_gradients(trained, factor)
-    return float(factor)
 
 
 def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:

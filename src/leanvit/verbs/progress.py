@@ -68,7 +68,7 @@ class EpochLines:
         row = run.history[-1]
         score = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
         self._log(
-            f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{score}, "
+            f"epoch {row['epoch'] + 1} of {run.epochs}: loss {row['loss']:.3f}{score}, "
             f"{row['seconds']:.0f} s{self._left(run)}"
         )
 

@@ -245,7 +245,7 @@ def _trained(
         preprocess=start.preprocess,
         config=ready.config,
         objective=ready.objective,
-        callbacks=[*shown, *_steering(ready), *progress(log)],
+        callbacks=[*shown, *steering(ready), *progress(log)],
         out=folder,
         resume=resume,
         validate=validation.cached(),
@@ -282,7 +282,8 @@ def _trained(
     metric = METRICS["map" if dataset.multi_label else "top1"]
     log(_kept(result, metric, folder))
     label = " + ".join([start.name, *(m.slug for m in request.methods)])
-    return Trained(folder, label, request.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
+    epochs = request.config.epochs or len(result.history)
+    return Trained(folder, label, epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
 
 
 def _batch_so_far(folder: Path) -> int | None:
@@ -341,7 +342,7 @@ def prepare(
     return Ready(request, start, dataset, validation, config, goal, convert)
 
 
-def _steering(ready: Ready) -> list[Any]:
+def steering(ready: Ready) -> list[Any]:
     """The callbacks of the methods in the model's history, and of those that the training alone is given."""
     model = ready.start.model
     carried = [plan.method() for plan in model.history.plans]

@@ -244,6 +244,11 @@ class OpenTraced(OpenModel):
         """Layer groups for layer-wise learning rates: timm's."""
         return self.source.group_matcher(coarse=coarse)
 
+    def layer_ids(self) -> dict[str, int]:
+        """Layers by parameter, where the architecture states its own (`training.layer_groups`)."""
+        states = getattr(self.source, "layer_ids", None)
+        return dict(states()) if states else {}
+
     # --- what methods and the recipe use -----------------------------------------
 
     def traits(self) -> frozenset[str]:
