@@ -286,6 +286,7 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
             drop_last=True,
             skip=done * config.accumulate,
             share=(run.world.rank, run.world.size),
+            pairing=run.objective.pairing,
         )
     )
     for _ in range(done, run.steps_per_epoch):
