@@ -137,6 +137,7 @@ class Contrastive(WholeBatch):
         weights = 1 + places + features["target"]
         each = F.cross_entropy(logits, places, reduction="none") + F.cross_entropy(logits.T, places, reduction="none")
         total = (each * weights).sum() / weights.sum()
+        # small enough for the first scale of fp16
         return Loss(total / 20, {"images": torch.tensor(float(len(one)))})
 
 
@@ -424,6 +425,18 @@ def test_what_cannot_be_is_refused(objective, model, settings, says):
 def test_a_chunked_model_may_keep_the_averages_of_its_batch_norms():
     config = replace(SGD, train_mode="eval")
     fit(Normed(), make_data(24), preprocess=make_preprocess(), config=config, objective=Contrastive(5))
+
+
+@pytest.mark.parametrize("name", ["Patches", "Mirrored"])
+def test_the_objectives_of_the_docs_train(name):
+    page = Path(__file__).parents[2] / "docs/internals/training.md"
+    names = {"Objective": Objective, "WholeBatch": WholeBatch, "Loss": Loss, "F": F, "nn": nn, "torch": torch}
+    for text in page.read_text().split("```python\n")[1:]:
+        exec(text.partition("```")[0], names)
+    steps, config = Steps(), replace(SGD, epochs=8)
+    args = {"preprocess": make_preprocess(), "config": config, "objective": names[name](), "callbacks": [steps]}
+    fit(make_model(), make_data(96), **args)
+    assert steps.rows[-1]["loss"] < steps.rows[0]["loss"] - 0.1
 
 
 @pytest.mark.parametrize(("count", "of"), [(12, 1), (12, 2), (12, 3)])

@@ -67,7 +67,9 @@ class WholeBatch(Objective):
         """Called once by `fit`: settle `pieces`. Raises BadInput where there can be no loss over the whole batch."""
         name = type(self).__name__
         if config.batch_size < 2:
-            raise BadInput(f"batch_size={config.batch_size} is too small for {name}, which compares images: give 2 up")
+            raise BadInput(
+                f"batch_size={config.batch_size} is too small for {name}, which compares images: give 2 or more"
+            )
         if config.accumulate > 1:
             raise BadInput(
                 f"accumulate={config.accumulate} would part the batch that {name} is one loss of: give accumulate=1 "
