@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_processes import Steps, assert_close, holed
 from tiny_training import make_data, make_model, make_preprocess
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.data import Batch, loader
 from leanvit.data.loading import share_rows
@@ -155,14 +157,30 @@ class Normed(nn.Module):
         return self.net.forward_features(self.norm(images))
 
 
+class Reductions:
+    """Counts how often DDP averages gradients."""
+
+    def __init__(self):
+        self.count = 0
+
+    def start(self, run):
+        if isinstance(run.forward, DistributedDataParallel):
+            run.forward.register_comm_hook(None, self.counted)
+
+    def counted(self, state, bucket):
+        self.count += 1
+        return allreduce_hook(None, bucket)
+
+
 def runs(out: Path) -> None:
     data, preprocess = make_data(96), make_preprocess()
     second = keys_of(0, (1, 2))  # what the second of two processes has in the first step
 
     def run(name, objective, config=SGD, model=None, data=data):
-        steps = Steps()
+        steps, reductions = Steps(), Reductions()
         model = make_model() if model is None else model
-        fit(model, data, preprocess=preprocess, config=config, objective=objective, callbacks=[steps])
+        fit(model, data, preprocess=preprocess, config=config, objective=objective, callbacks=[steps, reductions])
+        assert reductions.count in (0, len(steps.rows))  # once a step, however many pieces it has
         if join_world().first:
             (out / f"{name}.json").write_text(json.dumps(steps.rows))
             tensors = {**model.state_dict(), **{f"objective.{n}": t for n, t in objective.state_dict().items()}}
@@ -194,6 +212,7 @@ def runs(out: Path) -> None:
     rows = [int(key.partition("/")[2]) for key in second]
     run("contrastive empty", Contrastive(), data=holed("skip", tuple(rows)))
     run("contrastive empty chunk", Contrastive(chunk=5), data=holed("skip", tuple(rows)))
+    run("contrastive empty chunk fsdp2", Contrastive(chunk=5), fsdp2, data=holed("skip", tuple(rows)))
     run("contrastive fewer", Contrastive(chunk=3), data=holed("skip", tuple(range(1, 60, 2))))
 
 
@@ -248,7 +267,7 @@ def test_two_processes_are_one(found, name):
     found.assert_same((name, 1), (name, 2))
 
 
-@pytest.mark.parametrize("name", ["dense", "pieces", "contrastive", "contrastive chunk"])
+@pytest.mark.parametrize("name", ["dense", "pieces", "contrastive", "contrastive chunk", "contrastive empty chunk"])
 def test_fsdp2_is_one_process(found, name):
     found.assert_same((name, 1), (f"{name} fsdp2", 2))
 
