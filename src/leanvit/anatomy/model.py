@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.declared import declared
-from leanvit.anatomy.parts.blocks import Step
+from leanvit.anatomy.opened import Opened
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, is_whole
 
 
-class OpenModel(nn.Module, ABC):
+class OpenModel(Opened, ABC):
     """A model whose inside can be reached. Made by `leanvit.anatomy.open_model`.
 
     Children and parameters carry the names that they have in timm. A family gives the seams `start`, `embed`, `run` and
@@ -30,13 +27,9 @@ class OpenModel(nn.Module, ABC):
     isotropic: ClassVar[bool] = False  # whether all blocks see tokens of one grid and one width
     hierarchical: ClassVar[bool] = False  # whether blocks lie in stages, between which patches merge and widen
     PLAIN: ClassVar[bool] = False  # see `plain`; not inherited
-    ops: Any  # an `Ops`; one that is an nn.Module is a child
-    blocks: Any  # a sequence of `Block`, in the order in which they run; empty where a family has none
-    exits: Any  # an `Exits`, where images may leave early; else None
     num_classes: int
     num_prefix_tokens: int
     grad_checkpointing: bool
-    SETTINGS: ClassVar[tuple[str, ...]] = ()  # public attributes that the root must reproduce
     PROBES: ClassVar[tuple[int, ...]] = (1,)  # batch sizes at which opening compares with the original
 
     def __init__(self, *, attributes: dict[str, Any], source: nn.Module | None) -> None:
@@ -44,9 +37,6 @@ class OpenModel(nn.Module, ABC):
         super().__init__()
         for key, value in attributes.items():
             setattr(self, key, value)
-        self.ops = TORCH
-        self.register_module("exits", None)
-        self.history: Any = None
         self.classes: tuple[str, ...] = ()  # names of the outputs, in their order; empty where nobody gave them
         self.multi_label = False  # whether each output is a question by itself (sigmoid), not one of all (softmax)
         self.preprocess: Any = None  # the `Preprocess` that it was made with; None: from timm's configuration
@@ -83,28 +73,6 @@ class OpenModel(nn.Module, ABC):
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """Tokens after the last block to logits. The seam after the last block."""
 
-    @contextmanager
-    def whole_depth(self) -> Iterator[None]:
-        """Inside, no image leaves early; the heads of exits run nevertheless."""
-        policy = None if self.exits is None else self.exits.policy
-        rule = getattr(policy, "rule", None)
-        try:
-            if policy is not None:
-                policy.rule = None
-            yield
-        finally:
-            if policy is not None:
-                policy.rule = rule
-
-    @contextmanager
-    def without_exits(self) -> Iterator[None]:
-        """Inside, the model has no exits: what methods before them ask about is the model that they made."""
-        exits, self.exits = self.exits, None
-        try:
-            yield
-        finally:
-            self.exits = exits
-
     def keep_all_patches(self) -> None:
         """Take patch dropout out (timm's, of the training): for methods whose tokens come of the whole grid."""
         drop = getattr(self, "patch_drop", None)
@@ -125,11 +93,6 @@ class OpenModel(nn.Module, ABC):
         return matcher(coarse=coarse)
 
     # --- what methods and the recipe use -----------------------------------------
-
-    def steps(self) -> Iterable[Step]:
-        """Every step that methods put into the blocks."""
-        for block in self.blocks:
-            yield from block.steps()
 
     def block(self, number: int) -> Any:
         """The block of this number, from 0. Raises `BadInput` for one that the model does not have."""
@@ -184,7 +147,7 @@ class OpenModel(nn.Module, ABC):
             "class_token": getattr(self, "cls_token", None) is not None
             and not any(block.drops_prefix for block in self.blocks),
             "full_grid": not self.reduces_tokens,
-            "float": self.ops.float_weights,
+            "float": self.float_weights,
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),
@@ -215,28 +178,6 @@ class OpenModel(nn.Module, ABC):
         like = next(self.parameters())
         return torch.zeros(1, *(size or self.input_size()), device=like.device, dtype=like.dtype)
 
-    @property
-    def precision(self) -> str | None:
-        """The precision of the op set, where it is not that of the tensors' dtypes."""
-        return self.ops.precision
-
-    def set_ops(self, ops: Ops) -> None:
-        """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""
-        del self.ops
-        self.ops = ops
-
-    def sites(self) -> dict[str, nn.Module]:
-        """Every convolution and linear that the text runs, by site."""
-        return {
-            name: module
-            for name, module in self.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("ops.")
-        }
-
-    def products(self) -> list[str]:
-        """Sites of products of two computed values, where the family knows them before a run."""
-        return []
-
     @abstractmethod
     def input_size(self) -> tuple[int, int, int]:
         """(C, H, W) that the model was built for. Raises `BadInput` if it has no size of its own."""
@@ -244,15 +185,3 @@ class OpenModel(nn.Module, ABC):
     def probe_size(self) -> tuple[int, int, int]:
         """(C, H, W) of an image that the model takes: its own size, or a small one where it has none."""
         return self.input_size()
-
-    def make(self) -> dict[str, Any]:
-        """Everything about the model that its root must reproduce, except values."""
-        made: dict[str, Any] = {k: tuple(v.shape) for k, v in self.state_dict().items()}
-        made |= {key: getattr(self, key) for key in self.SETTINGS}
-        for name, module in self.named_modules():
-            if not list(module.children()) and not name.startswith("ops"):
-                made[f"{name} (layer)"] = repr(module)
-        for block in self.blocks:
-            for attn in block.attentions():
-                made[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
-        return made

@@ -52,6 +52,14 @@ def command(
     batch: options.LatencyBatch = 8,
     measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
     out: options.Out = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part",
+            metavar="NAME",
+            help="Of a model of parts, the one that methods are applied to.",
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted compression in --out, one that trains.")
     ] = False,
@@ -105,6 +113,7 @@ def command(
             latency_batch=batch,
             measured=measured,
             out=out,
+            part=part,
             resume=resume,
             overwrite=overwrite,
             log=output.log,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.anatomy.composite import Composite
 from leanvit.arguments import require_methods, require_model, require_training_data
 from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
@@ -23,7 +24,7 @@ from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_slots
 from leanvit.recipe.early_checks import check_fits
-from leanvit.recipe.history import History, Root, root_of
+from leanvit.recipe.history import History, root_of
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.planning import chosen_for, fit_to_data, trainings
@@ -40,6 +41,7 @@ from leanvit.recipe.protocol import (
 )
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
+from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
 
@@ -54,6 +56,7 @@ class _Stage:
     method: Method | None
     done: tuple[Method, ...]  # the methods so far, this one included
     finishes: bool  # temporary parts are taken out at its end: no recovery follows
+    part: str  # of a model of parts, the one that the methods are applied to
 
 
 def compress(
@@ -67,6 +70,7 @@ def compress(
     on_step: OnStep | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    part: str = "",
 ) -> OpenModel:
     """Apply methods to a copy of a model, in order. The model given is left as it was.
 
@@ -87,6 +91,8 @@ def compress(
         out: run folder that keeps finished steps and the training under way in `steps/`. Once the model is saved
             there, `recipe.clear_steps(out)` removes them. A compression that does not train writes nothing.
         resume: go on with the compression in `out`.
+        part: of a model of parts (`leanvit.recipe.compose`), the one that the methods are applied to; default: its
+            main one. A recovery trains the whole.
 
     Raises:
         Refused: a method does not fit the model or what came before it (before any work starts).
@@ -103,8 +109,10 @@ def compress(
     if not isinstance(recovery, Recovery | None):
         raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
     dense = _with_history(model, root)
-    check_order(dense.traits(), methods)
-    check_slots(dense, methods)
+    part = chosen_part(dense, part)
+    target = histories.part_of(dense, part)
+    check_order(target.traits(), methods, kept=target.kept_traits)
+    check_slots(target, methods)
     check_needs(methods, data, recovery)
     was = saved_about(Path(out)) if resume and out is not None else None
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
@@ -122,12 +130,12 @@ def compress(
         from leanvit.training.assemble import require_float32
 
         require_float32(dense, "learning from data")
-    check_fits(dense, methods, data)
+    check_fits(target, methods, data.inside(dense, part) if isinstance(data, Data) else data)
     steps = None
     if out is not None and trains(methods, recovery):
         if not isinstance(data, Data):
             raise BadInput(f"data is a {type(data).__name__}; accepted with out=: Data(dataset, preprocess)")
-        steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher), resume=resume)
+        steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher, part), resume=resume)
     elif resume:
         raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
@@ -139,7 +147,7 @@ def compress(
     report = on_step or (lambda label, model: None)
     report("dense", lean)
     with steps.gone_if_refused() if steps is not None else nullcontext():
-        for number, stage in enumerate(_stages(methods, recovery), 1):
+        for number, stage in enumerate(_stages(methods, recovery, part), 1):
             lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
             report(stage.label, lean)
     for slug, miss in missed(lean):
@@ -158,8 +166,9 @@ def missed(model: OpenModel) -> list[tuple[str, str]]:
     for plan in model.history.plans:
         m = plan.method()
         if plan.finished and isinstance(m, Checks):
-            with as_made(model, plan.slug):
-                found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
+            made = histories.part_of(model, plan.part)
+            with as_made(made, plan.slug):
+                found += [(plan.slug, str(miss)) for miss in m.check(made, dict(plan.structure))]
     return found
 
 
@@ -170,14 +179,25 @@ def as_made(model: OpenModel, slug: str) -> AbstractContextManager[None]:
     return model.without_exits() if before else nullcontext()
 
 
-def _stages(methods: Sequence[Method], recovery: Recovery | None) -> list[_Stage]:
+def chosen_part(model: OpenModel, part: str) -> str:
+    """The part that methods are applied to: the one named, or the main one; "" of a model that is not made of parts.
+
+    Raises `BadInput` for a part that there is not, or that no method can be applied to.
+    """
+    if not part and isinstance(model, Composite):
+        part = model.wiring.main
+    histories.part_of(model, part)
+    return part
+
+
+def _stages(methods: Sequence[Method], recovery: Recovery | None, part: str) -> list[_Stage]:
     due = recovery_points(methods, recovery)
     stages = []
     for i, m in enumerate(methods):
         done = tuple(methods[: i + 1])
-        stages.append(_Stage(m.slug, m, done, finishes=not any(point >= i for point in due)))
+        stages.append(_Stage(m.slug, m, done, finishes=not any(point >= i for point in due), part=part))
         if i in due:
-            stages.append(_Stage("recovery", None, done, finishes=True))
+            stages.append(_Stage("recovery", None, done, finishes=True, part=part))
     return stages
 
 
@@ -209,7 +229,7 @@ def _run_stage(
 
 def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) -> OpenModel:
     if stage.method is not None:
-        apply(lean, stage.method, data)
+        apply(lean, stage.method, data, part=stage.part)
     else:
         assert recovery is not None
         lean = run_recovery(lean, data.teacher, stage.done, data, recovery)
@@ -247,10 +267,16 @@ def _check_teacher(teacher: nn.Module | None, dense: OpenModel) -> None:
 
 
 def _about(
-    dense: OpenModel, methods: Sequence[Method], data: Any, recovery: Recovery | None, teacher: nn.Module | None
+    dense: OpenModel,
+    methods: Sequence[Method],
+    data: Any,
+    recovery: Recovery | None,
+    teacher: nn.Module | None,
+    part: str,
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed (JSON)."""
     return {
+        **({"part": part} if part else {}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),
@@ -264,18 +290,20 @@ def _about(
     }
 
 
-def apply(model: OpenModel, m: Method, data: Data | None = None) -> Plan:
-    """One method on a model, in place: prepare, learn, shape, fold. Returns its plan.
+def apply(model: OpenModel, m: Method, data: Data | None = None, *, part: str = "") -> Plan:
+    """One method on a model, or a part of it, in place: prepare, learn, shape, fold. Returns its plan.
 
     The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
     """
     if isinstance(data, Data):
         m = chosen_for(m, data.dataset, {})
-    training = model.training
+        data = data.inside(model, part)
+    training, target = model.training, histories.part_of(model, part)
+    model.eval()
     if isinstance(m, Prepares):
-        m.prepare(model)
-    structure = m.learn(model.eval(), data) if isinstance(m, Learns) else {}
-    plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes))
+        m.prepare(target)
+    structure = m.learn(target, data) if isinstance(m, Learns) else {}
+    plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes), part=part)
     _build(model, m, plan)
     model.train(training)
     return plan
@@ -283,10 +311,13 @@ def apply(model: OpenModel, m: Method, data: Data | None = None) -> Plan:
 
 @torch.no_grad()
 def _build(model: OpenModel, m: Method, plan: Plan) -> None:
-    before = dict(model.state_dict()) if isinstance(m, Folds) else {}
+    target = histories.part_of(model, plan.part)
+    before = dict(target.state_dict()) if isinstance(m, Folds) else {}
     histories.shape(model, plan)
     if isinstance(m, Folds):
-        m.fold(model, dict(plan.structure), before)
+        m.fold(target, dict(plan.structure), before)
+    if isinstance(model, Composite):
+        model.wiring.check(model.parts)
 
 
 def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenModel:
@@ -306,7 +337,10 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     if unfinished:
         raise Refused(f"{', '.join(unfinished)} is unfinished: plans are applied again once their compression ended")
     made = [plan.method() for plan in plans]
-    check_order(dense.traits(), made)
+    for part in dict.fromkeys(plan.part for plan in plans):
+        target = histories.part_of(dense, part)
+        own = [m for m, plan in zip(made, plans, strict=True) if plan.part == part]
+        check_order(target.traits(), own, kept=target.kept_traits)
     learned = [m.slug for m in made if m.needs_data]
     if learned:
         raise Refused(f"{', '.join(learned)} learns values from data: run compress with it again instead")
@@ -343,15 +377,15 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         raise BadInput(f"{slug} is given no knob; accepted: {', '.join(tunable)}")
     new, structure = m.tuned(dict(was.structure), knobs)
     lean = copy.deepcopy(model)
-    new.retune(lean, dict(was.structure), structure)
-    plans[at] = Plan(slug, knobs_of(new), structure, was.finished)
-    lean.history = replace(model.history, plans=tuple(plans))
+    new.retune(histories.part_of(lean, was.part), dict(was.structure), structure)
+    plans[at] = replace(was, knobs=knobs_of(new), structure=structure)
+    histories.note(lean, plans)
     return lean.eval()
 
 
 def _retunable(was: Sequence[Plan], now: Sequence[Plan]) -> bool:
     """Whether plans differ only in structures of methods that can set them anew."""
-    if [(p.slug, dict(p.knobs)) for p in was] != [(p.slug, dict(p.knobs)) for p in now]:
+    if [(p.part, p.slug, dict(p.knobs)) for p in was] != [(p.part, p.slug, dict(p.knobs)) for p in now]:
         return False
     changed = [a for a, b in zip(was, now, strict=True) if dict(a.structure) != dict(b.structure)]
     return bool(changed) and all(isinstance(plan.method(), Retunes) for plan in changed)
@@ -363,8 +397,8 @@ def _retuned(model: OpenModel, plans: Sequence[Plan]) -> OpenModel:
         m = now.method()
         if dict(was.structure) != dict(now.structure) and isinstance(m, Retunes):
             check_structure(m, now.structure)
-            m.retune(lean, dict(was.structure), dict(now.structure))
-    lean.history = replace(model.history, plans=tuple(plans))
+            m.retune(histories.part_of(lean, now.part), dict(was.structure), dict(now.structure))
+    histories.note(lean, plans)
     return lean.eval()
 
 

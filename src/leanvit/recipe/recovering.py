@@ -186,12 +186,17 @@ def run_recovery(
 ) -> OpenModel:
     """Train a lean model in place, with the callbacks of the methods that it stands on, and the objective of the one
     that brings it; goes on where `data.out` holds a state."""
-    from leanvit.training import JsonlLog, recover
+    from leanvit.training import JsonlLog, Objective, TaskLoss, recover
 
     callbacks = [*callbacks_of(done, lean), *data.callbacks]
     callbacks += [JsonlLog(recovery.log)] if recovery.log else []
     config = recovery.config(seed=data.seed)
     bringing = objective_method(done)
+    objective: Objective | None = None
+    if bringing is not None:
+        objective = bringing.objective(lean, replace(data, teacher=teacher), config)
+    elif data.task is not None:
+        objective = TaskLoss(data.task, teacher=teacher, alpha=recovery.alpha)
     result = recover(
         lean,
         teacher,
@@ -201,7 +206,7 @@ def run_recovery(
         alpha=recovery.alpha,
         temperature=recovery.temperature,
         distillation=recovery.distillation,
-        objective=bringing.objective(lean, replace(data, teacher=teacher), config) if bringing else None,
+        objective=objective,
         callbacks=callbacks,
         out=data.out,
         resume=data.resume,

@@ -25,7 +25,7 @@ from leanvit.anatomy import OpenModel
 from leanvit.data.identity import changes
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
-from leanvit.recipe.history import Root
+from leanvit.recipe.roots import Root
 from leanvit.recipe.store import JSON_NAME, load_run, save
 from leanvit.training.checkpoint import LOG
 

@@ -13,8 +13,7 @@ from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import JSON_LIMIT
 from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
-from leanvit.recipe.history import Root
-from leanvit.recipe.plan import Plan
+from leanvit.recipe.roots import described
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
 from leanvit.runs.commands import Command, commands_of
 from leanvit.runs.disagreements import load_pictures
@@ -81,11 +80,12 @@ def read_run(folder: Path, *, reference: str = "") -> RunRecord:
     info = file.info
     origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
     methods = " + ".join(plan.slug for plan in file.plans)
+    name, arguments = described(file.root)
     return RunRecord(
         folder=folder,
         name=origin if reference else methods or "dense",
-        model=f"{file.root.name} ({origin})" if origin else file.root.name,
-        model_args=dict(file.root.kwargs),
+        model=f"{name} ({origin})" if origin else name,
+        model_args=arguments,
         classes=tuple(file.classes),
         data=str(info.get("data", "")),
         asked=asked_rows(info),
@@ -174,11 +174,10 @@ def _tokens(path: Path) -> TokenMaps | None:
 
 def _widths(folder: Path, file: RunFile) -> Widths | None:
     """None also where the method of a plan is not at hand: a report needs the run's figures, not its code."""
-    plans = [Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans]
-    if any(plan.slug not in known_papers() for plan in plans):
+    if any(plan.slug not in known_papers() for plan in file.plans):
         return None
     try:
-        return read_widths(Root(file.root.name, file.root.kwargs), plans)
+        return read_widths(file.history())
     except LeanvitError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 

@@ -19,6 +19,7 @@ from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
 from leanvit.training.step import NonFiniteLoss
+from leanvit.training.task_loss import TaskLoss
 from leanvit.training.teachers import Distill, as_seen_by
 from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask
@@ -45,6 +46,7 @@ __all__ = [
     "ProgressBar",
     "Run",
     "SoftDistillation",
+    "TaskLoss",
     "TensorBoardLog",
     "TimmTask",
     "TrainRecipe",

@@ -188,10 +188,14 @@ class Distillation(Objective):
         raise TypeError(f"{type(self).__name__} does not define term(student, teacher)")
 
     @torch.no_grad()
+    def outputs_of_teacher(self, images: Tensor) -> Any:
+        """What the teacher gives for the student's normalised images (B, C, H, W)."""
+        return self._teacher[0].to(images.device)(images)
+
     def ask_teacher(self, images: Tensor) -> Tensor:
         """Teacher logits (B, classes) for the student's normalised images (B, C, H, W)."""
-        teacher = self._teacher[0].to(images.device)
-        logits = teacher(images)
+        teacher = self._teacher[0]
+        logits = self.outputs_of_teacher(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise BadInput(f"teacher {type(teacher).__name__} returned {_described(logits)}, not logits (B, classes)")
         return logits

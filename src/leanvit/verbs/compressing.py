@@ -31,6 +31,8 @@ from leanvit.recipe import (
     trains,
 )
 from leanvit.recipe import compress as compress_model
+from leanvit.recipe.compressing import chosen_part
+from leanvit.recipe.history import part_of
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Method
 from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, saved_about
@@ -119,6 +121,7 @@ def compress(
     latency_batch: int = 8,
     measured: bool = True,
     out: str | Path | None = None,
+    part: str = "",
     resume: bool = False,
     overwrite: bool = False,
     log: Log = silent,
@@ -137,6 +140,7 @@ def compress(
         recovery: train after compression.
         teacher: run folder of the model that teaches in every training; default: the dense model.
         limit: images taken of each split.
+        part: of a run of a model of parts, the one that the methods are applied to; default: its main one.
         measured: compare dense, each step and all on the `val` split; needs data.
         out: run folder; default: `runs/MODEL-METHODS`. One that trains keeps its finished steps and its state in
             `steps/` there until all is done. resume: go on with the interrupted compression in it.
@@ -167,8 +171,10 @@ def compress(
         seed=seed,
         log=log,
     )
-    check_order(start.model.traits(), methods)
-    check_slots(start.model, methods)
+    part = chosen_part(start.model, part)
+    target = part_of(start.model, part)
+    check_order(target.traits(), methods, kept=target.kept_traits)
+    check_slots(target, methods)
     check_needs(methods, train, recovery)
     was = saved_about(Path(out)) if resume and out else None
     given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
@@ -213,6 +219,7 @@ def compress(
                 on_step=step_taken,
                 out=folder if trains(methods, recovery) else None,
                 resume=resume,
+                part=part,
             )
             asked = target_rows(methods, lean, tally)
             # the old run stays until the new one takes its place, in one rename

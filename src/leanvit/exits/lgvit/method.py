@@ -36,7 +36,7 @@ from leanvit.knobs import (
     check_fields,
     knob,
 )
-from leanvit.recipe.learning import Data
+from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.training_steps import BATCH, Training, fitting_batch, steps_of_epoch
@@ -231,6 +231,8 @@ class LGViT:
 
     def check_fits(self, model: OpenModel, data: Data | None) -> None:
         """Raise what `learn` would before its first step."""
+        if whole_of(model, data) is not model:
+            raise Refused("lgvit puts classifiers into a classifier, which a part of a model of parts is not")
         rows = self.rows(model)
         with torch.random.fork_rng(devices=[]):
             build_heads(model, rows)  # a head may not fit the width

@@ -26,7 +26,7 @@ from leanvit.prune.nvit.structure import from_text, move_weights, set_widths, st
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
-from leanvit.recipe.learning import Data
+from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.training_steps import BATCH, Training, steps_for, steps_of_epoch
@@ -289,11 +289,13 @@ class NViT:
         return GlobalPruning(
             target,
             PruningSchedule(self.interval, self._steps, per_step, self.distillation, self.temperature),
-            teacher=copy.deepcopy(model) if data.teacher is None else data.teacher,
+            teacher=copy.deepcopy(whole_of(model, data)) if data.teacher is None else data.teacher,
             preprocess=data.preprocess,
             multi_label=data.dataset.multi_label,
             divisor=divisors(len(model.blocks)),
             measure=measure,
+            task=data.task,
+            part=data.part if data.whole is not None else "",
         )
 
     def _figures(self, target: Target, pruning: GlobalPruning, gates: Tensor, table: Any) -> dict[str, Any]:
