@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from leanvit.data import Batch, loader
 from leanvit.data.loading import share_rows
 from leanvit.errors import BadInput, Refused
-from leanvit.training import CrossEntropy, FitConfig, Loss, Objective, WholeBatch, fit, join_world
+from leanvit.training import CrossEntropy, FitConfig, Loss, Objective, TaskLoss, WholeBatch, fit, join_world
 
 SGD = FitConfig(epochs=1, batch_size=24, lr=0.05, optimizer="sgd")  # AdamW makes steps of the rounding of zeros
 
@@ -210,6 +210,7 @@ def runs(out: Path) -> None:
         run(f"contrastive {amp}", Contrastive(), replace(SGD, amp=amp))
         run(f"contrastive chunk {amp}", Contrastive(chunk=5), replace(SGD, amp=amp))
     rows = [int(key.partition("/")[2]) for key in second]
+    run("dense unreadable", Dense(), data=holed("skip", tuple(rows)))
     run("contrastive empty", Contrastive(), data=holed("skip", tuple(rows)))
     run("contrastive empty chunk", Contrastive(chunk=5), data=holed("skip", tuple(rows)))
     run("contrastive empty chunk fsdp2", Contrastive(chunk=5), fsdp2, data=holed("skip", tuple(rows)))
@@ -252,6 +253,7 @@ def found(tmp_path_factory) -> Found:
         "dense empty",
         "dense empty accumulated",
         "dense empty fsdp2",
+        "dense unreadable",
         "pieces",
         "pieces accumulated",
         "clean",
@@ -287,6 +289,21 @@ def test_a_step_of_nothing_has_loss_0_and_no_gradient(found, name):
     assert rows[2]["loss"] == rows[2]["grad_norm"] == 0 and rows[3]["loss"] > 0
     full = found.steps("dense", 1)[0]["terms"]
     assert 0 < rows[0]["terms"] < full == int(full)
+
+
+def test_a_task_may_say_what_its_mean_is_over():
+    class Halves:
+        def loss(self, outputs, batch):
+            return F.cross_entropy(outputs[: len(outputs) // 2], batch.targets[: len(outputs) // 2])
+
+        def terms(self, batch):
+            return len(batch) // 2
+
+    steps = Steps()
+    args = {"preprocess": make_preprocess(), "config": replace(SGD, accumulate=2), "callbacks": [steps]}
+    fit(make_model(), make_data(96), objective=TaskLoss(Halves()), **args)
+    assert [row["terms"] for row in steps.rows] == [24, 24]
+    assert TaskLoss(object()).terms(Batch(torch.zeros(1), torch.zeros(1), [""])) is None
 
 
 def test_pieces_add_up_to_their_sum(found):
