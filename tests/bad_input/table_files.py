@@ -18,7 +18,7 @@ DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "json-deep": ("json-deep/leanvit.json is not valid JSON",),
     "json-nan": ("json-nan/leanvit.json", "format"),
     "json-swapped": ("json-swapped", "weights-.* is missing"),
-    "format-newer": ("has format 99", "reads up to 2", "update leanvit"),
+    "format-newer": ("has format 99", "reads up to 3", "update leanvit"),
     "kind-foreign": ("is not a leanvit run", "leanvit-artefact"),
     "key-unknown": ("unknown key 'wieghts'", "did you mean 'weights'"),
     "weights-missing": ("weights-.*safetensors is missing",),

@@ -10,7 +10,7 @@ from wrong import NAME, Case, Cli, tiny
 from leanvit.data import Augment, Preprocess, loader, open_dataset
 from leanvit.deploy import Options
 from leanvit.recipe import Recovery, parse_with
-from leanvit.training import FitConfig
+from leanvit.training import FitConfig, WholeBatch
 from leanvit.verbs import compress, demo, export, measure, train
 
 HUGE = 10**400  # a whole number that no float can hold
@@ -234,6 +234,7 @@ TRAINING = [
     _train("locked", ("a", "a"), "none twice"),
     *(_train("batch_size", v, WHOLE + "1") for v in (0, -4, 2.0, True, "128")),
     *(_train("accumulate", v, WHOLE + "1") for v in (0, -1, 0.5, False)),
+    *(_field(WholeBatch, "chunk", v, "chunk is", WHOLE + "1") for v in (0, -4, 2.5, True)),
     *(_train("lr", v, "number above 0") for v in (0, -1e-3, NAN, INF, True, "fast")),
     *(_train("lr_base", v, "number above 0", lr_base_size=512) for v in (0, -1.0, NAN, True, "x")),
     *(_train("lr_base_size", v, WHOLE + "1", lr_base=1e-3) for v in (0, -1, 2.5, True)),

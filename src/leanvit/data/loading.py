@@ -28,6 +28,7 @@ from leanvit.errors import BadInput, LeanvitError
 from leanvit.knobs import Count, Index, check_each
 
 ROUND = 256  # an epoch of repeated views is a multiple of it
+PAIRINGS = ("reversed", "neighbours")  # of a batch's images i and count - 1 - i, or 2i and 2i + 1
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,32 @@ class Batch:
     """images (B, C, H, W) float32, normalised; targets (B,) int64; keys, B of them.
 
     Of multi-label data, targets are (B, classes) float32 of 0 and 1. `bad`: what was left out of the batch.
+
+    `rows`: where the images stand among those that the loader was to give. In a training step, where the first
+    len(rows) images stand in the batch that all processes share; further ones only stand in for what cannot be read.
+    `clean`: the batch before it was mixed, for an objective that asks for it.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     keys: list[str]
     bad: tuple[BadImage, ...] = ()
+    rows: tuple[int, ...] | None = None
+    clean: Batch | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def take(self, places: Sequence[int]) -> Batch:
+        """The batch of the images at these places, 0 to B - 1."""
+        return replace(
+            self,
+            images=self.images[list(places)],
+            targets=self.targets[list(places)],
+            keys=[self.keys[place] for place in places],
+            rows=None if self.rows is None else tuple(self.rows[p] for p in places if p < len(self.rows)),
+            clean=None if self.clean is None else self.clean.take(places),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`."""
@@ -115,6 +133,7 @@ def loader(
     skip: int = 0,
     on_bad: str | None = None,
     share: tuple[int, int] = (0, 1),
+    pairing: str = "reversed",
 ) -> Loader:
     """One epoch of `Batch`es, the images through `preprocess`.
 
@@ -129,7 +148,8 @@ def loader(
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
 
     `share` = (n, of) decodes the `share_rows` of each batch only: one of several processes, which together hold the
-    batches that one process has. While training, a share without any image left is an empty batch.
+    batches that one process has; `pairing` says which images stay together. While training, a share without any image
+    left is an empty batch.
 
     Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
     """
@@ -147,24 +167,29 @@ def loader(
         raise BadInput(f"skip is {skip}; accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
-        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share)
+        batches = _Cuts(
+            dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share, pairing
+        )
     else:
         order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
         order = np.stack([np.repeat(order, repeats), np.tile(np.arange(repeats), len(order))], axis=1)[:views]
         whole = (order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
-        batches = tuple(batch[share_rows(len(batch), *share)] for batch in whole)
+        batches = tuple(batch[share_rows(len(batch), *share, pairing)] for batch in whole)
     on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
     return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train, share)
 
 
-def share_rows(count: int, number: int, of: int) -> np.ndarray:
+def share_rows(count: int, number: int, of: int, pairing: str = "reversed") -> np.ndarray:
     """Which images of a batch of `count` process `number` `of` several takes: int64 positions, ascending.
 
-    Where 2 `of` divides the batch, image i and image count - 1 - i go to one process: these are the pairs that mixup
-    makes (timm mixes a batch with its reverse), so every share mixes as the whole batch does.
+    Where 2 `of` divides the batch, the two images of a pair go to one process, so that every share mixes as the whole
+    batch does. Pairs are, "reversed", i and count - 1 - i (timm mixes a batch with its reverse); "neighbours", 2i and
+    2i + 1 (TinyViT mixes them).
     """
     if count % (2 * of):
         return np.arange(number, count, of)
+    if pairing == "neighbours":
+        return np.arange(number * count // of, (number + 1) * count // of)
     ahead = np.arange(number * count // (2 * of), (number + 1) * count // (2 * of))
     return np.concatenate((ahead, count - 1 - ahead[::-1]))
 
@@ -204,6 +229,7 @@ class _Cuts:
     count: int
     repeats: int = 1
     share: tuple[int, int] = (0, 1)
+    pairing: str = "reversed"
 
     def __len__(self) -> int:
         return self.count
@@ -216,7 +242,7 @@ class _Cuts:
         items = islice(items, self.skip * self.size, None)
         for _ in range(self.count):
             batch = list(islice(items, self.size))
-            yield [batch[row] for row in share_rows(len(batch), *self.share)]
+            yield [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
 
 
 @dataclass(frozen=True)
@@ -249,7 +275,8 @@ class _Fetch:
         made: list[Any] = []  # of each sample its pixels, or with erasing its normalised image
         samples: list[Sample] = []
         bad: list[BadImage] = []
-        for item in items:
+        rows: list[int] = []
+        for row, item in enumerate(items):
             try:
                 sample, visit = self._sample(item)
                 made.append(self._erased(sample, visit) if self.erasing else self._seeded(sample, visit))
@@ -259,6 +286,7 @@ class _Fetch:
                 bad.append(BadImage(error.key, str(error)))
             else:
                 samples.append(sample)
+                rows.append(row)
         targets = self._targets([sample.target for sample in samples])
         if not samples:
             images = torch.empty(0, *self.loader.preprocess.input_size)
@@ -266,7 +294,7 @@ class _Fetch:
             images = torch.stack(made)
         else:  # the whole batch is normalised at once: several times faster for small images, bit-identical
             images = self.loader.preprocess.normalize(np.stack(made))
-        return Batch(images, targets, [sample.key for sample in samples], tuple(bad))
+        return Batch(images, targets, [sample.key for sample in samples], tuple(bad), tuple(rows))
 
     def _sample(self, item: Any) -> tuple[Sample, int]:
         """A sample, and how often the epoch came to it before. Raises UnreadableImage."""

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Task(Protocol):
-    """What the outputs of a model mean where they are no logits of classes of images: pure functions of them."""
+    """What the outputs of a model mean where they are no logits of classes of images: pure functions of them.
+
+    A task whose loss is no mean over images also has `terms(batch) -> int`, as `leanvit.training.Objective` has.
+    """
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Scalar to minimise: how far outputs are from what the batch says, a mean."""

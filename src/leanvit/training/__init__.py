@@ -25,6 +25,7 @@ from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask
 from leanvit.training.train_recipe import TrainRecipe
 from leanvit.training.validating import top1_accuracy
+from leanvit.training.whole_batch import WholeBatch
 from leanvit.training.world import World, join_world
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "TensorBoardLog",
     "TimmTask",
     "TrainRecipe",
+    "WholeBatch",
     "World",
     "as_seen_by",
     "check_run",

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.data import Mixup
@@ -17,7 +17,9 @@ from leanvit.arguments import require_dataset, require_model
 from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length
 from leanvit.data.depth import range_text
 from leanvit.data.identity import identity
+from leanvit.data.loading import PAIRINGS
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.knobs import Choice, Count, check
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run, deploy_model, prepare_model, saved_callbacks
 from leanvit.training.checkpoint import BEST, DATA, STATE, VALIDATION, read_position
@@ -28,6 +30,7 @@ from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Object
 from leanvit.training.optimizers import make_optimizer
 from leanvit.training.parallel import TrainStep, replicated, sharded_copy
 from leanvit.training.schedule import check_course
+from leanvit.training.whole_batch import WholeBatch
 from leanvit.training.world import World, join_world
 
 FREE_ON_RESUME = ("workers", "save_every", "parallel")  # these never change a result, beyond rounding
@@ -65,6 +68,7 @@ def assemble(
     default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
     objective = objective or default(config.label_smoothing)
     objective.check_classes(dataset.classes)
+    _require_steps(objective, model, config, join_world())
     flags = flags_of(model) if config.locked else {}
     prepare_model(model, callbacks, seed=config.seed)
     try:
@@ -143,6 +147,17 @@ def _spread(
     if sharding:
         model.cpu()  # its memory is for the shares now; the weights come back at the end
     return trained, averager, step if sharding else replicated(step, world)
+
+
+def _require_steps(objective: Objective, model: nn.Module, config: FitConfig, world: World) -> None:
+    """Raise BadInput for an objective whose steps cannot be taken as it says of itself."""
+    name = type(objective).__name__
+    check(f"pieces of {name}", objective.pieces, Count)
+    check(f"pairing of {name}", objective.pairing, Annotated[str, Choice(PAIRINGS)])
+    if objective.pieces > 1 and type(objective).piece is Objective.piece:
+        raise BadInput(f"{name} has pieces={objective.pieces}, but does not define piece(number, ...), which gives one")
+    if isinstance(objective, WholeBatch):
+        objective.share_out(model, config, world)
 
 
 def require_kinds(model: Any, dataset: Any, preprocess: Any, config: Any, validate: Any) -> None:

@@ -318,6 +318,7 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
             drop_last=True,
             skip=done * config.accumulate,
             share=(run.world.rank, run.world.size),
+            pairing=run.objective.pairing,
         )
     )
     for _ in range(done, run.epoch_steps):

@@ -29,6 +29,9 @@ class TaskLoss(Objective):
         """What a run to resume must have alike."""
         return f"{self.task!r}, alpha={self.alpha if self._teacher[0] is not None else 0}"
 
+    def terms(self, batch: Batch) -> int | None:
+        return terms_of(self.task, batch)
+
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         outputs = model(batch.images, **context)
         own = self.task.loss(outputs, batch)
@@ -40,3 +43,9 @@ class TaskLoss(Objective):
         apart = self.task.divergence(outputs, taught, batch)
         parts = {"base": own.detach(), "distillation": apart.detach()}
         return Loss((1 - self.alpha) * own + self.alpha * apart, parts)
+
+
+def terms_of(task: Any, batch: Batch) -> int | None:
+    """What the loss of a task is the mean over, where it says so: its `terms(batch)`, as an objective's."""
+    terms = getattr(task, "terms", None)
+    return None if terms is None else terms(batch)

@@ -262,10 +262,12 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
     begun = time.perf_counter()
     with keyed.global_rng(config.seed, "step", 0):
         batch = mixed(batch.to(device), run)
-        with autocast(device, config.amp):
-            loss = run.objective(run.model, batch, 0, run.context)
-        loss.total.backward()
-    value = float(loss.total.detach())
+        value = 0.0
+        for piece in range(run.objective.pieces):
+            with autocast(device, config.amp):
+                loss = run.objective.piece(piece, run.model, batch, 0, run.context)
+            loss.total.backward()
+            value += float(loss.total.detach())
     if not math.isfinite(value):
         raise BadInput(
             f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}; look at "

@@ -28,6 +28,7 @@ from leanvit.training import (
     SoftDistillation,
 )
 from leanvit.training.objectives import mean_head
+from leanvit.training.task_loss import terms_of
 
 MEASURED_TOLERANCE = 0.05  # of a measured latency against its target
 ROUNDS = 3  # of measuring and correcting the prediction at the end
@@ -94,6 +95,9 @@ class GlobalPruning(Objective):
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         self.teaching.bind(model, preprocess)
+
+    def terms(self, batch: Batch) -> int | None:
+        return terms_of(self.task, batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         outputs = model(batch.images, **context)

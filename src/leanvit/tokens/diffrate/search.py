@@ -32,6 +32,7 @@ from leanvit.tokens.diffrate.merging import match
 from leanvit.tokens.diffrate.merging import merge as means
 from leanvit.training import BinaryCrossEntropy, CrossEntropy, Loss, Objective
 from leanvit.training.objectives import mean_head
+from leanvit.training.task_loss import terms_of
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
@@ -257,6 +258,9 @@ class MacsPenalty(Objective):
     def extra_repr(self) -> str:
         """What a run to resume must have alike."""
         return f"macs={self.share}, weight={self.weight}, warmup={self.warmup}, {self.costs}"
+
+    def terms(self, batch: Batch) -> int | None:
+        return terms_of(self.task, batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         outputs = model(batch.images, **context)
