@@ -17,6 +17,7 @@ from backbones.small import SMALL
 from leanvit.anatomy import OpenModel, Step, open_model
 from leanvit.anatomy.arithmetic.quant_ops import ObserverOps
 from leanvit.anatomy.parts.maps import MapSizes
+from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width
 from leanvit.errors import BadInput, Refused
 from leanvit.exits.lgvit import LGViT
 from leanvit.measure import count
@@ -102,6 +103,15 @@ def test_sizes_are_known_before_a_run() -> None:
     assert swin.map_sizes().multiple_of == (8, 8) and swin.map_sizes([0]).multiple_of == (2, 2)
     traced = open_model(built("mobilevit_xxs"))
     assert traced.map_sizes([1, -1]) == MapSizes((24, 320), ((4, 4), (32, 32)))
+
+
+def test_narrower_models_say_their_width() -> None:
+    vit, swin = (open_model(built(n)) for n in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"))
+    set_embed_width(vit, 8)
+    for block in swin.blocks:
+        set_attention_widths(block.attn, heads=1)
+    for model, channels in ((vit, (8,)), (swin, (12, 24, 48))):
+        assert tuple(m.shape[1] for m in model.maps(inputs(model))) == model.map_sizes().channels == channels
 
 
 def test_other_sizes_where_the_model_takes_them() -> None:

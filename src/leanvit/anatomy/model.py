@@ -99,14 +99,15 @@ class OpenModel(Opened, ABC):
         """
         return self.trace_maps(images, indices, norm=norm, **context)[0]
 
-    @abstractmethod
     def trace_maps(
         self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
     ) -> tuple[tuple[Any, ...], State]:
         """Maps and the state behind the last of them: the seam for a model that is a part of another one.
 
-        Everything goes through `state.ops`, so that quantizers, counting and export see it.
+        Everything goes through `state.ops`, so that quantizers, counting and export see it. A family that has maps
+        overrides it, and `_map_levels`.
         """
+        raise Refused(f"the model gives no feature maps: {self.map_refusal()}")
 
     def map_sizes(self, indices: int | Sequence[int] | None = None) -> MapSizes:
         """Channels and strides of the maps of `indices`, without a run. Raises as `maps` does."""
@@ -121,11 +122,11 @@ class OpenModel(Opened, ABC):
         for block in self.blocks:
             if source := mixing(block):
                 return f"{source} mixes its patches in {block.name}, so that no token stands for one any more"
-        return ""
+        return "" if self._map_levels() else f"{type(self._source[0] or self).__name__} names no stages"
 
-    @abstractmethod
     def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
         """(channels, stride in rows and columns) of every map that there is, finest first."""
+        return []
 
     def _taken_maps(self, indices: int | Sequence[int] | None) -> list[int]:
         if reason := self.map_refusal():

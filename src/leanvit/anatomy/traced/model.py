@@ -61,7 +61,6 @@ class OpenTraced(OpenModel):
     family = "traced"
     blocks = ()  # of the model's parts; a child of this name is reached by its path
     PROBES = (1, 3)  # the graph must hold for any batch
-    feature_info: list[dict[str, Any]]  # timm's, of every stage
 
     def __init__(self, *, source: Any, size: tuple[int, int, int]) -> None:
         """`source`: the timm model, whose forward is recorded. `size`: (C, H, W) of its images."""
@@ -101,12 +100,9 @@ class OpenTraced(OpenModel):
         taken, state = self._taken_maps(indices), self.start(images, **context)
         return tuple(self._call("forward_intermediates", images, state.ops, indices=taken, **options)), state
 
-    def map_refusal(self) -> str:
-        stages = hasattr(self.source, "forward_intermediates") and getattr(self, "feature_info", None)
-        return super().map_refusal() or ("" if stages else f"{type(self.source).__name__} names no stages")
-
     def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
-        return [(int(row["num_chs"]), (int(row["reduction"]),) * 2) for row in self.feature_info]
+        stages = getattr(self, "feature_info", None) if hasattr(self.source, "forward_intermediates") else None
+        return [(int(row["num_chs"]), (int(row["reduction"]),) * 2) for row in stages or ()]
 
     def graph(self, method: str, x: Any, kwargs: Mapping[str, Any] | None = None) -> Graph:
         """The recorded graph of `method(x, **kwargs)` in the model's present modes."""
