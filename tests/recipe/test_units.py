@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from units import SEEN, Scales
 
+from leanvit import verbs
 from leanvit.anatomy import OpenModel
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import UNSEALED, seal_tensors
-from leanvit.recipe import Data, Kept, Root, compress, create, is_resumable
+from leanvit.recipe import Data, Kept, Root, compress, create, is_resumable, save
+from leanvit.training import Interrupted
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from processes import run_on
@@ -164,6 +166,23 @@ def test_without_a_folder_nothing_is_written_and_bits_are_those_of_a_file(tmp_pa
         assert found["b"] == Kept({}, {})
     with pytest.raises(BadInput, match=r"stage is '\.\./up'; accepted: a word"):
         list(data.units("../up", ["a"], work.__getitem__))
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*args: object) -> Kept:
+        raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model = create(Root("vit_tiny_patch16_224", SMALL)).eval()
+    save(model, tmp_path / "dense", preprocess=Preprocess.of(model))
+    given = {"data": "digits", "limit": 20, "measured": False, "out": tmp_path / "lean"}
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"stopped; what is finished.*--resume --out"):
+        patch.setattr("units.measured", pressed)
+        verbs.compress(tmp_path / "dense", [Scales()], **given)
+    done = verbs.compress(tmp_path / "dense", [Scales()], **given, resume=True)
+    assert done.label == "test_scales" and not (done.folder / "steps").exists()
+    with pytest.raises(BadInput, match="holds no compression to go on with"):
+        verbs.compress(tmp_path / "dense", [Scales()], **given, resume=True)
 
 
 def test_progress_counts_units_and_images_and_changes_no_bit(whole) -> None:

@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +197,8 @@ def compress(
     name = "-".join([start.base, *(m.slug for m in methods)])
     if world.size > 1:
         start.model.to(training_device())
-        taught = taught if taught is None else replace(taught, model=taught.model.to(training_device()))
+        if taught is not None:
+            taught.model.to(training_device())
     claim = partial(new_folder, out, name, overwrite=overwrite, log=log)
     with ExitStack() as held:
 
