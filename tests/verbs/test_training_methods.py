@@ -178,6 +178,8 @@ def test_a_dry_run_and_the_page_of_a_method_name_it(tmp_path: Path) -> None:
     )
     explained = CliRunner().invoke(app, ["methods", "toy_smooth"]).stdout
     assert "leanvit train MODEL --data DATA --with toy_smooth:smoothing=0.1" in " ".join(explained.split())
+    assert "--with METHOD --recover 3 --recover-with toy_smooth:smoothing=0.1" in " ".join(explained.split())
+    assert "--recover-with" not in CliRunner().invoke(app, ["methods", "gmm_mask"]).stdout
 
 
 def test_the_command_line_takes_methods(tmp_path: Path) -> None:
