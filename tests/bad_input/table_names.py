@@ -31,6 +31,11 @@ def _setting(name: str, near: str) -> Cli:
     return Cli(f"setting {name}", argv, (f"no setting '{name}'", f"did you mean '{near}'", "Known:"))
 
 
+def _recovering(name: str, says: tuple[str, ...], way: str) -> Cli:
+    argv = ("compress", "run", "--with", "evit", "--data", "digits", "--recover", "1", "--recover-with", way)
+    return Cli(f"way of a recovery, {name}", argv, says)
+
+
 NO_REFERENCE = "unknown reference|comes without references"
 PUBLISH = ("publish", "run", "--data", "digits", "--out", "new")
 
@@ -192,6 +197,37 @@ CLI = [
         "recovery without data",
         ("compress", "run", "--with", "evit", "--recover", "1"),
         ("recovery trains: give data",),
+    ),
+    *(
+        _recovering(name, says, way)
+        for name, says, way in (
+            ("unknown", ("unknown method 'gmm_masc'", "did you mean 'gmm_mask'"), "gmm_masc"),
+            ("of another kind", ("evit is a method that makes a trained model leaner, not a way to train",), "evit"),
+            ("an architecture", ("dhvt is an architecture, not a method",), "dhvt"),
+            ("with parts", ("gmm_mask puts parts into the model", "compress MODEL --with gmm_mask"), "gmm_mask"),
+            ("knob", ("method 'gmm_mask' has no knob 'masc'",), "gmm_mask:masc=elm"),
+        )
+    ),
+    Cli(
+        "way of a recovery without one",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--recover-with", "gmm_mask"),
+        ("--recover-with gmm_mask is given for a recovery that was not requested", "--recover EPOCHS"),
+    ),
+    Cli(
+        "way of a recovery as a setting",
+        (
+            "compress",
+            "run",
+            "--with",
+            "evit",
+            "--data",
+            "digits",
+            "--recover",
+            "1",
+            "--recover-set",
+            "methods=gmm_mask",
+        ),
+        ("recovery has no setting 'methods'", "--recover-with"),
     ),
     Cli(
         "recovery of int8 alone",

@@ -23,6 +23,7 @@ def command(
     recover: options.Recover = 0,
     recover_lr: options.RecoverLr = None,
     recover_batch: options.RecoverBatch = None,
+    recover_with: options.RecoverWith = None,
     recover_set: options.RecoverSet = None,
     distill: Annotated[
         str | None,
@@ -67,7 +68,10 @@ def command(
     wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
-    """Apply methods to a model, in order, and save the lean model with its history."""
+    """Apply methods to a model, in order, and save the lean model with its history.
+
+    On several processes, which train together: `torchrun --nproc-per-node N -m leanvit compress ...`.
+    """
     if recipe is None and model is None:
         raise BadInput("give a MODEL (a timm name or a run folder), or --recipe FILE")
     if recipe is None and not with_:
@@ -84,13 +88,13 @@ def command(
         methods = request.methods
         model, data = model or request.model, data or request.data
         model_args = {**request.model_args, **model_args}
-        recovery = recovery_of(given, recover_set, request.recovery)
+        recovery = recovery_of(given, recover_set, request.recovery, recover_with)
         teacher = teacher or (Path(request.teacher) if request.teacher else None)
         seed = request.seed if seed is None else seed
         out = out or (Path(request.out) if request.out else None)
     else:
         methods = tuple(parse_with(text) for text in with_ or ())
-        recovery = recovery_of(given, recover_set)
+        recovery = recovery_of(given, recover_set, ways=recover_with)
     if model is None:
         raise BadInput("give a MODEL")
 
@@ -119,6 +123,8 @@ def command(
             log=output.log,
             command=command_line(),
         )
+    if output.process()[0] > 0:
+        return
     if as_json:
         output.print_json(result.to_json())
         return

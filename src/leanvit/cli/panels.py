@@ -15,7 +15,7 @@ PANELS = {
     ),
     "Methods": ("with_", "recipe", "macs", "tolerance", "controls"),
     "Training": ("epochs", "samples", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),
-    "Recovery": ("recover", "recover_lr", "recover_batch", "recover_set"),
+    "Recovery": ("recover", "recover_lr", "recover_batch", "recover_with", "recover_set"),
     "Distillation": ("distill", "teacher", "teacher_weights", "alpha", "temperature"),
     "Measuring": ("measured", "against", "runtime", "all_runtimes", "int8", "batch", "rounds", "threads", "check"),
     "Deployment": ("to", "input_type", "opset"),

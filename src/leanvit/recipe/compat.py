@@ -72,7 +72,7 @@ def check_order(traits: Iterable[str], methods: Sequence[Method], *, kept: froze
             raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
         raise BadInput(
             f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure). To train "
-            f"with it: leanvit train MODEL --with {m.slug}"
+            f"with it: leanvit train MODEL --with {m.slug}, or in a recovery: --recover EPOCHS --recover-with {m.slug}"
         )
     for m in methods:
         if lost := sorted(m.destroys & kept):

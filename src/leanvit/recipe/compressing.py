@@ -28,6 +28,7 @@ from leanvit.recipe.history import History, root_of
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.planning import chosen_for, fit_to_data, trainings
+from leanvit.recipe.processes import share_from_first
 from leanvit.recipe.protocol import (
     Checks,
     ChecksTeacher,
@@ -37,6 +38,7 @@ from leanvit.recipe.protocol import (
     Method,
     Prepares,
     Retunes,
+    Structure,
     Tunes,
 )
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
@@ -44,6 +46,7 @@ from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
+from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -74,9 +77,12 @@ def compress(
 ) -> OpenModel:
     """Apply methods to a copy of a model, in order. The model given is left as it was.
 
-    A compression that trains (recovery, or a method that does) and is given `out` can be killed at any moment: called
-    again with `resume=True` its result is bit-identical to that of an uninterrupted run (float32 on a CPU). A warning
-    says which targets the result misses (`missed`).
+    A compression that trains (recovery, or a method that does) or keeps units (`Data.units`) and is given `out` can be
+    killed at any moment: called again with `resume=True` its result is bit-identical to that of an uninterrupted run
+    (float32 on a CPU). A warning says which targets the result misses (`missed`).
+
+    Under torchrun every process makes the same call, and gets the same model: trainings run on all together, the first
+    process writes.
 
     Args:
         model: a timm model, or an opened one (a loaded run: its history goes on).
@@ -89,7 +95,7 @@ def compress(
             the model's.
         on_step: called with a label and the model: "dense", then each method, then "recovery".
         out: run folder that keeps finished steps and the training under way in `steps/`. Once the model is saved
-            there, `recipe.clear_steps(out)` removes them. A compression that does not train writes nothing.
+            there, `recipe.clear_steps(out)` removes them. A compression that keeps no steps writes nothing.
         resume: go on with the compression in `out`.
         part: of a model of parts (`leanvit.recipe.compose`), the one that the methods are applied to; default: its
             main one. A recovery trains the whole.
@@ -108,6 +114,7 @@ def compress(
     require_training_data(data)
     if not isinstance(recovery, Recovery | None):
         raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
+    world = join_world()
     dense = _with_history(model, root)
     part = chosen_part(dense, part)
     target = histories.part_of(dense, part)
@@ -118,12 +125,12 @@ def compress(
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
     trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
-    for m in methods:
-        if recovery is not None and isinstance(m, ChecksTeacher):
+    for m in () if recovery is None else (*methods, *recovery.methods):
+        if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
-        if trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
+        if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
             warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
@@ -132,7 +139,7 @@ def compress(
         require_float32(dense, "learning from data")
     check_fits(target, methods, data.inside(dense, part) if isinstance(data, Data) else data)
     steps = None
-    if out is not None and trains(methods, recovery):
+    if out is not None and is_resumable(methods, recovery):
         if not isinstance(data, Data):
             raise BadInput(f"data is a {type(data).__name__}; accepted with out=: Data(dataset, preprocess)")
         steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher, part), resume=resume)
@@ -150,14 +157,19 @@ def compress(
         for number, stage in enumerate(_stages(methods, recovery, part), 1):
             lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
             report(stage.label, lean)
-    for slug, miss in missed(lean):
+    for slug, miss in missed(lean) if world.first else ():
         warnings.warn(f"{slug} missed its target: {miss}", stacklevel=2)
     return lean.eval()
 
 
 def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
-    """Whether a compression trains: then it may take long, and can be resumed."""
+    """Whether a compression trains: then it learns from labels, and may take long."""
     return recovery is not None or any(m.trains for m in methods)
+
+
+def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
+    """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
+    return trains(methods, recovery) or any(m.resumable for m in methods)
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
@@ -219,9 +231,9 @@ def _run_stage(
         device = next(dense.parameters()).device
         return steps.load(number, stage.label, dense.history.root, slugs).to(device)
     steps.begin(number)
-    keeps = stage.method is None or stage.method.trains
+    keeps = stage.method is None or stage.method.trains or stage.method.resumable
     with steps.advised(number, stage.label):
-        here = replace(data, out=steps.at(number, stage.label)) if keeps else data
+        here = replace(data, out=steps.at(number, stage.label), bound_to=steps.digest) if keeps else data
         lean = _work(stage, lean, here, recovery)
     steps.keep(number, stage.label, lean)
     return lean
@@ -235,6 +247,7 @@ def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) 
         lean = run_recovery(lean, data.teacher, stage.done, data, recovery)
     if stage.finishes:
         histories.finish(lean)
+    share_from_first(lean)  # what was calibrated on each process may differ in its last bits
     return lean
 
 
@@ -302,11 +315,19 @@ def apply(model: OpenModel, m: Method, data: Data | None = None, *, part: str = 
     model.eval()
     if isinstance(m, Prepares):
         m.prepare(target)
-    structure = m.learn(target, data) if isinstance(m, Learns) else {}
+    structure = _learned(m, target, data) if isinstance(m, Learns) else {}
     plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes), part=part)
     _build(model, m, plan)
     model.train(training)
     return plan
+
+
+def _learned(m: Any, model: OpenModel, data: Data | None) -> Structure:
+    """What a method learns; of several processes, which all learn, what the first one found."""
+    world = join_world()
+    with nullcontext() if m.trains else world.together():  # a training ends on all processes by itself
+        structure: Structure = m.learn(model, data)
+    return world.from_first(lambda: structure)
 
 
 @torch.no_grad()

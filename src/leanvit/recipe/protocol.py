@@ -46,6 +46,7 @@ class Method(Protocol):
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
+    resumable: ClassVar[bool]  # whether `learn` keeps units (`Data.units`): `compress` then keeps steps, too
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
@@ -222,9 +223,10 @@ class Tied(Protocol):
 class TrainingMethod(Protocol):
     """A way to train (kind "train", `train(..., methods=[...])`): knobs in a frozen dataclass, one of three at least.
 
-    `BringsObjective`: what the training minimises; `data.teacher` is None there. `Schedules`: callbacks of `fit`.
-    `shape`: parts that stay in the model, as of any `Method`, put in before the training; a class that has it is
-    applied by `compress`, too.
+    `BringsObjective`: what the training minimises; `data.teacher` is the one that the user names (`--teacher`), else
+    None. `Schedules`: callbacks of `fit`. `shape`: parts that stay in the model, as of any `Method`, put in before the
+    training; a class that has it is applied by `compress`, too. A class without it also goes with a recovery
+    (`Recovery(methods=...)`), where `data.teacher` is that of the recovery.
     """
 
     slug: ClassVar[str]

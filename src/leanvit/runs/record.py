@@ -20,7 +20,7 @@ from leanvit.runs.disagreements import load_pictures
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.layout import COMMANDS, TOKENS, TRAINING_LOG, evidence_file, measurement_files, pictures_file
 from leanvit.runs.logs import Curve, read_curve
-from leanvit.runs.saving import TargetRow, asked_rows
+from leanvit.runs.saving import TargetRow, asked_rows, ways_of
 from leanvit.runs.token_maps import TokenMaps
 from leanvit.runs.widths import Widths, read_widths
 
@@ -59,6 +59,7 @@ class RunRecord:
     made_with: dict[str, str] = field(default_factory=dict)
     widths: Widths | None = None  # None: those of the root, or not to be had
     unreadable: tuple[str, ...] = ()  # files that are shown nowhere, each with the reason
+    ways: tuple[str, ...] = ()  # to train, that it was made with: `SLUG:KNOB=VALUE`
 
     def data_of(self, measurement: Measurement) -> str:
         """Spec of the data a comparison was made on; the run's own where the comparison does not say."""
@@ -96,6 +97,7 @@ def read_run(folder: Path, *, reference: str = "") -> RunRecord:
         made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
         widths=reader.read(JSON_NAME, lambda path: _widths(path.parent, file), None),
         unreadable=tuple(reader.unreadable),
+        ways=ways_of(info),
     )
 
 

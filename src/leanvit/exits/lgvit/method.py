@@ -17,7 +17,7 @@ from leanvit.data import AnyDataset, keyed
 from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
 from leanvit.errors import BadInput, Refused
-from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
+from leanvit.exits.calibration import Point, chosen, collect_in_units, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import HeadKind, build_heads, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES, Weights
@@ -286,7 +286,7 @@ class LGViT:
         layers = (*(layer for layer, _ in rows), len(model.blocks))
         thresholds = self._thresholds()
         if apart is not None:
-            seen = collect(model, apart, data.preprocess, batch_size=data.batch_size)
+            seen = collect_in_units(model, apart, data)
             points = curve(seen, self.rule, self.patience, layers, macs)
             final = float((seen.final == seen.targets).double().mean())
             if self.speedup is not None or self.points is not None:
