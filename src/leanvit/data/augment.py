@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
+from leanvit.data.fields import Field
 from leanvit.errors import BadInput, unknown
 from leanvit.knobs import Choice, Fraction, NonNegative, Positive, Rule, Words, check_fields
 
@@ -78,6 +79,17 @@ class Augment:
                     f"have {channels}; accepted: augment 'light', or others without auto_augment and color_jitter"
                 )
 
+    def check_moves(self, fields: Mapping[str, Field]) -> None:
+        """Raise BadInput, by name, for what would change an image and leave one of its fields as it is."""
+        for field, kind in fields.items():
+            for name in kind.parted_by:
+                if getattr(self, name):
+                    raise BadInput(
+                        f"Augment.{name}={getattr(self, name)!r} changes an image, but not its {field}; accepted where "
+                        f"data has {type(kind).__name__}: augment 'light', or others without "
+                        f"{' and '.join(kind.parted_by)}"
+                    )
+
     def timm(self) -> dict[str, Any]:
         """The arguments of `timm.data.create_transform` that stand for this augmentation, crop kind excepted."""
         return {
@@ -101,14 +113,23 @@ class ShiftFlip:
     hflip: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        across, down = round(width * self.padding), round(height * self.padding)
+        return self.moved(image, *self.drawn(image.size))
+
+    def drawn(self, size: tuple[int, int]) -> tuple[int, int, bool]:
+        """(left, top, whether it is mirrored) for an image of `size` (w, h)."""
+        across, down = round(size[0] * self.padding), round(size[1] * self.padding)
+        left = top = 0
         if across or down:
             left, top = random.randint(-across, across), random.randint(-down, down)
+        return left, top, bool(self.hflip and random.random() < self.hflip)
+
+    @staticmethod
+    def moved(image: Image.Image, left: int, top: int, flips: bool) -> Image.Image:
+        """The window of the image's own size that begins at (left, top), mirrored or not."""
+        if left or top:
+            width, height = image.size
             image = image.crop((left, top, left + width, top + height))  # PIL fills what lies outside with black
-        if self.hflip and random.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips else image
 
 
 def without_posterize_limit_(policy: transforms.Compose) -> transforms.Compose:

@@ -138,6 +138,8 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
 
 
 def _sparse_classes(dataset: Dataset) -> list[str]:
+    if dataset.targets is None:
+        return []
     size = len(dataset.classes)
     counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
     notes = []

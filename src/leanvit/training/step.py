@@ -93,8 +93,7 @@ def _share(batch: Batch, count: float) -> tuple[Batch, float]:
         raise no_image_left(batch.bad)
     weight = len(batch) / count
     if not len(batch):
-        images, targets = (t.new_zeros(2, *t.shape[1:]) for t in (batch.images, batch.targets))
-        batch = replace(batch, images=images, targets=targets, keys=["", ""])
+        batch = batch.stand_in()
     return batch, weight
 
 
@@ -134,7 +133,7 @@ def mixed(batch: Batch, run: Run) -> Batch:
     batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
     images, targets = run.mix(batch.images[:even], batch.targets[:even])
-    batch = replace(batch, keys=batch.keys[:even])
+    batch = batch if even == len(batch) else batch.take(range(even))
     return replace(batch, images=images, targets=targets)
 
 
