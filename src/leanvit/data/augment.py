@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from timm.data.auto_augment import AugmentOp, posterize
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
-from leanvit.data.fields import Field
 from leanvit.errors import BadInput, unknown
 from leanvit.knobs import Choice, Fraction, NonNegative, Positive, Rule, Words, check_fields
 
@@ -78,17 +77,6 @@ class Augment:
                     f"Augment.{name}={getattr(self, name)!r} changes colours: for images of 1 or 3 channels, these "
                     f"have {channels}; accepted: augment 'light', or others without auto_augment and color_jitter"
                 )
-
-    def check_moves(self, fields: Mapping[str, Field]) -> None:
-        """Raise BadInput, by name, for what would change an image and leave one of its fields as it is."""
-        for field, kind in fields.items():
-            for name in kind.parted_by:
-                if getattr(self, name):
-                    raise BadInput(
-                        f"Augment.{name}={getattr(self, name)!r} changes an image, but not its {field}; accepted where "
-                        f"data has {type(kind).__name__}: augment 'light', or others without "
-                        f"{' and '.join(kind.parted_by)}"
-                    )
 
     def timm(self) -> dict[str, Any]:
         """The arguments of `timm.data.create_transform` that stand for this augmentation, crop kind excepted."""

@@ -284,7 +284,7 @@ class Dataset:
 
 def require_labels(dataset: Any, what: str) -> Any:
     """The data set itself. Raises BadInput, saying what needs labels, for one that has none."""
-    if dataset.labelled:
+    if getattr(dataset, "labelled", True):
         return dataset
     raise BadInput(
         f"{what} needs labels, but data {dataset.spec!r} has none; accepted: images with classes, as in class "

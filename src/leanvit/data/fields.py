@@ -28,6 +28,7 @@ from leanvit.data.geometry import Geometry
 from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
+    from leanvit.data.augment import Augment
     from leanvit.data.preprocess import Preprocess
 
 LABEL = "label"  # the name of the class label or label vector, which `target` and `targets` hold
@@ -307,6 +308,27 @@ class Clips(Field):
     def blank(self, preprocess: Preprocess) -> np.ndarray:
         channels, height, width = preprocess.input_size
         return np.zeros((1, height, width, channels), dtype=np.uint8)
+
+
+def check_augment(augment: Augment | None, fields: Mapping[str, Field]) -> None:
+    """Raise BadInput, by name, for augmentation that would change an image and leave one of its fields as it is."""
+    for named, kind in fields.items():
+        for name in kind.parted_by:
+            if getattr(augment, name, None):
+                raise BadInput(
+                    f"Augment.{name}={getattr(augment, name)!r} changes an image, but not its {named}; accepted where "
+                    f"data has {type(kind).__name__}: augment 'light', or others without {' and '.join(kind.parted_by)}"
+                )
+
+
+def check_mixing(fields: Mapping[str, Field]) -> None:
+    """Raise BadInput, by name, for fields that mixup and cutmix would part from their images."""
+    for name, kind in fields.items():
+        if kind.spatial:
+            raise BadInput(
+                f"mixup and cutmix mix images and their labels, but not their {name} ({type(kind).__name__}): set both "
+                "to 0"
+            )
 
 
 def _stacked(values: Iterable[Any], what: str) -> torch.Tensor:

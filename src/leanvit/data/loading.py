@@ -21,7 +21,7 @@ from leanvit.data import keyed
 from leanvit.data.augment import Augment
 from leanvit.data.dataset import NO_FIELDS, Dataset, Sample
 from leanvit.data.decode import BadImage, UnreadableImage
-from leanvit.data.fields import LABEL
+from leanvit.data.fields import LABEL, check_augment
 from leanvit.data.joint import JointTransform
 from leanvit.data.preprocess import Preprocess
 from leanvit.data.specs import check_on_bad
@@ -214,8 +214,7 @@ def loader(
     for name, requested in (("augment", chosen is not None), ("repeats", repeats > 1)):
         if requested and not train:
             raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
-    if chosen is not None:
-        chosen.check_moves(dataset.fields)
+    check_augment(chosen, dataset.fields)
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
     views = epoch_length(dataset, repeats)

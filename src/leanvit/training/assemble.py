@@ -14,8 +14,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from leanvit.arguments import require_dataset, require_model
-from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length
+from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length, require_labels
 from leanvit.data.depth import range_text
+from leanvit.data.fields import check_augment, check_mixing
 from leanvit.data.identity import identity
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.training.batch_norms import require_values
@@ -42,6 +43,8 @@ def assemble(
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
     world = join_world()
+    if objective is None or objective.needs_labels:
+        require_labels(dataset, "training" if objective is None else f"objective {type(objective).__name__}")
     steps_per_epoch = check_run(
         model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
     )
@@ -129,6 +132,8 @@ def check_run(
     require_kinds(model, dataset, preprocess, config, validate)
     require_float32(model, "training")
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
+    if validate is not None:
+        require_labels(validate, "validate=")
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
@@ -145,6 +150,10 @@ def check_run(
         )
     if (augment := Augment.of(config.augment)) is not None:
         augment.check_channels(preprocess.input_size[0])
+        check_augment(augment, dataset.fields)
+    if config.mixes:
+        require_labels(dataset, "mixup and cutmix")
+        check_mixing(dataset.fields)
     if dataset.multi_label and config.mixes:
         raise BadInput(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "

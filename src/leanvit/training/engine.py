@@ -213,7 +213,7 @@ def _run(
     _share_bad_images(run, dataset, validate)
     ema = _give_back(run, model)
     for trained in (model, ema):
-        if isinstance(trained, OpenModel):  # this training gave its outputs their meaning
+        if isinstance(trained, OpenModel) and dataset.labelled:  # this training gave its outputs their meaning
             trained.classes, trained.multi_label = tuple(dataset.classes), dataset.multi_label
     best = None if run.best_epoch is None else run.best_epoch + 1
     last = len(run.history)

@@ -48,6 +48,7 @@ class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
     multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
@@ -64,8 +65,8 @@ class Objective(nn.Module):
         """Loss of one forward.
 
         batch: images (B, C, H, W) float32 on the model's device; targets (B,) int64, or (B, classes) float32:
-        probabilities when images were mixed, 0 and 1 in multi-label data. step: optimiser steps taken so far.
-        context: keyword arguments for the model's forward.
+        probabilities when images were mixed, 0 and 1 in multi-label data; None without labels. step: optimiser steps
+        taken so far. context: keyword arguments for the model's forward.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(model, batch, step, context)")
 
