@@ -246,7 +246,7 @@ def _range_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
 
 
 def _class_problems(model: nn.Module, dataset: AnyDataset, class_names: str, trains: bool) -> list[str]:
-    if not dataset.labelled:  # what needs classes refuses it by name (`require_labels`)
+    if not dataset.classes:  # a set without labels: what needs classes refuses it by name (`require_labels`)
         return []
     try:
         matched_with(model, dataset, class_names=class_names, exact=trains)
