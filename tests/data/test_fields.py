@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from leanvit.data import (
     Augment,
@@ -404,6 +405,24 @@ def test_augmentation_that_parts_an_image_from_its_fields_is_refused(digits, aug
         loader(
             digits.with_field("clip", fields["clip"]), GREY, batch_size=4, train=True, augment=Augment(color_jitter=1)
         )
+
+
+def test_a_step_whose_moves_are_not_known_is_refused(monkeypatch):
+    class Turned(transforms.RandomHorizontalFlip):
+        pass
+
+    known = Preprocess.steps
+    monkeypatch.setattr(Preprocess, "steps", lambda self, augment=None: (*known(self, augment), Turned()))
+    with pytest.raises(BadInput, match="Turned changes an image in ways that its fields cannot follow"):
+        JointTransform.of(GREY, None)
+
+
+def test_a_value_that_cannot_be_moved_is_a_bad_sample(digits):
+    deep = Image.fromarray(np.full((8, 8), 300, dtype=np.int32))
+    dataset = digits.take([4, 5]).with_field("clip", Clips([[deep], [digits[5].image]]))
+    with pytest.raises(UnreadableImage, match=rf"image '{digits.keys[4]}' has a field that is not accepted: .*range"):
+        list(loader(dataset, GREY, batch_size=2))
+    assert [len(batch) for batch in loader(dataset, GREY, batch_size=2, on_bad="skip")] == [1]
 
 
 def test_files_and_bytes_of_masks(tmp_path, digits):

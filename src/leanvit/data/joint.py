@@ -23,7 +23,7 @@ from leanvit.data.geometry import Crop, Geometry, Mirror, Move, Resize
 from leanvit.data.preprocess import Bounded, Preprocess, UnlessSize, as_pixels
 from leanvit.errors import BadInput
 
-_PIXELWISE = (Bounded, transforms.ColorJitter)  # steps that leave every pixel where it is
+_PIXELWISE = (partial, Bounded, transforms.ColorJitter)  # steps that leave every pixel where it is
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class JointTransform:
     def of(preprocess: Preprocess, augment: Augment | None) -> JointTransform:
         """The transform of `preprocess.u8_transform(augment)`. Raises BadInput for a step whose moves are not known."""
         steps = preprocess.steps(augment)
-        for step in steps:
-            if not (step is as_pixels or isinstance(step, (*_PIXELWISE, *_MOVES, partial))):
-                raise BadInput(f"{type(step).__name__} moves an image in ways that its fields cannot follow")
+        nested = [inner for step in steps if isinstance(step, UnlessSize) for inner in step.steps.transforms]
+        for step in (*steps, *nested):
+            if step is not as_pixels and type(step) not in (*_PIXELWISE, *_MOVES):
+                raise BadInput(f"{type(step).__name__} changes an image in ways that its fields cannot follow")
         return JointTransform(steps)
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:

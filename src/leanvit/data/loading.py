@@ -393,7 +393,10 @@ class _Fetch:
         assert self.joint is not None
         pixels, geometry = self._seeded(sample, visit, self.joint)
         preprocess, kinds = self.loader.preprocess, self.loader.dataset.fields
-        moved = {name: kinds[name].moved(value, geometry, preprocess) for name, value in sample.fields.items()}
+        try:
+            moved = {name: kinds[name].moved(value, geometry, preprocess) for name, value in sample.fields.items()}
+        except BadInput as error:
+            raise UnreadableImage.of(sample.key, f"has a field that is not accepted: {error}") from None
         return pixels, Sample.of(sample.image, sample.target, sample.key, moved)
 
     def _seeded(self, sample: Sample, visit: int, transform: Callable[[Image.Image], Any] | None = None) -> Any:

@@ -120,7 +120,7 @@ class Stream:
         added: a source with `keys`; without a source, parts give values of this name (`Encoded.fields`). Raises
         BadInput for a name that is taken, and for a source without keys.
         """
-        if added.source is not None and added.keys is None:
+        if added.rows is not None or (added.source is not None and added.keys is None):
             raise BadInput(f"field {name!r}: a stream has no rows; accepted: keys=, the sample that each value is of")
         return replace(self, fields={**self.fields, new_name(name, added, self.fields): added})
 
