@@ -6,12 +6,15 @@ your own that reads a file. The kind says how a value is checked, moved as its i
     photos = photos.with_field("mask", Masks(masks))                        # masks[i] is that of sample i
     photos = photos.with_field("teacher", Values(logits, keys=their_keys))  # in another order: found by key
 
-A kind of your own is a subclass of `Field`. A value that cannot be read or is not accepted makes its sample one that
-cannot be read, like a damaged image: `UnreadableImage` with the key, and `on_bad="skip"` leaves the sample out.
+A kind of your own is a subclass of `Field`. Pixels are those of the image as it is read: upright, and made smaller
+where it has more than 4096x4096 of them (`data.decode`). A value that cannot be read or is not accepted makes its
+sample one that cannot be read, like a damaged image: `UnreadableImage` with the key, and `on_bad="skip"` leaves the
+sample out.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -116,7 +119,7 @@ class Field:
     def _row_of(self) -> dict[str, int]:
         found = {key: row for row, key in enumerate(self.keys or ())}
         if len(found) < len(self.keys or ()):
-            twice = next(key for key in found if list(self.keys or ()).count(key) > 1)
+            twice = Counter(self.keys or ()).most_common(1)[0][0]
             raise BadInput(f"keys of a field: {twice!r} comes twice; accepted: one value for each sample")
         return found
 
