@@ -16,7 +16,7 @@ from torch import nn
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
 from leanvit.arguments import require_methods, require_model, require_training_data
-from leanvit.data import AnyDataset
+from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
 from leanvit.data.matching import for_model, unseen_classes
@@ -129,6 +129,8 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
+        if trains(methods, recovery) and data.task is None:
+            require_labels(data.dataset, " and ".join(_training(methods, recovery)))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
@@ -170,6 +172,11 @@ def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
     return trains(methods, recovery) or any(m.resumable for m in methods)
+
+
+def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression, by name."""
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:

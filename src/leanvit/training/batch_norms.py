@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,8 +47,7 @@ def paired(batch: Batch, model: nn.Module) -> Batch:
 
 def twice(batch: Batch) -> Batch:
     """Every image two times."""
-    images, targets = (torch.cat([t, t]) for t in (batch.images, batch.targets))
-    return replace(batch, images=images, targets=targets, keys=batch.keys * 2)
+    return batch.take([*range(len(batch))] * 2)
 
 
 def _starved(model: nn.Module, preprocess: Preprocess) -> list[str]:
