@@ -35,7 +35,7 @@ from leanvit.knobs import (
     words,
 )
 from leanvit.recipe import create, method_class, own_methods, parse_with
-from leanvit.recipe.history import Root
+from leanvit.recipe.roots import Root
 from leanvit.recipe.structure import BlockRow
 from leanvit.values import Duration, read_value, split_values, write_value
 from leanvit.verbs.explaining import Explanation, explain

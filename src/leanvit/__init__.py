@@ -22,6 +22,7 @@ _HOME = {  # public name -> module that defines it; those of papers are in their
     "methods": "leanvit.recipe",
     "Data": "leanvit.recipe",
     "Root": "leanvit.recipe",
+    "compose": "leanvit.recipe",
     "open_dataset": "leanvit.data",
     "Preprocess": "leanvit.data",
     "fit": "leanvit.training",

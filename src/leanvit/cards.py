@@ -127,6 +127,9 @@ class Card:
     measured: Measured = field(default_factory=Measured)  # ours
     public: tuple[str, ...] = ()  # names of its module that are offered as `leanvit.NAME`
     models: tuple[str, ...] = ()  # names that its module registers with timm
+    builders: tuple[
+        str, ...
+    ] = ()  # names of wirings, parts and foreign modules that it registers (`anatomy.composite`)
     input: Input | None = None
     knobs: Knobs = field(default_factory=Knobs)
     example: tuple[Example, ...] = ()
@@ -192,6 +195,11 @@ def own_methods() -> list[str]:
 def models() -> dict[str, Card]:
     """timm name -> the paper that registers it."""
     return {name: card for card in papers().values() for name in card.models}
+
+
+def builders() -> dict[str, Card]:
+    """Name of a wiring, part or foreign module -> the paper that registers it."""
+    return {name: card for card in papers().values() for name in card.builders}
 
 
 def public_names() -> dict[str, str]:
@@ -319,7 +327,7 @@ def _spec(package: str) -> ModuleSpec | None:
 @cache
 def _papers(roots: tuple[_Root, ...]) -> dict[str, Card]:
     found = [card for root in roots for card in _cards(root)]
-    for what in ("slug", "models", "public"):
+    for what in ("slug", "models", "builders", "public"):
         _require_different(what, found)
     return {card.slug: card for card in sorted(found, key=_place)}
 

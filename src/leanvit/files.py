@@ -86,7 +86,7 @@ def sealed_text(content: dict[str, Any]) -> bytes:
     return json.dumps({**content, "seal": seal_of(content)}, indent=1).encode()
 
 
-def read_sealed(path: Path, model: type[S], *, kind: str, newest: int, changed: str) -> S:
+def read_sealed(path: Path, model: type[S], *, kind: str, newest: int, changed: str, features: Sequence[str] = ()) -> S:
     """A sealed JSON file, validated strictly.
 
     Args:
@@ -94,9 +94,11 @@ def read_sealed(path: Path, model: type[S], *, kind: str, newest: int, changed: 
         kind: the `kind` that it must have.
         newest: the newest format version that is understood.
         changed: what to tell a user whose file does not match its seal.
+        features: those that are understood of the ones that a file may name under "features".
 
     Raises:
-        CheckpointError: too large, not JSON, foreign, from a newer format, with wrong keys, or changed.
+        CheckpointError: too large, not JSON, foreign, from a newer format, with an unknown feature or wrong keys, or
+            changed.
     """
     from leanvit import __version__
 
@@ -113,6 +115,13 @@ def read_sealed(path: Path, model: type[S], *, kind: str, newest: int, changed: 
     if isinstance(found, int) and found > newest:
         raise CheckpointError(
             f"{path} has format {found}; this leanvit {__version__} reads up to {newest}: update leanvit"
+        )
+    needed = content.get("features", [])
+    strange = [name for name in needed if name not in features] if isinstance(needed, list) else []
+    if strange:
+        known = ", ".join(features) or "none"
+        raise CheckpointError(
+            f"{path} uses the feature {strange[0]!r}; this leanvit {__version__} knows {known}: update leanvit"
         )
     try:
         file = model.model_validate(content)

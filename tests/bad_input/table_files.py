@@ -7,7 +7,7 @@ from wrong import NAME, Case, Cli, tiny
 from leanvit.deploy import load_artefact, read_artefact
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure import Comparison
-from leanvit.recipe import load, load_recipe, load_run, reapply
+from leanvit.recipe import load, load_recipe, load_run, reapply, rebuilt
 from leanvit.runs.token_maps import TokenMaps
 
 DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
@@ -18,7 +18,7 @@ DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "json-deep": ("json-deep/leanvit.json is not valid JSON",),
     "json-nan": ("json-nan/leanvit.json", "format"),
     "json-swapped": ("json-swapped", "weights-.* is missing"),
-    "format-newer": ("has format 99", "reads up to 2", "update leanvit"),
+    "format-newer": ("has format 99", "reads up to 3", "update leanvit"),
     "kind-foreign": ("is not a leanvit run", "leanvit-artefact"),
     "key-unknown": ("unknown key 'wieghts'", "did you mean 'weights'"),
     "weights-missing": ("weights-.*safetensors is missing",),
@@ -149,5 +149,17 @@ CASES = [
         "comparison cut", lambda: Comparison.from_json(b'{"rows": ['), ("the text is no JSON object",), CheckpointError
     ),
     Case("token maps that are none", lambda: TokenMaps.from_json(b"[]"), ("not token maps",), CheckpointError),
+    Case("arguments that are a list", lambda: rebuilt("run", ["img_size"]), ("model_args is", "by name")),  # type: ignore[arg-type]
+    Case("rebuilt timm name", lambda: rebuilt("vit_tiny_patch16_224", {}), ("no run", "create_model")),
+    Case("rebuilt number", lambda: rebuilt(5, {}), ("model is a int", "compress or load", "path")),  # type: ignore[arg-type]
+    Case(
+        "rebuilt head count", lambda: rebuilt("run", {"num_heads": 4}), ("num_heads is 4", "cannot follow", "accepted")
+    ),
+    Case(
+        "rebuilt int8 run",
+        lambda: rebuilt("int8", {"num_classes": 2}),
+        ("'int8' is tied to the model as it is",),
+        Refused,
+    ),
     Case("plans on a lean run", lambda: reapply(load("lean"), []), ("applied to the root",), Refused),
 ]

@@ -31,6 +31,11 @@ def _setting(name: str, near: str) -> Cli:
     return Cli(f"setting {name}", argv, (f"no setting '{name}'", f"did you mean '{near}'", "Known:"))
 
 
+def _recovering(name: str, says: tuple[str, ...], way: str) -> Cli:
+    argv = ("compress", "run", "--with", "evit", "--data", "digits", "--recover", "1", "--recover-with", way)
+    return Cli(f"way of a recovery, {name}", argv, says)
+
+
 NO_REFERENCE = "unknown reference|comes without references"
 PUBLISH = ("publish", "run", "--data", "digits", "--out", "new")
 
@@ -113,7 +118,37 @@ CLI = [
     Cli(
         "model arguments of a run",
         ("export", "run", "--model-arg", "depth=1"),
-        ("run is a run folder", "model arguments"),
+        ("run is a run folder", "model arguments", "train takes model arguments of a run, too"),
+    ),
+    Cli(
+        "model argument that a run's weights cannot follow",
+        ("train", "run", "--data", "digits", "--model-arg", "img_size=16", "--model-arg", "depth=3", "--out", "new"),
+        ("depth is 3, which the weights of a run cannot follow", "and would be", "accepted: drop rates", "img_size"),
+    ),
+    Cli(
+        "model argument of a run that timm does not know",
+        ("train", "run", "--data", "digits", "--model-arg", "img_sise=16", "--out", "new"),
+        ("timm cannot build", "img_sise"),
+    ),
+    Cli(
+        "model argument of a run that loads",
+        ("train", "run", "--data", "digits", "--model-arg", "checkpoint_path=x.pth", "--out", "new"),
+        ("argument 'checkpoint_path'", "it loads or wraps"),
+    ),
+    Cli(
+        "model argument of an int8 run",
+        ("train", "int8", "--data", "digits", "--model-arg", "drop_path_rate=0.1", "--out", "new"),
+        ("plan 'int8' is tied to the model as it is", "ranges were calibrated", "apply int8 to that"),
+    ),
+    Cli(
+        "model argument of a lean run",
+        ("train", "lean", "--data", "digits", "--model-arg", "img_size=16", "--out", "new"),
+        ("is not dense", "compress --recover"),
+    ),
+    Cli(
+        "classes of a run that the data does not have",
+        ("train", "run", "--data", "digits", "--model-arg", "num_classes=3", "--out", "new"),
+        ("the model has 3, the data 10",),
     ),
     Cli("pretrained run", ("export", "run", "--pretrained"), ("run is a run folder", "pretrained", "with a timm name")),
     Cli("weights of a run", ("export", "run", "--weights", "foreign.safetensors"), ("run is a run folder", "weights")),
@@ -162,6 +197,37 @@ CLI = [
         "recovery without data",
         ("compress", "run", "--with", "evit", "--recover", "1"),
         ("recovery trains: give data",),
+    ),
+    *(
+        _recovering(name, says, way)
+        for name, says, way in (
+            ("unknown", ("unknown method 'gmm_masc'", "did you mean 'gmm_mask'"), "gmm_masc"),
+            ("of another kind", ("evit is a method that makes a trained model leaner, not a way to train",), "evit"),
+            ("an architecture", ("dhvt is an architecture, not a method",), "dhvt"),
+            ("with parts", ("gmm_mask puts parts into the model", "compress MODEL --with gmm_mask"), "gmm_mask"),
+            ("knob", ("method 'gmm_mask' has no knob 'masc'",), "gmm_mask:masc=elm"),
+        )
+    ),
+    Cli(
+        "way of a recovery without one",
+        ("compress", "run", "--with", "evit", "--data", "digits", "--recover-with", "gmm_mask"),
+        ("--recover-with gmm_mask is given for a recovery that was not requested", "--recover EPOCHS"),
+    ),
+    Cli(
+        "way of a recovery as a setting",
+        (
+            "compress",
+            "run",
+            "--with",
+            "evit",
+            "--data",
+            "digits",
+            "--recover",
+            "1",
+            "--recover-set",
+            "methods=gmm_mask",
+        ),
+        ("recovery has no setting 'methods'", "--recover-with"),
     ),
     Cli(
         "recovery of int8 alone",

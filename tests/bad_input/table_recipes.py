@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from wrong import NAME, Case, Cli
 
 from contract.toys import toys
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe import parse_with
+from leanvit.recipe import Recovery, parse_with
+from leanvit.tokens.evit import EViT
+from leanvit.tokens.sit import SiT
 from leanvit.training import Distill, load_train_recipe, preset
-from leanvit.verbs import dry_run, train
+from leanvit.verbs import compress, dry_run, train
 
 
 def _file(name: str, *says: str) -> Case:
@@ -23,6 +26,16 @@ def _training(name: str, says: str, *methods: str, error: type[Exception] = BadI
             train("run", "digits", methods=[parse_with(text) for text in methods], **more)
 
     return Case(name, call, (says,), error)
+
+
+def _recovering(name: str, says: str, *ways: str, methods: Sequence[Any] = (EViT(),), **numbers: Any) -> Case:
+    def call() -> None:
+        with toys():
+            recovery = Recovery(**numbers, methods=[parse_with(text) for text in ways])
+            compress("run", methods, "digits", recovery=recovery)
+
+    error = Refused if "each bring" in says else BadInput
+    return Case(f"ways of a recovery, {name}", call, (says,), error)
 
 
 CASES = [
@@ -69,6 +82,24 @@ CASES = [
         distill="soft",
         teacher="run",
     ),
+    _training(
+        "a way and distillation of another kind",
+        "distill is 'token' .*but toy_smooth brings the objective",
+        "toy_smooth",
+        distill="token",
+        teacher="run",
+    ),
+    _training(
+        "a way and a teacher's weight",
+        "alpha is 0.5, and distillation by a method goes by its knobs",
+        "toy_smooth",
+        teacher="run",
+        alpha=0.5,
+    ),
+    _recovering("an objective twice", "toy_smooth and toy_smooth each bring the objective", *2 * ["toy_smooth"]),
+    _recovering("alpha", "alpha is 0.1, but toy_smooth brings the objective", "toy_smooth", alpha=0.1),
+    _recovering("distillation", "distillation is 'hard', but toy_smooth", "toy_smooth", distillation="hard"),
+    _recovering("an objective beside a method's", "sit and toy_smooth each bring", "toy_smooth", methods=[SiT()]),
     _training(
         "an objective and the smoothing of another",
         "label_smoothing is 0.2, but toy_smooth brings the objective.*use the knobs of toy_smooth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from leanvit.recipe import Plan, Root, create, load, load_run, reapply
 from leanvit.recipe.compressing import Recovery, compress
 from leanvit.recipe.learning import Data
 from leanvit.recipe.text import parse_with
-from leanvit.training import FitConfig, fit
+from leanvit.training import CrossEntropy, FitConfig, Objective, WholeBatch, fit
 
 TOO_LARGE = {
     "embed_dim": 12,
@@ -74,7 +75,19 @@ def _recover(batch: int) -> None:
     compress(one.model, [parse_with("evit")], data, recovery=Recovery(batch_size=batch))
 
 
+def _maps(name: str, says: tuple[str, ...], size: int = 32, indices: object = None) -> Case:
+    """Feature maps of a model of one block, for images of 32x32."""
+    sizes = {"embed_dim": 12, "depth": 1, "num_heads": 1, "img_size": 32}
+    images = torch.zeros(1, 3, size, size)
+    return Case(f"maps {name}", lambda: create(Root(NAME, sizes)).maps(images, indices), says)  # type: ignore[arg-type]
+
+
 CASES = [
+    *(
+        _maps(f"{indices!r}", ("indices is", r"how many of the last of 1 maps \(1 to 1\), or a list"), indices=indices)
+        for indices in (0, 2, True, 1.5, "last", [], [1], [None])
+    ),
+    _maps("of another size", ("images are 48x48, the model takes 32x32",), size=48),
     _create("patch larger than image", ("img_size=8", "cannot run"), img_size=8, patch_size=16),
     _create("heads that do not divide", ("num_heads=5", "divisible"), num_heads=5),
     _create("image size of three", ("img_size", "cannot build"), img_size=[8, 8, 8]),
@@ -163,6 +176,31 @@ CASES = [
     ),
     Case("fit of other classes", lambda: _fit("colour", "digits"), ("classes: the model has 2, the data 10",)),
     Case("recovery larger than the data", lambda: _recover(64), ("batch_size is 64", "10 training images")),
+    Case(
+        "one image for a loss over the whole batch",
+        lambda: _fit_batch(1, objective=WholeBatch()),
+        ("batch_size=1 is too small for WholeBatch", "give 2 or more"),
+    ),
+    Case(
+        "loss over the whole batch, accumulated",
+        lambda: _fit_batch(5, objective=WholeBatch(), accumulate=2),
+        ("accumulate=2 .* WholeBatch", "accumulate=1 with batch_size=10", "chunk=N"),
+    ),
+    Case(
+        "chunks of compiled kernels",
+        lambda: _fit_batch(4, objective=WholeBatch(chunk=2), compile=True),
+        ("chunk=2 of WholeBatch needs compile=False",),
+    ),
+    Case(
+        "pieces of an objective that has none",
+        lambda: _fit_batch(4, objective=_Vague()),
+        ("_Vague has pieces=2", "does not define piece"),
+    ),
+    Case(
+        "unknown pairing",
+        lambda: _fit_batch(4, objective=_Odd()),
+        ("pairing of _Odd is 'odd'", "reversed or neighbours"),
+    ),
     Case("fit batch larger than the data", lambda: _fit_batch(50), ("batch_size=50", "digits has 10")),
     Case(
         "validation of other classes",
@@ -235,10 +273,19 @@ CASES = [
 ]
 
 
-def _fit_batch(batch: int) -> None:
+class _Vague(CrossEntropy):
+    pieces = 2
+
+
+class _Odd(CrossEntropy):
+    pairing = "odd"
+
+
+def _fit_batch(batch: int, objective: Objective | None = None, **settings: Any) -> None:
     one = load_run("run")
     assert one.preprocess is not None
-    fit(one.model, open_dataset("digits", limit=10), preprocess=one.preprocess, config=FitConfig(batch_size=batch))
+    config = FitConfig(batch_size=batch, **settings)
+    fit(one.model, open_dataset("digits", limit=10), preprocess=one.preprocess, config=config, objective=objective)
 
 
 def _with_preprocess(run: str) -> object:

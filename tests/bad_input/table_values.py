@@ -10,7 +10,7 @@ from wrong import NAME, Case, Cli, tiny
 from leanvit.data import Augment, Preprocess, loader, open_dataset
 from leanvit.deploy import Options
 from leanvit.recipe import Recovery, parse_with
-from leanvit.training import FitConfig
+from leanvit.training import FitConfig, WholeBatch
 from leanvit.verbs import compress, demo, export, measure, train
 
 HUGE = 10**400  # a whole number that no float can hold
@@ -207,8 +207,34 @@ METHODS = [
 
 TRAINING = [
     *(_train("epochs", v, WHOLE + "1") for v in (0, -1, 1.5, NAN, INF, True, "3", None)),
+    *(_train("samples", v, WHOLE + "1") for v in (0, -1, 1.5, NAN, True, "3")),
+    _train("samples", 100, "epochs, which is given too, 3", "one of the two", epochs=3),
+    *(_train("warmup_steps", v, WHOLE + "1") for v in (0, -1, 1.5, True, "all")),
+    _train("warmup_steps", 5, "warmup_epochs, which is given too, 1", "one of the two", warmup_epochs=1),
+    Case(
+        "warmup_steps of a rate that changes by epochs",
+        lambda: FitConfig(warmup_steps=5, lr_per_epoch=True),
+        ("warmup_steps counts steps", "warmup_epochs instead"),
+    ),
+    *(_train("eps", v, "number above 0") for v in (0, -1e-8, NAN, True, "small")),
+    *(
+        _train("eps", v, f"the optimizer '{name}' has none", optimizer=name)
+        for v, name in ((1e-6, "sgd"), (1e-7, "momentum"), (1e-8, "lion"))
+    ),
+    *(_train("clip_mode", v, "norm, value or agc") for v in ("Norm", 3, None)),
+    _train("clip_mode", "agc", "clip_grad is None: give it too"),
+    Case(
+        "clip_mode agc of sharded weights",
+        lambda: FitConfig(clip_mode="agc", clip_grad=0.01, parallel="fsdp2"),
+        ("clip_mode is 'agc'", "parallel is 'fsdp2'"),
+    ),
+    *(_train("layer_groups", v, "timm, mae, tinyvit or model", layer_decay=0.5) for v in ("beit", 1, None)),
+    _train("layer_groups", "mae", "layer_decay: give it too"),
+    *(_train("locked", v, "a list, each text") for v in (3, None, ["a", 2])),
+    _train("locked", ("a", "a"), "none twice"),
     *(_train("batch_size", v, WHOLE + "1") for v in (0, -4, 2.0, True, "128")),
     *(_train("accumulate", v, WHOLE + "1") for v in (0, -1, 0.5, False)),
+    *(_field(WholeBatch, "chunk", v, "chunk is", WHOLE + "1") for v in (0, -4, 2.5, True)),
     *(_train("lr", v, "number above 0") for v in (0, -1e-3, NAN, INF, True, "fast")),
     *(_train("lr_base", v, "number above 0", lr_base_size=512) for v in (0, -1.0, NAN, True, "x")),
     *(_train("lr_base_size", v, WHOLE + "1", lr_base=1e-3) for v in (0, -1, 2.5, True)),
@@ -322,6 +348,9 @@ def _argument(pair: str, *says: str) -> Cli:
     return Cli(f"model argument {pair}", ("export", NAME, *tiny(pair), "--out", "new"), says)
 
 
+EVERY_PART = "locked=[cls_token,pos_embed,patch_embed,blocks,norm,head]"
+
+
 def _train_cli(name: str, *words: str, says: tuple[str, ...]) -> Cli:
     argv = ("train", NAME, "--data", "digits", "--adapt", *tiny(), "--limit", "20", "--out", "new", *words)
     return Cli(f"train {name}", argv, says)
@@ -357,6 +386,19 @@ CLI = [
     _train_cli("set lr too large", "--set", "lr=1e999", says=("lr is inf", "number above 0")),
     _train_cli("set many digits", "--set", "clip_grad=" + "9" * 5000, says=("clip_grad is", "number above 0")),
     _train_cli("set nested", "--set", "betas=" + "[" * 50_000, says=("betas=.* opens more than 50 brackets",)),
+    _train_cli("samples and epochs", "--samples", "60", "--epochs", "2", says=("samples is 60", "epochs, .* 2")),
+    _train_cli("samples 0", "--samples", "0", says=("samples is 0", "1 or more")),
+    _train_cli("set clip_mode", "--set", "clip_mode=agc", says=("clip_mode is 'agc'", "clip_grad is None")),
+    _train_cli(
+        "set locked",
+        *("--set", "locked=[block.0]"),
+        says=(r"unknown locked module 'block\.0'", r"did you mean 'blocks\.0'"),
+    ),
+    _train_cli("set locked all", "--set", EVERY_PART, says=("locked is", "leaves no parameter that learns")),
+    _train_cli("set warmup_steps", "--set", "warmup_steps=99", says=("warmup_steps is 99", "below 50, the steps of")),
+    _train_cli("samples 1", "--samples", "1", says=("samples is 1;", "or more, which are the images of one step")),
+    _train_cli("set eps", "--set", "eps=0", says=("eps is 0", "number above 0")),
+    _train_cli("set layer_groups", "--set", "layer_groups=mea", says=("layer_groups is 'mea'", "did you mean 'mae'")),
     _train_cli("set betas", "--set", "betas=[0.9]", says=(r"betas is \[0.9\]", "a list of 2")),
     _train_cli("set seed", "--set", "seed=-3", says=("seed is -3", "0 or more")),
     _train_cli("set augment", "--set", "augment=heavy", says=("augment is 'heavy'", "light")),

@@ -16,7 +16,7 @@ from leanvit.deploy.openvino import MODEL, compile_model, core
 from leanvit.deploy.openvino_graph import product_precisions
 from leanvit.quantize.int8.method import Int8, describe
 from leanvit.recipe import compress, load, save
-from leanvit.recipe.history import Root
+from leanvit.recipe.roots import Root
 from leanvit.tokens.tome import ToMe
 from zoo import SMALL_SWIN, build_swin
 

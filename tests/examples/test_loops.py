@@ -12,7 +12,7 @@ import torch
 
 from leanvit.data import Preprocess, loader, open_dataset
 from leanvit.recipe import create, load, load_run, save
-from leanvit.recipe.history import Root
+from leanvit.recipe.roots import Root
 from leanvit.training import SoftDistillation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -20,6 +20,7 @@ from leanvit.anatomy.arithmetic.ops import TORCH
 from leanvit.cli.main import app
 from leanvit.data import Batch, Preprocess, open_dataset
 from leanvit.errors import BadInput, Refused
+from leanvit.exits import calibration
 from leanvit.exits.calibration import chosen, collect, curve, held_out, replay
 from leanvit.exits.lgvit import LGViT
 from leanvit.exits.lgvit.heads import FoldedLocalMap, GlobalMap, LocalMap, build_heads, picked
@@ -241,6 +242,27 @@ def test_a_replayed_rule_is_what_the_model_does(lean, data) -> None:
         assert accuracy(found).value == pytest.approx(middle.top1)
     final = replay(seen, replace(_rule("confidence"), thresholds=(1.0, 1.0)), layers, macs)
     assert final.top1 == pytest.approx(float((seen.final == seen.targets).double().mean()))
+
+
+def test_answers_collected_in_units_are_those_of_one_pass(lean, data, tmp_path, monkeypatch) -> None:
+    """And of a killed calibration, those that were finished are not collected again."""
+    monkeypatch.setattr(calibration, "UNIT", 2)
+    data = replace(data, batch_size=16, out=tmp_path)  # 80 images: units of 32, 32, 16
+    whole = collect(lean, data.dataset, data.preprocess, batch_size=16).tensors()
+    asked: list[int] = []
+
+    def counted(model, dataset, *args, **more):
+        asked.append(len(dataset))
+        return collect(model, dataset, *args, **more)
+
+    monkeypatch.setattr(calibration, "collect", counted)
+    for expected in ([32, 32, 16], [], [32]):
+        found = calibration.collect_in_units(lean, data.dataset, data).tensors()
+        assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+        assert asked == expected
+        asked.clear()
+        if not expected:
+            (tmp_path / "units" / "thresholds" / "1.safetensors").unlink()
 
 
 def _rule(kind: str) -> Any:

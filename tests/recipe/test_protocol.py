@@ -20,7 +20,7 @@ STEPS = {
     for name, kind in vars(protocol).items()
     if getattr(kind, "_is_runtime_protocol", False) and name != "Method"
 }
-OF_ALL = {"Achieves", "Checks", "Learns"}
+OF_ALL = {"Achieves", "Checks", "Learns", "Tied"}
 HAS = {
     "evit": OF_ALL | {"AtMacs", "FillsSlots", "Schedules"},
     "tome": OF_ALL | {"AtMacs", "FillsSlots"},
@@ -30,7 +30,7 @@ HAS = {
     "int8": OF_ALL | {"ChecksFit", "Folds"},
     "nvit": OF_ALL | {"AtMacs", "ChecksFit", "ChoosesKnobs", "Folds", "ForeseesTraining"},
     "lgvit": OF_ALL | {"AtMacs", "ChecksFit", "ChoosesKnobs", "ForeseesTraining", "Retunes", "Tunes"},
-    "gmm_mask": {"Achieves", "Learns", "Folds"},
+    "gmm_mask": {"Achieves", "Learns", "Folds", "Tied"},
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.small import SMALL
 from leanvit.anatomy import OpenModel
 from leanvit.quantize.int8.method import describe
 from leanvit.recipe import Root, create, load, save
@@ -30,7 +31,12 @@ def attempts(chosen: Sequence[Example]) -> list[tuple[Support, OpenModel | None]
 
 @pytest.mark.e2e
 def test_the_committed_page_is_what_the_generator_gives(tried):
-    assert COMMITTED.read_text(encoding="utf-8") == support.page([cell for cell, _ in tried]), "run: make pages"
+    rows = []
+    for example in examples():
+        row = [(cell, lean) for cell, lean in tried if cell.name == example.name]
+        leans = {cell.slug: lean for cell, lean in row if lean is not None}
+        rows += [*(cell for cell, _ in row), support.maps_of(example, None, leans)]
+    assert COMMITTED.read_text(encoding="utf-8") == support.page(rows), "run: make pages"
 
 
 @pytest.mark.e2e
@@ -42,6 +48,15 @@ def test_every_method_works_on_the_first_family(tmp_path):
     first = attempts(examples()[:1])
     assert all(cell.works for cell, _ in first)
     check_cells(first, tmp_path)
+
+
+def test_maps_are_a_column_of_every_family():
+    vit, slim = support.OF_TIMM[0], Example("SiT", "sit_large", SMALL["sit_large"])
+    found = list(support.cells([vit], ["tome", "sit"]))
+    assert found[-1] == Support(vit.family, vit.name, support.MAPS, True, "", ("sit",))
+    assert f"| {vit.family} | `{vit.name}` | yes | yes | yes, not after sit |" in support.page(found)
+    refused = support.maps_of(slim)
+    assert not refused.works and "no feature maps: sit mixes its patches" in refused.reason
 
 
 def check_cells(found, tmp_path):
@@ -92,6 +107,6 @@ def test_a_family_that_does_not_open_stops_the_table():
 
 
 def test_a_row_is_one_line_of_data():
-    (cell,) = support.cells([Example("mine", "vit_tiny_patch16_224", support.OF_TIMM[0].kwargs)], ["tome"])
+    cell, _ = support.cells([Example("mine", "vit_tiny_patch16_224", support.OF_TIMM[0].kwargs)], ["tome"])
     assert cell == Support("mine", "vit_tiny_patch16_224", "tome", True)
     assert "| mine | `vit_tiny_patch16_224` | yes |" in support.page([cell])

@@ -12,7 +12,7 @@ from browsing import browsing, find_chromium
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
 from leanvit.anatomy.surgery.widths import set_attention_widths, set_embed_width, set_mlp_width
-from leanvit.recipe import Plan, Root, compress, create, register, save
+from leanvit.recipe import History, Plan, Root, compress, create, register, save
 from leanvit.recipe.registry import make_method
 from leanvit.report.page import render
 from leanvit.report.values import shown
@@ -51,7 +51,7 @@ def _widths(depth: int = 12) -> Widths:
 def test_widths_are_those_of_the_modules() -> None:
     model = create(ROOT)
     assert block_widths(model)[0] == BlockWidths("blocks.0", 24, 3, 8, 8, 96)
-    found = read_widths(ROOT, [Plan("test_narrow", {"embed": 16})])
+    found = read_widths(History(ROOT, (Plan("test_narrow", {"embed": 16}),)))
     assert found is not None and found.changed == ("embed", "heads", "qk", "mlp")
     assert found.lean[1] == BlockWidths("blocks.1", 16, 2, 4, 8, 40)
     assert found.lean[2] == BlockWidths("blocks.2", 16, 3, 8, 8, 96)

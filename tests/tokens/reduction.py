@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from leanvit.anatomy import OpenViT, open_model
 from leanvit.recipe.compressing import apply
-from leanvit.recipe.history import History, Root
+from leanvit.recipe.history import History
+from leanvit.recipe.roots import Root
 
 VARIANTS: dict[str, dict[str, Any]] = {  # of a small plain ViT: what an implementation easily forgets
     "plain": {},

@@ -12,7 +12,7 @@ from leanvit.anatomy.parts.tokens import take_tokens
 from leanvit.errors import BadInput, Refused
 from leanvit.measure import count
 from leanvit.recipe import compress, load, save
-from leanvit.recipe.history import Root
+from leanvit.recipe.roots import Root
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from leanvit.tokens.tome.windows import Merged, owners, restored

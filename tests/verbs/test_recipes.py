@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 from timm.layers import DropPath
 
@@ -19,7 +20,7 @@ from leanvit.recipe import Data, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.sit import SiT
 from leanvit.tokens.stvit import STViT
-from leanvit.training import HardDistillation, preset, preset_names
+from leanvit.training import HardDistillation, load_train_recipe, preset, preset_names
 from leanvit.training.timm_args import AUGMENT, EFFECTLESS, FIELDS, HANDLED, IGNORED, MODEL_ARGS
 from leanvit.verbs import demonstration
 from leanvit.verbs.requesting import training_request
@@ -339,6 +340,27 @@ def test_args_of_timm_are_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"clip_grad": 0.02, "clip_mode": "agc"}, {"clip_grad": 0.02, "clip_mode": "agc"}),
+        ({"clip_grad": 5.0, "clip_mode": "norm"}, {"clip_grad": 5.0, "clip_mode": "norm"}),
+        ({"clip_mode": "agc"}, {"clip_grad": None, "clip_mode": "norm"}),  # timm clips nothing then
+        ({"opt_eps": 1e-6}, {"eps": 1e-6}),
+        ({"opt_eps": 1e-8}, {"eps": None}),
+        ({"opt_eps": None}, {"eps": None}),
+        ({"opt_eps": 1e-8, "opt": "lamb"}, {"eps": 1e-8}),  # timm's own default is another there
+        ({"opt_eps": 1e-6, "opt": "sgd"}, {"eps": None}),  # it has none
+    ],
+)
+def test_clipping_and_eps_of_timms_args(given: dict[str, object], expected: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "args.yaml"
+    kept = [line for line in ARGS.splitlines() if line.partition(":")[0] not in given]
+    path.write_text("\n".join([*kept, yaml.safe_dump(given)]))
+    config = load_train_recipe(path).config()
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
     ("line", "says"),
     [
         ("bce_loss: true", "bce_loss=True"),
@@ -346,6 +368,8 @@ def test_args_of_timm_are_a_recipe(tmp_path: Path) -> None:
         ("vflip: 0.5", "vflip=0.5"),
         ("mixup_mode: elem", "mixup_mode='elem'"),
         ("sched: step", "sched is 'step'"),
+        ("clip_grad: 1.0\nclip_mode: layer", "clip_mode is 'layer'"),
+        ("opt_eps: 0.0", "eps is 0"),
         ("opt: kron", "opt is 'kron'"),
         ("something_new: 3", "something_new=3"),
         ("aug_repeats: 2.5", "aug_repeats is 2.5"),

@@ -16,11 +16,13 @@ from contract.toys import toys
 from leanvit.cli.main import app
 from leanvit.data import Batch
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe import load_run, parse_with
+from leanvit.recipe import Recovery, load_run, parse_with
 from leanvit.recipe.text import as_text
+from leanvit.report import write_report
+from leanvit.runs.record import read_run
 from leanvit.training import Loss, Objective, Run
 from leanvit.training.checkpoint import STATE
-from leanvit.verbs import dry_run, export, train, training
+from leanvit.verbs import compress, dry_run, export, train, training
 
 MODEL = "vit_tiny_patch16_224"
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 1}
@@ -105,6 +107,55 @@ def test_parts_stay_in_a_model_that_is_exported_and_trained_on(tmp_path: Path) -
         train(tmp_path / "run", "digits", methods=[parse_with("gmm_mask")], limit=20, out=tmp_path / "no")
 
 
+def test_the_teacher_that_the_user_names_is_the_objectives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    way = type(parse_with("toy_smooth"))
+    own = way.objective
+
+    def noted(self: Any, model: Any, data: Any, config: Any) -> Any:
+        found.append(data.teacher)
+        return own(self, model, data, config)
+
+    monkeypatch.setattr(way, "objective", noted)
+    trained(tmp_path / "teacher")
+    trained(tmp_path / "alone", "toy_smooth")
+    trained(tmp_path / "taught", "toy_smooth", teacher=tmp_path / "teacher")
+    assert found[0] is None and same(found[1].state_dict(), weights(tmp_path / "teacher"))
+    info = load_run(tmp_path / "taught").info
+    assert info["distill"]["kind"] == "method" and info["distill"]["teacher"] == str(tmp_path / "teacher")
+    with pytest.raises(BadInput, match=r"teacher was .*teacher' and is now .*alone"):
+        trained(tmp_path / "taught", "toy_smooth", teacher=tmp_path / "alone", resume=True)
+    with pytest.raises(BadInput, match=r"distill is 'soft'.*toy_smooth brings the objective of the training"):
+        trained(tmp_path / "no", "toy_smooth", teacher=tmp_path / "teacher", distill="soft")
+
+
+def test_what_ways_achieved_is_recorded_and_shown(tmp_path: Path) -> None:
+    trained(tmp_path / "run", "gmm_mask:num_kernels=2", "toy_smooth")
+    (row,) = load_run(tmp_path / "run").info["asked"]
+    assert row["method"] == "gmm_mask" and row["asked"]["num_kernels"] == 2 and row["achieved"]["mask_parameters"] > 0
+    record = read_run(tmp_path / "run")
+    assert record.asked[0].method == "gmm_mask" and record.ways[1] == "toy_smooth:smoothing=0.1,until=1000"
+    page = write_report([tmp_path / "run"], out=tmp_path / "report.html").read_text()
+    assert "trained with toy_smooth:smoothing=0.1,until=1000" in page
+    trained(tmp_path / "usual")
+    assert not {"asked", "methods", "recovered_with"} & load_run(tmp_path / "usual").info.keys()
+
+
+def test_a_recovery_records_its_ways_behind_those_of_before(tmp_path: Path) -> None:
+    trained(tmp_path / "dense", "toy_smooth")
+    recovery = Recovery(epochs=1, batch_size=10, methods=(parse_with("toy_smooth:smoothing=0.2"),))
+    for start, out in (("dense", "lean"), ("lean", "leaner")):
+        methods = [parse_with("tome:r=[1]")] if out == "lean" else [parse_with("evit:blocks=[1],keep_rate=0.5")]
+        compress(tmp_path / start, methods, "digits", recovery=recovery, limit=20, measured=False, out=tmp_path / out)
+    way = {"slug": "toy_smooth", "knobs": {"smoothing": 0.2, "until": 1000}}
+    assert load_run(tmp_path / "lean").info["recovered_with"] == [way]
+    assert load_run(tmp_path / "leaner").info["recovered_with"] == [way, way]
+    words = "toy_smooth:smoothing={},until=1000"
+    assert read_run(tmp_path / "lean").ways == (words.format(0.1), words.format(0.2))
+    compress(tmp_path / "lean", [], None, measured=False, out=tmp_path / "same")
+    assert load_run(tmp_path / "same").info["recovered_with"] == [way]
+
+
 def test_a_mask_and_an_objective_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = trained(None, "gmm_mask", "toy_smooth")
@@ -128,6 +179,8 @@ def test_a_dry_run_and_the_page_of_a_method_name_it(tmp_path: Path) -> None:
     )
     explained = CliRunner().invoke(app, ["methods", "toy_smooth"]).stdout
     assert "leanvit train MODEL --data DATA --with toy_smooth:smoothing=0.1" in " ".join(explained.split())
+    assert "--with METHOD --recover 3 --recover-with toy_smooth:smoothing=0.1" in " ".join(explained.split())
+    assert "--recover-with" not in CliRunner().invoke(app, ["methods", "gmm_mask"]).stdout
 
 
 def test_the_command_line_takes_methods(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Which method runs on which family, found by doing it: `make pages` writes docs/support.md.
 
 Each family has one small example, opened with random weights; each method that has `shape` is applied to it with its
-default knobs on a few digits, and the lean model run once. A refusal is a cell's reason, in the words of the refusal.
+default knobs on a few digits, and the lean model run once. Feature maps are asked of all of them. A refusal is a
+cell's reason, in the words of the refusal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,7 @@ class Support:
     slug: str
     works: bool
     reason: str = ""
+    lost: tuple[str, ...] = ()  # of maps: methods after which there are none
 
 
 def _vit(**changes: Any) -> dict[str, Any]:
@@ -86,6 +89,7 @@ OF_TIMM = (
     Example("CaiT (traced)", "cait_xxs24_224", {"img_size": 64, "depth": 2, "num_classes": 7}),
 )
 
+MAPS = "maps"  # the column beside those of the methods
 _CLASSES = [str(digit) for digit in range(7)]  # as many as the examples have
 
 
@@ -113,13 +117,36 @@ def attempt(example: Example, slug: str, model: OpenModel | None = None) -> tupl
     return Support(example.family, example.name, slug, True), lean
 
 
+def maps_of(
+    example: Example, model: OpenModel | None = None, leans: Mapping[str, OpenModel] = MappingProxyType({})
+) -> Support:
+    """Whether `model.maps` gives feature maps of one family, and of which of `leans` (by method) it does not."""
+    dense = model or create(Root(example.name, example.kwargs))
+    lost = tuple(slug for slug, lean in leans.items() if _refused_maps(lean))
+    reason = _refused_maps(dense)
+    return Support(example.family, example.name, MAPS, not reason, reason, lost)
+
+
+def _refused_maps(model: OpenModel) -> str:
+    """Why it gives no maps; "" where it does, and they are those that it declares."""
+    try:
+        with torch.no_grad():
+            maps = model.maps(torch.zeros(2, *model.probe_size()))
+    except Refused as refusal:
+        return str(refusal)
+    if tuple(m.shape[1] for m in maps) != model.map_sizes().channels or not all(m.isfinite().all() for m in maps):
+        raise ArithmeticError(f"{type(model).__name__}: its maps are not those that it declares")
+    return ""
+
+
 def cells(families: Sequence[Example] | None = None, slugs: Sequence[str] | None = None) -> Iterator[Support]:
-    """Every family with every method that has `shape`, row by row; by default all of both."""
+    """Every family with every method that has `shape`, then its maps, row by row; by default all of both."""
     slugs = shaping_methods() if slugs is None else slugs
     for example in examples() if families is None else families:
         dense = create(Root(example.name, example.kwargs))
-        for slug in slugs:
-            yield attempt(example, slug, dense)[0]
+        tried = [attempt(example, slug, dense) for slug in slugs]
+        yield from (cell for cell, _ in tried)
+        yield maps_of(example, dense, {cell.slug: lean for cell, lean in tried if lean is not None})
 
 
 def page(found: Sequence[Support]) -> str:
@@ -128,13 +155,15 @@ def page(found: Sequence[Support]) -> str:
     reasons = list(dict.fromkeys(cell.reason for cell in found if not cell.works))
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for cell in found:
-        mark = "yes" if cell.works else f"no [{reasons.index(cell.reason) + 1}]"
+        but = f", not after {', '.join(cell.lost)}" if cell.lost else ""
+        mark = f"yes{but}" if cell.works else f"no [{reasons.index(cell.reason) + 1}]"
         rows.setdefault((cell.family, cell.name), {})[cell.slug] = mark
     lines = [
         "# Support",
         "",
         "Made by `make pages`: a small model of each family is opened, each method applied,",
         'and the result run. "yes" means that this worked; a number leads to the refusal below.',
+        f"`{MAPS}` is no method: whether `model.maps(images)` gives feature maps, and after which methods it does not.",
         "",
         f"| family | for example | {' | '.join(f'`{slug}`' for slug in slugs)} |",
         f"|---|---|{'---|' * len(slugs)}",

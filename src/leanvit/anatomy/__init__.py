@@ -7,12 +7,14 @@ from leanvit.anatomy.families.swin import OpenSwin
 from leanvit.anatomy.families.vit import OpenViT
 from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.parts.blocks import Attention, Block, Mlp, Step
+from leanvit.anatomy.parts.maps import MapSizes
 from leanvit.anatomy.state import State
 
 __all__ = [
     "TORCH",
     "Attention",
     "Block",
+    "MapSizes",
     "Mlp",
     "OpenModel",
     "OpenSwin",

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.declared import declared
-from leanvit.anatomy.parts.blocks import Step
+from leanvit.anatomy.opened import Opened
+from leanvit.anatomy.parts.maps import MapSizes, mixing, taken
 from leanvit.anatomy.state import State
-from leanvit.errors import BadInput, is_whole
+from leanvit.errors import BadInput, Refused, is_whole
 
 
-class OpenModel(nn.Module, ABC):
+class OpenModel(Opened, ABC):
     """A model whose inside can be reached. Made by `leanvit.anatomy.open_model`.
 
     Children and parameters carry the names that they have in timm. A family gives the seams `start`, `embed`, `run` and
@@ -30,13 +29,9 @@ class OpenModel(nn.Module, ABC):
     isotropic: ClassVar[bool] = False  # whether all blocks see tokens of one grid and one width
     hierarchical: ClassVar[bool] = False  # whether blocks lie in stages, between which patches merge and widen
     PLAIN: ClassVar[bool] = False  # see `plain`; not inherited
-    ops: Any  # an `Ops`; one that is an nn.Module is a child
-    blocks: Any  # a sequence of `Block`, in the order in which they run; empty where a family has none
-    exits: Any  # an `Exits`, where images may leave early; else None
     num_classes: int
     num_prefix_tokens: int
     grad_checkpointing: bool
-    SETTINGS: ClassVar[tuple[str, ...]] = ()  # public attributes that the root must reproduce
     PROBES: ClassVar[tuple[int, ...]] = (1,)  # batch sizes at which opening compares with the original
 
     def __init__(self, *, attributes: dict[str, Any], source: nn.Module | None) -> None:
@@ -44,9 +39,6 @@ class OpenModel(nn.Module, ABC):
         super().__init__()
         for key, value in attributes.items():
             setattr(self, key, value)
-        self.ops = TORCH
-        self.register_module("exits", None)
-        self.history: Any = None
         self.classes: tuple[str, ...] = ()  # names of the outputs, in their order; empty where nobody gave them
         self.multi_label = False  # whether each output is a question by itself (sigmoid), not one of all (softmax)
         self.preprocess: Any = None  # the `Preprocess` that it was made with; None: from timm's configuration
@@ -83,27 +75,64 @@ class OpenModel(nn.Module, ABC):
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """Tokens after the last block to logits. The seam after the last block."""
 
-    @contextmanager
-    def whole_depth(self) -> Iterator[None]:
-        """Inside, no image leaves early; the heads of exits run nevertheless."""
-        policy = None if self.exits is None else self.exits.policy
-        rule = getattr(policy, "rule", None)
-        try:
-            if policy is not None:
-                policy.rule = None
-            yield
-        finally:
-            if policy is not None:
-                policy.rule = rule
+    # --- feature maps ------------------------------------------------------------
 
-    @contextmanager
-    def without_exits(self) -> Iterator[None]:
-        """Inside, the model has no exits: what methods before them ask about is the model that they made."""
-        exits, self.exits = self.exits, None
-        try:
-            yield
-        finally:
-            self.exits = exits
+    def maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[Any, ...]:
+        """Feature maps on the full grid of patches, finest first, each (B, channels, h, w) as `map_sizes` says.
+
+        A model whose blocks all see one grid has a map behind each block, a hierarchical one behind each stage, a
+        traced one where timm's `forward_intermediates` has one. Where tokens were reduced, a merged patch gets the
+        token that holds it; one that was dropped or fused keeps its value of the block before.
+
+        Args:
+            images: (B, C, H, W), of a size that the model takes.
+            indices: which maps, as in timm: how many of the last, or a list. None: the last block's, or every stage's.
+            norm: put the model's final norm on them, as timm's `forward_intermediates(norm=True)` does: on all of a
+                model of one grid, on that of the last stage of others. By default no map is normed.
+            context: as in `forward`.
+
+        Raises:
+            Refused: the model has none; names the reason, before any work (`map_refusal`).
+            BadInput: indices beyond those that there are, or images that do not fit.
+        """
+        return self.trace_maps(images, indices, norm=norm, **context)[0]
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        """Maps and the state behind the last of them: the seam for a model that is a part of another one.
+
+        Everything goes through `state.ops`, so that quantizers, counting and export see it. A family that has maps
+        overrides it, and `_map_levels`.
+        """
+        raise Refused(f"the model gives no feature maps: {self.map_refusal()}")
+
+    def map_sizes(self, indices: int | Sequence[int] | None = None) -> MapSizes:
+        """Channels and strides of the maps of `indices`, without a run. Raises as `maps` does."""
+        levels = self._map_levels()
+        channels, strides = zip(*(levels[i] for i in self._taken_maps(indices)), strict=True)
+        return MapSizes(channels, strides)
+
+    def map_refusal(self) -> str:
+        """Why it gives no feature maps, as half a sentence; "" where it does."""
+        if self.exits is not None:
+            return f"{self.exits.source} lets images leave before its end"
+        for block in self.blocks:
+            if source := mixing(block):
+                return f"{source} mixes its patches in {block.name}, so that no token stands for one any more"
+        return "" if self._map_levels() else f"{type(self._source[0] or self).__name__} names no stages"
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        """(channels, stride in rows and columns) of every map that there is, finest first."""
+        return []
+
+    def _taken_maps(self, indices: int | Sequence[int] | None) -> list[int]:
+        if reason := self.map_refusal():
+            raise Refused(f"the model gives no feature maps: {reason}")
+        number = len(self._map_levels())
+        return taken(number, indices, default=1 if self.isotropic else number)
 
     def keep_all_patches(self) -> None:
         """Take patch dropout out (timm's, of the training): for methods whose tokens come of the whole grid."""
@@ -125,11 +154,6 @@ class OpenModel(nn.Module, ABC):
         return matcher(coarse=coarse)
 
     # --- what methods and the recipe use -----------------------------------------
-
-    def steps(self) -> Iterable[Step]:
-        """Every step that methods put into the blocks."""
-        for block in self.blocks:
-            yield from block.steps()
 
     def block(self, number: int) -> Any:
         """The block of this number, from 0. Raises `BadInput` for one that the model does not have."""
@@ -184,10 +208,11 @@ class OpenModel(nn.Module, ABC):
             "class_token": getattr(self, "cls_token", None) is not None
             and not any(block.drops_prefix for block in self.blocks),
             "full_grid": not self.reduces_tokens,
-            "float": self.ops.float_weights,
+            "float": self.float_weights,
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),
+            "maps": not self.map_refusal(),
             "free_attention": len(self.blocks) > 0 and not self.reads_positions,
         }
         return frozenset(name for name, true in has.items() if true)
@@ -215,28 +240,6 @@ class OpenModel(nn.Module, ABC):
         like = next(self.parameters())
         return torch.zeros(1, *(size or self.input_size()), device=like.device, dtype=like.dtype)
 
-    @property
-    def precision(self) -> str | None:
-        """The precision of the op set, where it is not that of the tensors' dtypes."""
-        return self.ops.precision
-
-    def set_ops(self, ops: Ops) -> None:
-        """Install an op set for every later run; one that is a module becomes part of the state dict, as `ops`."""
-        del self.ops
-        self.ops = ops
-
-    def sites(self) -> dict[str, nn.Module]:
-        """Every convolution and linear that the text runs, by site."""
-        return {
-            name: module
-            for name, module in self.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d) and not name.startswith("ops.")
-        }
-
-    def products(self) -> list[str]:
-        """Sites of products of two computed values, where the family knows them before a run."""
-        return []
-
     @abstractmethod
     def input_size(self) -> tuple[int, int, int]:
         """(C, H, W) that the model was built for. Raises `BadInput` if it has no size of its own."""
@@ -244,15 +247,3 @@ class OpenModel(nn.Module, ABC):
     def probe_size(self) -> tuple[int, int, int]:
         """(C, H, W) of an image that the model takes: its own size, or a small one where it has none."""
         return self.input_size()
-
-    def make(self) -> dict[str, Any]:
-        """Everything about the model that its root must reproduce, except values."""
-        made: dict[str, Any] = {k: tuple(v.shape) for k, v in self.state_dict().items()}
-        made |= {key: getattr(self, key) for key in self.SETTINGS}
-        for name, module in self.named_modules():
-            if not list(module.children()) and not name.startswith("ops"):
-                made[f"{name} (layer)"] = repr(module)
-        for block in self.blocks:
-            for attn in block.attentions():
-                made[attn.name] = (attn.heads, attn.qk_dim, attn.v_dim, attn.scale)
-        return made

@@ -23,6 +23,7 @@ def command(
     recover: options.Recover = 0,
     recover_lr: options.RecoverLr = None,
     recover_batch: options.RecoverBatch = None,
+    recover_with: options.RecoverWith = None,
     recover_set: options.RecoverSet = None,
     distill: Annotated[
         str | None,
@@ -52,6 +53,14 @@ def command(
     batch: options.LatencyBatch = 8,
     measured: Annotated[bool, typer.Option("--measure/--no-measure", help="Measure dense, each step and all.")] = True,
     out: options.Out = None,
+    part: Annotated[
+        str,
+        typer.Option(
+            "--part",
+            metavar="NAME",
+            help="Of a model of parts, the one that methods are applied to.",
+        ),
+    ] = "",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted compression in --out, one that trains.")
     ] = False,
@@ -59,7 +68,10 @@ def command(
     wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
-    """Apply methods to a model, in order, and save the lean model with its history."""
+    """Apply methods to a model, in order, and save the lean model with its history.
+
+    On several processes, which train together: `torchrun --nproc-per-node N -m leanvit compress ...`.
+    """
     if recipe is None and model is None:
         raise BadInput("give a MODEL (a timm name or a run folder), or --recipe FILE")
     if recipe is None and not with_:
@@ -76,13 +88,13 @@ def command(
         methods = request.methods
         model, data = model or request.model, data or request.data
         model_args = {**request.model_args, **model_args}
-        recovery = recovery_of(given, recover_set, request.recovery)
+        recovery = recovery_of(given, recover_set, request.recovery, recover_with)
         teacher = teacher or (Path(request.teacher) if request.teacher else None)
         seed = request.seed if seed is None else seed
         out = out or (Path(request.out) if request.out else None)
     else:
         methods = tuple(parse_with(text) for text in with_ or ())
-        recovery = recovery_of(given, recover_set)
+        recovery = recovery_of(given, recover_set, ways=recover_with)
     if model is None:
         raise BadInput("give a MODEL")
 
@@ -105,11 +117,14 @@ def command(
             latency_batch=batch,
             measured=measured,
             out=out,
+            part=part,
             resume=resume,
             overwrite=overwrite,
             log=output.log,
             command=command_line(),
         )
+    if output.process()[0] > 0:
+        return
     if as_json:
         output.print_json(result.to_json())
         return

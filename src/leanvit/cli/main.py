@@ -42,6 +42,7 @@ EXIT_CODES = (
 )
 
 
+_TOGETHER = (train.NAME, compress.NAME)  # what torchrun may start: the processes train together
 _RENAMED = {compare_methods.OLD_NAME: compare_methods.NAME}
 
 
@@ -105,7 +106,7 @@ def program(
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
     processes = output.process()[1]
-    if processes > 1 and ctx.invoked_subcommand != train.NAME:
+    if processes > 1 and ctx.invoked_subcommand not in _TOGETHER:
         raise BadInput(
             f"{ctx.invoked_subcommand} runs in one process, but torchrun started {processes}: start it without"
         )

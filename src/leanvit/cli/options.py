@@ -99,6 +99,14 @@ RecoverBatch = Annotated[
     int | None,
     typer.Option("--recover-batch", metavar="N", help="Images a step of the recovery (default 64, or fewer)."),
 ]
+RecoverWith = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--recover-with",
+        metavar="METHOD",
+        help="A way of training for the recovery (leanvit methods), like --with of train. Repeats.",
+    ),
+]
 RecoverSet = Annotated[
     list[str] | None,
     typer.Option(
@@ -174,23 +182,32 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     return check(option, numbers, hint)  # type: ignore[no-any-return]
 
 
-def recovery_of(given: Mapping[str, Any], more: Sequence[str] | None, base: Recovery | None = None) -> Recovery | None:
+def recovery_of(
+    given: Mapping[str, Any],
+    more: Sequence[str] | None,
+    base: Recovery | None = None,
+    ways: Sequence[str] | None = None,
+) -> Recovery | None:
     """The recovery of the command line, over that of a recipe file (`base`).
 
-    given: numbers of its own options, None where an option was not used. more: `--recover-set`.
+    given: numbers of its own options, None where an option was not used. more: `--recover-set`. ways: `--recover-with`,
+    which take the place of the file's.
 
-    Raises `BadInput` where nothing asks for one, but a number of it is given.
+    Raises `BadInput` where nothing asks for one, but a number or a way of it is given.
     """
-    from leanvit.recipe import Recovery
+    from leanvit.recipe import Recovery, parse_with
 
+    methods = tuple(parse_with(text) for text in ways or ())
     numbers = {**{k: v for k, v in given.items() if v is not None}, **key_values(more, "--recover-set")}
     if "epochs" not in numbers and base is None:
-        if numbers:
-            raise BadInput(f"{', '.join(numbers)} is given for a recovery that was not requested: add --recover EPOCHS")
+        if numbers or ways:
+            named = ", ".join([*numbers, *(f"--recover-with {text}" for text in ways or ())])
+            raise BadInput(f"{named} is given for a recovery that was not requested: add --recover EPOCHS")
         return None
     if base is not None:
         numbers = {**base.numbers(), **numbers}
-    return Recovery.of(numbers)
+        methods = methods or base.methods
+    return Recovery.of(numbers, methods)
 
 
 def data_spec(data: str, classes: str | None, shots: int | None, on_bad: str | None) -> str:

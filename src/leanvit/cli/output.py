@@ -75,7 +75,8 @@ def quiet_libraries(quiet: bool = True) -> Iterator[None]:
 
 
 def _show_own(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-    if Path(filename).is_relative_to(Path(leanvit.__file__).parent) and not issubclass(category, DeprecationWarning):
+    ours = Path(filename).is_relative_to(Path(leanvit.__file__).parent)
+    if ours and process()[0] == 0 and not issubclass(category, DeprecationWarning):
         log(f"leanvit: warning: {message}")
 
 

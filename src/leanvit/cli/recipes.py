@@ -98,7 +98,7 @@ def validate(
         return
     config = recipe.config()
     start = recipe.model or f"a run ({recipe.starts_from})"
-    output.show(f"{file}: {start}, {config.epochs} epochs, learning rate {config.lr_text}. It is valid.")
+    output.show(f"{file}: {start}, {config.length_text}, learning rate {config.lr_text}. It is valid.")
 
 
 def _target(recipe: TrainRecipe) -> str:

@@ -36,6 +36,7 @@ def command(
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split (default 10).")] = None,
+    samples: Annotated[int | None, typer.Option(help="Images to train on, instead of --epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate (default 0.001).")] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images in a batch (default 128, fewer where there are few).")
@@ -52,7 +53,10 @@ def command(
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
-    model_arg: options.ModelArgs = None,
+    model_arg: Annotated[
+        list[str] | None,
+        typer.Option("--model-arg", metavar="K=V", help="Constructor argument, also of a run: img_size=32. Repeats."),
+    ] = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,
     mean: options.Mean = None,
@@ -82,7 +86,7 @@ def command(
     """
     if data is None and not (dry and recipe):
         raise BadInput("give --data DATA (a dry run of a recipe goes without)")
-    given = {"epochs": epochs, "lr": lr, "batch_size": batch_size}
+    given = {"epochs": epochs, "samples": samples, "lr": lr, "batch_size": batch_size}
     request: dict[str, Any] = {
         "recipe": recipe,
         "settings": {**{k: v for k, v in given.items() if v is not None}, **key_values(set_, "--set")},

@@ -50,20 +50,30 @@ def global_rng(*parts: Part, cuda: bool = True) -> Iterator[None]:
     With `cuda`, the generator of the current CUDA device is seeded and restored too, if CUDA is in use already.
     """
     cuda = cuda and torch.cuda.is_initialized()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    torch_state = torch.default_generator.get_state()
-    cuda_state = torch.cuda.get_rng_state() if cuda else None
+    before = states(cuda=cuda)
     try:
         seed_global(*parts)
         if cuda:
             torch.cuda.manual_seed(seed_of(*parts))
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.default_generator.set_state(torch_state)
-        if cuda_state is not None:
-            torch.cuda.set_rng_state(cuda_state)
+        set_states(before)
+
+
+def states(*, cuda: bool = True) -> tuple[Any, ...]:
+    """The states of the global generators of python, numpy, torch and, if CUDA is in use, the current CUDA device."""
+    cuda_state = torch.cuda.get_rng_state() if cuda and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.default_generator.get_state(), cuda_state
+
+
+def set_states(given: tuple[Any, ...]) -> None:
+    """Put back what `states` gave."""
+    python_state, numpy_state, torch_state, cuda_state = given
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.default_generator.set_state(torch_state)
+    if cuda_state is not None:
+        torch.cuda.set_rng_state(cuda_state)
 
 
 def seed_global(*parts: Part) -> None:

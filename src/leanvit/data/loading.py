@@ -30,6 +30,7 @@ from leanvit.errors import BadInput, LeanvitError, unknown
 from leanvit.knobs import Count, Index, check_each
 
 ROUND = 256  # an epoch of repeated views is a multiple of it
+PAIRINGS = ("reversed", "neighbours")  # of a batch's images i and count - 1 - i, or 2i and 2i + 1
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,18 @@ class Batch:
     Of multi-label data, targets are (B, classes) float32 of 0 and 1; of data without labels None. `bad`: what was left
     out of the batch. `fields`: the values of the data set's fields by name, in the form that each kind has in a batch
     (`leanvit.data.fields`). `draws`, `views`: what the augmentation was drawn by, beside the keys.
+
+    `rows`: where the images stand among those that the loader was to give. In a training step, where the first
+    len(rows) images stand in the batch that all processes share; further ones only stand in for what cannot be read.
+    `clean`: the batch before it was mixed, for an objective that asks for it.
     """
 
     images: torch.Tensor
     targets: Any  # a tensor; None without labels
     keys: list[str]
     bad: tuple[BadImage, ...] = ()
+    rows: tuple[int, ...] | None = None
+    clean: Batch | None = None
     fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
     draws: tuple[int, int] = (0, 0)  # (seed, epoch)
     views: tuple[int, ...] = ()  # of each sample, how often the epoch came to it before; empty: all for the first time
@@ -81,16 +88,31 @@ class Batch:
         fields = {name: _on(value, device) for name, value in self.fields.items()} if self.fields else self.fields
         return replace(self, images=self.images.to(device), targets=targets, fields=fields)
 
-    def take(self, rows: Sequence[int]) -> Batch:
-        """Some of the samples, in that order; a row may come more than once."""
-        chosen = list(rows)
+    def take(self, places: Sequence[int]) -> Batch:
+        """The batch of the images at these places, 0 to B - 1; a place may come more than once."""
+        chosen = list(places)
         return replace(
             self,
             images=self.images[chosen],
             targets=None if self.targets is None else self.targets[chosen],
-            keys=[self.keys[row] for row in chosen],
-            fields={name: _rows(value, chosen) for name, value in self.fields.items()} if self.fields else self.fields,
-            views=tuple(self.views[row] for row in chosen) if self.views else (),
+            keys=[self.keys[place] for place in chosen],
+            fields={name: _at(value, chosen) for name, value in self.fields.items()} if self.fields else self.fields,
+            views=tuple(self.views[place] for place in chosen) if self.views else (),
+            rows=None if self.rows is None else tuple(self.rows[p] for p in chosen if p < len(self.rows)),
+            clean=None if self.clean is None else self.clean.take(chosen),
+        )
+
+    def first(self, count: int) -> Batch:
+        """The first images; their tensors are views."""
+        return replace(
+            self,
+            images=self.images[:count],
+            targets=None if self.targets is None else self.targets[:count],
+            keys=self.keys[:count],
+            fields={name: value[:count] for name, value in self.fields.items()} if self.fields else self.fields,
+            views=self.views[:count],
+            rows=None if self.rows is None else self.rows[:count],
+            clean=None if self.clean is None else self.clean.first(count),
         )
 
     def stand_in(self) -> Batch:
@@ -114,8 +136,8 @@ def _on(value: Any, device: torch.device | str) -> Any:
     return [_on(one, device) for one in value] if isinstance(value, list) else value
 
 
-def _rows(value: Any, rows: list[int]) -> Any:
-    return value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+def _at(value: Any, places: list[int]) -> Any:
+    return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
 
 
 def _zeros(value: Any, blank: Any = None) -> Any:
@@ -187,6 +209,7 @@ def loader(
     skip: int = 0,
     on_bad: str | None = None,
     share: tuple[int, int] = (0, 1),
+    pairing: str = "reversed",
 ) -> Loader:
     """One epoch of `Batch`es, the images through `preprocess`.
 
@@ -201,7 +224,8 @@ def loader(
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
 
     `share` = (n, of) decodes the `share_rows` of each batch only: one of several processes, which together hold the
-    batches that one process has. While training, a share without any image left is an empty batch.
+    batches that one process has; `pairing` says which images stay together. While training, a share without any image
+    left is an empty batch.
 
     Fields of the data set move with their images: masks, depth, boxes and clips by the very draws (`data.fields`).
 
@@ -223,24 +247,29 @@ def loader(
         raise BadInput(f"skip is {skip}; accepted: 0 to {count}, the batches of an epoch")
     batches: Batches
     if isinstance(dataset, Stream):
-        batches = _Cuts(dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share)
+        batches = _Cuts(
+            dataset, (seed, epoch) if train else None, batch_size, skip, count - skip, repeats, share, pairing
+        )
     else:
         order = epoch_order(dataset, seed=seed, epoch=epoch) if train else np.arange(len(dataset))
         order = np.stack([np.repeat(order, repeats), np.tile(np.arange(repeats), len(order))], axis=1)[:views]
         whole = (order[batch_size * n : batch_size * (n + 1)] for n in range(skip, count))
-        batches = tuple(batch[share_rows(len(batch), *share)] for batch in whole)
+        batches = tuple(batch[share_rows(len(batch), *share, pairing)] for batch in whole)
     on_bad = dataset.on_bad if on_bad is None else check_on_bad(on_bad)
     return Loader(dataset, batches, preprocess, chosen, (seed, epoch), workers, on_bad, train, share)
 
 
-def share_rows(count: int, number: int, of: int) -> np.ndarray:
+def share_rows(count: int, number: int, of: int, pairing: str = "reversed") -> np.ndarray:
     """Which images of a batch of `count` process `number` `of` several takes: int64 positions, ascending.
 
-    Where 2 `of` divides the batch, image i and image count - 1 - i go to one process: these are the pairs that mixup
-    makes (timm mixes a batch with its reverse), so every share mixes as the whole batch does.
+    Where 2 `of` divides the batch, the two images of a pair go to one process, so that every share mixes as the whole
+    batch does. Pairs are, "reversed", i and count - 1 - i (timm mixes a batch with its reverse); "neighbours", 2i and
+    2i + 1 (TinyViT mixes them).
     """
     if count % (2 * of):
         return np.arange(number, count, of)
+    if pairing == "neighbours":
+        return np.arange(number * count // of, (number + 1) * count // of)
     ahead = np.arange(number * count // (2 * of), (number + 1) * count // (2 * of))
     return np.concatenate((ahead, count - 1 - ahead[::-1]))
 
@@ -286,6 +315,7 @@ class _Cuts:
     count: int
     repeats: int = 1
     share: tuple[int, int] = (0, 1)
+    pairing: str = "reversed"
 
     def __len__(self) -> int:
         return self.count
@@ -298,7 +328,7 @@ class _Cuts:
         items = islice(items, self.skip * self.size, None)
         for _ in range(self.count):
             batch = list(islice(items, self.size))
-            yield [batch[row] for row in share_rows(len(batch), *self.share)]
+            yield [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
 
 
 @dataclass(frozen=True)
@@ -335,7 +365,8 @@ class _Fetch:
         samples: list[Sample] = []
         views: list[int] = []
         bad: list[BadImage] = []
-        for item in items:
+        rows: list[int] = []
+        for row, item in enumerate(items):
             try:
                 sample, visit = self._sample(item)
                 if self.joint is not None:
@@ -350,6 +381,7 @@ class _Fetch:
             else:
                 samples.append(sample)
                 views.append(visit)
+                rows.append(row)
         targets = self._targets([sample.target for sample in samples])
         if not samples:
             images = torch.empty(0, *self.loader.preprocess.input_size)
@@ -359,7 +391,13 @@ class _Fetch:
             images = self.loader.preprocess.normalize(np.stack(made))
         keys = [sample.key for sample in samples]
         batch = Batch(
-            images, targets, keys, tuple(bad), draws=self.loader.draws, views=tuple(views) if any(views) else ()
+            images,
+            targets,
+            keys,
+            tuple(bad),
+            tuple(rows),
+            draws=self.loader.draws,
+            views=tuple(views) if any(views) else (),
         )
         return self._with_fields(batch, samples) if self.loader.dataset.fields else batch
 

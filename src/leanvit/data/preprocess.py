@@ -262,6 +262,7 @@ def own_settings(
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:
     """(H, W) that this instance was built for; None if neither its patch embedding nor it says (convolutional nets)."""
+    model = entered(model)
     size = getattr(_stem(model), "img_size", None) or getattr(model, "img_size", None)
     if size is None:
         return None
@@ -271,6 +272,7 @@ def input_size_of(model: nn.Module) -> tuple[int, int] | None:
 
 def channels_of(model: nn.Module) -> int | None:
     """Input channels of the first convolution, the patch embedding's if there is one; None where neither says."""
+    model = entered(model)
     stem = _stem(model)
     if hasattr(stem, "in_chans"):
         return int(stem.in_chans)
@@ -280,6 +282,12 @@ def channels_of(model: nn.Module) -> int | None:
             if isinstance(module, nn.Conv2d):
                 return module.in_channels
     return None
+
+
+def entered(model: nn.Module) -> nn.Module:
+    """The part that images enter of a model of parts (`anatomy.composite`); any other model itself."""
+    part = getattr(model, "main_part", None)
+    return part if isinstance(part, nn.Module) else model
 
 
 def _stem(model: nn.Module) -> Any:

@@ -53,7 +53,7 @@ def export(
     passes, and is judged by paired accuracy and agreement on real images (`leanvit.measure.compare`).
 
     Args:
-        model: an opened model, or any module (B, C, H, W) -> (B, classes).
+        model: an opened model, or any module (B, C, H, W) -> (B, classes), or of each pixel (B, classes, h, w).
         out: folder to make.
         to: "openvino", "onnx" or "torch".
         preprocess: travels with the artefact and gives the input size.
@@ -100,7 +100,8 @@ def export(
     check_arguments(model, preprocess, batch)
     _refuse_segmented(model)
     check_target(out, overwrite=overwrite)
-    rounded = not getattr(getattr(model, "ops", None), "float_weights", True)
+    ops = getattr(model, "ops", None)
+    rounded = not getattr(model, "float_weights", getattr(ops, "float_weights", True))
     runtime = runtime_module(to)
     pixels = preprocess if input_type == "u8" else None
     with evaluating(model), torch.no_grad():

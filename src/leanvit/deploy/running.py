@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """A loaded artefact: float32 normalised images (B, C, H, W) -> logits (B, classes) float32, on the CPU.
+    """A loaded artefact: float32 normalised images (B, C, H, W) -> logits (B, classes, ...) float32, on the CPU.
 
     An artefact that takes pixels runs uint8 (B, H, W, C) as they are, and gets them back from normalised images. An
     artefact of a fixed batch takes any number of images too: they run in pieces, the last one filled up.

@@ -71,7 +71,7 @@ def export_segments(
             f"batch is {batch}; a model with early exits goes on with fewer images: accepted: none (any), or 1"
         )
     check_target(out, overwrite=overwrite)
-    rounded = not model.ops.float_weights
+    rounded = not model.float_weights
     pixels = preprocess if input_type == "u8" else None
     with evaluating(model), torch.no_grad():
         parts: list[nn.Module] = list(segments(model))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
 
 TOLERANCE = 1e-4  # largest difference of a logit at f32, over the largest logit
+TIES = 1e-3  # share of the answers of pixels that may differ at f32, where two classes are nearly equal
 DRIFT = 0.1  # int8: norm of the difference over the norm of an image's logits; a broken graph is far beyond
 CHECKED_IMAGES = 4
 
@@ -65,9 +66,10 @@ def trace(
 
 
 def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict[str, Any]:
-    """Differences of two logits (B, classes): `max_error` over the largest logit, `drift` (norms), `same_answers`.
+    """Differences of two logits (B, classes, ...): `max_error` over the largest logit, `drift` (norms), `same_answers`.
 
-    `drift` is the median over the images: where a last bit decides which tokens stay, single images differ by more.
+    `drift` is the median over the images: where a last bit decides which tokens stay, single images differ by more. An
+    answer is the arg-max over the classes: one of an image, or one of each pixel, of which a few may be ties.
 
     Raises `Refused` where they differ more than the precision allows.
     """
@@ -75,15 +77,16 @@ def compare_logits(want: np.ndarray, got: np.ndarray, *, precision: str) -> dict
         raise Refused(f"the exported model gives {got.shape}, PyTorch gives {want.shape}")
     difference = np.abs(want - got)
     max_error = float(difference.max()) / max(float(np.abs(want).max()), 1e-12)
-    sizes = np.maximum(np.linalg.norm(want, axis=1), 1e-12)
-    drift = float(np.median(np.linalg.norm(difference, axis=1) / sizes))
-    same = int((want.argmax(1) == got.argmax(1)).sum())
-    broken = drift > DRIFT if precision == "int8" else max_error > TOLERANCE or same < len(want)
+    sizes = np.maximum(np.linalg.norm(want.reshape(len(want), -1), axis=1), 1e-12)
+    drift = float(np.median(np.linalg.norm(difference.reshape(len(want), -1), axis=1) / sizes))
+    equal = want.argmax(1) == got.argmax(1)
+    same, least = int(equal.sum()), equal.size - int(TIES * equal.size) if equal.ndim > 1 else equal.size
+    broken = drift > DRIFT if precision == "int8" else max_error > TOLERANCE or same < least
     if broken or not np.isfinite(got).all():
-        accepted = f"drift {DRIFT}" if precision == "int8" else f"{TOLERANCE} and all answers"
+        accepted = f"drift {DRIFT}" if precision == "int8" else f"{TOLERANCE} and {least} answers"
         raise Refused(
             f"the exported {precision} model differs from PyTorch: {max_error:.2e} of the largest logit, drift "
-            f"{drift:.2e}, {same} of {len(want)} answers equal (accepted: {accepted})"
+            f"{drift:.2e}, {same} of {equal.size} answers equal (accepted: {accepted})"
         )
     return {"max_error": max_error, "drift": drift, "same_answers": same}
 
@@ -99,8 +102,8 @@ def check_arguments(model: nn.Module, preprocess: Preprocess, batch: int | None)
 
 
 def check_logits(logits: np.ndarray, labels: Sequence[str]) -> None:
-    if logits.ndim != 2:
-        raise BadInput(f"the model gives {logits.shape}; accepted: logits (batch, classes)")
+    if logits.ndim < 2:
+        raise BadInput(f"the model gives {logits.shape}; accepted: logits (batch, classes, ...)")
     if not np.isfinite(logits).all():
         raise BadInput("the model's logits are not finite on random images")
     if labels and len(labels) != logits.shape[1]:
@@ -117,7 +120,11 @@ def random_images(input_size: Sequence[int], batch: int | None, *, pixels: bool)
 
 
 def on_cpu(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images.to(_device(model))).float().cpu()
+    """Its output for images, float32. Raises `BadInput` where that is no tensor."""
+    output = model(images.to(_device(model)))
+    if not isinstance(output, Tensor):
+        raise BadInput(f"the model gives a {type(output).__name__}; accepted: one tensor, (batch, classes, ...)")
+    return output.float().cpu()
 
 
 def _device(model: nn.Module) -> torch.device:

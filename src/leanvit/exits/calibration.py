@@ -6,7 +6,7 @@ pass over the images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,8 +18,12 @@ from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Evidence, Memory, Rule
 from leanvit.data import AnyDataset, Dataset, Preprocess, keyed, loader, require_labels
 from leanvit.errors import BadInput, Refused
+from leanvit.recipe.kept_units import Kept
+from leanvit.recipe.learning import Data
 
 POINTS = 64  # thresholds of a curve, at most
+UNIT = 32  # batches whose answers are kept together
+_EVIDENCE = ("confidence", "entropy", "answer")
 
 
 def held_out(dataset: AnyDataset, share: float, seed: int) -> tuple[AnyDataset, Dataset | None]:
@@ -49,6 +53,31 @@ class Collected:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, for `of`."""
+        named = {f"{i}.{name}": getattr(one, name) for i, one in enumerate(self.exits) for name in _EVIDENCE}
+        return {**named, "final": self.final, "targets": self.targets}
+
+    @classmethod
+    def of(cls, parts: Sequence[Mapping[str, Tensor]]) -> Collected:
+        """Of images one behind the other."""
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        exits = (len(whole) - 2) // len(_EVIDENCE)
+        evidence = (Evidence(*(whole[f"{i}.{name}"] for name in _EVIDENCE)) for i in range(exits))
+        return cls(tuple(evidence), whole["final"], whole["targets"])
+
+
+def collect_in_units(model: OpenModel, dataset: Dataset, data: Data) -> Collected:
+    """`collect`, with progress, and what a killed run had collected: images whose batches are those of one pass."""
+    size = UNIT * data.batch_size
+
+    def collected(first: str) -> Kept:
+        rows = range(int(first), min(int(first) + size, len(dataset)))
+        return Kept(collect(model, dataset.take(rows), data.preprocess, batch_size=data.batch_size).tensors())
+
+    firsts = [str(first) for first in range(0, len(dataset), size)]
+    return Collected.of([kept.tensors for _, kept in data.units("thresholds", firsts, collected)])
+
 
 @torch.no_grad()
 def collect(model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, batch_size: int) -> Collected:
@@ -67,7 +96,7 @@ def collect(model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, ba
     finally:
         model.train(training)
     exits = tuple(
-        Evidence(*(torch.cat([getattr(row[i], name) for row in rows]) for name in ("confidence", "entropy", "answer")))
+        Evidence(*(torch.cat([getattr(row[i], name) for row in rows]) for name in _EVIDENCE))
         for i in range(len(model.exits.heads))
     )
     return Collected(exits, torch.cat(finals), torch.cat(targets))

@@ -21,8 +21,10 @@ TRAITS = {  # what a model can offer, in words
     "float": "float weights and activations",
     "token_blocks": "transformer blocks that tokens of patches run through (none in a traced graph, none left behind "
     "semantic tokens or early exits)",
+    "maps": "feature maps on the full grid (`model.maps`)",
     "places": "tokens that stand for patches, each at its position in the grid",
     "free_attention": "attention that does not read where tokens are (rotary positions, relative biases, windows)",
+    "width": "the width of its stream of tokens",
     "static_tokens": "a token count that depends on the image size only",
 }
 
@@ -57,9 +59,10 @@ def cell(first: str, second: str) -> Cell:
     return Cell(first, second, "yes")
 
 
-def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
+def check_order(traits: Iterable[str], methods: Sequence[Method], *, kept: frozenset[str] = frozenset()) -> None:
     """Raise `Refused` (reason, and an order that works if there is one) unless the methods may run in this order.
 
+    kept: traits that a model around this one needs of it, which no method may take away.
     Raises `BadInput` for what is no method.
     """
     for i, m in enumerate(methods):
@@ -69,8 +72,11 @@ def check_order(traits: Iterable[str], methods: Sequence[Method]) -> None:
             raise BadInput(f"methods[{i}] is {m!r}; accepted: a method, like EViT(keep_rate=0.7) or parse_with('evit')")
         raise BadInput(
             f"methods[{i}] is {m.slug!r}, a way to train; accepted: a method with shape(model, structure). To train "
-            f"with it: leanvit train MODEL --with {m.slug}"
+            f"with it: leanvit train MODEL --with {m.slug}, or in a recovery: --recover EPOCHS --recover-with {m.slug}"
         )
+    for m in methods:
+        if lost := sorted(m.destroys & kept):
+            raise Refused(f"{m.slug} takes {_words(lost)} away, which the model around this part needs of it")
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return

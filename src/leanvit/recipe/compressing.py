@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.anatomy.composite import Composite
 from leanvit.arguments import require_methods, require_model, require_training_data
 from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
@@ -23,10 +24,11 @@ from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
 from leanvit.recipe.compat import check_order, check_slots
 from leanvit.recipe.early_checks import check_fits
-from leanvit.recipe.history import History, Root, root_of
+from leanvit.recipe.history import History, root_of
 from leanvit.recipe.learning import Data
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.planning import chosen_for, fit_to_data, trainings
+from leanvit.recipe.processes import share_from_first
 from leanvit.recipe.protocol import (
     Checks,
     ChecksTeacher,
@@ -36,12 +38,15 @@ from leanvit.recipe.protocol import (
     Method,
     Prepares,
     Retunes,
+    Structure,
     Tunes,
 )
 from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
+from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
+from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
 
@@ -54,6 +59,7 @@ class _Stage:
     method: Method | None
     done: tuple[Method, ...]  # the methods so far, this one included
     finishes: bool  # temporary parts are taken out at its end: no recovery follows
+    part: str  # of a model of parts, the one that the methods are applied to
 
 
 def compress(
@@ -67,12 +73,16 @@ def compress(
     on_step: OnStep | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    part: str = "",
 ) -> OpenModel:
     """Apply methods to a copy of a model, in order. The model given is left as it was.
 
-    A compression that trains (recovery, or a method that does) and is given `out` can be killed at any moment: called
-    again with `resume=True` its result is bit-identical to that of an uninterrupted run (float32 on a CPU). A warning
-    says which targets the result misses (`missed`).
+    A compression that trains (recovery, or a method that does) or keeps units (`Data.units`) and is given `out` can be
+    killed at any moment: called again with `resume=True` its result is bit-identical to that of an uninterrupted run
+    (float32 on a CPU). A warning says which targets the result misses (`missed`).
+
+    Under torchrun every process makes the same call, and gets the same model: trainings run on all together, the first
+    process writes.
 
     Args:
         model: a timm model, or an opened one (a loaded run: its history goes on).
@@ -85,8 +95,10 @@ def compress(
             the model's.
         on_step: called with a label and the model: "dense", then each method, then "recovery".
         out: run folder that keeps finished steps and the training under way in `steps/`. Once the model is saved
-            there, `recipe.clear_steps(out)` removes them. A compression that does not train writes nothing.
+            there, `recipe.clear_steps(out)` removes them. A compression that keeps no steps writes nothing.
         resume: go on with the compression in `out`.
+        part: of a model of parts (`leanvit.recipe.compose`), the one that the methods are applied to; default: its
+            main one. A recovery trains the whole.
 
     Raises:
         Refused: a method does not fit the model or what came before it (before any work starts).
@@ -102,34 +114,37 @@ def compress(
     require_training_data(data)
     if not isinstance(recovery, Recovery | None):
         raise BadInput(f"recovery is {recovery!r}; accepted: a Recovery, as Recovery(epochs=3) of leanvit.recipe")
+    world = join_world()
     dense = _with_history(model, root)
-    check_order(dense.traits(), methods)
-    check_slots(dense, methods)
+    part = chosen_part(dense, part)
+    target = histories.part_of(dense, part)
+    check_order(target.traits(), methods, kept=target.kept_traits)
+    check_slots(target, methods)
     check_needs(methods, data, recovery)
     was = saved_about(Path(out)) if resume and out is not None else None
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
     trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
-    for m in methods:
-        if recovery is not None and isinstance(m, ChecksTeacher):
+    for m in () if recovery is None else (*methods, *recovery.methods):
+        if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if trains(methods, recovery):
-            require_labels(data.dataset, " and ".join(_training(methods, recovery)))
+        if learning := _learning_from_labels(methods, recovery):
+            require_labels(data.dataset, " and ".join(learning))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
-        if trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
+        if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
             warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
         from leanvit.training.assemble import require_float32
 
         require_float32(dense, "learning from data")
-    check_fits(dense, methods, data)
+    check_fits(target, methods, data.inside(dense, part) if isinstance(data, Data) else data)
     steps = None
-    if out is not None and trains(methods, recovery):
+    if out is not None and is_resumable(methods, recovery):
         if not isinstance(data, Data):
             raise BadInput(f"data is a {type(data).__name__}; accepted with out=: Data(dataset, preprocess)")
-        steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher), resume=resume)
+        steps = Steps(Path(out), _about(dense, methods, data, recovery, teacher, part), resume=resume)
     elif resume:
         raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
@@ -141,22 +156,28 @@ def compress(
     report = on_step or (lambda label, model: None)
     report("dense", lean)
     with steps.gone_if_refused() if steps is not None else nullcontext():
-        for number, stage in enumerate(_stages(methods, recovery), 1):
+        for number, stage in enumerate(_stages(methods, recovery, part), 1):
             lean = _run_stage(stage, number, lean, dense, data, recovery, steps)
             report(stage.label, lean)
-    for slug, miss in missed(lean):
+    for slug, miss in missed(lean) if world.first else ():
         warnings.warn(f"{slug} missed its target: {miss}", stacklevel=2)
     return lean.eval()
 
 
 def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
-    """Whether a compression trains: then it may take long, and can be resumed."""
+    """Whether a compression trains: then it learns from labels, and may take long."""
     return recovery is not None or any(m.trains for m in methods)
 
 
-def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains in a compression, by name."""
-    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
+def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
+    recovers = recovery is not None and not recovery.methods
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
+
+
+def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
+    """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
+    return trains(methods, recovery) or any(m.resumable for m in methods)
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
@@ -165,8 +186,9 @@ def missed(model: OpenModel) -> list[tuple[str, str]]:
     for plan in model.history.plans:
         m = plan.method()
         if plan.finished and isinstance(m, Checks):
-            with as_made(model, plan.slug):
-                found += [(plan.slug, str(miss)) for miss in m.check(model, dict(plan.structure))]
+            made = histories.part_of(model, plan.part)
+            with as_made(made, plan.slug):
+                found += [(plan.slug, str(miss)) for miss in m.check(made, dict(plan.structure))]
     return found
 
 
@@ -177,14 +199,25 @@ def as_made(model: OpenModel, slug: str) -> AbstractContextManager[None]:
     return model.without_exits() if before else nullcontext()
 
 
-def _stages(methods: Sequence[Method], recovery: Recovery | None) -> list[_Stage]:
+def chosen_part(model: OpenModel, part: str) -> str:
+    """The part that methods are applied to: the one named, or the main one; "" of a model that is not made of parts.
+
+    Raises `BadInput` for a part that there is not, or that no method can be applied to.
+    """
+    if not part and isinstance(model, Composite):
+        part = model.wiring.main
+    histories.part_of(model, part)
+    return part
+
+
+def _stages(methods: Sequence[Method], recovery: Recovery | None, part: str) -> list[_Stage]:
     due = recovery_points(methods, recovery)
     stages = []
     for i, m in enumerate(methods):
         done = tuple(methods[: i + 1])
-        stages.append(_Stage(m.slug, m, done, finishes=not any(point >= i for point in due)))
+        stages.append(_Stage(m.slug, m, done, finishes=not any(point >= i for point in due), part=part))
         if i in due:
-            stages.append(_Stage("recovery", None, done, finishes=True))
+            stages.append(_Stage("recovery", None, done, finishes=True, part=part))
     return stages
 
 
@@ -206,9 +239,9 @@ def _run_stage(
         device = next(dense.parameters()).device
         return steps.load(number, stage.label, dense.history.root, slugs).to(device)
     steps.begin(number)
-    keeps = stage.method is None or stage.method.trains
+    keeps = stage.method is None or stage.method.trains or stage.method.resumable
     with steps.advised(number, stage.label):
-        here = replace(data, out=steps.at(number, stage.label)) if keeps else data
+        here = replace(data, out=steps.at(number, stage.label), bound_to=steps.digest) if keeps else data
         lean = _work(stage, lean, here, recovery)
     steps.keep(number, stage.label, lean)
     return lean
@@ -216,12 +249,13 @@ def _run_stage(
 
 def _work(stage: _Stage, lean: OpenModel, data: Any, recovery: Recovery | None) -> OpenModel:
     if stage.method is not None:
-        apply(lean, stage.method, data)
+        apply(lean, stage.method, data, part=stage.part)
     else:
         assert recovery is not None
         lean = run_recovery(lean, data.teacher, stage.done, data, recovery)
     if stage.finishes:
         histories.finish(lean)
+    share_from_first(lean)  # what was calibrated on each process may differ in its last bits
     return lean
 
 
@@ -254,10 +288,16 @@ def _check_teacher(teacher: nn.Module | None, dense: OpenModel) -> None:
 
 
 def _about(
-    dense: OpenModel, methods: Sequence[Method], data: Any, recovery: Recovery | None, teacher: nn.Module | None
+    dense: OpenModel,
+    methods: Sequence[Method],
+    data: Any,
+    recovery: Recovery | None,
+    teacher: nn.Module | None,
+    part: str,
 ) -> dict[str, Any]:
     """What must be equal for a compression to be resumed (JSON)."""
     return {
+        **({"part": part} if part else {}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),
@@ -271,29 +311,42 @@ def _about(
     }
 
 
-def apply(model: OpenModel, m: Method, data: Data | None = None) -> Plan:
-    """One method on a model, in place: prepare, learn, shape, fold. Returns its plan.
+def apply(model: OpenModel, m: Method, data: Data | None = None, *, part: str = "") -> Plan:
+    """One method on a model, or a part of it, in place: prepare, learn, shape, fold. Returns its plan.
 
     The plan of a method with temporary parts is unfinished: `recipe.finish(model)` ends its life.
     """
     if isinstance(data, Data):
         m = chosen_for(m, data.dataset, {})
-    training = model.training
+        data = data.inside(model, part)
+    training, target = model.training, histories.part_of(model, part)
+    model.eval()
     if isinstance(m, Prepares):
-        m.prepare(model)
-    structure = m.learn(model.eval(), data) if isinstance(m, Learns) else {}
-    plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes))
+        m.prepare(target)
+    structure = _learned(m, target, data) if isinstance(m, Learns) else {}
+    plan = Plan(m.slug, knobs_of(m), structure, finished=not isinstance(m, Finishes), part=part)
     _build(model, m, plan)
     model.train(training)
     return plan
 
 
+def _learned(m: Any, model: OpenModel, data: Data | None) -> Structure:
+    """What a method learns; of several processes, which all learn, what the first one found."""
+    world = join_world()
+    with nullcontext() if m.trains else world.together():  # a training ends on all processes by itself
+        structure: Structure = m.learn(model, data)
+    return world.from_first(lambda: structure)
+
+
 @torch.no_grad()
 def _build(model: OpenModel, m: Method, plan: Plan) -> None:
-    before = dict(model.state_dict()) if isinstance(m, Folds) else {}
+    target = histories.part_of(model, plan.part)
+    before = dict(target.state_dict()) if isinstance(m, Folds) else {}
     histories.shape(model, plan)
     if isinstance(m, Folds):
-        m.fold(model, dict(plan.structure), before)
+        m.fold(target, dict(plan.structure), before)
+    if isinstance(model, Composite):
+        model.wiring.check(model.parts)
 
 
 def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None) -> OpenModel:
@@ -313,7 +366,10 @@ def reapply(model: nn.Module, plans: Sequence[Plan], *, root: Root | None = None
     if unfinished:
         raise Refused(f"{', '.join(unfinished)} is unfinished: plans are applied again once their compression ended")
     made = [plan.method() for plan in plans]
-    check_order(dense.traits(), made)
+    for part in dict.fromkeys(plan.part for plan in plans):
+        target = histories.part_of(dense, part)
+        own = [m for m, plan in zip(made, plans, strict=True) if plan.part == part]
+        check_order(target.traits(), own, kept=target.kept_traits)
     learned = [m.slug for m in made if m.needs_data]
     if learned:
         raise Refused(f"{', '.join(learned)} learns values from data: run compress with it again instead")
@@ -350,15 +406,15 @@ def retune(model: OpenModel, slug: str, knobs: Mapping[str, Any]) -> OpenModel:
         raise BadInput(f"{slug} is given no knob; accepted: {', '.join(tunable)}")
     new, structure = m.tuned(dict(was.structure), knobs)
     lean = copy.deepcopy(model)
-    new.retune(lean, dict(was.structure), structure)
-    plans[at] = Plan(slug, knobs_of(new), structure, was.finished)
-    lean.history = replace(model.history, plans=tuple(plans))
+    new.retune(histories.part_of(lean, was.part), dict(was.structure), structure)
+    plans[at] = replace(was, knobs=knobs_of(new), structure=structure)
+    histories.note(lean, plans)
     return lean.eval()
 
 
 def _retunable(was: Sequence[Plan], now: Sequence[Plan]) -> bool:
     """Whether plans differ only in structures of methods that can set them anew."""
-    if [(p.slug, dict(p.knobs)) for p in was] != [(p.slug, dict(p.knobs)) for p in now]:
+    if [(p.part, p.slug, dict(p.knobs)) for p in was] != [(p.part, p.slug, dict(p.knobs)) for p in now]:
         return False
     changed = [a for a, b in zip(was, now, strict=True) if dict(a.structure) != dict(b.structure)]
     return bool(changed) and all(isinstance(plan.method(), Retunes) for plan in changed)
@@ -370,8 +426,8 @@ def _retuned(model: OpenModel, plans: Sequence[Plan]) -> OpenModel:
         m = now.method()
         if dict(was.structure) != dict(now.structure) and isinstance(m, Retunes):
             check_structure(m, now.structure)
-            m.retune(lean, dict(was.structure), dict(now.structure))
-    lean.history = replace(model.history, plans=tuple(plans))
+            m.retune(histories.part_of(lean, now.part), dict(was.structure), dict(now.structure))
+    histories.note(lean, plans)
     return lean.eval()
 
 

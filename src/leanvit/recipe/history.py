@@ -7,10 +7,10 @@ not be rebuilt would only be found out when it is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import timm
 import torch
@@ -18,83 +18,23 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from leanvit.anatomy import OpenModel, open_model
+from leanvit.anatomy.composite import Composite, make_foreign, make_part, make_wiring
 from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
-from leanvit.models.registry import require_model
 from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
+from leanvit.recipe.roots import FORBIDDEN, AnyRoot, CompositeRoot, ForeignRoot, Root, given
 from leanvit.recipe.structure import check_structure
-
-# Arguments of timm.create_model that load something, or that build another kind of object than the model itself.
-FORBIDDEN = frozenset(
-    {
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_strict",
-        "checkpoint_path",
-        "cache_dir",
-        "features_only",
-        "out_indices",
-        "scriptable",
-        "exportable",
-        "no_jit",
-        "hf_hub_id",
-        "device",
-        "dtype",
-    }
-)
-LIMITS = {"depth": 512, "img_size": 16384, "patch_size": 1024, "embed_dim": 65536, "num_heads": 1024}
-LARGEST = 10_000_000
-LEAST = {"depth": 1, "img_size": 1, "patch_size": 1, "embed_dim": 1, "num_heads": 1, "in_chans": 1, "num_classes": 0}
-
-
-@dataclass(frozen=True)
-class Root:
-    """A model that timm can build: `timm.create_model(name, **kwargs)`. All JSON."""
-
-    name: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require_model(self.name)
-        for key, value in self.kwargs.items():
-            _check_argument(key, value)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "kwargs": dict(self.kwargs)}
 
 
 @dataclass(frozen=True)
 class History:
     """A root and the plans that were applied to it, in order."""
 
-    root: Root
+    root: Root | CompositeRoot
     plans: tuple[Plan, ...] = ()
-
-    def plus(self, plan: Plan) -> History:
-        return History(self.root, (*self.plans, plan))
-
-
-def _check_argument(key: str, value: Any) -> None:
-    if key in FORBIDDEN:
-        raise BadInput(f"constructor argument {key!r} is not part of a root: it loads or wraps, it does not build")
-    flat = [n for v in _several(value) for n in _several(v)]  # lists of lists too: a window (rows, columns) per stage
-    if not all(isinstance(v, bool | int | float | str | None) for v in flat):
-        raise BadInput(f"constructor argument {key} is {value!r}: a root holds numbers, text and lists of them only")
-    limit = LIMITS.get(key, LARGEST)
-    too_small = [v for v in flat if isinstance(v, int | float) and not isinstance(v, bool) and v < LEAST.get(key, v)]
-    if too_small:
-        raise BadInput(f"constructor argument {key} is {value!r}; accepted: {LEAST[key]} or more")
-    too_large = [v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v > limit]
-    if too_large:
-        raise BadInput(f"constructor argument {key} is {value!r}; accepted: up to {limit}")
-
-
-def _several(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _tupled(value: Any) -> Any:
@@ -106,20 +46,40 @@ def _listed(value: Any) -> Any:
     return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def create(root: Root, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
+def create(root: Root | CompositeRoot, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
     """Build a root with fresh weights (or timm's pretrained ones) and open it; its history is the root alone.
 
     Raises `BadInput` for arguments that timm cannot build a model with, or one that is larger than this machine.
     """
+    if isinstance(root, CompositeRoot):
+        parts = {name: create_part(part, device=device) for name, part in root.parts.items()}
+        composite = Composite(make_wiring(root.wiring, root.arguments), parts)
+        composite.history = History(root)
+        return composite
+    if root.is_part:
+        raise BadInput(f"{root.name} is a part of models, no image model by itself: give it to a wiring")
     if device != "meta":
         _refuse_larger_than_memory(root, _built(root, pretrained=False, device="meta"))
     built = _built(root, pretrained=pretrained, device=device)
     try:
         opened = open_model(built, check=device != "meta")
     except RuntimeError as error:  # the one forward pass of opening
-        raise BadInput(f"{root.name} with {_given(root)} cannot run: {error}") from error
+        raise BadInput(f"{root.name} with {given(root)} cannot run: {error}") from error
     opened.history = History(root)
     return opened
+
+
+def create_part(root: AnyRoot, *, device: str = "cpu") -> nn.Module:
+    """Build what a root stands for as a part: opened, with a history, or a foreign module, always on the CPU."""
+    if isinstance(root, ForeignRoot):
+        module = make_foreign(root.name, root.config)
+        module.foreign_root = root  # type: ignore[assignment]  # what it is built of, for another composite
+        return module
+    if not isinstance(root, Root) or not root.is_part:
+        return create(root, device=device)
+    part = make_part(root.name, root.kwargs, device=device)
+    part.history = History(root)
+    return part
 
 
 class _Valueless(TorchFunctionMode):
@@ -146,7 +106,7 @@ def _built(root: Root, *, pretrained: bool, device: str) -> nn.Module:
             return timm.create_model(root.name, pretrained=pretrained, **kwargs)
     except (TypeError, AssertionError, ValueError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = str(error) or type(error).__name__
-        raise BadInput(f"timm cannot build {root.name} with {_given(root)}: {reason}") from error
+        raise BadInput(f"timm cannot build {root.name} with {given(root)}: {reason}") from error
 
 
 def _refuse_larger_than_memory(root: Root, planned: nn.Module) -> None:
@@ -154,13 +114,9 @@ def _refuse_larger_than_memory(root: Root, planned: nn.Module) -> None:
     memory = memory_bytes()
     if memory is not None and needed > memory:
         raise BadInput(
-            f"{root.name} with {_given(root)} has weights of {needed / 2**30:.0f} GiB; this machine has "
+            f"{root.name} with {given(root)} has weights of {needed / 2**30:.0f} GiB; this machine has "
             f"{memory / 2**30:.0f} GiB of memory"
         )
-
-
-def _given(root: Root) -> str:
-    return ", ".join(f"{k}={v}" for k, v in root.kwargs.items()) or "no arguments"
 
 
 def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, Any] | None = None) -> Root:
@@ -214,7 +170,7 @@ def _differences(model: OpenModel, built: OpenModel) -> list[tuple[str, Any, Any
     return [(k, ours.get(k, "absent"), theirs.get(k, "absent")) for k in keys if ours.get(k) != theirs.get(k)]
 
 
-def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenModel:
+def replay(root: Root | CompositeRoot, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenModel:
     """Build a root and replay the shapes of plans on it, with the temporary parts of those that are unfinished.
 
     Values are those of a fresh model: load them next.
@@ -226,19 +182,22 @@ def replay(root: Root, plans: tuple[Plan, ...], *, device: str = "cpu") -> OpenM
 
 
 def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
-    """Build one plan's structure on a model and write it into the history. `again`: what was built once is replayed."""
-    m = plan.method()
+    """Build one plan's structure on a model, or the part that it names, and write it into the history.
+
+    `again`: what was built once is replayed.
+    """
+    m, part = plan.method(), part_of(model, plan.part)
     check_structure(m, plan.structure)
     try:
         if again and not plan.finished:
-            _prepare(model, m)
-        m.shape(model, dict(plan.structure))
+            _prepare(part, m)
+        m.shape(part, dict(plan.structure))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"the structure of plan {plan.slug!r} does not fit: {type(error).__name__}: {error}"
         ) from error
-    _check_slots(model)
-    model.history = model.history.plus(plan)
+    _check_slots(part)
+    note(model, [*model.history.plans, plan])
 
 
 def _prepare(model: OpenModel, m: Method) -> None:
@@ -255,9 +214,36 @@ def finish(model: OpenModel) -> None:
         if not plan.finished:
             m = plan.method()
             assert isinstance(m, Finishes)  # as `shape` saw to
-            m.finish(model, dict(plan.structure))
+            m.finish(part_of(model, plan.part), dict(plan.structure))
             plans[i] = replace(plan, finished=True)
+    note(model, plans)
+
+
+def part_of(model: OpenModel, path: str) -> OpenModel:
+    """What a plan is applied to: the model, or its opened part of this name (a part of a part: `encoder.backbone`).
+
+    Raises `BadInput` for any other name.
+    """
+    if not path:
+        return model
+    name, _, rest = path.partition(".")
+    parts = model.opened_parts if isinstance(model, Composite) else {}
+    if name not in parts:
+        raise BadInput(f"part is {path!r}; accepted: {', '.join(parts) or 'none, the model is no model of parts'}")
+    return part_of(cast(OpenModel, parts[name]), rest)
+
+
+def note(model: OpenModel, plans: Sequence[Plan]) -> None:
+    """Write plans into the history, and into that of each part those that are its own."""
     model.history = History(model.history.root, tuple(plans))
+    for name, part in model.opened_parts.items() if isinstance(model, Composite) else ():
+        note(cast(OpenModel, part), plans_of(name, plans))
+
+
+def plans_of(name: str, plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """The plans of one part, as that part's own."""
+    own = [(plan, plan.part.partition(".")) for plan in plans]
+    return tuple(replace(plan, part=rest) for plan, (first, _, rest) in own if first == name)
 
 
 def _check_slots(model: OpenModel) -> None:

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from leanvit.data import AnyDataset, Preprocess
+    from leanvit.anatomy import OpenModel
+    from leanvit.data import AnyDataset, Batch, Preprocess
+    from leanvit.recipe.kept_units import Kept
     from leanvit.training import FitConfig, Objective, Run
+
+T = TypeVar("T")
+Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far counted work is: `with meter("choosing thresholds", 40) as done: done(1); done(2)`."""
+_STAGE = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+class Task(Protocol):
+    """What the outputs of a model mean where they are no logits of classes of images: pure functions of them.
+
+    A task whose loss is no mean over images also has `terms(batch) -> int`, as `leanvit.training.Objective` has.
+    """
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Scalar to minimise: how far outputs are from what the batch says, a mean."""
+
+    def divergence(self, outputs: Any, taught: Any, batch: Batch) -> Tensor:
+        """Scalar, 0 where they are equal: how far outputs are from those of a teacher, a mean."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +48,33 @@ class Data:
     seed: int = 0
     batch_size: int = 32
     teacher: nn.Module | None = None  # the dense root with its original weights, or the user's; `compress` gives it
-    out: Path | None = None  # where a method that trains keeps its resumable state; None: nowhere
+    out: Path | None = None  # where a method that trains or keeps units has its resumable state; None: nowhere
     callbacks: tuple[object, ...] = ()  # of the training that a method does (progress); see `leanvit.training`
+    meter: Meter | None = None  # shows how far a calibration or search is; None: nothing is shown
+    bound_to: str = ""  # what state in `out` is of; `compress` gives the digest of the compression
+    whole: OpenModel | None = None  # of a model of parts: the whole, whose part `part` the method is applied to
+    part: str = ""
+    task: Task | None = None  # what the outputs mean where they are no classes of images (`Task`); None: they are
+
+    def inside(self, whole: OpenModel, part: str) -> Data:
+        """For a method that is applied to a part of a whole: images reach the part through the whole."""
+        return replace(self, whole=whole if part else None, part=part)
+
+    def copied(self, model: OpenModel) -> tuple[OpenModel, Data]:
+        """A copy of the model that a method was given, for a search on it, and the data with the copy of the whole."""
+        if self.whole is None:
+            return copy.deepcopy(model), self
+        whole = copy.deepcopy(self.whole)
+        return cast("OpenModel", whole.get_submodule(self.part)), replace(self, whole=whole)
+
+    def run(self, model: nn.Module, images: Tensor, **context: Any) -> Any:
+        """The outputs for images (B, C, H, W) of the model that a method was given, or of the whole around it."""
+        return whole_of(model, self)(images, **context)
+
+    @property
+    def prefix(self) -> str:
+        """What stands before the names of the method's model in the one that `fit` trains: "", or `backbone.`."""
+        return f"{self.part}." if self.whole is not None else ""
 
     def fit(
         self,
@@ -36,6 +86,8 @@ class Data:
         **numbers: Any,
     ) -> None:
         """Train a model in place on these images (`leanvit.training.fit`), in a way that a killed run goes on from.
+
+        The part of a whole is trained with the whole, which the objective runs.
 
         Args:
             objective: what to minimise; None: cross-entropy.
@@ -52,7 +104,7 @@ class Data:
         if steps is not None:
             numbers["epochs"] = -(-steps // self.steps_per_epoch(model, **numbers))
         fit(
-            model,
+            whole_of(model, self),
             self.dataset,
             preprocess=self.preprocess,
             config=self._config(numbers),
@@ -67,8 +119,9 @@ class Data:
         """Steps that `fit` takes through the images. Raises what it would before its first one."""
         from leanvit.training import check_run
 
-        config = self._config({"epochs": 1, **numbers})
-        return check_run(model, self.dataset, preprocess=self.preprocess, config=config, convert=True)
+        length = {} if "samples" in numbers else {"epochs": 1}
+        config = self._config({**length, **numbers})
+        return check_run(whole_of(model, self), self.dataset, preprocess=self.preprocess, config=config, convert=True)
 
     def _config(self, numbers: dict[str, Any]) -> FitConfig:
         from leanvit.training import FitConfig
@@ -90,11 +143,61 @@ class Data:
         batches = loader(
             self.dataset, self.preprocess, batch_size=self.batch_size, seed=self.seed, train=True, augment=None
         )
-        for batch in batches:
+        for batch in self.metered("calibrating", batches, -(-min(count, len(self.dataset)) // self.batch_size)):
             yield batch.images[:left]
             left -= len(batch.images)
             if left <= 0:
                 return
+
+    def units(self, stage: str, names: Sequence[str], work: Callable[[str], Kept]) -> Iterator[tuple[str, Kept]]:
+        """The units of a long calibration or search, one after another, with progress: (name, what its work found).
+
+        A unit that a killed run has done is read from `out` and not done again. The work changes nothing itself: what
+        it found is applied by the caller, who then goes on with the same bits whether it was read or done:
+
+            for name, kept in data.units("reconstruct", names, lambda name: reconstructed(model, name)):
+                model.get_submodule(name).load_state_dict(kept.tensors)
+
+        Args:
+            stage: what is done, a word of its own in this method: `a-z`, digits, `-` and `_`.
+            names: of the units, in their order; the same after a kill.
+            work: a unit's name to what it found (`Kept`: tensors, and facts that are JSON).
+
+        The files go with the step that they are of; `out` is None: nothing is written. A method that does so declares
+        `resumable = True`, or `trains`.
+
+        Raises:
+            CheckpointError: a unit in `out` is damaged, or of something else.
+            LeanvitError: a unit cannot be written.
+        """
+        from leanvit.recipe.kept_units import UNITS, UnitFolder, found_by
+
+        if not _STAGE.fullmatch(stage):
+            raise BadInput(f"stage is {stage!r}; accepted: a word of a-z, 0-9, - and _")
+        folder = None if self.out is None else UnitFolder(self.out / UNITS / stage, self.bound_to)
+        for number, name in enumerate(self.metered(stage, names, len(names))):
+
+            def found(name: str = name) -> Kept:
+                return work(name)
+
+            yield name, found_by(found) if folder is None else folder.result(number, name, found)
+
+    def metered(self, what: str, items: Iterable[T], total: int) -> Iterator[T]:
+        """The items, with progress shown: an item counts as done when the next one is asked for."""
+        with nullcontext(_unseen) if self.meter is None else self.meter(what, total) as done:
+            for number, item in enumerate(items, 1):
+                yield item
+                done(number)
+
+
+def _unseen(number: int) -> None:
+    """Where nothing is shown."""
+
+
+def whole_of(model: nn.Module, data: Any) -> nn.Module:
+    """What images are given to so that they reach the model of a method: the whole around it, or the model itself."""
+    whole: nn.Module | None = getattr(data, "whole", None)
+    return model if whole is None else whole
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ class Plan:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     structure: Mapping[str, Any] = field(default_factory=dict)
     finished: bool = True  # False: what `prepare` put in for a while is still in the model
+    part: str = ""  # of a model of parts, the one that it is of; "": the model itself
 
     def method(self) -> Method:
         made: Method = make_method(self.slug, self.knobs)
         return made
 
     def to_json(self) -> dict[str, Any]:
-        payload = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
-        return payload if self.finished else {**payload, "finished": False}
+        payload: dict[str, Any] = {"slug": self.slug, "knobs": dict(self.knobs), "structure": dict(self.structure)}
+        payload |= {} if self.finished else {"finished": False}
+        return payload | ({"part": self.part} if self.part else {})

@@ -46,6 +46,7 @@ class Method(Protocol):
     export: ClassVar[str]  # "whole", "segments" or "none"
     needs_data: ClassVar[bool]
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
+    resumable: ClassVar[bool]  # whether `learn` keeps units (`Data.units`): `compress` then keeps steps, too
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
@@ -205,15 +206,27 @@ class Tunes(Retunes, Protocol):
         """The method with these knobs, and the structure that follows."""
 
 
+@runtime_checkable
+class Tied(Protocol):
+    """Knows whether its plan holds for the model with other constructor arguments (`recipe.rebuilt`).
+
+    A plan whose method does not say so is taken to be tied to the grid of tokens and to the classes.
+    """
+
+    def tied_to(self, structure: Structure) -> Mapping[str, str]:
+        """What must stay, and why in words: "grid" (of tokens), "classes", or "make", every constructor argument."""
+
+
 # --- ways to train -------------------------------------------------------------------
 
 
 class TrainingMethod(Protocol):
     """A way to train (kind "train", `train(..., methods=[...])`): knobs in a frozen dataclass, one of three at least.
 
-    `BringsObjective`: what the training minimises; `data.teacher` is None there. `Schedules`: callbacks of `fit`.
-    `shape`: parts that stay in the model, as of any `Method`, put in before the training; a class that has it is
-    applied by `compress`, too.
+    `BringsObjective`: what the training minimises; `data.teacher` is the one that the user names (`--teacher`), else
+    None. `Schedules`: callbacks of `fit`. `shape`: parts that stay in the model, as of any `Method`, put in before the
+    training; a class that has it is applied by `compress`, too. A class without it also goes with a recovery
+    (`Recovery(methods=...)`), where `data.teacher` is that of the recovery.
     """
 
     slug: ClassVar[str]

@@ -44,6 +44,7 @@ class _RecoveryFile(_Strict):
     distillation: str = "soft"
     each: bool = False
     settings: dict[str, Any] = {}
+    method: list[dict[str, Any]] = []  # ways to train
 
 
 class _RecipeFile(_Strict):
@@ -86,7 +87,7 @@ def load_recipe(path: str | Path) -> Recipe:
         raise BadInput(f"recipe {path}: {strict_message(error, _RecipeFile)}") from error
     try:
         methods = tuple(_method(i, row) for i, row in enumerate(file.method))
-        recovery = None if file.recovery is None else Recovery(**file.recovery.model_dump())
+        recovery = None if file.recovery is None else _recovery(file.recovery)
     except BadInput as error:
         raise BadInput(f"recipe {path}: {error}") from error
     return Recipe(
@@ -99,6 +100,11 @@ def load_recipe(path: str | Path) -> Recipe:
         seed=file.seed,
         recovery=recovery,
     )
+
+
+def _recovery(table: _RecoveryFile) -> Recovery:
+    ways = tuple(_method(i, row) for i, row in enumerate(table.method))
+    return Recovery(**table.model_dump(exclude={"method"}), methods=ways)
 
 
 def _method(i: int, row: dict[str, Any]) -> Any:

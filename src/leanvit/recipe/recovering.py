@@ -9,20 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
+from leanvit.data import keyed
 from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
 from leanvit.recipe.learning import Data
 from leanvit.recipe.protocol import Method
-from leanvit.recipe.training_methods import callbacks_of, objective_method, require_one_objective
+from leanvit.recipe.training_methods import (
+    COMPRESS_AGAIN,
+    as_rows,
+    callbacks_of,
+    check_recovery_methods,
+    objective_method,
+    require_one_objective,
+)
 from leanvit.recipe.training_steps import BATCH, Training, fitting_batch
+from leanvit.training.world import join_world
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset
-    from leanvit.training import FitConfig
+    from leanvit.training import FitConfig, Objective
 
 _OF_DISTILLATION = ("alpha", "temperature", "distillation")
-_FROM_ELSEWHERE = {"seed": "the seed is that of the whole compression (seed=, --seed)"}
+_FROM_ELSEWHERE = {
+    "seed": "the seed is that of the whole compression (seed=, --seed)",
+    "samples": "a recovery is so many epochs long (epochs=, --recover)",
+    "methods": "ways to train are given by themselves (methods=, --recover-with)",
+}
+_NO_NUMBERS = ("settings", "log", "methods")
 
 
 def _distillations() -> tuple[str, ...]:
@@ -36,8 +50,9 @@ class Recovery:
     """Training after compression: distillation from the root with its original weights, or from another teacher.
 
     By default once, after the last method that leaves weights to train; `each` does it after every such method. The
-    recipe is `training.RECOVERY` with these numbers. Where a method brings the objective, `alpha`, `temperature` and
-    `distillation` are its knobs' to say, and refused here.
+    recipe is `training.RECOVERY` with these numbers. Where a method brings the objective, of the compression or of
+    `methods`, it takes the place of distillation; `alpha`, `temperature` and `distillation` are then its knobs' to say,
+    and refused here.
     """
 
     epochs: Count = 3
@@ -49,17 +64,20 @@ class Recovery:
     each: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)  # any other field of `FitConfig`
     log: str | Path | None = None  # JSON lines of steps and epochs go there; of several recoveries the last
+    methods: tuple[Any, ...] = ()  # ways to train without parts of their own: an objective (of one of them), callbacks
 
     def __post_init__(self) -> None:
+        check_recovery_methods(self.methods)
         check_fields(self, "recovery ")
         self.config(seed=0)
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Recovery:
+    def of(cls, values: Mapping[str, Any], methods: tuple[Any, ...] = ()) -> Recovery:
         """From one flat table of numbers: its own, and fields of `FitConfig` (those of a published recipe, say)."""
-        own = {f.name for f in fields(cls)} - {"settings", "log"}
+        own = {f.name for f in fields(cls)}.difference(_NO_NUMBERS)
         settings = {name: value for name, value in values.items() if name not in own}
-        return cls(**{name: value for name, value in values.items() if name in own}, settings=settings)
+        numbers = {name: value for name, value in values.items() if name in own}
+        return cls(**numbers, settings=settings, methods=methods)
 
     def config(self, *, seed: int) -> FitConfig:
         """The whole recipe. Raises `BadInput` for a setting that there is not, or a value that is not accepted."""
@@ -69,9 +87,11 @@ class Recovery:
         known = {f.name for f in fields(FitConfig)} - own - _FROM_ELSEWHERE.keys()
         for name in self.settings:
             if name not in known:
-                why = _FROM_ELSEWHERE.get(name) or nearest(name, known | (own - {"settings", "log"}))
+                why = _FROM_ELSEWHERE.get(name) or nearest(name, known | own.difference(_NO_NUMBERS))
                 raise BadInput(f"recovery has no setting {name!r}: {why}")
         given = {"epochs": self.epochs, "lr": self.lr, "batch_size": self.batch, "seed": seed, **self.settings}
+        if "warmup_steps" in self.settings:
+            given.setdefault("warmup_epochs", 0.0)
         try:
             return replace(RECOVERY, **given)
         except BadInput as error:
@@ -89,7 +109,13 @@ class Recovery:
         """
         if self.batch_size is not None:
             return self
-        return replace(self, batch_size=was or fitting_batch(len(dataset) // self.config(seed=0).accumulate))
+        images = len(dataset) // self.config(seed=0).accumulate
+        return replace(self, batch_size=was or fitting_batch(images, least=max(2, self._shared_by())))
+
+    def _shared_by(self) -> int:
+        """What a batch is a multiple of: the processes share it, in pairs where images are mixed."""
+        size = join_world().size
+        return size * (2 if size > 1 and self.config(seed=0).mixes else 1)
 
     def training(self, dataset: AnyDataset) -> Training:
         """Its length on a data set."""
@@ -97,11 +123,11 @@ class Recovery:
 
         config = self.config(seed=0)
         steps = epoch_length(dataset, config.repeats) // config.batch_size // config.accumulate
-        return Training("recovery", config.epochs, config.epochs * steps, config.batch_size * config.accumulate)
+        return Training("recovery", self.epochs, self.epochs * steps, config.batch_size * config.accumulate)
 
     def numbers(self) -> dict[str, Any]:
         """The flat table that `of` takes."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("settings", "log")}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_NUMBERS}
         return {**own, **self.settings}
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +135,8 @@ class Recovery:
         free = {"workers", "save_every"}  # of FitConfig: they never change a result
         recipe = {name: value for name, value in self.config(seed=0).to_json().items() if name not in free | {"seed"}}
         own = {**self.numbers(), "batch_size": self.batch}
-        return {**recipe, **{k: v for k, v in own.items() if k not in self.settings}}
+        ways = {"methods": as_rows(self.methods)} if self.methods else {}
+        return {**recipe, **{k: v for k, v in own.items() if k not in self.settings}, **ways}
 
 
 def check_needs(methods: Sequence[Method], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
@@ -129,14 +156,16 @@ def check_needs(methods: Sequence[Method], data: Data | AnyDataset | None, recov
 
 
 def check_objectives(methods: Sequence[Method], recovery: Recovery) -> None:
-    """Raise unless at most one method brings the objective of the recovery, and no number goes with another one.
+    """Raise unless at most one method brings the objective of the recovery, its own ways to train counted, and no
+    number goes with another one.
 
     Raises:
         Refused: two methods bring one (both are named).
         BadInput: alpha, temperature or distillation is given for an objective that is a method's.
     """
-    require_one_objective(methods, "the recovery", "compress with the first, then with the other from the run")
-    bringing = objective_method(methods)
+    require_one_objective(methods, "the recovery", COMPRESS_AGAIN)
+    require_one_objective([*methods, *recovery.methods], "the recovery", "leave the way to train out")
+    bringing = objective_method([*methods, *recovery.methods])
     if bringing is None:
         return
     usual = {f.name: f.default for f in fields(Recovery)}
@@ -158,6 +187,11 @@ def _check_dataset(recovery: Recovery, dataset: Any) -> None:
         raise BadInput(
             f"recovery batch_size is {batch}, and there are {images} training images; accepted: up to {images} "
             f"(--recover-batch {images}, Recovery(batch_size={images})), or more images (--limit)"
+        )
+    if batch % (by := recovery._shared_by()):
+        raise BadInput(
+            f"recovery batch_size is {batch}, which {join_world().size} processes share; accepted: a multiple of {by} "
+            "(--recover-batch)"
         )
     if images < batch * config.accumulate:
         raise BadInput(
@@ -184,14 +218,13 @@ def recovery_points(methods: Sequence[Method], recovery: Recovery | None) -> set
 def run_recovery(
     lean: OpenModel, teacher: nn.Module, done: Sequence[Method], data: Data, recovery: Recovery
 ) -> OpenModel:
-    """Train a lean model in place, with the callbacks of the methods that it stands on, and the objective of the one
-    that brings it; goes on where `data.out` holds a state."""
+    """Train a lean model in place, with the callbacks of the methods that it stands on and of the recovery's own, and
+    the objective of the one that brings it; goes on where `data.out` holds a state."""
     from leanvit.training import JsonlLog, recover
 
-    callbacks = [*callbacks_of(done, lean), *data.callbacks]
+    callbacks = [*callbacks_of([*done, *recovery.methods], lean), *data.callbacks]
     callbacks += [JsonlLog(recovery.log)] if recovery.log else []
     config = recovery.config(seed=data.seed)
-    bringing = objective_method(done)
     result = recover(
         lean,
         teacher,
@@ -201,7 +234,7 @@ def run_recovery(
         alpha=recovery.alpha,
         temperature=recovery.temperature,
         distillation=recovery.distillation,
-        objective=bringing.objective(lean, replace(data, teacher=teacher), config) if bringing else None,
+        objective=_objective(lean, done, replace(data, teacher=teacher), recovery),
         callbacks=callbacks,
         out=data.out,
         resume=data.resume,
@@ -210,3 +243,20 @@ def run_recovery(
     if result.ema is not None:
         lean.load_state_dict(result.ema.state_dict())
     return lean
+
+
+def _objective(lean: OpenModel, done: Sequence[Method], data: Data, recovery: Recovery) -> Objective | None:
+    """What the recovery minimises; None: distillation."""
+    config = recovery.config(seed=data.seed)
+    if (way := objective_method(recovery.methods)) is not None:
+        with keyed.global_rng(data.seed, "objective"):  # of its own parameters, as in `train`
+            brought: Objective | None = way.objective(lean, data, config)
+        return brought
+    if (bringing := objective_method(done)) is not None:
+        made: Objective | None = bringing.objective(lean, data, config)
+        return made
+    if data.task is None:
+        return None
+    from leanvit.training import TaskLoss
+
+    return TaskLoss(data.task, teacher=data.teacher, alpha=recovery.alpha)

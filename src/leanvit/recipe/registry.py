@@ -18,6 +18,7 @@ _DEFAULTS: dict[str, Any] = {
     "export": "whole",
     "needs_data": False,
     "trains": False,
+    "resumable": False,
     "trainable_after": True,
     "tunable": (),
     "open_knobs": (),

@@ -2,7 +2,7 @@
 
     steps/about.json     what is compressed, how and on what (sealed); written first, compared when it is resumed
     steps/1-nvit/        the resumable state of the training under way, then the partial lean model as a run folder
-    steps/2-recovery/    likewise
+    steps/2-recovery/    likewise; of a calibration or search that keeps its units (`Data.units`) also `units/`
 
 A step is done when its folder holds a run. What is temporary in a model is in such a run too (its plan is unfinished).
 """
@@ -25,9 +25,11 @@ from leanvit.anatomy import OpenModel
 from leanvit.data.identity import changes
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 from leanvit.files import Sealed, read_sealed, sealed_text, write_atomic
-from leanvit.recipe.history import Root
+from leanvit.recipe.kept_units import UNITS
+from leanvit.recipe.roots import Root
 from leanvit.recipe.store import JSON_NAME, load_run, save
 from leanvit.training.checkpoint import LOG
+from leanvit.training.world import join_world
 
 STEPS = "steps"
 ABOUT = Path(STEPS) / "about.json"
@@ -40,7 +42,7 @@ class _AboutFile(Sealed):
 
 
 class Steps:
-    """The steps in one run folder."""
+    """The steps in one run folder. Of several processes, which all make the same calls, the first one writes."""
 
     def __init__(self, run: Path, about: Mapping[str, Any], *, resume: bool) -> None:
         """Begin them, or take them up again.
@@ -56,9 +58,14 @@ class Steps:
         self._began = not resume
         self._made = not run.exists()
         self._about = json.loads(json.dumps(about))
-        if resume:
-            self._compare(run)
-            return
+        self._world = join_world()
+        with self._world.together():
+            if resume:
+                self._compare(run)
+            elif self._world.first:
+                self._write(run)
+
+    def _write(self, run: Path) -> None:
         if (run / ABOUT).is_file():
             raise BadInput(
                 f"out={str(run)!r} holds an unfinished compression: give resume=True to continue it, another "
@@ -87,20 +94,25 @@ class Steps:
         return self.folder / f"{number}-{label}"
 
     def is_done(self, number: int, label: str) -> bool:
-        return (self.at(number, label) / JSON_NAME).is_file()
+        return self._world.from_first((self.at(number, label) / JSON_NAME).is_file)
 
     def begin(self, number: int) -> None:
         """Before a step runs or goes on: remove later ones, which would stand on something else than it will give."""
-        for path in self.folder.iterdir():
-            before, dash, _ = path.name.partition("-")
-            if dash and before.isdecimal() and int(before) > number:
-                shutil.rmtree(path)
+        with self._world.together():
+            for path in self.folder.iterdir() if self._world.first else ():
+                before, dash, _ = path.name.partition("-")
+                if dash and before.isdecimal() and int(before) > number:
+                    shutil.rmtree(path)
 
     def keep(self, number: int, label: str, model: OpenModel) -> None:
         """Save the model after a step; the state of its training goes, its log stays."""
-        folder = self.at(number, label)
+        with self._world.together():
+            if self._world.first:
+                self._keep(self.at(number, label), model)
+
+    def _keep(self, folder: Path, model: OpenModel) -> None:
         frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-        save(model, folder, info={"steps": self._digest(), "frozen": frozen}, overwrite=True)
+        save(model, folder, info={"steps": self.digest, "frozen": frozen}, overwrite=True)
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -112,7 +124,7 @@ class Steps:
             run = load_run(folder)
             history = run.model.history
             same_root = json.dumps(history.root.to_json()) == json.dumps(root.to_json())
-            same = same_root and run.info.get("steps") == self._digest()
+            same = same_root and run.info.get("steps") == self.digest
             if not same or [plan.slug for plan in history.plans] != slugs:
                 raise CheckpointError(f"{folder} is not a step of this compression")
         frozen = run.info.get("frozen", [])
@@ -135,7 +147,7 @@ class Steps:
         try:
             yield
         except (BadInput, Refused):
-            if self._began and not self._keeps_something():
+            if self._world.first and self._began and not self._keeps_something():
                 clear_steps(self.folder.parent)
                 if self._made:
                     with suppress(OSError):  # something else lies in it
@@ -145,9 +157,12 @@ class Steps:
     def _keeps_something(self) -> bool:
         from leanvit.training.checkpoint import STATE  # brings the data's libraries
 
-        return any(path.name in (JSON_NAME, STATE.name) for path in self.folder.glob("*/**/*"))
+        kept = (JSON_NAME, STATE.name)
+        return any(path.name in kept or path.parent.parent.name == UNITS for path in self.folder.glob("*/**/*"))
 
-    def _digest(self) -> str:
+    @property
+    def digest(self) -> str:
+        """sha256 of what the compression is of: steps and units that carry another one are not its own."""
         return hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
 
 

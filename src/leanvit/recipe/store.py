@@ -27,15 +27,18 @@ from leanvit.cards import known_papers
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
 from leanvit.files import Sealed, Strict, check_sha256, plain_name, read_sealed, sealed_text, write_atomic
 from leanvit.recipe.catalogue import run_folder
-from leanvit.recipe.history import History, Root, replay
+from leanvit.recipe.history import History, replay
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.registry import outside_module
+from leanvit.recipe.roots import CompositeRoot, ForeignRoot, Root, root_from_json
 
 if TYPE_CHECKING:
     from leanvit.data import Preprocess
 
 KIND = "leanvit-run"
-FORMAT = 2  # the newest that is read: 2 where `weights.stored_as` says how parameters were rounded, else 1
+FORMAT = 3  # the newest that is read: 3 where `features` names what a reader must know, 2 where `weights.stored_as`
+# says how parameters were rounded, else 1
+FEATURES = ("parts",)  # that are read; "parts": a model of parts
 STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # what float32 parameters may be rounded to
 JSON_NAME = "leanvit.json"
 
@@ -52,17 +55,16 @@ class Run:
     stored_as: str = ""  # what the parameters were rounded to in the file; "": they are as they were
 
 
-class _RootFile(Strict):
-    name: str
-    kwargs: dict[str, Any]
-
-
 class _PlanFile(Strict):
     slug: str
     knobs: dict[str, Any]
     structure: dict[str, Any]
     module: str = ""  # of a method from outside leanvit: said when it is missing, never imported
     finished: bool = True  # False: a step of a compression under way, with its temporary modules in it
+    part: str = ""  # of a model of parts
+
+    def plan(self) -> Plan:
+        return Plan(self.slug, self.knobs, self.structure, self.finished, self.part)
 
 
 class _WeightsFile(Strict):
@@ -72,12 +74,24 @@ class _WeightsFile(Strict):
 
 
 class RunFile(Sealed):
-    root: _RootFile
+    features: list[str] = Field(default_factory=list)
+    root: dict[str, Any]  # as `root_from_json` takes it
     plans: list[_PlanFile]
     weights: _WeightsFile
     preprocess: dict[str, Any] | None = None
     classes: list[str] = Field(default_factory=list)
     info: dict[str, Any] = Field(default_factory=dict)
+
+    def built_of(self) -> Root | CompositeRoot:
+        """The root. Raises `LeanvitError` where it is not one of an image model."""
+        root = root_from_json(self.root)
+        if isinstance(root, ForeignRoot):
+            raise CheckpointError(f"the root {root.name!r} is foreign: a run holds a model of ours, or one of parts")
+        return root
+
+    def history(self) -> History:
+        """Root and plans. Raises `LeanvitError` where they are damaged."""
+        return History(self.built_of(), tuple(plan.plan() for plan in self.plans))
 
 
 def save(
@@ -138,9 +152,11 @@ def save(
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
     weights = _write_weights(tensors, path) | ({"stored_as": stored_as} if stored_as else {})
     made_with = {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__}
+    features = ["parts"] if isinstance(history.root, CompositeRoot) else []
     written = {
         "kind": KIND,
-        "format": FORMAT if stored_as else 1,  # an older leanvit reads what it can read rightly
+        "format": 3 if features else 2 if stored_as else 1,  # an older leanvit reads what it can read rightly
+        **({"features": features} if features else {}),
         "root": history.root.to_json(),
         "plans": [_plan_entry(plan) for plan in history.plans],
         "weights": weights,
@@ -220,9 +236,8 @@ def load_run(path: str | Path) -> Run:
     weights = _checked_weights(path, file)
     tensors = _as_float32(_read_tensors(weights), file.weights.stored_as)
     try:
-        root = Root(file.root.name, file.root.kwargs)
-        plans = tuple(Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans)
-        model = replay(root, plans, device="meta")
+        history = file.history()
+        model = replay(history.root, history.plans, device="meta")
     except LeanvitError as error:
         raise CheckpointError(f"{path}: {error}") from error
     problem = _first_mismatch(model.state_dict(), tensors)
@@ -244,7 +259,7 @@ def read_run_file(path: Path) -> RunFile:
     if not name.is_file():
         raise BadInput(f"{path} holds no run: there is no {JSON_NAME} in it{_instead(path)}")
     advice = "An edited plan belongs to the root: reapply(root, plans)"
-    return read_sealed(name, RunFile, kind=KIND, newest=FORMAT, changed=advice)
+    return read_sealed(name, RunFile, kind=KIND, newest=FORMAT, changed=advice, features=FEATURES)
 
 
 def _check_methods_known(path: Path, file: RunFile) -> None:

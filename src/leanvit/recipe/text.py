@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from leanvit.errors import BadInput
@@ -33,5 +34,10 @@ def split_with(text: str) -> tuple[str, dict[str, Any]]:
 
 def as_text(m: Any) -> str:
     """A method with all its knobs, as `parse_with` takes it: `toy:rate=0.5,blocks=[3,6]`."""
-    knobs = ",".join(f"{name}={write_value(value)}" for name, value in knobs_of(m).items())
-    return f"{m.slug}:{knobs}" if knobs else str(m.slug)
+    return text_of(m.slug, knobs_of(m))
+
+
+def text_of(slug: str, knobs: Mapping[str, Any]) -> str:
+    """The same of a slug and knobs as JSON values, whether or not there is such a method."""
+    pairs = ",".join(f"{name}={write_value(value)}" for name, value in knobs.items())
+    return f"{slug}:{pairs}" if pairs else slug

@@ -13,15 +13,14 @@ from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import JSON_LIMIT
 from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
-from leanvit.recipe.history import Root
-from leanvit.recipe.plan import Plan
+from leanvit.recipe.roots import described
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
 from leanvit.runs.commands import Command, commands_of
 from leanvit.runs.disagreements import load_pictures
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.layout import COMMANDS, TOKENS, TRAINING_LOG, evidence_file, measurement_files, pictures_file
 from leanvit.runs.logs import Curve, read_curve
-from leanvit.runs.saving import TargetRow, asked_rows
+from leanvit.runs.saving import TargetRow, asked_rows, ways_of
 from leanvit.runs.token_maps import TokenMaps
 from leanvit.runs.widths import Widths, read_widths
 
@@ -60,6 +59,7 @@ class RunRecord:
     made_with: dict[str, str] = field(default_factory=dict)
     widths: Widths | None = None  # None: those of the root, or not to be had
     unreadable: tuple[str, ...] = ()  # files that are shown nowhere, each with the reason
+    ways: tuple[str, ...] = ()  # to train, that it was made with: `SLUG:KNOB=VALUE`
 
     def data_of(self, measurement: Measurement) -> str:
         """Spec of the data a comparison was made on; the run's own where the comparison does not say."""
@@ -81,11 +81,12 @@ def read_run(folder: Path, *, reference: str = "") -> RunRecord:
     info = file.info
     origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
     methods = " + ".join(plan.slug for plan in file.plans)
+    name, arguments = described(file.root)
     return RunRecord(
         folder=folder,
         name=origin if reference else methods or "dense",
-        model=f"{file.root.name} ({origin})" if origin else file.root.name,
-        model_args=dict(file.root.kwargs),
+        model=f"{name} ({origin})" if origin else name,
+        model_args=arguments,
         classes=tuple(file.classes),
         data=str(info.get("data", "")),
         asked=asked_rows(info),
@@ -96,6 +97,7 @@ def read_run(folder: Path, *, reference: str = "") -> RunRecord:
         made_with={str(k): str(v) for k, v in _dict(info.get("made_with")).items()},
         widths=reader.read(JSON_NAME, lambda path: _widths(path.parent, file), None),
         unreadable=tuple(reader.unreadable),
+        ways=ways_of(info),
     )
 
 
@@ -174,11 +176,10 @@ def _tokens(path: Path) -> TokenMaps | None:
 
 def _widths(folder: Path, file: RunFile) -> Widths | None:
     """None also where the method of a plan is not at hand: a report needs the run's figures, not its code."""
-    plans = [Plan(p.slug, p.knobs, p.structure, p.finished) for p in file.plans]
-    if any(plan.slug not in known_papers() for plan in plans):
+    if any(plan.slug not in known_papers() for plan in file.plans):
         return None
     try:
-        return read_widths(Root(file.root.name, file.root.kwargs), plans)
+        return read_widths(file.history())
     except LeanvitError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 

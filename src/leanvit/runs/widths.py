@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leanvit.anatomy.surgery.block_widths import BlockWidths, block_widths
-from leanvit.recipe.history import Root, replay
-from leanvit.recipe.plan import Plan
+from leanvit.recipe.history import History, replay
 
 # field of `BlockWidths`: heading, unit
 KINDS = {
@@ -38,13 +36,13 @@ class Widths:
         return [getattr(block, kind) for block in getattr(self, which)]
 
 
-def read_widths(root: Root, plans: Sequence[Plan]) -> Widths | None:
+def read_widths(history: History) -> Widths | None:
     """The widths of what plans make of a root; None if every block is as wide as the root's.
 
     Raises `LeanvitError` where the plans cannot be replayed.
     """
-    if not plans:
+    if not history.plans:
         return None
-    before, after = (block_widths(replay(root, tuple(done), device="meta")) for done in ((), plans))
+    before, after = (block_widths(replay(history.root, done, device="meta")) for done in ((), history.plans))
     found = Widths(before, after)
     return found if found.changed else None

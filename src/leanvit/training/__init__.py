@@ -19,11 +19,13 @@ from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
 from leanvit.training.step import NonFiniteLoss
+from leanvit.training.task_loss import TaskLoss
 from leanvit.training.teachers import Distill, as_seen_by
 from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask
 from leanvit.training.train_recipe import TrainRecipe
 from leanvit.training.validating import top1_accuracy
+from leanvit.training.whole_batch import WholeBatch
 from leanvit.training.world import World, join_world
 
 __all__ = [
@@ -44,9 +46,11 @@ __all__ = [
     "ProgressBar",
     "Run",
     "SoftDistillation",
+    "TaskLoss",
     "TensorBoardLog",
     "TimmTask",
     "TrainRecipe",
+    "WholeBatch",
     "World",
     "as_seen_by",
     "check_run",

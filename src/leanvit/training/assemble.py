@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.data import Mixup
@@ -18,14 +18,20 @@ from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_leng
 from leanvit.data.depth import range_text
 from leanvit.data.fields import check_augment, check_mixing
 from leanvit.data.identity import identity
+from leanvit.data.loading import PAIRINGS
 from leanvit.errors import BadInput, CheckpointError
+from leanvit.knobs import Choice, Count, check
 from leanvit.training.batch_norms import require_values
-from leanvit.training.callbacks import Run
+from leanvit.training.callbacks import Run, deploy_model, prepare_model, saved_callbacks
 from leanvit.training.checkpoint import BEST, DATA, STATE, VALIDATION, read_position
 from leanvit.training.config import FitConfig
+from leanvit.training.layer_groups import layer_scales
+from leanvit.training.locked import check_locked, flags_of, lock, set_flags
 from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
 from leanvit.training.parallel import TrainStep, replicated, sharded_copy
+from leanvit.training.schedule import check_course
+from leanvit.training.whole_batch import WholeBatch
 from leanvit.training.world import World, join_world
 
 FREE_ON_RESUME = ("workers", "save_every", "parallel")  # these never change a result, beyond rounding
@@ -40,9 +46,13 @@ def assemble(
     objective: Objective | None,
     validate: AnyDataset | None,
     convert: bool = False,
+    callbacks: Sequence[object] = (),
 ) -> Run:
-    """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together."""
-    world = join_world()
+    """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together.
+
+    Callbacks put their temporary modules into the model, and `locked` parts are taken out of the training: `release`
+    undoes both, and has done so where this raises.
+    """
     if objective is None or objective.needs_labels:
         require_labels(dataset, "training" if objective is None else f"objective {type(objective).__name__}")
     steps_per_epoch = check_run(
@@ -61,7 +71,40 @@ def assemble(
     default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
     objective = objective or default(config.label_smoothing)
     objective.check_classes(dataset.classes)
-    objective.to(next(model.parameters()).device)
+    _require_steps(objective, model, config, join_world())
+    flags = flags_of(model) if config.locked else {}
+    prepare_model(model, callbacks, seed=config.seed)
+    try:
+        lock(model, config.locked)
+        saved = saved_callbacks(callbacks, objective)
+        return _built(
+            model, dataset, preprocess, config, objective, steps_per_epoch=steps_per_epoch, flags=flags, saved=saved
+        )
+    except BaseException:
+        release(model, callbacks, flags)
+        raise
+
+
+def release(model: nn.Module, callbacks: Sequence[object], flags: Mapping[str, bool]) -> None:
+    """Take temporary modules out of a model that was trained, and let its parameters require a gradient as before."""
+    deploy_model(model, callbacks)
+    set_flags(model, flags)
+
+
+def _built(
+    model: nn.Module,
+    dataset: AnyDataset,
+    preprocess: Preprocess,
+    config: FitConfig,
+    objective: Objective,
+    *,
+    steps_per_epoch: int,
+    flags: Mapping[str, bool],
+    saved: Mapping[str, nn.Module],
+) -> Run:
+    world = join_world()
+    for module in (objective, *saved.values()):
+        module.to(next(model.parameters()).device)
     trained, averager, forward = _spread(model, objective, preprocess, config, world)
     mixup = Mixup(
         config.mixup,
@@ -80,6 +123,8 @@ def assemble(
         preprocess=preprocess,
         steps_per_epoch=steps_per_epoch,
         averager=averager,
+        saved=saved,
+        flags=flags,
         mix=mixup if config.mixes else None,
         metric="map" if dataset.multi_label else "top1",
         world=world,
@@ -105,6 +150,17 @@ def _spread(
     if sharding:
         model.cpu()  # its memory is for the shares now; the weights come back at the end
     return trained, averager, step if sharding else replicated(step, world)
+
+
+def _require_steps(objective: Objective, model: nn.Module, config: FitConfig, world: World) -> None:
+    """Raise BadInput for an objective whose steps cannot be taken as it says of itself."""
+    name = type(objective).__name__
+    check(f"pieces of {name}", objective.pieces, Count)
+    check(f"pairing of {name}", objective.pairing, Annotated[str, Choice(PAIRINGS)])
+    if objective.pieces > 1 and type(objective).piece is Objective.piece:
+        raise BadInput(f"{name} has pieces={objective.pieces}, but does not define piece(number, ...), which gives one")
+    if isinstance(objective, WholeBatch):
+        objective.share_out(model, config, world)
 
 
 def require_kinds(model: Any, dataset: Any, preprocess: Any, config: Any, validate: Any) -> None:
@@ -162,6 +218,9 @@ def check_run(
     world = join_world()
     _require_divisible(config, world)
     steps = _steps_per_epoch(dataset, config)
+    check_course(config, steps)
+    check_locked(model, config.locked)
+    layer_scales(model, config)
     require_values(model, preprocess, config, world.size)
     return steps
 
@@ -216,7 +275,8 @@ def clear_leftovers(out: Path) -> None:
 
 def modules_of(run: Run) -> dict[str, nn.Module]:
     """The modules whose tensors make the state of a run, by their prefix in its file."""
-    modules = {"model": run.model, "objective": run.objective}
+    saved = {f"callback.{name}": module for name, module in run.saved.items()}
+    modules = {"model": run.model, "objective": run.objective, **saved}
     return modules if run.ema is None else {**modules, "ema": run.ema}
 
 
@@ -227,14 +287,15 @@ def about_run(run: Run, dataset: AnyDataset, validate: AnyDataset | None) -> dic
         "dataset": f"{dataset.name} {dataset.split}, {len(dataset)} images",
         "preprocess": run.preprocess.fingerprint(),
         "objective": repr(run.objective),
+        **({"saved callbacks": list(run.saved)} if run.saved else {}),
         DATA: identity(dataset),
         **({} if validate is None else {VALIDATION: identity(validate)}),
     }
 
 
-def recipe_of(config: FitConfig) -> dict[str, Any]:
-    """The fields of a recipe that change a result (JSON)."""
-    return {name: value for name, value in config.to_json().items() if name not in FREE_ON_RESUME}
+def recipe_of(config: FitConfig, *, every: bool = False) -> dict[str, Any]:
+    """The fields of a recipe that change a result (JSON); with `every`, also those that are recorded only where set."""
+    return {name: value for name, value in config.to_json(every=every).items() if name not in FREE_ON_RESUME}
 
 
 def progress_of(run: Run) -> dict[str, Any]:
@@ -263,7 +324,8 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"the training state's progress is not understood: {error!r}") from error
     into_epoch = step - len(history) * run.steps_per_epoch
-    least = -run.steps_per_epoch if run.stopped else 0  # a run that was stopped closed its epoch early
+    early = run.stopped or (step == run.total_steps and len(history) == run.epochs)  # it may have closed its last epoch
+    least = -run.steps_per_epoch if early else 0
     if not least <= into_epoch <= run.steps_per_epoch or step > run.total_steps or (run.stopped and not history):
         raise CheckpointError(f"the training state is at step {step}, but has {len(history)} finished epochs")
     if run.config.optimizer == "lamb":  # timm's counts its steps in the groups, which are not saved

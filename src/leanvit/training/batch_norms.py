@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from leanvit.data import Batch, Preprocess
 from leanvit.errors import BadInput
 from leanvit.training.config import FitConfig
+from leanvit.training.locked import is_locked
 
 
 def require_values(model: nn.Module, preprocess: Preprocess, config: FitConfig, processes: int) -> None:
@@ -22,7 +24,7 @@ def require_values(model: nn.Module, preprocess: Preprocess, config: FitConfig, 
     share = config.batch_size // processes
     if share > 1 or config.train_mode == "eval" or not has_batch_norm(model):
         return
-    starved = _starved(model, preprocess)
+    starved = [name for name in _starved(model, preprocess) if not is_locked(name, config.locked)]
     if starved:
         of = f" of {processes} processes" if processes > 1 else ""
         raise BadInput(
@@ -45,8 +47,8 @@ def paired(batch: Batch, model: nn.Module) -> Batch:
 
 
 def twice(batch: Batch) -> Batch:
-    """Every image two times."""
-    return batch.take([*range(len(batch))] * 2)
+    """Every image two times; the second time it stands nowhere."""
+    return replace(batch.take([*range(len(batch))] * 2), rows=batch.rows)
 
 
 def _starved(model: nn.Module, preprocess: Preprocess) -> list[str]:

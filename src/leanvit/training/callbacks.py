@@ -1,24 +1,42 @@
 """What happens around the steps of `fit`.
 
-A callback is any object with some of these methods, each called with the `Run`:
+A callback is any object with some of these methods, in the order of their calls; those of a `run` get the `Run`:
 
+    prepare(model)        once, before averages, sharding and optimiser exist (and before a state is loaded, when
+                          resuming): puts temporary modules into the model, in place, under keyed randomness
     start(run)            once, after everything is built (and restored, when resuming)
     before_forward(run)   before each forward (`accumulate` of them make a step), inside the step's keyed randomness
-    after_step(run)       after each optimiser step; run.step already counts it. The step's gradients are still there:
-                          unscaled, averaged over the processes, multiplied by run.grad_factor
+    before_step(run)      before each optimiser step, with its gradients: unscaled, complete over the processes, not yet
+                          clipped. It may change them; "grad_norm" and clipping are then of what it leaves
+    after_step(run)       after each optimiser step, before the averaged weights are updated; run.step already counts
+                          it. The step's gradients are still there, multiplied by run.grad_factor
     end_epoch(run)        after validation; run.history[-1] is the epoch's row
     finish(run)           once, after the last step
-    close(run)            always at the very end, error or not: for terminals and files
+    close(run)            always at the very end of the steps, error or not: for terminals and files
+    deploy(model)         takes what `prepare` put in out of a model, in place, so that its state dict is that of a
+                          model that was never prepared
+
+A step that fp16 leaves out has neither `before_step` nor `after_step`. Several callbacks are called in their order, for
+`deploy` in the reverse one.
+
+`deploy` is called with copies of the model, too: it has to find its modules in the model that it is given. What is
+kept or given back has gone through it: best weights, the averaged model, the result. So has the model that `fit` was
+given where it ends by an error or a signal: it then holds the weights so far, without temporary modules (under FSDP2,
+after an error, the weights from before). Validation runs the model as it trains, and the resumable state holds all.
+
+A callback that is an `nn.Module` is saved with the run, under the name of its class, and restored before `start`. Its
+state has to be alike on all processes; its parameters are not trained.
 
 A callback steers the model through `run.context`, and may end the run with `run.stop()`. What it decides must follow
-from `run.step` and keyed randomness alone: then a resumed run needs nothing from it. Each of several processes calls
-its own callbacks; one that writes or shows something asks `run.world.first`.
+from `run.step`, keyed randomness and the state that is saved with the run: then a resumed run goes on as it would have.
+Each of several processes calls its own callbacks: those that change the model or its gradients have to be there on all
+of them; one that writes or shows something asks `run.world.first`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,16 +50,19 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
-from leanvit.data import Preprocess
+from leanvit.data import Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.files import write_atomic
 from leanvit.knobs import Count, check
 from leanvit.training.config import FitConfig
 from leanvit.training.objectives import Objective
+from leanvit.training.schedule import total_steps
 from leanvit.training.world import World
 
 METRICS = {"top1": "top-1", "map": "mAP"}
-HOOKS = ("start", "before_forward", "after_step", "end_epoch", "finish", "close")
+HOOKS = (
+    "prepare", "start", "before_forward", "before_step", "after_step", "end_epoch", "finish", "close", "deploy",
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -56,6 +77,8 @@ class Run:
     preprocess: Preprocess
     steps_per_epoch: int
     averager: ModelEmaV3 | None = None
+    saved: Mapping[str, nn.Module] = field(default_factory=dict)  # callbacks that are saved with the run, by name
+    flags: Mapping[str, bool] = field(default_factory=dict)  # which parameters of `given` required a gradient
     mix: Mixup | None = None
     metric: str = "top1"  # what validation measures, and its name in the history; "map" of multi-label data
     step: int = 0  # optimiser steps taken so far
@@ -71,7 +94,7 @@ class Run:
     world: World = field(default_factory=World)  # this process among those of the run
     forward: nn.Module  # the step as it is called: objective and model, under DDP where there are several processes
     scaler: torch.amp.GradScaler
-    grad_factor: float = 1.0  # what clipping multiplied the last step's gradients by
+    grad_factor: float = 1.0  # what clipping (by "norm") multiplied the last step's gradients by
     skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
     ends_at: int | None = None  # a callback that will end the run earlier sets the step here, at its start
     stopped: bool = False  # the run has ended before its last step, because a callback requested it
@@ -89,7 +112,17 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.config.epochs * self.steps_per_epoch
+        return total_steps(self.config, self.steps_per_epoch)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the whole run, the last of which may be a part of one."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of the epoch under way: all of it, or in the last one what is left of the run."""
+        return min(self.steps_per_epoch, self.total_steps - self.epoch * self.steps_per_epoch)
 
     @property
     def last_step(self) -> int:
@@ -114,7 +147,8 @@ class Run:
 
 
 def check_callbacks(callbacks: Sequence[object]) -> None:
-    """Refuse what would never be called: a class instead of an instance, or an object without any hook."""
+    """Refuse what would never be called: a class instead of an instance, or an object without any hook; and what would
+    put temporary modules in, and never take them out."""
     for callback in callbacks:
         if isinstance(callback, type):
             raise BadInput(f"callbacks holds the class {callback.__name__}: give an instance of it")
@@ -122,6 +156,55 @@ def check_callbacks(callbacks: Sequence[object]) -> None:
             raise BadInput(
                 f"callbacks holds {callback!r}, which has none of the methods that are called: {', '.join(HOOKS)}"
             )
+        if callable(getattr(callback, "prepare", None)) and not callable(getattr(callback, "deploy", None)):
+            raise BadInput(
+                f"callbacks holds {callback!r}, which has prepare(model), but no deploy(model): give it one, which "
+                "takes out again what prepare puts in"
+            )
+
+
+def prepare_model(model: nn.Module, callbacks: Iterable[object], *, seed: int) -> None:
+    """Call `prepare` on every callback that has it. Where one fails, what those before it put in is taken out."""
+    done: list[object] = []
+    try:
+        with keyed.global_rng(seed, "prepare"):
+            for callback in preparing(callbacks):
+                callback.prepare(model)
+                done.append(callback)
+    except BaseException:
+        deploy_model(model, done)
+        raise
+
+
+def deploy_model(model: nn.Module, callbacks: Iterable[object]) -> None:
+    """Take out of a model, in place, what callbacks have put in: the last one first."""
+    for callback in reversed(preparing(callbacks)):
+        callback.deploy(model)
+
+
+def preparing(callbacks: Iterable[object]) -> list[Any]:
+    """The callbacks that put temporary modules into a model."""
+    return [callback for callback in callbacks if callable(getattr(callback, "prepare", None))]
+
+
+def has_hook(callbacks: Iterable[object], hook: str) -> bool:
+    """Whether one of the callbacks is called at `hook`."""
+    return any(getattr(callback, hook, None) is not None for callback in callbacks)
+
+
+def saved_callbacks(callbacks: Iterable[object], objective: nn.Module) -> dict[str, nn.Module]:
+    """The callbacks that are saved with a run, by the names of their classes; a second of a class is `Class#2`.
+
+    Those that are part of the objective are saved with it.
+    """
+    parts = {id(module) for module in objective.modules()}
+    found: dict[str, nn.Module] = {}
+    for callback in callbacks:
+        if isinstance(callback, nn.Module) and id(callback) not in parts:
+            kind = type(callback).__name__
+            count = sum(name.partition("#")[0] == kind for name in found)
+            found[f"{kind}#{count + 1}" if count else kind] = callback
+    return found
 
 
 def notify(callbacks: Iterable[object], hook: str, run: Run) -> None:
@@ -213,7 +296,7 @@ class ProgressBar:
             return
         last = next((row[run.metric] for row in reversed(run.history) if run.metric in row), None)
         score = "" if last is None else f" · {METRICS[run.metric]} {100 * last:.1f} %"
-        text = f"epoch {run.epoch + 1}/{run.config.epochs} · loss {run.losses['loss']:.3f}{score}"
+        text = f"epoch {run.epoch + 1}/{run.epochs} · loss {run.losses['loss']:.3f}{score}"
         speed = self._progress.tasks[self._task].speed  # steps/s of the last half minute
         images = "" if speed is None else f" · {speed * run.config.batch_size * run.config.accumulate:.0f} images/s"
         self._progress.update(self._task, completed=run.step, description=f"{text}{images}")

@@ -106,7 +106,7 @@ def load_state(
 ) -> dict[str, Any]:
     """Restore modules and optimiser in place from `save_state`'s file; returns the progress.
 
-    defaults: what `about` was where the file does not say, as it is of an older version.
+    defaults: what `about` is where it, or the file, does not say: an older version did not know the field.
 
     Raises BadInput if there is no file or the run that it belongs to differs from `about` (naming each difference),
     CheckpointError if the file is damaged, foreign, from a newer format, or does not fit the modules. Modules are
@@ -115,7 +115,8 @@ def load_state(
     if not path.is_file():
         raise BadInput(f"resume=True, but there is nothing to resume: {path} does not exist")
     tensors, position = _read(path)
-    _same_run({**(defaults or {}), **position.about}, about, path)
+    unsaid = defaults or {}
+    _same_run({**unsaid, **position.about}, {**unsaid, **about}, path)
     states = {prefix: _under(f"{prefix}.", tensors) for prefix in modules}
     for prefix, module in modules.items():
         _fits(prefix, module, states[prefix], path)

@@ -30,12 +30,14 @@ from leanvit.training.assemble import (
     modules_of,
     progress_of,
     recipe_of,
+    release,
     require_kinds,
     restore_progress,
 )
-from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, notify
+from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, deploy_model, notify, preparing
 from leanvit.training.checkpoint import BEST, LOG, STATE, Position, load_state, read_weights, save_state, save_weights
 from leanvit.training.config import FitConfig
+from leanvit.training.locked import into_training
 from leanvit.training.objectives import Objective
 from leanvit.training.parallel import (
     is_sharded,
@@ -101,7 +103,8 @@ def fit(
 
     Args:
         objective: what to minimise; cross-entropy with the recipe's label smoothing by default.
-        callbacks: see `leanvit.training.callbacks`.
+        callbacks: see `leanvit.training.callbacks`. What they put into the model for the while is out again when this
+            returns or raises.
         out: run folder, the same for all processes; it gets `training/` (resumable state, weights of the best epoch)
             and `train.jsonl`. None writes nothing.
         resume: continue the run in `out` at its exact step, mid-epoch included.
@@ -128,31 +131,34 @@ def fit(
     if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
         validate = for_model(validate, model, exact=True, log=lambda line: None)
     dataset = for_model(dataset, model, exact=True)
-    run = assemble(model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert)
+    run = assemble(
+        model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert, callbacks=callbacks
+    )
     try:
-        return _run(
-            run, model, dataset, callbacks, out=out, resume=resume, validate=validate, keep=keep, about=about or {}
-        )
+        _run(run, dataset, callbacks, out=out, resume=resume, validate=validate, about=about or {})
+        ema = _give_back(run, model)
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         if config.compile:
             model._compiled_call_impl = None  # type: ignore[assignment]
+        release(model, callbacks, run.flags)
         model.eval()
+    if ema is not None:
+        release(ema, callbacks, run.flags)
+    return _result(run, model, ema, dataset, out=out, validate=validate, keep=keep)
 
 
 def _run(
     run: Run,
-    model: M,
     dataset: AnyDataset,
     callbacks: Sequence[object],
     *,
     out: Path | None,
     resume: bool,
     validate: AnyDataset | None,
-    keep: str,
     about: Mapping[str, Any],
-) -> FitResult[M]:
-    """The epochs of `fit`, between what is built and what is given back. `model` is the one that `fit` was given."""
+) -> None:
+    """The epochs of `fit`, between what is built and what is given back."""
     config, world = run.config, run.world
     about = {**about_run(run, dataset, validate), **about}
     with world.together():
@@ -162,7 +168,7 @@ def _run(
         callbacks = [*callbacks, JsonlLog(out / LOG)]
     with world.together():
         if out and resume:
-            older = recipe_of(FitConfig())  # a version that did not know a field did what is its default
+            older = recipe_of(FitConfig(), every=True)  # a version that did not know a field did what is its default
             restore_progress(run, load_state(out / STATE, modules_of(run), run.optimizer, about, defaults=older))
     if out and world.first:
         clear_leftovers(out)
@@ -178,16 +184,18 @@ def _run(
     try:
         with keep_freed_memory(), StopSignals() as signals:
             notify(callbacks, "start", run)
-            for epoch in range(len(run.history), config.epochs):
+            for epoch in range(len(run.history), run.epochs):
                 if run.stopped:
                     break
                 run.epoch = epoch
-                run.model.train(config.train_mode == "train")
+                into_training(run.model, config)
                 run.objective.train()
                 for batches in _steps_of_epoch(run, dataset):
                     taken = take_step(run, batches, callbacks)
                     with world.together():
                         notify(callbacks if taken else (), "after_step", run)
+                    if taken and run.averager is not None:
+                        run.averager.update(run.model, step=run.step)
                     signals.check(world)
                     run.stopped = world.any(run.stopped)
                     if run.stopped:
@@ -200,18 +208,42 @@ def _run(
                     notify(callbacks, "end_epoch", run)
                 run.stopped = world.any(run.stopped)
                 if out and improved:
-                    save_weights(out / BEST, run.ema or run.model, world)
+                    save_weights(out / BEST, _deployed(run, callbacks), world)
                 save()
                 signals.check(world)  # one that came since the last step is not swallowed
             notify(callbacks, "finish", run)
     except StopRequested:
         save()
-        _give_back(run, model)
+        _give_back(run, run.given)
         raise Interrupted(_interrupted_message(run, out), step=run.step) from None
     finally:
         notify(callbacks, "close", run)
     _share_bad_images(run, dataset, validate)
-    ema = _give_back(run, model)
+
+
+def _deployed(run: Run, callbacks: Sequence[object]) -> nn.Module:
+    """The averaged model, else the model, or where callbacks have put temporary modules in a copy of it without."""
+    kept = run.ema or run.model
+    if not preparing(callbacks):
+        return kept
+    copied = copy.deepcopy(run.given if is_sharded(kept) else kept)
+    if is_sharded(kept):
+        copied.load_state_dict(whole_state(kept))
+    deploy_model(copied, callbacks)
+    return copied
+
+
+def _result(
+    run: Run,
+    model: M,
+    ema: M | None,
+    dataset: AnyDataset,
+    *,
+    out: Path | None,
+    validate: AnyDataset | None,
+    keep: str,
+) -> FitResult[M]:
+    """What `fit` gives: the models as they were trained, or with the weights of the best epoch."""
     for trained in (model, ema):
         if isinstance(trained, OpenModel) and dataset.labelled:  # this training gave its outputs their meaning
             trained.classes, trained.multi_label = tuple(dataset.classes), dataset.multi_label
@@ -270,7 +302,7 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
     """The epoch's remaining steps, each a list of `accumulate` batches; what does not fill a step is left out."""
     config = run.config
     done = run.into_epoch
-    if done == run.steps_per_epoch:  # stopped between the last step and the end of the epoch
+    if done == run.epoch_steps:  # stopped between the last step and the end of the epoch
         return
     batches = iter(
         loader(
@@ -286,9 +318,10 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
             drop_last=True,
             skip=done * config.accumulate,
             share=(run.world.rank, run.world.size),
+            pairing=run.objective.pairing,
         )
     )
-    for _ in range(done, run.steps_per_epoch):
+    for _ in range(done, run.epoch_steps):
         with run.world.together():
             step = list(islice(batches, config.accumulate))
         yield step

@@ -49,6 +49,9 @@ class Objective(nn.Module):
 
     multi_label: bool | None = None  # whether it is for multi-label data; None: for either
     needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
+    pieces: int = 1  # losses of a forward that are differentiated one after the other; alike on all processes
+    sees_clean: bool = False  # whether `batch.clean` holds the batch before mixing, where it is mixed; else it is None
+    pairing: str = "reversed"  # which images are mixed with one another: `leanvit.data.loading.share_rows`
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
@@ -60,6 +63,24 @@ class Objective(nn.Module):
         """Optimiser groups of the objective's own parameters; a group may carry `lr_scale` (factor on the rate), or
         `peak_scale` (factor on lr alone: the rate ends at the same min_lr)."""
         return param_groups_weight_decay(self, weight_decay)
+
+    def terms(self, batch: Batch) -> int | None:
+        """How many things the loss of this batch is the mean of: pixels that are not ignored, tokens, positives.
+
+        The step's loss is then the mean over those of all its batches and processes. None, the default: images; the
+        `accumulate` batches of a step then count alike. Asked of the batch on the CPU, before it is mixed, also of one
+        without images. A batch of 0 terms has no part in the step, whatever its loss. Where a loss adds sums over
+        different things, divide them all by one count, and give that count; or take the means of each image first,
+        then their sum is a mean over images.
+        """
+        return None
+
+    def piece(self, number: int, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
+        """Loss number 0 to `pieces` - 1 of one forward: their sum is minimised, in the memory of one of them.
+
+        Parts of one name are added up.
+        """
+        return self(model, batch, step, context)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
         """Loss of one forward.
@@ -168,10 +189,14 @@ class Distillation(Objective):
         raise TypeError(f"{type(self).__name__} does not define term(student, teacher)")
 
     @torch.no_grad()
+    def outputs_of_teacher(self, images: Tensor) -> Any:
+        """What the teacher gives for the student's normalised images (B, C, H, W)."""
+        return self._teacher[0].to(images.device)(images)
+
     def ask_teacher(self, images: Tensor) -> Tensor:
         """Teacher logits (B, classes) for the student's normalised images (B, C, H, W)."""
-        teacher = self._teacher[0].to(images.device)
-        logits = teacher(images)
+        teacher = self._teacher[0]
+        logits = self.outputs_of_teacher(images)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise BadInput(f"teacher {type(teacher).__name__} returned {_described(logits)}, not logits (B, classes)")
         return logits

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from leanvit.errors import BadInput
 from leanvit.training.config import FitConfig
+from leanvit.training.layer_groups import layer_scales
 from leanvit.training.objectives import Objective
 
 
@@ -17,8 +18,8 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
     """The optimiser over the model's trained parameters and the objective's own.
 
     Weight decay leaves out biases, norms and the model's `no_weight_decay()`. With `layer_decay` d, layer i of n gets
-    the rate lr * d^(n - 1 - i), from the head down to the stem (BEiT, arXiv 2106.08254, section 3.1; layers by timm's
-    `group_matcher`). A model's `lr_scales()` gives factors on the rate of parameters that learn slower, and
+    the rate lr * d^(n - 1 - i), from the head down to the stem (BEiT, arXiv 2106.08254, section 3.1; layers by
+    `layer_groups`). A model's `lr_scales()` gives factors on the rate of parameters that learn slower, and
     `backbone_lr_scale` is one on all that is not the classifier's (timm's `get_classifier`).
     Raises BadInput for a model without a trained parameter, or without layers or a classifier to tell apart.
     """
@@ -29,17 +30,22 @@ def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) ->
             "set requires_grad of those that shall learn"
         )
     groups = _scaled(groups, _factors(model, config)) + objective.param_groups(config.weight_decay)
-    own = {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
+    own: dict[str, Any] = (
+        {"momentum": config.momentum} if config.optimizer in ("sgd", "momentum") else {"betas": config.betas}
+    )
+    if config.eps is not None:
+        own["eps"] = config.eps
     return create_optimizer_v2(groups, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **own)
 
 
 def _factors(model: nn.Module, config: FitConfig) -> dict[int, float]:
     """Factors on the rate by the identity of parameters."""
     own: dict[str, float] = getattr(model, "lr_scales", dict)()
-    factors = {id(p): own.get(name, 1.0) for name, p in model.named_parameters()}
+    layers = layer_scales(model, config)
+    factors = {id(p): own.get(name, 1.0) * layers.get(name, 1.0) for name, p in model.named_parameters()}
     if config.backbone_lr_scale == 1.0:
         return factors
-    head = _classifier(model)
+    head = classifier(model)
     if not head:
         raise BadInput(
             f"backbone_lr_scale={config.backbone_lr_scale}: {type(model).__name__} has no classifier to tell from the "
@@ -48,7 +54,7 @@ def _factors(model: nn.Module, config: FitConfig) -> dict[int, float]:
     return {p: factor if p in head else factor * config.backbone_lr_scale for p, factor in factors.items()}
 
 
-def _classifier(model: nn.Module) -> set[int]:
+def classifier(model: nn.Module) -> set[int]:
     """Identities of the classifier's parameters; of a distilled model both heads'."""
     found = model.get_classifier() if hasattr(model, "get_classifier") else ()  # type: ignore[operator]
     heads = found if isinstance(found, tuple | list) else (found,)
@@ -68,7 +74,7 @@ def _scaled(groups: list[dict[str, Any]], factors: dict[int, float]) -> list[dic
 
 def _groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
     undecayed: set[str] = getattr(model, "no_weight_decay", set)() | _exempt(model)
-    if config.layer_decay is None:
+    if config.layer_decay is None or config.layer_groups != "timm":
         return param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=undecayed)
     if not hasattr(model, "group_matcher"):
         raise BadInput(

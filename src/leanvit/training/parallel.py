@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.data import Batch
 from leanvit.training.objectives import Objective
-from leanvit.training.world import World
+from leanvit.training.world import World, join_world
 
 _OTHER_FORWARDS = ("forward_features", "forward_head", "embed", "run", "classify")
 
@@ -36,9 +36,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch, step: int, context: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The objective's total as `loss`, and its detached parts by name: scalars."""
-        loss = self.objective(self.model, batch, step, context)
+    def forward(self, batch: Batch, step: int, context: Mapping[str, Any], piece: int = 0) -> dict[str, Tensor]:
+        """The total of a piece of the objective as `loss`, and its detached parts by name: scalars."""
+        loss = self.objective.piece(piece, self.model, batch, step, context)
         return {"loss": loss.total, **loss.parts}
 
 
@@ -79,6 +79,40 @@ def average_replicated(step: nn.Module, world: World) -> None:
     """Average what FSDP2 does not: the gradients of the objective's own parameters. DDP has done so itself."""
     if isinstance(step, TrainStep) and world.size > 1:
         world.mean_([p.grad for p in step.objective.parameters() if p.grad is not None])
+
+
+def of_all_processes(own: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors (len(rows), ...) of every process put together, in the order of their rows; alike on all.
+
+    Gradients go back to the process that a row is from, those of all processes added up. A process may have no row.
+    """
+    world = join_world()
+    if world.size == 1:
+        return dict(own)
+    every = world.gathered(list(rows))
+    order = torch.tensor(sorted(range(sum(map(len, every))), key=[row for part in every for row in part].__getitem__))
+    sizes = [len(part) for part in every]
+    return {name: _Gather.apply(tensor, sizes, world.rank, order.to(tensor.device)) for name, tensor in own.items()}
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather of unequal counts whose backward adds up what the processes ask of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, sizes: list[int], rank: int, order: Tensor) -> Tensor:
+        ctx.sizes, ctx.rank, ctx.order = sizes, rank, order
+        padded = own.new_zeros(max(sizes), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])[order]
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None, None]:
+        by_rank = torch.empty_like(slopes[0], memory_format=torch.contiguous_format)
+        by_rank[ctx.order] = slopes[0]
+        torch.distributed.all_reduce(by_rank)
+        return by_rank.split(ctx.sizes)[ctx.rank], None, None, None
 
 
 def gradient_norm(trained: Sequence[nn.Parameter], world: World) -> Tensor:

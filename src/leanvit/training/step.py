@@ -6,22 +6,26 @@ All its random draws follow from (seed, step), on any number of processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from timm.data import Mixup
 from torch import Tensor, nn
 
 from leanvit.data import Batch, keyed
 from leanvit.data.loading import no_image_left, share_rows
 from leanvit.errors import LeanvitError
 from leanvit.training.batch_norms import paired, twice
-from leanvit.training.callbacks import Run, notify
+from leanvit.training.callbacks import Run, has_hook, notify
+from leanvit.training.clipping import clip
 from leanvit.training.draws import GlobalDraws, watched
-from leanvit.training.parallel import average_replicated, gradient_norm, own_part, scale_gradients, syncing
+from leanvit.training.parallel import average_replicated, gradient_norm, own_part, syncing
 from leanvit.training.schedule import lr_at
 from leanvit.training.validating import autocast
+from leanvit.training.whole_batch import WholeBatch
 
 
 class NonFiniteLoss(LeanvitError):
@@ -36,24 +40,19 @@ class NonFiniteLoss(LeanvitError):
 def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bool:
     """Forward and backward of each batch, then one optimiser step; all its random draws follow from (seed, step).
 
-    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows.
+    Returns whether the weights moved: fp16 leaves out a step whose scaled gradient overflows. `after_step` and the
+    averaged weights are left to the loop.
     """
     config, optimizer, world = run.config, run.optimizer, run.world
     optimizer.zero_grad(set_to_none=True)
     sums: dict[str, torch.Tensor] = {}
-    counts = world.sums([len(batch) for batch in batches])
+    weights = _weights(run, batches)
     with keyed.global_rng(config.seed, "step", run.step):
-        for run.micro, (batch, count) in enumerate(zip(batches, counts, strict=True)):
-            batch, weight = _share(batch, count)
-            batch = mixed(paired(batch.to(run.device), run.model), run)
+        for run.micro, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            batch = mixed(paired(_placed(batch, run).to(run.device), run.model), run)
             notify(callbacks, "before_forward", run)
-            with syncing(run.forward, run.micro == len(batches) - 1), _draws(run, batch) as draws:
-                with watched(None if run.losses else draws), autocast(run.device, config.amp):
-                    loss = run.forward(batch, run.step, run.context)
-                # gradients are averaged over the processes, but are shares of a sum: hence times their number
-                run.scaler.scale(loss["loss"] * (weight * world.size) / len(batches)).backward()
-            for name, value in loss.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() * weight / len(batches)
+            for name, figure in _differentiated(run, batch, weight, last=run.micro == len(batches) - 1).items():
+                sums[name] = sums.get(name, 0) + figure
     average_replicated(run.forward, world)
     run.scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -62,8 +61,16 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     values = torch.stack([*sums.values(), norm.to(sums["loss"])]).tolist()  # the step's only wait for the device
     values = [*world.sums(values[:-1]), values[-1]]
     run.losses = dict(zip(names, values, strict=True))
+    if weights[0].terms is not None:
+        run.losses["terms"] = float(weights[0].terms)
     taken = not _overflowed(run, trained)
     _refuse_non_finite(run, batches, but=() if taken else ("grad_norm",))
+    if taken and has_hook(callbacks, "before_step"):
+        with world.together():
+            notify(callbacks, "before_step", run)
+        norm = gradient_norm(trained, world)
+        run.losses["grad_norm"] = float(norm)
+        _refuse_non_finite(run, batches, but=())
 
     run.lr = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch)
     for group in optimizer.param_groups:
@@ -71,12 +78,10 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
         rate = lr_at(run.step, config, steps_per_epoch=run.steps_per_epoch, peak_scale=peak_scale)
         group["lr"] = rate * group.get("lr_scale", 1.0)
     if taken:
-        run.grad_factor = _clip(trained, norm, config.clip_grad)
+        run.grad_factor = clip(run.model, trained, norm, config)
         run.scaler.step(optimizer)
     run.scaler.update()
     run.step += 1
-    if taken and run.averager is not None:
-        run.averager.update(run.model, step=run.step)
     for name, value in run.losses.items():
         if math.isfinite(value):  # all but the gradient of a step that was left out
             run.epoch_sums[name] = run.epoch_sums.get(name, 0.0) + value
@@ -84,38 +89,86 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     return taken
 
 
-def _share(batch: Batch, count: float) -> tuple[Batch, float]:
-    """(batch, its share of the `count` images that all processes hold now).
+@dataclass(frozen=True)
+class _Weight:
+    """What the loss of one batch of a process counts in its step: `own / of`."""
 
-    A process whose images cannot be read (and are skipped) takes part with a black pair of weight 0.
+    own: float  # its share among the processes
+    of: int  # batches that count alike
+    terms: int | None = None  # of the whole step, where the objective counts them
+
+
+def _weights(run: Run, batches: list[Batch]) -> list[_Weight]:
+    """The weight of each batch. Raises BadInput for one of which no process has an image."""
+    counts = [len(batch) for batch in batches]
+    found = [run.objective.terms(batch) for batch in batches]
+    terms = [int(one) * bool(count) for one, count in zip(found, counts, strict=True) if one is not None]
+    sums = run.world.sums([*counts, *terms])
+    whole, all_terms = sums[: len(counts)], sums[len(counts) :]
+    for batch, images in zip(batches, whole, strict=True):
+        if not images:
+            raise no_image_left(batch.bad)
+    if isinstance(run.objective, WholeBatch):
+        return [_Weight(1 / run.world.size, 1)]
+    if not terms:
+        return [_Weight(count / images, len(batches)) for count, images in zip(counts, whole, strict=True)]
+    total = int(sum(all_terms))
+    return [_Weight(own / max(total, 1), 1, total) for own in terms]
+
+
+def _placed(batch: Batch, run: Run) -> Batch:
+    """The batch, and where it stands among the images of all processes.
+
+    A process whose images cannot be read (and are skipped) takes part with a black pair, which stands nowhere.
     """
-    if not count:
-        raise no_image_left(batch.bad)
-    weight = len(batch) / count
-    if not len(batch):
-        batch = batch.stand_in()
-    return batch, weight
+    read = range(len(batch)) if batch.rows is None else batch.rows
+    batch = replace(batch, rows=tuple(_rows(run)[list(read)].tolist()))
+    return batch if len(batch) else batch.stand_in()
+
+
+def _rows(run: Run) -> np.ndarray:
+    """Which of a whole batch's images this process has."""
+    return share_rows(run.config.batch_size, run.world.rank, run.world.size, run.objective.pairing)
+
+
+def _differentiated(run: Run, batch: Batch, weight: _Weight, *, last: bool) -> dict[str, Tensor]:
+    """Forward and backward of each piece of the loss; returns its figures, weighted. `last`: of the step."""
+    config, pieces = run.config, run.objective.pieces
+    figures: dict[str, Tensor] = {}
+    with _draws(run, batch) as draws, nullcontext() if weight.own else _no_gradients(run):
+        for piece in range(pieces):
+            with syncing(run.forward, last and piece == pieces - 1):
+                with watched(None if run.losses else draws), autocast(run.device, config.amp):
+                    loss = run.forward(batch, run.step, run.context, piece)
+                # gradients are averaged over the processes, but are shares of a sum: hence times their number
+                run.scaler.scale(loss["loss"] * (weight.own * run.world.size) / weight.of).backward()
+            for name, value in loss.items():
+                value = value.detach().float() if weight.own else torch.zeros_like(value, dtype=torch.float32)
+                figures[name] = figures.get(name, 0) + value * weight.own / weight.of
+    return figures
+
+
+@contextmanager
+def _no_gradients(run: Run) -> Iterator[None]:
+    """The gradients of a batch that does not count are zeros, also where its loss is not finite."""
+    trained = [p for p in run.forward.parameters() if p.requires_grad]
+    hooks = [p.register_hook(torch.zeros_like) for p in trained]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _draws(run: Run, batch: Batch) -> AbstractContextManager[GlobalDraws | None]:
     """What makes the model's random draws those of the whole batch, where it is spread over processes."""
     rank, size = run.world.rank, run.world.size
-    if size == 1:
+    if size == 1 or (isinstance(run.objective, WholeBatch) and run.objective.chunk):  # which sees to its draws itself
         return nullcontext()
     if run.config.compile:  # compiled kernels draw for themselves: resumable, but not the draws of one process
         keyed.seed_global(run.config.seed, "step", run.step, run.micro, "rank", rank)
         return nullcontext()
-    whole = run.config.batch_size
-    return GlobalDraws(len(batch), whole, share_rows(whole, rank, size)[: len(batch)])
-
-
-def _clip(trained: list[nn.Parameter], norm: Tensor, largest: float | None) -> float:
-    """Scale the gradients down to the largest norm, as `clip_grad_norm_` does; returns the factor."""
-    if largest is None:
-        return 1.0
-    factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-    scale_gradients(trained, factor)
-    return float(factor)
+    return GlobalDraws(len(batch), run.config.batch_size, _rows(run)[: len(batch)])
 
 
 def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
@@ -132,9 +185,21 @@ def mixed(batch: Batch, run: Run) -> Batch:
         return batch
     batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
-    images, targets = run.mix(batch.images[:even], batch.targets[:even])
-    batch = batch if even == len(batch) else batch.take(range(even))
-    return replace(batch, images=images, targets=targets)
+    batch = batch.first(even)
+    clean = batch.take(range(even)) if run.objective.sees_clean else None  # a copy: timm mixes in place
+    if run.objective.pairing == "neighbours":
+        images, targets = _mixed_neighbours(run.mix, batch)
+    else:
+        images, targets = run.mix(batch.images, batch.targets)
+    return replace(batch, images=images, targets=targets, clean=clean)
+
+
+def _mixed_neighbours(mix: Mixup, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Images and targets 2i mixed with 2i + 1: in an order whose reverse, with which timm mixes, pairs these."""
+    order = torch.cat((torch.arange(0, len(batch), 2), torch.arange(len(batch) - 1, 0, -2)))
+    images, targets = mix(batch.images[order], batch.targets[order])
+    back = order.argsort()
+    return images[back], targets[back]
 
 
 def _refuse_non_finite(run: Run, batches: list[Batch], *, but: Sequence[str]) -> None:

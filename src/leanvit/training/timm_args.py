@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from leanvit.errors import BadInput, is_number
 from leanvit.knobs import Choice, Count, Positive, check, check_each
-from leanvit.training.config import OPTIMIZERS
+from leanvit.training.config import OPTIMIZERS, WITHOUT_EPS
 from leanvit.training.train_recipe import TrainRecipe
 
 FIELDS = {  # timm's name -> the field of FitConfig, taken as it is
@@ -52,7 +52,7 @@ MODEL_ARGS = {  # timm's name -> the constructor's argument
 HANDLED = (
     "model", "model_kwargs", "pretrained", "opt", "opt_betas", "momentum", "sched", "lr", "lr_base", "lr_base_size",
     "lr_base_scale", "warmup_prefix", "sched_on_updates", "cooldown_epochs", "aug_repeats", "mixup_off_epoch",
-    "model_ema", "model_ema_decay", "model_ema_warmup", "amp", "amp_dtype",
+    "model_ema", "model_ema_decay", "model_ema_warmup", "amp", "amp_dtype", "clip_mode", "opt_eps",
 )  # fmt: skip
 EFFECTLESS = (
     "data", "data_dir", "dataset", "train_split", "val_split", "class_map", "output", "experiment", "log_interval",
@@ -60,7 +60,7 @@ EFFECTLESS = (
     "local_rank", "use_multi_epochs_loader", "log_wandb", "wandb_project", "wandb_tags", "validation_batch_size",
     "worker_seeding", "device", "distributed", "rank", "world_size", "crop_pct", "decay_epochs", "decay_milestones",
     "decay_rate", "patience_epochs", "lr_cycle_mul", "lr_cycle_decay", "lr_noise_pct", "lr_noise_std", "recount",
-    "remode", "dist_bn", "clip_mode", "mixup_mode", "lr_cycle_limit", "channels_last", "grad_checkpointing",
+    "remode", "dist_bn", "mixup_mode", "lr_cycle_limit", "channels_last", "grad_checkpointing",
     "fast_norm", "torchcompile", "torchcompile_mode", "model_ema_force_cpu", "dataset_trust_remote_code",
     "val_interval",
 )  # fmt: skip
@@ -69,14 +69,13 @@ IGNORED = {  # timm's name -> why it may be left out
     "interpolation": "images are resized by the model's preprocessing",
 }
 DEEPEST, MOST_EVENTS = 16, 10_000  # of YAML that is read: timm writes some 300, two deep
+_EPS = {"lamb": 1e-6}  # timm's defaults that are not 1e-8
 OFF: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
 EXPECTED: dict[str, tuple[Any, ...]] = {  # of what is passed over: the only values that mean nothing
     "remode": ("pixel", "const", ""),
     "recount": (1,),
-    "clip_mode": ("norm",),
     "mixup_mode": ("batch",),
     "lr_k_decay": (1.0,),
-    "opt_eps": (None, 1e-8),
     "bce_sum": OFF,
     "train_crop_mode": (None, "rrc"),
 }
@@ -160,6 +159,7 @@ def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
         fit["momentum"] = args.get("momentum", 0.9)
     elif args.get("opt_betas") is not None:
         fit["betas"] = args["opt_betas"]
+    fit |= _numerics(args, optimizer)
     check("sched", args.get("sched", "cosine"), Annotated[str, Choice(("cosine",))])
     fit |= _rate(args, fit, remarks)
     fit |= _course(args)
@@ -171,6 +171,16 @@ def _fit(args: Mapping[str, Any], remarks: list[str]) -> dict[str, Any]:
     fit["amp"] = _precision(args, remarks)
     remarks.append(f"timm's batch_size is of one process: {fit.get('batch_size', 128)} is taken as that of all of them")
     return fit
+
+
+def _numerics(args: Mapping[str, Any], optimizer: str) -> dict[str, Any]:
+    """Clipping by another mode than the norm, and an eps that is not the optimiser's own; as timm, none where idle."""
+    found = {}
+    if args.get("clip_grad") is not None and _on(args, "clip_mode"):
+        found["clip_mode"] = args["clip_mode"]
+    if args.get("opt_eps") not in (None, _EPS.get(optimizer, 1e-8)) and optimizer not in WITHOUT_EPS:
+        found["eps"] = args["opt_eps"]
+    return found
 
 
 def _course(args: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,14 @@ from leanvit.training.config import FitConfig
 from leanvit.training.teachers import Distill
 
 _LR_PRODUCT = ("lr_base", "lr_base_size", "lr_counts_accumulation")
+_INSTEAD = {  # a field that is given -> those of a recipe whose place it takes
+    "lr": _LR_PRODUCT,
+    "lr_base": ("lr",),
+    "samples": ("epochs",),
+    "epochs": ("samples",),
+    "warmup_steps": ("warmup_epochs",),
+    "warmup_epochs": ("warmup_steps",),
+}
 
 
 class Target(Strict):
@@ -74,9 +82,10 @@ class TrainRecipe:
 
 
 def merged(fit: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `FitConfig`: `settings` win over `fit`; a learning rate given one way replaces the other way."""
+    """Fields of a `FitConfig`: `settings` win over `fit`; what is given one way (the learning rate, a length)
+    replaces the other way."""
     check_fields(settings)
-    left_out = _LR_PRODUCT if "lr" in settings else ("lr",) if "lr_base" in settings else ()
+    left_out = {name for given in settings for name in _INSTEAD.get(given, ())}
     return {**{name: value for name, value in fit.items() if name not in left_out}, **settings}
 
 

@@ -21,6 +21,7 @@ from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused
 
 T = TypeVar("T")
 _ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SHARED = "shared"  # of an error that is raised on all processes
 _KINDS: dict[str, type[LeanvitError]] = {e.__name__: e for e in (BadInput, CheckpointError, Refused, LeanvitError)}
 
 
@@ -70,7 +71,10 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """For work that may fail on one process only: its LeanvitError is raised on all, so that none waits for it."""
+        """For work that may fail on one process only: its LeanvitError is raised on all, so that none waits for it.
+
+        May be nested: what was raised on all inside is not spoken of again.
+        """
         if self.size == 1:
             yield
             return
@@ -78,11 +82,15 @@ class World:
         try:
             yield
         except LeanvitError as raised:
+            if vars(raised).get(_SHARED):
+                raise
             error = raised
         if self.any(error is not None):
             errors = self.gathered(None if error is None else (_kind(error), str(error)))
             kind, text = next(one for one in errors if one is not None)
-            raise error or _KINDS[kind](text)
+            error = error or _KINDS[kind](text)
+            vars(error)[_SHARED] = True
+            raise error
 
 
 def join_world() -> World:

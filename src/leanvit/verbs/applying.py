@@ -12,7 +12,7 @@ from typing import Any
 from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.errors import LeanvitError
 from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
-from leanvit.recipe import Data, Recovery, clear_steps, knobs_of, make_method, trains
+from leanvit.recipe import Data, Recovery, clear_steps, is_resumable, knobs_of, make_method
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
 from leanvit.recipe.store import JSON_NAME
@@ -27,7 +27,7 @@ from leanvit.verbs.compressing import target_rows
 from leanvit.verbs.fitting import with_classes_of
 from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import Loaded, Log, load_model
-from leanvit.verbs.progress import progress
+from leanvit.verbs.progress import meter, progress
 from leanvit.verbs.runtimes import Opener
 from leanvit.verbs.shares import Tally
 
@@ -50,7 +50,9 @@ class Conditions:
     def images(self) -> Data | None:
         if self.train is None:
             return None
-        return Data(self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.log))
+        return Data(
+            self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.log), meter=meter(self.log)
+        )
 
     def judged(self, model: Any) -> Predictions:
         outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
@@ -108,7 +110,7 @@ def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
         shared.images(),
         recovery=recovery,
         on_step=judge,
-        out=folder if trains([one.method], recovery) else None,
+        out=folder if is_resumable([one.method], recovery) else None,
         resume=(folder / STEPS_ABOUT).is_file(),
     )
     _save(shared, lean, folder, target_rows([one.method], lean, tally))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ from leanvit.recipe import (
     check_slots,
     choices,
     fit_to_data,
+    is_resumable,
     knobs_of,
     missed,
     trainings,
     trains,
 )
 from leanvit.recipe import compress as compress_model
+from leanvit.recipe.compressing import chosen_part
+from leanvit.recipe.history import part_of
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Method
 from leanvit.recipe.steps import ABOUT, STEPS, clear_steps, saved_about
@@ -43,6 +47,7 @@ from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.measurements import keep
 from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.training.world import join_world, training_device
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
 from leanvit.verbs.models import (
     Loaded,
@@ -54,7 +59,7 @@ from leanvit.verbs.models import (
     row_name,
     silent,
 )
-from leanvit.verbs.progress import progress
+from leanvit.verbs.progress import meter, progress
 from leanvit.verbs.shares import KINDS, Tally, achieved_by
 from leanvit.verbs.stopping import explains_how_to_resume
 
@@ -119,12 +124,16 @@ def compress(
     latency_batch: int = 8,
     measured: bool = True,
     out: str | Path | None = None,
+    part: str = "",
     resume: bool = False,
     overwrite: bool = False,
     log: Log = silent,
     command: str = "",
 ) -> Compressed:
     """Apply methods to a model and save the lean one with its history.
+
+    Under torchrun all processes make the same call and train together; the first one makes the folder, speaks, saves
+    and measures, and gets the comparison.
 
     Args:
         model: timm name or run folder; `adapt`, `model_args`, `pretrained`, `weights`: see `load_model`;
@@ -137,6 +146,7 @@ def compress(
         recovery: train after compression.
         teacher: run folder of the model that teaches in every training; default: the dense model.
         limit: images taken of each split.
+        part: of a run of a model of parts, the one that the methods are applied to; default: its main one.
         measured: compare dense, each step and all on the `val` split; needs data.
         out: run folder; default: `runs/MODEL-METHODS`. One that trains keeps its finished steps and its state in
             `steps/` there until all is done. resume: go on with the interrupted compression in it.
@@ -146,9 +156,12 @@ def compress(
         Interrupted: stopped by Ctrl-C or SIGTERM while it can be resumed; the message gives the command.
     """
     watch = Stopwatch("compress", command)
+    world = join_world()
+    log = log if world.first else silent
     check("--batch", latency_batch, Count)
-    if out is not None:
-        refuse_if_held(Path(out))
+    with world.together():
+        if out is not None and world.first:
+            refuse_if_held(Path(out))
     settings = own_settings(mean, std, crop_pct, interpolation)
     if resume:
         _check_resume(out, methods, recovery)
@@ -167,8 +180,10 @@ def compress(
         seed=seed,
         log=log,
     )
-    check_order(start.model.traits(), methods)
-    check_slots(start.model, methods)
+    part = chosen_part(start.model, part)
+    target = part_of(start.model, part)
+    check_order(target.traits(), methods, kept=target.kept_traits)
+    check_slots(target, methods)
     check_needs(methods, train, recovery)
     was = saved_about(Path(out)) if resume and out else None
     given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
@@ -188,15 +203,27 @@ def compress(
         None if validation is None else with_classes_of(start, validation, class_names=class_names, log=log_matched)
     )
     name = "-".join([start.base, *(m.slug for m in methods)])
-    folder = require_writable(out) if resume and out else new_folder(out, name, overwrite=overwrite, log=log)
-    with locked(folder, command=command, log=log):
-        if overwrite and not resume:
-            clear_steps(folder)
+    if world.size > 1:
+        start.model.to(training_device())
+        if taught is not None:
+            taught.model.to(training_device())
+    claim = partial(new_folder, out, name, overwrite=overwrite, log=log)
+    with ExitStack() as held:
+
+        def claimed() -> Path:
+            path = require_writable(out) if resume and out else claim()
+            held.enter_context(locked(path, command=command, log=log))
+            if overwrite and not resume:
+                clear_steps(path)
+            return path
+
+        folder = world.from_first(claimed)
         for text in choices(given, methods, train):
             log(text)
         for training in plan:
             log(f"will train {training}")
-        rows = _Rows(first=row_name(start.model), log=log, keep=measured and validation is not None)
+        measures = measured and validation is not None and world.first
+        rows = _Rows(first=row_name(start.model), log=log, keep=measures)
         tally = Tally(methods, asked_rows(start.info))
 
         def step_taken(label: str, step: OpenModel) -> None:
@@ -205,29 +232,36 @@ def compress(
 
         kept = f"what is finished, and the state of the training, is in {folder / STEPS}"
         going_on = explains_how_to_resume(folder, command, verb="compress", about=ABOUT, kept=kept)
-        with going_on if trains(methods, recovery) else nullcontext():
+        resumable = is_resumable(methods, recovery)
+        with going_on if resumable else nullcontext():
             lean = compress_model(
                 start.model,
                 methods,
-                None if train is None else Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log)),
+                None if train is None else _images(train, start, seed, log),
                 recovery=recovery,
                 teacher=None if taught is None else taught.model,
                 on_step=step_taken,
-                out=folder if trains(methods, recovery) else None,
+                out=folder if resumable else None,
                 resume=resume,
-            )
+                part=part,
+            ).cpu()
             asked = target_rows(methods, lean, tally)
-            # the old run stays until the new one takes its place, in one rename
-            clear_run(folder, overwrite=overwrite or resume, keep=(*RUN, STEPS, str(ABOUT)))
-            save_compressed(
-                lean,
-                folder,
-                asked,
-                preprocess=start.preprocess,
-                info=start.info,
-                data=data or "",
-                overwrite=overwrite or resume,
-            )
+            with world.together():
+                if world.first:
+                    # the old run stays until the new one takes its place, in one rename
+                    clear_run(folder, overwrite=overwrite or resume, keep=(*RUN, STEPS, str(ABOUT)))
+                    save_compressed(
+                        lean,
+                        folder,
+                        asked,
+                        preprocess=start.preprocess,
+                        info=start.info,
+                        data=data or "",
+                        recovered_with=() if recovery is None else recovery.methods,
+                        overwrite=overwrite or resume,
+                    )
+            if not world.first:  # nobody waits for what the first one measures
+                return Compressed(folder, row_name(lean), asked, None)
             comparison = None
             if validation is not None and measured:
                 runners = {name: as_runner(step, start.preprocess) for name, step in rows.models.items()}
@@ -248,7 +282,7 @@ def compress(
 def _check_resume(out: str | Path | None, methods: Sequence[Method], recovery: Recovery | None) -> None:
     if out is None:
         raise BadInput("--resume needs --out, the folder of the run to go on with")
-    if not trains(methods, recovery):
+    if not is_resumable(methods, recovery):
         raise BadInput("--resume: nothing here trains, so there is no state to go on with; leave it out")
     if not (Path(str(out)) / ABOUT).is_file():
         raise BadInput(
@@ -283,6 +317,11 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
             "give a run that was trained on the same classes"
         )
     return taught
+
+
+def _images(train: AnyDataset, start: Loaded, seed: int, log: Log) -> Data:
+    shows = meter(log) if join_world().first else None
+    return Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log), meter=shows)
 
 
 # --- what is written ----------------------------------------------------------------------------------------------
@@ -343,7 +382,7 @@ class _Rows:
         name = self._first if not self.models else self._free(f"+ {label}")
         if self.models:
             self._log(f"done: {name}")
-        self.models[name] = copy.deepcopy(model).eval() if self._keep else model
+        self.models[name] = copy.deepcopy(model).eval().cpu() if self._keep else model
 
     def _free(self, name: str) -> str:
         taken = sum(known == name or known.startswith(f"{name} (") for known in self.models)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
 from leanvit.errors import BadInput
@@ -20,8 +21,9 @@ from leanvit.recipe.text import as_text
 from leanvit.recipe.training_methods import given_by
 from leanvit.recipe.training_steps import counted
 from leanvit.training import lr_at
-from leanvit.training.assemble import assemble, bytes_needed
+from leanvit.training.assemble import assemble, bytes_needed, release
 from leanvit.training.callbacks import Run
+from leanvit.training.locked import into_training, is_locked
 from leanvit.training.step import mixed
 from leanvit.training.train_recipe import MeantFor
 from leanvit.training.validating import autocast
@@ -29,7 +31,7 @@ from leanvit.verbs.fitting import require_fit, with_classes_of
 from leanvit.verbs.models import Log, row_name, silent
 from leanvit.verbs.progress import duration
 from leanvit.verbs.requesting import TrainingRequest, objective, start_model, training_request, with_methods
-from leanvit.verbs.training import Ready, prepare
+from leanvit.verbs.training import Ready, prepare, steering
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,7 +109,9 @@ class DryRun:
         yield "global batch", f"{self.batch_size} images a forward"
         yield "effective batch", f"{self.effective_batch} images a step, in {self.accumulate} x {self.batch_size}"
         yield "learning rate", f"{self.lr_text}; from {self.first_lr:.3g}, to {self.min_lr:.3g}"
-        yield "steps", f"{counted(self.epochs, 'epoch')} x {self.steps_per_epoch:,} = {self.steps:,}"
+        whole = self.steps == self.epochs * self.steps_per_epoch
+        epochs = f"{counted(self.epochs, 'epoch')} x {self.steps_per_epoch:,} = {self.steps:,}"
+        yield "steps", epochs if whole else f"{self.steps:,}, an epoch has {self.steps_per_epoch:,}"
         yield "disk needed", f"{self.disk_bytes / 1e6:,.0f} MB"
         yield "loss at the start", f"{self.loss:.4f}"
         yield "seconds a step", f"{self.seconds_per_step:.3g} ({self.timed_images} images timed, {self.device})"
@@ -142,6 +146,7 @@ def dry_run(
     else:
         ready = _made_up(wanted, adapt=adapt, log=log)
     wanted = ready.request
+    callbacks = steering(ready)
     run = assemble(
         ready.start.model,
         ready.dataset,
@@ -150,8 +155,11 @@ def dry_run(
         objective=ready.objective,
         validate=ready.validation,
         convert=ready.convert,
+        callbacks=callbacks,
     )
+    disk = bytes_needed(run)
     images, per_image, loss = _timed(run, ready, seconds)
+    release(ready.start.model, callbacks, run.flags)
     config = ready.config
     effective = config.batch_size * config.accumulate
     cost = count(ready.start.model.eval(), ready.start.preprocess.input_size)
@@ -165,7 +173,7 @@ def dry_run(
         teacher=None if wanted.distill is None else f"{wanted.distill.teacher} ({wanted.distill.kind})",
         methods=tuple(f"{as_text(m)} ({given_by(m)})" for m in wanted.methods),
         parameters=sum(p.numel() for p in model.parameters()),
-        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained_parameters=_trained(model, config.locked),
         macs=cost.macs,
         images=len(ready.dataset),
         epoch_images=epoch_length(ready.dataset, config.repeats),
@@ -176,10 +184,10 @@ def dry_run(
         lr_text=config.lr_text,
         first_lr=lr_at(0, config, steps_per_epoch=run.steps_per_epoch),
         min_lr=config.lr if config.schedule == "constant" else config.min_lr,
-        epochs=config.epochs,
+        epochs=run.epochs,
         steps_per_epoch=run.steps_per_epoch,
         steps=run.total_steps,
-        disk_bytes=bytes_needed(run),
+        disk_bytes=disk,
         loss=loss,
         timed_images=images,
         seconds_per_step=per_image * effective,
@@ -189,6 +197,10 @@ def dry_run(
         config=wanted.config.to_json(),
         overrides=wanted.overrides,
     )
+
+
+def _trained(model: nn.Module, locked: Sequence[str]) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and not is_locked(name, locked))
 
 
 # --- the step --------------------------------------------------------------------------------------------------------
@@ -245,15 +257,17 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
     """One forward, backward and optimiser step: seconds and loss. The weights are not used afterwards."""
     config = run.config
     device = next(run.model.parameters()).device
-    run.model.train(config.train_mode == "train")
+    into_training(run.model, config)
     run.objective.train()
     begun = time.perf_counter()
     with keyed.global_rng(config.seed, "step", 0):
         batch = mixed(batch.to(device), run)
-        with autocast(device, config.amp):
-            loss = run.objective(run.model, batch, 0, run.context)
-        loss.total.backward()
-    value = float(loss.total.detach())
+        value = 0.0
+        for piece in range(run.objective.pieces):
+            with autocast(device, config.amp):
+                loss = run.objective.piece(piece, run.model, batch, 0, run.context)
+            loss.total.backward()
+            value += float(loss.total.detach())
     if not math.isfinite(value):
         raise BadInput(
             f"the loss of the first batch is {value}: its images are {', '.join(batch.keys[:8])}; look at "

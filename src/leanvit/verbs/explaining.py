@@ -15,6 +15,7 @@ from leanvit.kinds import is_method
 from leanvit.knobs import field_hints, words
 from leanvit.recipe import TRAITS, Card, known_papers, method_class, paper
 from leanvit.recipe.compat import cell
+from leanvit.recipe.training_methods import is_for_training, shapes
 from leanvit.values import write_value
 
 _EXPORT = {"whole": "as one artefact", "segments": "in segments", "none": "not exportable"}
@@ -68,6 +69,8 @@ class Explanation:
         yield table
         yield _facts(self.facts())
         yield Text(f"\nleanvit {self.paper.verb} MODEL --data DATA --with {self.example}")
+        if is_for_training(self.paper.slug) and not shapes(method_class(self.paper.slug)):
+            yield Text(f"leanvit compress MODEL --data DATA --with METHOD --recover 3 --recover-with {self.example}")
 
     def facts(self) -> dict[str, str]:
         """What is known of the method, by short headings."""

@@ -14,7 +14,7 @@ from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.knobs import Count, Index, check
 from leanvit.models.registry import require_model
-from leanvit.recipe import Root, create, load_run
+from leanvit.recipe import Root, create, load_run, rebuilt
 from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.recipe.training_steps import counted
 from leanvit.runs.commands import Command, commands_of
@@ -73,6 +73,7 @@ def load_model(
     weights: str | Path | None = None,
     adapt_to: AnyDataset | None = None,
     preprocess_settings: Mapping[str, Any] | None = None,
+    rebuilds: bool = False,
     seed: int = 0,
     log: Log = silent,
 ) -> Loaded:
@@ -81,7 +82,8 @@ def load_model(
     Args:
         spec: timm name, path of a run folder, or `leanvit/NAME`: a reference that comes with the package;
             `hf-hub:OWNER/NAME` (or `timm/NAME`) and `local-dir:FOLDER` come with weights, settings and class names.
-        model_args: constructor arguments of a timm name.
+        model_args: constructor arguments of a timm name; with `rebuilds` also of a run, whose plans and weights follow
+            (`recipe.rebuilt`).
         pretrained: timm's pretrained weights.
         weights: file with a timm name's weights, of any training loop (`load_weights`); leanvit's own architectures
             take their official checkpoints too. With `adapt_to` classes, image size and channels may be others.
@@ -95,13 +97,15 @@ def load_model(
     """
     name = reference_name(spec)
     if name is not None or _is_folder(spec):
-        given = {"model arguments": model_args, "pretrained": pretrained, "weights": weights}
+        given = {"model arguments": {} if rebuilds else model_args, "pretrained": pretrained, "weights": weights}
         given["preprocessing (mean, std, crop_pct, interpolation)"] = preprocess_settings
         extra = [what for what, value in given.items() if value]
         if extra:
             kind = "a run folder" if name is None else "a reference"
-            raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name")
-        return _of_run(Path(spec)) if name is None else _of_reference(reference(name))
+            other = " (train takes model arguments of a run, too)" if model_args and not rebuilds else ""
+            raise BadInput(f"{spec} is {kind}: {', '.join(extra)} can only be given with a timm name{other}")
+        run = _of_run(Path(spec)) if name is None else _of_reference(reference(name))
+        return _with_arguments(run, model_args, seed, log) if model_args else run
     kwargs = dict(model_args or {})
     if pretrained and weights:
         raise BadInput("give pretrained or weights, not both")
@@ -285,6 +289,13 @@ def _of_reference(one: Reference) -> Loaded:
     """What is made from it keeps its name, in the info of the run."""
     loaded = _of_run(one.folder)
     return replace(loaded, name=one.spec, reference=one.name, info={**loaded.info, "reference": one.spec})
+
+
+def _with_arguments(loaded: Loaded, model_args: Mapping[str, Any], seed: int, log: Log) -> Loaded:
+    """A run's model with other constructor arguments; each change is said."""
+    model = rebuilt(loaded.model, model_args, seed=seed, log=log)
+    preprocess = model.preprocess or Preprocess.of(model)
+    return replace(loaded, model=model, preprocess=preprocess, classes=tuple(model.classes))
 
 
 def _of_timm(

@@ -5,18 +5,59 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from leanvit.recipe.learning import Meter
 from leanvit.recipe.training_steps import counted
 from leanvit.training import ProgressBar, Run
 from leanvit.training.callbacks import METRICS
 from leanvit.verbs.models import Log
 
+QUIET = 30.0  # seconds between two lines of counted work
 TIMED = 3  # steps behind the first one, which also builds kernels and starts loaders
 
 
 def progress(log: Log) -> tuple[object, ...]:
     """Callbacks of a `fit` that show its cost and progress; one after another may use them."""
     return (Cost(log), ProgressBar() if sys.stderr.isatty() else EpochLines(log))
+
+
+def meter(log: Log) -> Meter:
+    """Of calibrations and searches (`Data.meter`): a bar on a terminal, else a line from time to time."""
+
+    @contextmanager
+    def shown(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not sys.stderr.isatty():
+            yield CountLines(log, what, total).done
+            return
+        left = (TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *left)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda number: bar.update(task, completed=number)
+
+    return shown
+
+
+class CountLines:
+    """A line every half minute, with the time left, where there is no terminal for a bar."""
+
+    def __init__(self, log: Log, what: str, total: int) -> None:
+        self._log, self._what, self._total = log, what, total
+        self._begun = self._said = time.perf_counter()
+
+    def done(self, number: int) -> None:
+        """So many are done."""
+        now = time.perf_counter()
+        if now - self._said < QUIET or number >= self._total:
+            return
+        self._said = now
+        left = (now - self._begun) / number * (self._total - number)
+        self._log(f"{self._what}: {number:,} of {self._total:,} done, about {duration(left)} left")
 
 
 class Cost:
@@ -68,7 +109,7 @@ class EpochLines:
         row = run.history[-1]
         score = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
         self._log(
-            f"epoch {row['epoch'] + 1} of {run.config.epochs}: loss {row['loss']:.3f}{score}, "
+            f"epoch {row['epoch'] + 1} of {run.epochs}: loss {row['loss']:.3f}{score}, "
             f"{row['seconds']:.0f} s{self._left(run)}"
         )
 

@@ -14,10 +14,11 @@ from leanvit.data import AnyDataset, Preprocess, keyed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.models.registry import require_model
-from leanvit.recipe import Data, History, Root, compress, knobs_of
-from leanvit.recipe.protocol import BringsObjective
+from leanvit.recipe import Data, History, Root, compress
+from leanvit.recipe.protocol import BringsObjective, ChecksTeacher
 from leanvit.recipe.text import as_text
 from leanvit.recipe.training_methods import (
+    as_rows,
     check_training_methods,
     given_by,
     is_for_training,
@@ -67,7 +68,7 @@ class TrainingRequest:
         if self.distill is not None:
             record["distill"] = asdict(self.distill)
         if self.methods:
-            record["methods"] = [{"slug": m.slug, "knobs": knobs_of(m)} for m in self.methods]
+            record["methods"] = as_rows(self.methods)
         return record
 
 
@@ -107,6 +108,8 @@ def training_request(
         raise BadInput(f"give a MODEL (a timm name or a run folder), or a recipe that names one{needs}")
     own_model = found is not None and found.model is not None and (name is None or found.trains(name))
     other = found is not None and name not in (None, found.model)
+    if teacher is not None and distill is None and objective_method(methods) is not None:
+        distill = "method"
     taught = _distill(None if found is None else found.distill, teacher, distill, alpha, temperature)
     if teacher_weights is not None and taught is None:
         raise BadInput("teacher_weights are of a teacher: give one too (--teacher, --distill)")
@@ -140,7 +143,7 @@ def _check_loss_is_replaced(methods: Sequence[Any], taught: Distill | None, give
     instead = (
         f"{bringing.slug} brings the objective of the training: leave it out, and use the knobs of {bringing.slug}"
     )
-    if taught is not None:
+    if taught is not None and taught.kind != "method":
         raise BadInput(f"distill is {taught.kind!r} (--distill, or the recipe's), but {instead}")
     if given.get("label_smoothing"):
         raise BadInput(f"label_smoothing is {given['label_smoothing']!r}, but {instead}")
@@ -174,6 +177,7 @@ def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: L
         weights=request.weights,
         adapt_to=adapt_to,
         preprocess_settings=request.preprocess_settings,
+        rebuilds=True,
         seed=request.config.seed,
         log=log,
     )
@@ -242,19 +246,18 @@ def objective(
 ) -> tuple[Objective | None, FitConfig]:
     """The objective (None: the default one) and the config that goes with it. Raises `BadInput` for a wrong teacher."""
     bringing = objective_method(request.methods)
-    if bringing is not None:
-        data = Data(dataset, start.preprocess, seed=request.config.seed)
-        with keyed.global_rng(request.config.seed, "objective"):  # of its own parameters
-            brought = bringing.objective(start.model, data, request.config)
-        return brought, replace(request.config, label_smoothing=0.0) if brought is not None else request.config
     if request.distill is None:
-        return None, request.config
+        brought = None if bringing is None else _of_way(bringing, request, start, None, dataset)
+        return brought, replace(request.config, label_smoothing=0.0) if brought is not None else request.config
     if request.distill.teacher is None:
         raise BadInput(f"distill is {request.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
     teacher, own = _teacher(request.distill.teacher, request.teacher_weights, dataset, log)
     if request.distill.kind == "method":
         config = replace(request.config, label_smoothing=0.0)
-        return _of_method(request, start, teacher, own, dataset), config
+        if bringing is None:
+            return _of_method(request, start, teacher, own, dataset), config
+        _check_same_images(own, start)
+        return _of_way(bringing, request, start, teacher, dataset), config
     teacher, bridged = as_seen_by(teacher, own=own, student=start.preprocess)
     log(f"teacher: {request.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
     made = request.distill.objective(
@@ -264,6 +267,28 @@ def objective(
         multi_label=dataset.multi_label,
     )
     return made, replace(request.config, label_smoothing=0.0)
+
+
+def _of_way(
+    way: Any, request: TrainingRequest, start: Loaded, teacher: nn.Module | None, dataset: AnyDataset
+) -> Objective | None:
+    """What a way to train minimises. Raises `BadInput` where it has none, and a teacher is given."""
+    if teacher is not None and isinstance(way, ChecksTeacher):
+        way.check_teacher(start.model, teacher)
+    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher)
+    with keyed.global_rng(request.config.seed, "objective"):  # of its own parameters
+        made: Objective | None = way.objective(start.model, data, request.config)
+    if made is None and teacher is not None:
+        raise BadInput(f"a teacher is given, and {way.slug} has no objective with these knobs: give --distill soft")
+    return made
+
+
+def _check_same_images(own: Preprocess, start: Loaded) -> None:
+    if own.fingerprint() != start.preprocess.fingerprint():
+        raise BadInput(
+            f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}: "
+            "give a teacher with the model's preprocessing, or --distill soft"
+        )
 
 
 def _of_method(
@@ -277,11 +302,7 @@ def _of_method(
             f"distill is 'method': of the methods of {start.name}, {named} bring an objective; needed: one. "
             "Give --distill soft or hard"
         )
-    if own.fingerprint() != start.preprocess.fingerprint():
-        raise BadInput(
-            f"distill is 'method': the teacher takes images made by {own}, the model by {start.preprocess}: "
-            "give a teacher with the model's preprocessing, or --distill soft"
-        )
+    _check_same_images(own, start)
     data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher)
     ((slug, method),) = bring.items()
     made = method.objective(start.model, data, request.config)

@@ -10,6 +10,7 @@ from typing import Any
 from leanvit.anatomy import OpenModel
 from leanvit.measure import count
 from leanvit.recipe.compressing import as_made
+from leanvit.recipe.history import part_of
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Achieves, Method
 from leanvit.runs.saving import TargetRow
@@ -66,8 +67,9 @@ def achieved_by(method: Method, plan: Plan, model: OpenModel) -> dict[str, Any]:
     """What a method achieved, counted on the model that it made or others made of it; empty if it counts nothing."""
     if not isinstance(method, Achieves):
         return {}
-    with as_made(model, method.slug):
-        return dict(method.achieved(model, dict(plan.structure)))
+    made = part_of(model, plan.part)
+    with as_made(made, method.slug):
+        return dict(method.achieved(made, dict(plan.structure)))
 
 
 def _cost(model: OpenModel) -> dict[str, int | None]:

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leanvit.anatomy import OpenModel
 from leanvit.arguments import require_path
 from leanvit.data import AnyDataset, require_labels
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import environment
-from leanvit.recipe import save
+from leanvit.recipe import knobs_of, save
+from leanvit.recipe.protocol import Achieves
 from leanvit.recipe.text import as_text
 from leanvit.recipe.training_methods import callbacks_of, shapes
 from leanvit.runs.clearing import clear_run
@@ -23,6 +25,7 @@ from leanvit.runs.folders import new_folder, require_writable
 from leanvit.runs.layout import TENSORBOARD
 from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.logs import keep_logs
+from leanvit.runs.saving import TargetRow
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
 from leanvit.training.callbacks import METRICS
@@ -246,13 +249,13 @@ def _trained(
         preprocess=start.preprocess,
         config=ready.config,
         objective=ready.objective,
-        callbacks=[*shown, *_steering(ready), *progress(log)],
+        callbacks=[*shown, *steering(ready), *progress(log)],
         out=folder,
         resume=resume,
         validate=None if judged is None else judged.cached(),
         convert=ready.convert,
         keep=keep,
-        about={"methods": [as_text(m) for m in request.methods]} if request.methods else None,
+        about=_about(request),
     )
     final: Any = result.final
     final.history = history
@@ -264,6 +267,7 @@ def _trained(
         "epoch": result.epoch,
         "machine": environment()["cpu"],
         **request.record(),
+        **({"asked": asked} if (asked := _asked(request, final)) else {}),
         **_earlier(start),
     }
     with world.together():
@@ -283,7 +287,8 @@ def _trained(
     metric = METRICS["map" if dataset.multi_label else "top1"]
     log(_kept(result, metric, folder))
     label = " + ".join([start.name, *(m.slug for m in request.methods)])
-    return Trained(folder, label, request.config.epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
+    epochs = request.config.epochs or len(result.history)
+    return Trained(folder, label, epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
 
 
 def _batch_so_far(folder: Path) -> int | None:
@@ -344,17 +349,36 @@ def prepare(
     return Ready(request, start, dataset, validation, config, goal, convert)
 
 
-def _steering(ready: Ready) -> list[Any]:
+def steering(ready: Ready) -> list[Any]:
     """The callbacks of the methods in the model's history, and of those that the training alone is given."""
     model = ready.start.model
     carried = [plan.method() for plan in model.history.plans]
     return callbacks_of([*carried, *(m for m in ready.request.methods if not shapes(m))], model)
 
 
+def _about(request: TrainingRequest) -> dict[str, Any] | None:
+    """What the objective and the callbacks come from."""
+    if not request.methods:
+        return None
+    taught = {} if request.distill is None else {"teacher": request.distill.teacher}
+    return {"methods": [as_text(m) for m in request.methods], **taught}
+
+
+def _asked(request: TrainingRequest, model: OpenModel) -> list[dict[str, Any]]:
+    """A row for each way to train that counts what it achieved."""
+    plans = {plan.slug: plan for plan in model.history.plans}
+    counting: list[Any] = [m for m in request.methods if isinstance(m, Achieves)]
+    rows = []
+    for m in counting:
+        structure = dict(plans[m.slug].structure) if shapes(m) else {}
+        rows.append(TargetRow(m.slug, knobs_of(m), dict(m.achieved(model, structure))).to_json())
+    return rows
+
+
 def _earlier(start: Loaded) -> dict[str, Any]:
     """The earlier training stages of a run that is trained further, oldest first."""
     if start.folder is None:
         return {}
-    keys = ("data", "training", "recipe", "distill", "methods", "top1", "machine")
+    keys = ("data", "training", "recipe", "distill", "methods", "recovered_with", "top1", "machine")
     stage = {key: start.info[key] for key in keys if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}

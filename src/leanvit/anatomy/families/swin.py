@@ -6,7 +6,7 @@ The parts are in `anatomy/families/swin_parts.py` and `anatomy/parts/windows.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from leanvit.anatomy.families.swin_parts import PlacedPatchEmbed, Stage
 from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.parts.blocks import Block, apply_norm
+from leanvit.anatomy.parts.maps import as_map
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused
 
@@ -102,6 +103,34 @@ class OpenSwin(OpenModel):
         """Tokens after the last block to logits, (B, N, C) -> (B, classes). The seam after the last block."""
         x = apply_norm(state.ops, "norm", self.norm, x)
         return self._logits(x, state), state
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        taken, ends = self._taken_maps(indices), [0, *self.stage_ends()]
+        state = self.start(images, **context)
+        x, state = self.embed(images, state)
+        maps = []
+        for i in range(taken[-1] + 1):
+            x, state = self.run(x, state, ends[i], ends[i + 1])
+            if i in taken:
+                normed = norm and i == len(self.layers) - 1
+                y = apply_norm(state.ops, "norm", self.norm, x) if normed else x
+                maps.append(as_map(state, f"maps.{i}", y))
+        return tuple(maps), state
+
+    def map_refusal(self) -> str:
+        reduced = [block.name for block in self.blocks if block.reduces_tokens]
+        reason = f"steps take tokens away in {reduced[0]}, and a stage needs its full grid" if reduced else ""
+        return super().map_refusal() or reason
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        (rows, columns), levels = self.patch_embed.patch_size, []
+        for stage, end in zip(self.layers, self.stage_ends(), strict=True):
+            if not isinstance(stage.downsample, nn.Identity):
+                rows, columns = 2 * rows, 2 * columns
+            levels.append((self.width_of(end - 1), (rows, columns)))
+        return levels
 
     def stage_ends(self) -> list[int]:
         """Blocks up to the end of each stage: `run(x, state, 0, stage_ends()[i])` gives the output of stage i."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from timm.layers import PatchDropoutWithIndices, resample_abs_pos_embed
+from timm.layers import PatchDropout, PatchDropoutWithIndices, resample_abs_pos_embed
+from timm.layers.patch_dropout import patch_dropout_forward
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from leanvit.anatomy.model import OpenModel
 from leanvit.anatomy.parts.blocks import Block, apply_norm
+from leanvit.anatomy.parts.maps import EMBED, Flow, as_map
 from leanvit.anatomy.parts.pooling import AttentionPool
+from leanvit.anatomy.parts.tokens import new_indices, with_prefix
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused
 
@@ -123,10 +126,16 @@ class OpenViT(OpenModel):
         """Dropout and patch dropout after the positions (`placed`: there is a table of them)."""
         if placed:
             x = state.ops.drop(self.pos_drop, x)
-        if not isinstance(self.patch_drop, PatchDropoutWithIndices) or not self.patch_drop.training:
-            return state.ops.drop(self.patch_drop, x), state
-        x, kept = self.patch_drop(x)  # (B, K) int64 positions of the patches that stay, None at rate 0
-        return x, state if kept is None else state.taken(kept)
+        drop = self.patch_drop
+        if not isinstance(drop, PatchDropout | PatchDropoutWithIndices) or not drop.training:
+            return state.ops.drop(drop, x), state
+        whole, prefix = x, drop.num_prefix_tokens
+        x, kept = patch_dropout_forward(x, drop.prob, prefix, drop.ordered, drop.training)
+        if kept is None:  # (B, K) int64 positions of the patches that stay, None at rate 0
+            return x, state
+        if state.trace:
+            state = state.with_(owner=new_indices(with_prefix(kept, prefix), whole.shape[1])[:, prefix:])
+        return x, state.taken(kept).tapped(EMBED, whole)
 
     def run(self, x: Any, state: State, start: int = 0, stop: int | None = None) -> tuple[Any, State]:
         """Blocks `start` to `stop` (exclusive, default: all), like a slice."""
@@ -141,6 +150,22 @@ class OpenViT(OpenModel):
         """Tokens after the last block to logits, (B, N, D) -> (B, classes). The seam after the last block."""
         x = apply_norm(state.ops, "norm", self.norm, x)
         return self._logits(x, state), state
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        taken, maps = self._taken_maps(indices), []
+        flow = Flow.begin(self, images, **context)
+        for i in range(taken[-1] + 1):
+            flow = flow.through(self, i)
+            if i in taken:
+                x, state = flow.patches(f"maps.{i}.patches"), flow.state
+                maps.append(as_map(state, f"maps.{i}", self._normed(x, state) if norm else x))
+        return tuple(maps), flow.state
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        rows, columns = self.patch_embed.patch_size
+        return [(self.width_of(i), (rows, columns)) for i in range(len(self.blocks))]
 
     def _logits(self, x: Any, state: State, pre_logits: bool = False) -> Any:
         ops = state.ops
@@ -240,39 +265,33 @@ class OpenViT(OpenModel):
         intermediates_only: bool = False,
         output_dict: bool = False,
     ) -> Any:
-        """Features of some blocks, as timm defines them. Refused where tokens were removed: the grid is then lost."""
+        """Features of some blocks, as timm defines them; on the full grid also where tokens were reduced (see `maps`).
+
+        Raises `Refused` for a block behind which that cannot be had.
+        """
         if output_fmt not in ("NCHW", "NLC"):
             raise BadInput(f"output_fmt is {output_fmt!r}; accepted: 'NCHW', 'NLC'")
         take, last = feature_take_indices(len(self.blocks), indices)
-        state = self.start(x)
-        tokens, state = self.embed(x, state)
-        maps = []
+        flow, maps, prefix = Flow.begin(self, x), [], []
         for i in range(last + 1 if stop_early else len(self.blocks)):
-            tokens, state = self.run(tokens, state, i, i + 1)
+            flow = flow.through(self, i)
             if i in take:
-                self._refuse_lost_grid(i, tokens, state)
-                maps.append(apply_norm(state.ops, "norm", self.norm, tokens) if norm else tokens)
-        prefix = [m[:, : self.num_prefix_tokens] for m in maps]
-        maps = [m[:, self.num_prefix_tokens :] for m in maps]
-        if output_fmt == "NCHW":
-            maps = [m.unflatten(1, state.grid).permute(0, 3, 1, 2).contiguous() for m in maps]
+                found = flow.patches(f"maps.{i}.patches"), flow.x[:, : self.num_prefix_tokens]
+                patches, front = (self._normed(part, flow.state) if norm else part for part in found)
+                maps.append(as_map(flow.state, f"maps.{i}", patches) if output_fmt == "NCHW" else patches)
+                prefix.append(front)
         if output_dict:
             named: dict[str, Any] = {"image_intermediates": maps}
             if return_prefix_tokens and self.num_prefix_tokens:
                 named["image_intermediates_prefix"] = prefix
             if not intermediates_only:
-                named["image_features"] = apply_norm(state.ops, "norm", self.norm, tokens)
+                named["image_features"] = self._normed(flow.x, flow.state)
             return named
-        found = list(zip(maps, prefix, strict=True)) if return_prefix_tokens and self.num_prefix_tokens else maps
-        return found if intermediates_only else (apply_norm(state.ops, "norm", self.norm, tokens), found)
+        both = list(zip(maps, prefix, strict=True)) if return_prefix_tokens and self.num_prefix_tokens else maps
+        return both if intermediates_only else (self._normed(flow.x, flow.state), both)
 
-    def _refuse_lost_grid(self, i: int, tokens: Tensor, state: State) -> None:
-        expected = state.num_prefix + state.num_patches
-        if tokens.shape[1] != expected:
-            raise Refused(
-                f"block {i} gives {tokens.shape[1]} tokens, not {expected}: token reduction left no full grid for "
-                "forward_intermediates; ask for earlier blocks, or use the dense root"
-            )
+    def _normed(self, x: Any, state: State) -> Any:
+        return apply_norm(state.ops, "norm", self.norm, x)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

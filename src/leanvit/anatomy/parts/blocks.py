@@ -29,6 +29,10 @@ class Step(nn.Module):
     `reduces`: fewer tokens come out than go in; `restores` that it brings back all that the block took away;
     `blends` says that what comes out are mixtures of all tokens, which stand for no patches: no other method may take
     tokens after it. `source` is the slug of the method that put it there.
+
+    One that reduces says in `State.owner`, where `State.trace` asks for it, which token holds each patch (-1: none).
+    `fuses`: some patches' tokens end in a sum that stands for none of them; it then taps `<name>.fused`, (B, P) bool,
+    which these are. In feature maps they keep the value of the block before, like patches that were dropped.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -36,6 +40,8 @@ class Step(nn.Module):
     restores: ClassVar[bool] = False
     blends: ClassVar[bool] = False
     source: ClassVar[str] = ""
+    name: str
+    fuses: bool = False
 
 
 class Heads:

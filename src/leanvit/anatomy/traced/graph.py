@@ -186,7 +186,7 @@ class _Recording(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 out = rule.shape(module, x)
             used = self.sites[path] = self.sites.get(path, 0) + 1
-            if used > 1 and any(True for _ in module.parameters()):
+            if used > 1 and rule.kind != "norm" and any(True for _ in module.parameters()):  # one site, one weight
                 raise Refused(f"{path} ({type(module).__name__}) runs {used} times in one forward")
             site = path if used == 1 else f"{path}.{used}"
             self._add(rule.kind, site, path, (number,), {}, out)

@@ -8,7 +8,7 @@ the graph gives. There are no blocks: methods that work on tokens do not apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,18 @@ class OpenTraced(OpenModel):
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """The graph: images (B, C, H, W) to logits (B, classes). Raises `BadInput` for a size that it cannot take."""
         return self._call("forward", x, state.ops), state
+
+    def trace_maps(
+        self, images: Any, indices: int | Sequence[int] | None = None, *, norm: bool = False, **context: Any
+    ) -> tuple[tuple[Any, ...], State]:
+        """Maps as timm's class gives them, recorded like its forward; and the state, which knows nothing of them."""
+        options = {"norm": norm, "stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+        taken, state = self._taken_maps(indices), self.start(images, **context)
+        return tuple(self._call("forward_intermediates", images, state.ops, indices=taken, **options)), state
+
+    def _map_levels(self) -> list[tuple[int, tuple[int, int]]]:
+        stages = getattr(self, "feature_info", None) if hasattr(self.source, "forward_intermediates") else None
+        return [(int(row["num_chs"]), (int(row["reduction"]),) * 2) for row in stages or ()]
 
     def graph(self, method: str, x: Any, kwargs: Mapping[str, Any] | None = None) -> Graph:
         """The recorded graph of `method(x, **kwargs)` in the model's present modes."""
@@ -227,6 +239,11 @@ class OpenTraced(OpenModel):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates: timm's."""
         return self.source.group_matcher(coarse=coarse)
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layers by parameter, where the architecture states its own (`training.layer_groups`)."""
+        states = getattr(self.source, "layer_ids", None)
+        return dict(states()) if states else {}
 
     # --- what methods and the recipe use -----------------------------------------
 

@@ -288,6 +288,13 @@ class DctHistoTransformer(Staged):
             attention.set_grid(grid)
         self.img_size = size
 
+    def resized_table(self, name: str, table: Tensor, was: nn.Module) -> Tensor | None:
+        """Positions of frequencies at this model's size (`recipe.rebuilt`); None for another table."""
+        own = self.state_dict().get(name)
+        if own is None or not name.endswith(".pos_embed") or own.shape == table.shape or table.dim() != 4:
+            return None
+        return resized_positions(table, (own.shape[1], own.shape[2]))
+
     def no_weight_decay(self) -> set[str]:
         """Positions; biases and norms are left out by their shape."""
         return {name for name, _ in self.named_parameters() if name.endswith(".pos_embed")}

@@ -78,6 +78,11 @@ class GmmMask:
                 for mask in (term for term in attn.terms if isinstance(term, ScoreMask)):
                     mask.reset(self.init, keyed.generator(self.seed, "gmm_mask", attn.name))
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid, with elm: a Gaussian mixture knows distances in units of any grid."""
+        tied = self.mask == "elm" and structure["blocks"]
+        return {"grid": "elm has a value for each pair of patches"} if tied else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"mask_parameters": parameters of all masks}."""
         masks = [module for module in model.modules() if isinstance(module, ScoreMask)]

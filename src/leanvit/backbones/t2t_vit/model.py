@@ -226,6 +226,13 @@ class T2TViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
 
+    def resized_table(self, name: str, table: Tensor, was: nn.Module) -> Tensor | None:
+        """With `resize_positions="sinusoid"` the table of this model's size (`recipe.rebuilt`); None: interpolated."""
+        if name != "pos_embed" or table.shape == self.pos_embed.shape:
+            return None
+        regenerated = self.tokens_to_token.resize_positions == "sinusoid"
+        return sinusoid(self.pos_embed.shape[1], table.shape[2]).to(table) if regenerated else None
+
     def no_weight_decay(self) -> set[str]:
         return {"cls_token"}
 

@@ -17,7 +17,7 @@ from leanvit.data import AnyDataset, keyed
 from leanvit.data.augment import PRESETS
 from leanvit.data.dataset import Dataset
 from leanvit.errors import BadInput, Refused
-from leanvit.exits.calibration import Point, chosen, collect, curve, held_out, replay
+from leanvit.exits.calibration import Point, chosen, collect_in_units, curve, held_out, replay
 from leanvit.exits.cost import dense_macs, exit_macs
 from leanvit.exits.lgvit.heads import HeadKind, build_heads, check_model, parse_rows
 from leanvit.exits.lgvit.losses import STRATEGIES, Weights
@@ -36,7 +36,7 @@ from leanvit.knobs import (
     check_fields,
     knob,
 )
-from leanvit.recipe.learning import Data
+from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.training_steps import BATCH, Training, fitting_batch, steps_of_epoch
@@ -165,7 +165,7 @@ class LGViT:
 
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"full_grid", "float", "token_blocks"})
-    destroys: ClassVar[frozenset[str]] = frozenset({"token_blocks"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"maps", "token_blocks"})
     export: ClassVar[str] = "segments"
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
@@ -231,6 +231,8 @@ class LGViT:
 
     def check_fits(self, model: OpenModel, data: Data | None) -> None:
         """Raise what `learn` would before its first step."""
+        if whole_of(model, data) is not model:
+            raise Refused("lgvit puts classifiers into a classifier, which a part of a model of parts is not")
         rows = self.rows(model)
         with torch.random.fork_rng(devices=[]):
             build_heads(model, rows)  # a head may not fit the width
@@ -284,7 +286,7 @@ class LGViT:
         layers = (*(layer for layer, _ in rows), len(model.blocks))
         thresholds = self._thresholds()
         if apart is not None:
-            seen = collect(model, apart, data.preprocess, batch_size=data.batch_size)
+            seen = collect_in_units(model, apart, data)
             points = curve(seen, self.rule, self.patience, layers, macs)
             final = float((seen.final == seen.targets).double().mean())
             if self.speedup is not None or self.points is not None:
@@ -372,6 +374,11 @@ class LGViT:
     def at_macs(cls, model: OpenModel, share: float, knobs: Mapping[str, Any]) -> LGViT:
         """With this target: the threshold is chosen once the heads are trained."""
         return cls(**knobs, speedup=1 / share)
+
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """Grid and classes: costs were counted and thresholds chosen on them."""
+        why = "the heads of its exits were trained for them, its costs and thresholds chosen with them"
+        return {"grid": why, "classes": why} if structure["exits"] else {}
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """The rule in use; what it gives on the held-out images, where the plan knows; worst and best case in MACs."""

@@ -28,6 +28,7 @@ from leanvit.training import (
     SoftDistillation,
 )
 from leanvit.training.objectives import mean_head
+from leanvit.training.task_loss import terms_of
 
 MEASURED_TOLERANCE = 0.05  # of a measured latency against its target
 ROUNDS = 3  # of measuring and correcting the prediction at the end
@@ -68,8 +69,13 @@ class GlobalPruning(Objective):
         multi_label: bool,
         divisor: Mapping[str, float],
         measure: Measure | None = None,
+        task: Any = None,
+        part: str = "",
     ) -> None:
+        """`task`: what outputs mean where they are no classes of images (`recipe.Task`). `part`: what is pruned of the
+        model that is trained, where it is a part of it."""
         super().__init__()
+        self.task, self.part = task, part
         self.target, self.schedule, self.divisor, self.measure = target, schedule, dict(divisor), measure
         self.multi_label = multi_label
         self.base = BinaryCrossEntropy() if multi_label else CrossEntropy()
@@ -90,13 +96,24 @@ class GlobalPruning(Objective):
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         self.teaching.bind(model, preprocess)
 
+    def terms(self, batch: Batch) -> int | None:
+        return terms_of(self.task, batch)
+
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
-        logits = mean_head(model(batch.images, **context)).float()
-        task = self.base.of(logits, batch.targets)
+        outputs = model(batch.images, **context)
+        if self.task is None:
+            outputs = mean_head(outputs).float()
+        task = self.base.of(outputs, batch.targets) if self.task is None else self.task.loss(outputs, batch)
         if not self.pruning_steps:
             return Loss(task)
-        apart = self.divergence(logits, self.teaching.ask_teacher(batch.images).float())
+        apart = self._apart(outputs, batch)
         return Loss(task + self.schedule.distillation * apart, {"task": task.detach(), "divergence": apart.detach()})
+
+    def _apart(self, outputs: Any, batch: Batch) -> Tensor:
+        if self.task is None:
+            return self.divergence(outputs, self.teaching.ask_teacher(batch.images).float())
+        apart: Tensor = self.task.divergence(outputs, self.teaching.outputs_of_teacher(batch.images), batch)
+        return apart
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """KL at temperature T, averaged over images and classes; no factor T²."""
@@ -121,14 +138,15 @@ class GlobalPruning(Objective):
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
         """Score (updated weights x gradient of the batch just used), keep closed units closed, prune when due."""
-        weights = dict(run.model.named_parameters())
+        pruned = run.model.get_submodule(self.part)
+        weights = dict(pruned.named_parameters())
         gradients = {name: p.grad for name, p in weights.items() if p.grad is not None}
         new = scores(self.target.units, weights, gradients, self._divisor(run))
         self.sums += new.to(self.sums)
         self.counters[0] += 1
         if self.counters[0] >= self.schedule.interval or run.step >= self.schedule.max_steps:
             self._prune(run)
-        close_units(self.target.units, {**dict(run.model.named_buffers()), **weights}, self.gates)
+        close_units(self.target.units, {**dict(pruned.named_buffers()), **weights}, self.gates)
         if self.done:
             run.stop()
 

@@ -26,7 +26,7 @@ from leanvit.prune.nvit.structure import from_text, move_weights, set_widths, st
 from leanvit.prune.nvit.target import TOLERANCE, Target, check_reachable, pace
 from leanvit.prune.nvit.timing import RUNTIMES, measured_ratio, open_table
 from leanvit.prune.nvit.units import KINDS, Layout, layout
-from leanvit.recipe.learning import Data
+from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 from leanvit.recipe.training_steps import BATCH, Training, steps_for, steps_of_epoch
@@ -238,6 +238,10 @@ class NViT:
         """Move in what is left of the weights."""
         move_weights(model, structure, before)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """Nothing: widths go to any grid. The figures that it reached stay those of the model that it cut."""
+        return {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Target, figures counted on the model, widths per block before and after."""
         name, ratio = self.target
@@ -289,11 +293,13 @@ class NViT:
         return GlobalPruning(
             target,
             PruningSchedule(self.interval, self._steps, per_step, self.distillation, self.temperature),
-            teacher=copy.deepcopy(model) if data.teacher is None else data.teacher,
+            teacher=copy.deepcopy(whole_of(model, data)) if data.teacher is None else data.teacher,
             preprocess=data.preprocess,
             multi_label=data.dataset.multi_label,
             divisor=divisors(len(model.blocks)),
             measure=measure,
+            task=data.task,
+            part=data.part if data.whole is not None else "",
         )
 
     def _figures(self, target: Target, pruning: GlobalPruning, gates: Tensor, table: Any) -> dict[str, Any]:

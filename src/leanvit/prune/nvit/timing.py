@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from leanvit.deploy import export, load_artefact
 from leanvit.measure import paired_latency, ratio
 from leanvit.prune.nvit.structure import cut, structure_of
 from leanvit.prune.nvit.units import Layout
+from leanvit.training.world import join_world
 
 if TYPE_CHECKING:
     from leanvit.recipe.learning import Data
@@ -32,34 +34,42 @@ def open_table(path: str | None, model: OpenModel, *, runtime: str, batch: int, 
     from leanvit.deploy.block_latency import measure_table
     from leanvit.measure.latency_table import LatencyTable
 
+    world = join_world()
     if path is not None:
         return LatencyTable.load(path)
     if folder is None:
-        return measure_table(model, runtime=runtime, batch=batch)
+        return world.from_first(lambda: measure_table(model, runtime=runtime, batch=batch))
     kept = folder / "latency-table.json"
-    if not kept.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        measured = measure_table(model, runtime=runtime, batch=batch, partial=folder / "latency-table.partial.json")
-        measured.save(kept)
-        (folder / "latency-table.partial.json").unlink(missing_ok=True)
+    with world.together():
+        if world.first and not kept.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            measured = measure_table(model, runtime=runtime, batch=batch, partial=folder / "latency-table.partial.json")
+            measured.save(kept)
+            (folder / "latency-table.partial.json").unlink(missing_ok=True)
     return LatencyTable.load(kept)
 
 
 def measured_ratio(
     model: OpenModel, units: Layout, *, emb_norm: str, runtime: str, batch: int, data: Data
 ) -> Callable[[Tensor], float]:
-    """A function of gates: seconds of the cut model over those of `model` as it is now, both interleaved in one run."""
+    """A function of gates: seconds of the cut model over those of `model` as it is now, both interleaved in one run.
+
+    Of several processes, which all call it, what the first one measured.
+    """
     dense = copy.deepcopy(model).eval()
+    name, _, rounded = runtime.partition("-")
 
     def measure(gates: Tensor) -> float:
         lean = cut(copy.deepcopy(dense), structure_of(units, gates, emb_norm=emb_norm)).eval()
+        pair = {"dense": dense, "lean": lean}
+        pair = {name: _rounded(one, data) for name, one in pair.items()} if rounded else pair
+        return join_world().from_first(lambda: timed(pair))
+
+    def timed(pair: dict[str, OpenModel]) -> float:
         device = next(dense.parameters()).device if runtime == "torch" else torch.device("cpu")
         size = data.preprocess.input_size
         with TemporaryDirectory(prefix="leanvit-nvit-") as scratch:
-            runners = {
-                name: _runner(one, Path(scratch) / name, runtime, batch, data)
-                for name, one in (("dense", dense), ("lean", lean))
-            }
+            runners = {key: _runner(one, Path(scratch) / key, name, batch, data) for key, one in pair.items()}
             seen = paired_latency(runners, lambda n: torch.zeros(n, *size, device=device), batch=batch)
         return ratio(seen["lean"], seen["dense"]).median
 
@@ -67,11 +77,10 @@ def measured_ratio(
 
 
 def _runner(model: OpenModel, folder: Path, runtime: str, batch: int, data: Data) -> Any:
-    """What runs a model in a runtime: the model itself, or its artefact (rounded to 8 bits for `-int8`)."""
+    """What runs a model in a runtime: the model itself, or its artefact."""
     if runtime == "torch":
         return model
-    name, _, rounded = runtime.partition("-")
-    export(_rounded(model, data) if rounded else model, folder, to=name, preprocess=data.preprocess, batch=batch)
+    export(model, folder, to=runtime, preprocess=data.preprocess, batch=batch)
     return load_artefact(folder)
 
 
@@ -81,5 +90,5 @@ def _rounded(model: OpenModel, data: Data) -> OpenModel:
     from leanvit.recipe.registry import make_method
 
     lean = copy.deepcopy(model)
-    apply(lean, make_method("int8", {"images": 8}), data)
+    apply(lean, make_method("int8", {"images": 8}), replace(data, meter=None))
     return lean

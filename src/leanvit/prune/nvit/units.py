@@ -142,6 +142,8 @@ def _check(model: OpenModel) -> None:
 
 def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
+    if "width" in model.kept_traits:
+        return "the model around this part reads their width"
     if why_not := model.width_refusal():
         return why_not
     if any(True for step in model.steps() for _ in step.parameters()):

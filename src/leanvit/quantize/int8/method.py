@@ -15,7 +15,7 @@ from leanvit.anatomy.arithmetic.quant_ops import OPERANDS, ObserverOps, QuantOps
 from leanvit.anatomy.arithmetic.quantizers import RANGES, ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
 from leanvit.errors import BadInput, Refused, nearest
 from leanvit.knobs import DISTINCT, Choice, Count, Words, check, check_fields, knob
-from leanvit.recipe.learning import Data
+from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
 
@@ -134,6 +134,10 @@ class Int8:
         for site, weight in calibration.weights.items():
             ops.at(site)["weight"].set_weight(weight)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The whole make: rounded weights are neither resized nor trained, and ranges were observed in that model."""
+        return {"make": "its weights are rounded, its ranges were calibrated on it"} if structure["sites"] else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"quantized": sites rounded, "float": sites of weights left float, "weight_bits": mean over all weights}."""
         rows = describe(model)
@@ -155,14 +159,15 @@ class Int8:
 
 @torch.no_grad()
 def observe(model: OpenModel, data: Data, images: int, *, products: bool) -> ObserverOps:
-    """Run training images through the model in eval mode, observing every site, behind every early exit too."""
+    """Run training images through the model, or the whole around it, in eval mode, observing every site of the model,
+    behind every early exit too."""
     observer = ObserverOps(products=products)
     device, training = next(model.parameters()).device, model.training
     model.eval()
     try:
-        with model.whole_depth():
+        with model.whole_depth(), model.using(observer):
             for batch in data.images(images):
-                model(batch.to(device), ops=observer)
+                whole_of(model, data)(batch.to(device))
     finally:
         model.train(training)
     if not observer.kinds:

@@ -242,6 +242,10 @@ class DiffRate:
         if self.prop_attn and any(kept < pruned for _, pruned, kept in rows):
             add_term(model, proportional)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid: its counts are of the tokens there."""
+        return {"grid": "it prunes and merges to numbers of tokens of it"} if structure["blocks"] else {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """Patch tokens in each block's MLP, and MACs over the dense model's, counted in a run of the model."""
         return {"patch_tokens": model.patch_tokens(), "macs": _share(model, structure)}

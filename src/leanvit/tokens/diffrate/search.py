@@ -32,6 +32,7 @@ from leanvit.tokens.diffrate.merging import match
 from leanvit.tokens.diffrate.merging import merge as means
 from leanvit.training import BinaryCrossEntropy, CrossEntropy, Loss, Objective
 from leanvit.training.objectives import mean_head
+from leanvit.training.task_loss import terms_of
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
@@ -193,12 +194,17 @@ class DetachedMean(Ops):
 
 
 def searching(model: OpenModel, granularity: int | None, *, prop_attn: bool = True) -> OpenModel:
-    """A copy with rates in every block and frozen weights.
+    """A copy with rates in every block and frozen weights."""
+    copied = copy.deepcopy(model).requires_grad_(False)
+    return with_rates(copied, granularity, prop_attn=prop_attn)
+
+
+def with_rates(model: OpenModel, granularity: int | None, *, prop_attn: bool) -> OpenModel:
+    """The model with rates in every block, put in in place.
 
     The first block keeps all tokens, and of mean-pooled models the last one too (published).
     """
-    copied: Any = copy.deepcopy(model)
-    copied.requires_grad_(False)
+    copied: Any = model
     copied.keep_all_patches()  # with some dropped at random, fewer could be there than a rate keeps: nothing to learn
     patches = copied.patches()
     step = granularity or (4 if patches >= 100 else 1)
@@ -232,9 +238,18 @@ class MacsPenalty(Objective):
     """Cross-entropy + weight · ((MACs - target) / dense MACs)², after the warm-up."""
 
     def __init__(
-        self, steps: list[SoftReduce], costs: Costs, *, share: float, weight: float, warmup: int, multi_label: bool
+        self,
+        steps: list[SoftReduce],
+        costs: Costs,
+        *,
+        share: float,
+        weight: float,
+        warmup: int,
+        multi_label: bool,
+        task: Any = None,
     ) -> None:
         super().__init__()
+        self.task = task
         self.steps, self.costs = tuple(steps), costs  # a tuple: the rates are the model's parameters, not these
         self.share, self.weight, self.warmup = share, weight, warmup
         self.multi_label = multi_label
@@ -244,8 +259,15 @@ class MacsPenalty(Objective):
         """What a run to resume must have alike."""
         return f"macs={self.share}, weight={self.weight}, warmup={self.warmup}, {self.costs}"
 
+    def terms(self, batch: Batch) -> int | None:
+        return terms_of(self.task, batch)
+
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
-        task = self.base.of(mean_head(model(batch.images, **context)).float(), batch.targets)
+        outputs = model(batch.images, **context)
+        if self.task is None:
+            task = self.base.of(mean_head(outputs).float(), batch.targets)
+        else:
+            task = self.task.loss(outputs, batch)
         share = self.reached()
         parts = {"task": task.detach(), "macs": share.detach()}
         if step < self.warmup:
@@ -287,8 +309,9 @@ class Search:
         """Learn the lists. Raises `Refused` where none meet the target, before any work."""
         assert self.steps is not None
         self.check(model, costs, data)
-        copied = searching(model, self.granularity, prop_attn=self.prop_attn)
-        steps = rates(copied)
+        copied, data = data.copied(model)
+        (data.whole or copied).requires_grad_(False)
+        steps = rates(with_rates(copied, self.granularity, prop_attn=self.prop_attn))
         if start is not None:
             for step, pruned, kept in zip(steps, *start, strict=True):
                 step.prune_rate.start_at(pruned)
@@ -300,6 +323,7 @@ class Search:
             weight=self.macs_weight,
             warmup=int(self.warmup * self.steps),
             multi_label=data.dataset.multi_label,
+            task=data.task,
         )
         data.fit(copied, objective, steps=self.steps, **self._numbers())
         found = settled(steps, costs, self.macs)

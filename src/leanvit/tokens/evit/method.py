@@ -98,7 +98,7 @@ class Reorganize(Step):
     ) -> None:
         super().__init__()
         self.name = name
-        self.keep_rate, self.tokens, self.fuse = keep_rate, tokens, fuse
+        self.keep_rate, self.tokens, self.fuses = keep_rate, tokens, fuse
         self.select, self.seed = select, seed
 
     def forward(self, x: Any, state: State) -> tuple[Any, State]:
@@ -112,7 +112,7 @@ class Reorganize(Step):
             raise BadInput(f"{self.name}: no class attention in the state; the step belongs into a block's `between`")
         kept = self.chosen(scores, count)
         state = self._tracked(self._placed(state, kept, scores), kept, tokens)
-        if not self.fuse:
+        if not self.fuses:
             x = state.ops.rearrange(f"{self.name}.keep", x, lambda t: reorganize(t, kept, prefix=state.num_prefix))
             return x, state
         x = state.ops.mix(f"{self.name}.fuse", x, lambda t: reorganize(t, kept, prefix=state.num_prefix, scores=scores))
@@ -140,7 +140,7 @@ class Reorganize(Step):
 
     def _placed(self, state: State, kept: Tensor, scores: Tensor) -> State:
         """Positions go with the tokens; the fused one is where the most attended of its tokens was."""
-        if not self.fuse or not state.positional:
+        if not self.fuses or not state.positional:
             return state.taken(kept)
         heaviest = scores.scatter(1, kept, float("-inf")).argmax(dim=1, keepdim=True)
         return state.taken(torch.cat([kept, heaviest], dim=1))
@@ -154,7 +154,7 @@ class Reorganize(Step):
         if not state.trace:
             return state
         last = index.shape[1]
-        indices = new_indices(index, tokens, rest=last if self.fuse else -1)
+        indices = new_indices(index, tokens, rest=last if self.fuses else -1)
         owner = moved_owner(state.owners(index.shape[0], index.device), indices)
         return state.with_(owner=owner).tapped(f"{self.name}.owner", owner).tapped(f"{self.name}.fused", owner == last)
 
@@ -162,7 +162,7 @@ class Reorganize(Step):
         """(B, N') patches of each token; the fused one stands for all that it was fused from."""
         kept = size.gather(1, index)
         rest = size.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)
-        return torch.cat([kept, rest], dim=1) if self.fuse else kept
+        return torch.cat([kept, rest], dim=1) if self.fuses else kept
 
 
 @dataclass(frozen=True)
@@ -273,6 +273,11 @@ class EViT:
                 seed=self.seed,
             )
             insert_step(model, row["block"], "between", step)
+
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid, where it keeps numbers of tokens; a share is one of any grid."""
+        counts = [row["tokens"] for row in structure["blocks"] if row["tokens"] is not None]
+        return {"grid": f"it keeps {', '.join(map(str, counts))} tokens of it"} if counts else {}
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""

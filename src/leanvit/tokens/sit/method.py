@@ -76,7 +76,7 @@ class SiT:
 
     structure_model: ClassVar[type] = _Structure
     requires: ClassVar[frozenset[str]] = frozenset({"float", "free_attention", "places", "token_blocks"})
-    destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "places"})
+    destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "maps", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
 
@@ -154,6 +154,11 @@ class SiT:
         rates = [step / 200 for step in range(200, 0, -1)]
         fitting = [rate for rate in rates if kept_tokens(model.patches(), rate, stages)[-1] > 0]
         return nearest_setting(model, [replace(made, keep_rate=rate) for rate in fitting], share)
+
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid: a slimming module has a weight for each token that it makes."""
+        counts = [row["tokens"] for row in structure["slimming"]]
+        return {"grid": f"it slims it to {', '.join(map(str, counts))} tokens"} if counts else {}
 
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""

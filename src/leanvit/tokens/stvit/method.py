@@ -118,6 +118,10 @@ class STViT:
         settings = [replace(made, **setting) for setting in _ON[model.hierarchical].settings(model)]
         return replace(nearest_setting(model, settings, share), generation=given.generation)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """The grid: windows and semantic tokens were laid out on it."""
+        return {"grid": "its semantic tokens were laid out on it"}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch or semantic tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}

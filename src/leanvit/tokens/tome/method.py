@@ -88,6 +88,10 @@ class ToMe:
         rows = [_checked_row(row, model) for row in structure["blocks"]]
         _ON[model.windowed].put(model, rows, prop_attn=self.prop_attn)
 
+    def tied_to(self, structure: Structure) -> dict[str, str]:
+        """Nothing: r tokens merge in a grid of any size, half of them at most."""
+        return {}
+
     def achieved(self, model: OpenModel, structure: Structure) -> dict[str, Any]:
         """{"patch_tokens": patch tokens in each block's MLP, counted in a run of the model}."""
         return {"patch_tokens": model.patch_tokens()}
