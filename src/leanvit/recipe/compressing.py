@@ -129,8 +129,9 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if trains(methods, recovery) and data.task is None:
-            require_labels(data.dataset, " and ".join(_training(methods, recovery)))
+        learning = _learning_from_labels(methods, recovery) if data.task is None else []
+        if learning:
+            require_labels(data.dataset, " and ".join(learning))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
@@ -169,14 +170,15 @@ def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return recovery is not None or any(m.trains for m in methods)
 
 
+def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
+    recovers = recovery is not None and not recovery.methods
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
+
+
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
     return trains(methods, recovery) or any(m.resumable for m in methods)
-
-
-def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains in a compression, by name."""
-    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:

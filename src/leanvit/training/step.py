@@ -185,7 +185,7 @@ def mixed(batch: Batch, run: Run) -> Batch:
         return batch
     batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
-    batch = batch if even == len(batch) else batch.take(range(even))
+    batch = batch.first(even)
     clean = batch.take(range(even)) if run.objective.sees_clean else None  # a copy: timm mixes in place
     if run.objective.pairing == "neighbours":
         images, targets = _mixed_neighbours(run.mix, batch)
