@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import table_compare
 import table_dhvt
+import table_fields
 import table_files
 import table_interrupted
 import table_names
@@ -31,6 +32,7 @@ TABLES = (
     table_recipes,
     table_compare,
     table_dhvt,
+    table_fields,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 CLI: list[Cli] = [case for table in TABLES for case in table.CLI]

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from contract.toys import toys
 from leanvit.cli.main import app
+from leanvit.data import Batch
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Recovery, load_run, parse_with
 from leanvit.recipe.text import as_text
 from leanvit.report import write_report
 from leanvit.runs.record import read_run
-from leanvit.training import Run
+from leanvit.training import Loss, Objective, Run
 from leanvit.training.checkpoint import STATE
 from leanvit.verbs import compress, dry_run, export, train, training
 
@@ -192,3 +193,33 @@ def test_the_command_line_takes_methods(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     knobs = load_run(tmp_path / "run").info["methods"][0]["knobs"]
     assert knobs["num_kernels"] == 2 and (tmp_path / "run" / STATE).is_file()
+
+
+class Brightness(Objective):
+    """The first output says how bright the image is."""
+
+    needs_labels = False
+
+    def forward(self, model: Any, batch: Batch, step: int, context: Any) -> Loss:
+        assert batch.targets is None
+        return Loss((model(batch.images)[:, 0] - batch.images.mean(dim=(1, 2, 3))).square().mean())
+
+
+def test_an_objective_that_needs_no_labels_trains_without_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = {"data": "digits?labels=none", "limit": 30, "settings": SETTINGS, "adapt": True, "model_args": SMALL}
+    method = parse_with("toy_smooth")
+    with pytest.raises(BadInput, match=r"train by _Smooth needs labels, but data 'digits\?labels=none' has none"):
+        train(MODEL, methods=[method], out=tmp_path / "none", **bare)
+    assert not (tmp_path / "none").exists()
+    monkeypatch.setattr(type(method), "objective", lambda self, model, data, config: Brightness())
+    monkeypatch.setattr(type(method), "callbacks", lambda self, model: [])
+    done = train(MODEL, methods=[method], out=tmp_path / "whole", **bare)
+    assert done.top1_percent is None and not load_run(tmp_path / "whole").classes
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "progress", lambda log: [KillAt(4)])
+        with pytest.raises(Killed):
+            train(MODEL, methods=[method], out=tmp_path / "cut", **bare)
+    train(MODEL, methods=[method], out=tmp_path / "cut", resume=True, **bare)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))

@@ -13,12 +13,19 @@ _HOME = {  # public name -> module of this package that defines it
     "Augment": "augment",
     "BadImage": "decode",
     "Batch": "loading",
+    "Boxes": "fields",
+    "Clips": "fields",
     "Dataset": "dataset",
+    "Depths": "fields",
+    "Field": "fields",
     "Loader": "loading",
+    "Masks": "fields",
     "Preprocess": "preprocess",
     "Sample": "dataset",
     "Stream": "stream",
+    "Texts": "fields",
     "UnreadableImage": "decode",
+    "Values": "fields",
     "adapted_kwargs": "fitting",
     "Matched": "classes",
     "check_fits": "fitting",
@@ -28,6 +35,7 @@ _HOME = {  # public name -> module of this package that defines it
     "match_classes": "classes",
     "matched_with": "matching",
     "open_dataset": "sources",
+    "require_labels": "dataset",
 }
 __all__ = [*_HOME, "keyed"]
 

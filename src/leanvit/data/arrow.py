@@ -41,42 +41,52 @@ class Columns:
     """Which columns hold image and label, the class names if the schema has them, and what was guessed."""
 
     image: str
-    label: str
+    label: str | None  # None: the images are read without labels
     names: tuple[str, ...] | None
     note: str = ""
 
 
-def find_columns(schema: pa.Schema, *, where: str) -> Columns:
+def find_columns(schema: pa.Schema, *, where: str, labelled: bool = True) -> Columns:
     """The image and label columns, by the features of HF `datasets` in the schema if present, by name and type if not.
 
-    Raises BadInput, listing the columns, when either is missing or of a type that holds no encoded images or labels.
+    labelled: whether a label column is looked for, too. Raises BadInput, listing the columns, when one is missing or of
+    a type that holds no encoded images or labels.
     """
     features = _features(schema)
     images = [name for name in _of_feature(features, "Image", "image") if name in schema.names]
     labels = [name for name in _of_feature(features, "ClassLabel", "label") if name in schema.names]
     images = images or _images_by_type(schema)
+    if not labelled:
+        if not images:
+            raise BadInput(_no_column(schema, where, "image", _IMAGE_NAMES))
+        _require_images(schema, images[0], where)
+        return Columns(images[0], None, None, _of_several("images", images))
     labels = labels or [name for name in _LABEL_NAMES if name in schema.names]
     for role, found, known in (("image", images, _IMAGE_NAMES), ("class label", labels, _LABEL_NAMES)):
         if not found:
-            raise BadInput(
-                f"{where}: no {role} column; columns: {', '.join(schema.names)}; accepted: one of {', '.join(known)}"
-            )
+            mend = "" if role == "image" else "; ?labels=none opens the images without labels"
+            raise BadInput(f"{_no_column(schema, where, role, known)}{mend}")
     _require_images(schema, images[0], where)
     _require_labels(schema, labels[0], where)
     names = features.get(labels[0], {}).get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         names = []
     labelling.check_count(len(names), where)
-    notes = [
-        f"{what} are those of column {found[0]!r}, not of {', '.join(found[1:])}"
-        for what, found in (("images", images), ("labels", labels))
-        if len(found) > 1
-    ]
+    notes = [note for note in (_of_several("images", images), _of_several("labels", labels)) if note]
     distinct = labelling.distinct_names(names)
     if distinct != names:
         new = ", ".join(repr(name) for name, old in zip(distinct, names, strict=True) if name != old)
         notes.append(f"names of classes that are blank or come twice get their index: {new[:120]}")
     return Columns(images[0], labels[0], tuple(distinct) or None, "; ".join(notes))
+
+
+def _no_column(schema: pa.Schema, where: str, role: str, known: Sequence[str]) -> str:
+    return f"{where}: no {role} column; columns: {', '.join(schema.names)}; accepted: one of {', '.join(known)}"
+
+
+def _of_several(what: str, found: Sequence[str]) -> str:
+    """The note on a column that was taken where there are others; empty where there are none."""
+    return f"{what} are those of column {found[0]!r}, not of {', '.join(found[1:])}" if len(found) > 1 else ""
 
 
 def same_names(columns: Iterable[Columns], *, where: str) -> tuple[str, ...] | None:

@@ -101,14 +101,23 @@ class ShiftFlip:
     hflip: float
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        across, down = round(width * self.padding), round(height * self.padding)
+        return self.moved(image, *self.drawn(image.size))
+
+    def drawn(self, size: tuple[int, int]) -> tuple[int, int, bool]:
+        """(left, top, whether it is mirrored) for an image of `size` (w, h)."""
+        across, down = round(size[0] * self.padding), round(size[1] * self.padding)
+        left = top = 0
         if across or down:
             left, top = random.randint(-across, across), random.randint(-down, down)
+        return left, top, bool(self.hflip and random.random() < self.hflip)
+
+    @staticmethod
+    def moved(image: Image.Image, left: int, top: int, flips: bool) -> Image.Image:
+        """The window of the image's own size that begins at (left, top), mirrored or not."""
+        if left or top:
+            width, height = image.size
             image = image.crop((left, top, left + width, top + height))  # PIL fills what lies outside with black
-        if self.hflip and random.random() < self.hflip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flips else image
 
 
 def without_posterize_limit_(policy: transforms.Compose) -> transforms.Compose:

@@ -1,4 +1,5 @@
-"""The sample contract: (image, target, key), with a key that is stable across epochs, machines and formats."""
+"""The sample contract: (image, target, key), with a key that is stable across epochs, machines and formats, and fields
+by name."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,20 +16,35 @@ from leanvit.data import keyed
 from leanvit.data.classes import Matched
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey, with_channels
 from leanvit.data.depth import PixelRange
+from leanvit.data.fields import LABEL, RESERVED, Field
 from leanvit.data.labels import rarest_label
 from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Count, check
 
+NO_FIELDS: Mapping[str, Any] = {}  # of sets that have none: one for all their samples and batches
 
-class Sample(NamedTuple):
+
+class _Labelled(NamedTuple):
+    image: Image.Image
+    target: int | np.ndarray | None
+    key: str
+
+
+class Sample(_Labelled):
     """One example: an 8-bit "L", "RGB" or "RGBX" image, its class index, and its key (unique within the split).
 
-    In a multi-label set the target is a (classes,) float32 vector of 0 and 1.
+    In a multi-label set the target is a (classes,) float32 vector of 0 and 1, in one without labels None. `fields` has
+    the values of the set's fields, by name. It unpacks into three: `image, target, key = dataset[5]`.
     """
 
-    image: Image.Image
-    target: int | np.ndarray
-    key: str
+    fields: Mapping[str, Any] = NO_FIELDS
+
+    @staticmethod
+    def of(image: Image.Image, target: int | np.ndarray | None, key: str, fields: Mapping[str, Any]) -> Sample:
+        """A sample with fields."""
+        sample = Sample(image, target, key)
+        sample.fields = fields
+        return sample
 
 
 class Images(Protocol):
@@ -42,9 +58,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A map-style set of labelled images; `ds[i]` is a `Sample`. Immutable: every verb returns a new one.
+    """A map-style set of images; `ds[i]` is a `Sample`. Immutable: every verb returns a new one.
 
-    Each image has one class, or in a multi-label set any number of them.
+    Each image has one class, in a multi-label set any number of them, or there are no labels: then `classes` is empty
+    and `targets` None. Further fields of its samples are in `fields`, see `with_field`.
     """
 
     name: str
@@ -52,7 +69,7 @@ class Dataset:
     split: str  # "train", "val", or "all"
     classes: list[str]
     keys: tuple[str, ...]
-    targets: np.ndarray  # (N,) int64; multi-label: (N, classes) float32 of 0 and 1
+    targets: np.ndarray | None  # (N,) int64; multi-label: (N, classes) float32 of 0 and 1; None: without labels
     rows: np.ndarray  # (N,) int64, row of each sample in `images`
     images: Images
     channels: int  # 1 (grey), 3, or 4 where they are declared
@@ -65,6 +82,7 @@ class Dataset:
     pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
     bad: list[BadImage] = field(default_factory=list)  # what was left out so far, by this set and those made from it
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many files or lines are no sample
+    fields: Mapping[str, Field] = field(default_factory=dict)  # by name, with row numbers of their own
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,8 +90,15 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        target = self.targets[index] if self.multi_label else int(self.targets[index])
-        return Sample(self._image(index), target, self.keys[index])
+        target: Any = None
+        if self.targets is not None:
+            target = self.targets[index] if self.multi_label else int(self.targets[index])
+        image, key = self._image(index), self.keys[index]
+        if not self.fields:
+            return Sample(image, target, key)
+        size, row = (image.height, image.width), index % len(self)
+        found = {name: one.read(name, key, size, index=row) for name, one in self.fields.items()}
+        return Sample.of(image, target, key, found)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -81,7 +106,33 @@ class Dataset:
     def __repr__(self) -> str:
         height, width = self.image_size
         shape = f"{height}x{width}x{self.channels}"
-        return f"Dataset({self.spec!r}, {self.split!r}: {len(self)} images {shape}, {len(self.classes)} classes)"
+        labels = f"{len(self.classes)} classes" if self.labelled else "no labels"
+        fields = "".join(f", {name}" for name in self.fields)
+        return f"Dataset({self.spec!r}, {self.split!r}: {len(self)} images {shape}, {labels}{fields})"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its samples have classes."""
+        return self.targets is not None
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """What its samples have beside image and key: "label" where there are labels, and the names of its fields."""
+        return (*((LABEL,) if self.labelled else ()), *self.fields)
+
+    def with_field(self, name: str, added: Field) -> Dataset:
+        """The same samples with one more field: `dataset.with_field("mask", Masks(masks))`.
+
+        added: its source has a value for each sample, in their order, or says by `keys` which is whose. Raises BadInput
+        for a name that is taken, and for samples without a value.
+        """
+        return replace(
+            self, fields={**self.fields, new_name(name, added, self.fields): added.of_samples(name, self.keys)}
+        )
+
+    def without_labels(self) -> Dataset:
+        """The same samples without their classes."""
+        return replace(self, classes=[], targets=None, multi_label=False)
 
     @cached_property
     def key_hashes(self) -> np.ndarray:
@@ -92,7 +143,9 @@ class Dataset:
         """The samples at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         keys = tuple(self.keys[i] for i in chosen)
-        return replace(self, keys=keys, targets=self.targets[chosen], rows=self.rows[chosen])
+        targets = None if self.targets is None else self.targets[chosen]
+        fields = {name: one.take(chosen) for name, one in self.fields.items()}
+        return replace(self, keys=keys, targets=targets, rows=self.rows[chosen], fields=fields)
 
     def limited(self, count: int, *, seed: int = 0) -> Dataset:
         """A subset of `count` samples, as even over the classes as they allow, chosen by (seed, key), order kept.
@@ -111,8 +164,9 @@ class Dataset:
         """The images of some classes, given by name or index, which become the classes 0, 1, ... in the given order.
 
         A multi-label image stays if it carries one of them. Raises BadInput for a class that there is not (with the
-        nearest names), one that comes twice, or when no image is left.
+        nearest names), one that comes twice, when no image is left, or in a set without labels.
         """
+        labels = require_labels(self, "classes=").targets
         wanted = [self._class(given) for given in classes]
         twice = next((index for index in wanted if wanted.count(index) > 1), None)
         if twice is not None or not wanted:
@@ -120,12 +174,12 @@ class Dataset:
             raise BadInput(f"classes={','.join(map(str, classes))}: {what}; accepted: distinct classes")
         names = [self.classes[index] for index in wanted]
         if self.multi_label:
-            targets = np.ascontiguousarray(self.targets[:, wanted])
+            targets = np.ascontiguousarray(labels[:, wanted])
             kept = targets.any(axis=1)
         else:
             targets = np.full(len(self.classes), -1, dtype=np.int64)
             targets[wanted] = np.arange(len(wanted))
-            targets = targets[self.targets]
+            targets = targets[labels]
             kept = targets >= 0
         if not kept.any():
             raise BadInput(f"data {self.spec!r}, {self.split}: no image has one of the classes {', '.join(names)}")
@@ -134,24 +188,26 @@ class Dataset:
     def onto(self, matched: Matched, classes: Sequence[str]) -> Dataset:
         """The same images with a model's outputs as their classes, which `classes` names: targets are outputs."""
         positions = np.asarray(matched.positions, dtype=np.int64)
+        labels = require_labels(self, "the classes of a model").targets
         if not self.multi_label:
-            return replace(self, classes=list(classes), targets=positions[self.targets])
-        targets = np.zeros((len(self), matched.outputs), dtype=self.targets.dtype)
-        targets[:, positions] = self.targets
+            return replace(self, classes=list(classes), targets=positions[labels])
+        targets = np.zeros((len(self), matched.outputs), dtype=labels.dtype)
+        targets[:, positions] = labels
         return replace(self, classes=list(classes), targets=targets)
 
     def few_shot(self, shots: int, *, seed: int = 0) -> Dataset:
         """`shots` images of each class (all of a smaller one), chosen by (seed, key), order kept.
 
         In a multi-label set: for every class, `shots` of the images that carry it; an image may serve several classes.
-        Raises BadInput for `shots` < 1.
+        Raises BadInput for `shots` < 1, and in a set without labels.
         """
         check("shots", shots, Count)
+        labels = require_labels(self, "shots=").targets
         value = keyed.ranks(self.key_hashes, "shots", seed)
         if not self.multi_label:
-            return self.take(np.flatnonzero(rank_within(self.targets, value) < shots))
+            return self.take(np.flatnonzero(rank_within(labels, value) < shots))
         order = np.argsort(value, kind="stable")
-        ranked = self.targets[order] > 0
+        ranked = labels[order] > 0
         first = ranked & (np.cumsum(ranked, axis=0) <= shots)
         return self.take(np.sort(order[first.any(axis=1)]))
 
@@ -182,6 +238,8 @@ class Dataset:
 
     @property
     def _groups(self) -> np.ndarray:
+        if self.targets is None:
+            return np.zeros(len(self), dtype=np.int64)
         return rarest_label(self.targets) if self.multi_label else self.targets
 
     def _class(self, given: str | int) -> int:
@@ -196,11 +254,14 @@ class Dataset:
         raise BadInput(f"classes: {given!r} is no class of data {self.spec!r}: {nearest(given, self.classes)}")
 
     def _read_all(self, take: Callable[[Image.Image], object]) -> np.ndarray:
-        """Decode every image in order; returns the indices of those that could be. Raises BadInput if none can."""
+        """Decode every image in order, and read its fields; returns the indices of those that could be.
+
+        Raises BadInput if none can.
+        """
         kept = []
         for index in range(len(self)):
             try:
-                take(self._image(index))
+                take(self[index].image if self.fields else self._image(index))
             except UnreadableImage as error:
                 if self.on_bad == "error":
                     raise
@@ -219,6 +280,26 @@ class Dataset:
         else:
             image = decode(encoded, key=key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
         return as_sample_image(image, self.channels, key=key, pixel_range=self.pixel_range)
+
+
+def require_labels(dataset: Any, what: str) -> Any:
+    """The data set itself. Raises BadInput, saying what needs labels, for one that has none."""
+    if getattr(dataset, "labelled", True):
+        return dataset
+    raise BadInput(
+        f"{what} needs labels, but data {dataset.spec!r} has none; accepted: images with classes, as in class "
+        "folders, tables and lists"
+    )
+
+
+def new_name(name: str, added: object, taken: Mapping[str, object]) -> str:
+    """The name of a field that is added. Raises BadInput for one that is taken, or a value that is no `Field`."""
+    if not isinstance(added, Field):
+        raise BadInput(f"field {name!r} is a {type(added).__name__}; accepted: a Field, as in Masks(masks)")
+    if not isinstance(name, str) or not name.isidentifier() or name in RESERVED or name in taken:
+        used = ", ".join((*RESERVED, *taken))
+        raise BadInput(f"field name {name!r}; accepted: a name of letters, digits and _, and none of {used}")
+    return name
 
 
 @dataclass(frozen=True)

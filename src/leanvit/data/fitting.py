@@ -39,8 +39,8 @@ def check_fits(
     """Raise BadInput that lists every mismatch of resolution, channels and classes, with the argument that mends it.
 
     Resolution: `preprocess` must give what the model takes, and the data's images may grow at most twofold per side.
-    Channels: those of `preprocess` and of the data must be the model's. Classes: those of the data are
-    among those of the model (`classes.match_classes`); `trains`: a model without names needs as many outputs.
+    Channels: those of `preprocess` and of the data must be the model's. Classes: those of the data, where it has
+    labels, are among those of the model (`classes.match_classes`); `trains`: a model without names needs as many.
     With `convert`, what preprocessing can bridge is accepted: images enlarged, grey repeated or colour averaged away.
     """
     problems = [
@@ -58,10 +58,11 @@ def check_fits(
 def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> dict[str, Any]:
     """Constructor arguments for `timm.create_model(name, **kwargs)` that fit the data; what the caller gave is kept.
 
-    Always `num_classes` and `in_chans`. Resolution only for plain ViTs without pretrained weights whose images would
-    have to grow more than twofold: then the images' own size is used, cut into about 64 tokens if they are small (at
-    most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels made up by enlarging), and
-    rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their resolution.
+    Always `in_chans`, and `num_classes` where the data has labels. Resolution only for plain ViTs without pretrained
+    weights whose images would have to grow more than twofold: then the images' own size is used, cut into about 64
+    tokens if they are small (at most 64 pixels; 32x32 -> patch 4, 8x8 -> patch 1: a token a pixel, rather than pixels
+    made up by enlarging), and rounded up to a multiple of the model's patch otherwise. Pretrained weights keep their
+    resolution.
 
     Of a paper's models its card says what they take (`leanvit.cards.Input`): patches of some sizes, sides that are
     multiples of what mergings come to, or tokens a fixed number of pixels apart; then small images are enlarged up to
@@ -73,7 +74,8 @@ def adapted_kwargs(name: str, kwargs: dict[str, Any], dataset: AnyDataset) -> di
     import timm
 
     require_model(name, kind="model")
-    fitted = {"num_classes": len(dataset.classes), "in_chans": dataset.channels, **kwargs}
+    classes = {"num_classes": len(dataset.classes)} if dataset.classes else {}
+    fitted = {**classes, "in_chans": dataset.channels, **kwargs}
     if kwargs.get("pretrained"):
         return fitted
     family = timm.models.model_entrypoint(name).__module__.split(".")[-1]
@@ -244,6 +246,8 @@ def _range_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
 
 
 def _class_problems(model: nn.Module, dataset: AnyDataset, class_names: str, trains: bool) -> list[str]:
+    if not dataset.classes:  # a set without labels: what needs classes refuses it by name (`require_labels`)
+        return []
     try:
         matched_with(model, dataset, class_names=class_names, exact=trains)
     except BadInput as error:

@@ -66,7 +66,7 @@ def layout_of(spec: str, root: Path, wanted: str | None) -> Layout:
         raise BadInput(
             f"data {spec!r}: {_folders(named)} hold{'s' * (len(named) == 1)} images, but no class folders; expected "
             "train/<class>/<image>, or the labels in a table (FILE.csv, list:FILE); ?layout=classes takes folders of "
-            "these names as classes"
+            "these names as classes, ?labels=none opens the images without labels"
         )
     return _as_classes(spec, root, held, outer, note=_classes_note(held, named, labelled))
 
@@ -98,7 +98,8 @@ def _as_splits(
     if "train" not in splits and any(canonical_split(sub.name) == "train" for sub in unlabelled):
         raise BadInput(
             f"data {spec!r}: train/ holds images, but no class folders as {_folders(labelled)}; expected "
-            "train/<class>/<image>; ?layout=classes takes folders of these names as classes"
+            "train/<class>/<image>; ?layout=classes takes folders of these names as classes, ?labels=none opens the "
+            "images without labels"
         )
     others = [sub for sub in held.classes if sub in aside and sub not in unlabelled]
     by_name = len(others) <= _NAMED
@@ -170,7 +171,7 @@ def _nothing(root: Path, held: ClassFolders, outer: frozenset[Identity]) -> str:
     if held.without:
         return f"has no images below {root.resolve().name}/{there}; endings: {endings}"
     expected = "expected <class>/<image> or train/<class>/<image>, images with one of the endings"
-    return f"holds no class folders{there}; {expected} {endings}"
+    return f"holds no class folders{there}; {expected} {endings}; ?labels=none opens images without labels"
 
 
 def _folders(subs: Iterable[Sub]) -> str:

@@ -99,6 +99,11 @@ def around(root: Path) -> frozenset[Identity]:
     return frozenset(_identity(folder.stat()) for folder in (real, *real.parents))
 
 
+def root(path: Path) -> Sub:
+    """A folder as what `survey` begins with. Raises OSError."""
+    return Sub(path.name, path, _identity(path.stat()), path.is_symlink())
+
+
 def listing(path: Path, outer: frozenset[Identity], *, where: str = "") -> Listing:
     """What is directly in a folder; links to a folder of `outer`, or to one that is listed already, are left out.
 

@@ -39,13 +39,18 @@ def hub_source(parsed: Spec) -> Source:
 
         return streamed_source(parsed, tables)
     columns = {
-        split: arrow.find_columns(table.features.arrow_schema, where=f"data {spec!r}, {split}")
+        split: arrow.find_columns(
+            table.features.arrow_schema, where=f"data {spec!r}, {split}", labelled=parsed.labelled
+        )
         for split, table in tables.items()
     }
     names = arrow.same_names(columns.values(), where=f"data {spec!r}")
-    labels = {split: _arrow_column(table, columns[split].label).to_pylist() for split, table in tables.items()}
+    labels = {
+        split: [] if (label := columns[split].label) is None else _arrow_column(table, label).to_pylist()
+        for split, table in tables.items()
+    }
     locations = {split: RowLocations(f"data {spec!r}, {split}", "row {}".format) for split in tables}
-    classes = arrow.class_names(names, labels, locations)
+    classes = arrow.class_names(names, labels, locations) if parsed.labelled else []
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes)
         for split, table in tables.items()
@@ -124,13 +129,14 @@ def _open(
     locations = RowLocations(f"data {spec!r}, {split}", lambda row: f"row {row}, image {keys[row]!r}")
     images = _Rows(images_only, columns.image, keys)
     channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
+    targets = None if columns.label is None else arrow.targets_of(labels, classes, columns.names, locations)
     return Dataset(
         name=Path(where).name,
         spec=spec,
         split=split,
         classes=classes,
         keys=keys,
-        targets=arrow.targets_of(labels, classes, columns.names, locations),
+        targets=targets,
         rows=np.arange(len(table)),
         images=images,
         channels=channels,

@@ -24,7 +24,7 @@ class HubShard:
     shards: int
     index: int
     image: str
-    label: str
+    label: str | None  # None: without labels
     classes: tuple[str, ...]
     named: bool  # by the data set's record: then whole numbers are indices
     split: str
@@ -34,10 +34,10 @@ class HubShard:
         return f"{self.split}-{self.index:05d}-of-{self.shards:05d}"
 
     def __iter__(self) -> Iterator[Encoded]:
-        known: dict[tuple[type, object], int] = {}
+        known: dict[tuple[type, object], int | None] = {}
         seen: set[str] = set()
         for row, line in enumerate(self.table.shard(num_shards=self.shards, index=self.index)):
-            value, label = line[self.image], line[self.label]
+            value, label = line[self.image], None if self.label is None else line[self.label]
             path = value.get("path") if isinstance(value, dict) else None
             encoded = value.get("bytes") if isinstance(value, dict) else value
             if encoded is None and path:
@@ -49,7 +49,9 @@ class HubShard:
                 known[same] = self._target(label, row, key)
             yield Encoded(encoded or b"", known[same], key)
 
-    def _target(self, label: object, row: int, key: str) -> int:
+    def _target(self, label: object, row: int, key: str) -> int | None:
+        if self.label is None:
+            return None
         locations = RowLocations(self.name, lambda _: f"row {row}, image {key!r}")
         return int(arrow.targets_of([label], self.classes, self.classes if self.named else None, locations)[0])
 
@@ -66,13 +68,16 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     names = arrow.same_names((columns for _, columns in splits.values()), where=f"data {spec.text!r}")
     for split, (table, columns) in splits.items():
         images = getattr((table.info.splits or {}).get(table.split), "num_examples", 0) if table.info.splits else 0
+        if columns.label is None:
+            counts[split] = images or sum(1 for _ in table)
+            continue
         if images and names:
             counts[split] = images
             continue
         values[split] = [line[columns.label] for line in table.select_columns([columns.label])]
         counts[split] = len(values[split])
     locations = {split: RowLocations(f"data {spec.text!r}, {split}", "row {}".format) for split in values}
-    classes = arrow.class_names(names, values, locations)
+    classes = arrow.class_names(names, values, locations) if spec.labelled else []
     opened = {
         split: partial(_open, spec, split, table, columns, classes, counts[split])
         for split, (table, columns) in splits.items()
@@ -83,8 +88,9 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
 def _columns(spec: Spec, split: str, table: Any) -> tuple[Any, arrow.Columns]:
     library = arrow.require("datasets")
     table = table if table.features else table._resolve_features()
-    columns = arrow.find_columns(table.features.arrow_schema, where=f"data {spec.text!r}, {split}")
-    table = table.select_columns([columns.image, columns.label])
+    where = f"data {spec.text!r}, {split}"
+    columns = arrow.find_columns(table.features.arrow_schema, where=where, labelled=spec.labelled)
+    table = table.select_columns([columns.image, *([columns.label] if columns.label is not None else [])])
     if isinstance(table.features[columns.image], library.Image):
         table = table.cast_column(columns.image, library.Image(decode=False))
     return table, columns
@@ -109,5 +115,6 @@ def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: l
         channels=channels,
         image_size=image_size,
         note=columns.note,
+        labelled=columns.label is not None,
     )
     return in_epochs(whole, spec)

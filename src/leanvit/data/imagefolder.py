@@ -33,10 +33,10 @@ def imagefolder_source(spec: str, path: Path, layout: str | None = None) -> Sour
     """
     if layout not in (None, *LAYOUTS):
         raise unknown(f"layout of data {spec!r}", layout, LAYOUTS)
-    with _listed(spec):
+    with folders_listed(spec):
         found = layout_of(spec, path, layout)
         classes = _class_names(found)
-    _require_text(spec, classes)
+    require_text(spec, classes)
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, path.resolve().name, found, split, classes) for split in found.splits
     }
@@ -44,7 +44,9 @@ def imagefolder_source(spec: str, path: Path, layout: str | None = None) -> Sour
 
 
 @dataclass(frozen=True)
-class _Files:
+class ImagesBelow:
+    """Images by their paths below a folder: `rows` of a `Dataset`."""
+
     folder: Path
     keys: tuple[str, ...]
 
@@ -75,12 +77,12 @@ def _open(spec: str, name: str, layout: Layout, split: str, classes: list[str]) 
         raise BadInput(
             f"data {spec!r}: {place.path.name}/ has classes that train/ has not: {some(map(printable, extra), 10)}"
         )
-    with _listed(spec):
+    with folders_listed(spec):
         keys, targets, linked, left_out = _samples(layout, split, classes)
-    _require_text(spec, keys)
+    require_text(spec, keys)
     if not keys:
         raise BadInput(f"data {spec!r}: there is no image in {place.path.name}/ any more")
-    images = _Files(place.path, tuple(keys))
+    images = ImagesBelow(place.path, tuple(keys))
     channels, image_size = probe(images, len(keys))
     links = f"{linked} images are reached through links" if linked else ""
     note = "; ".join(filter(None, (layout.note, _inner_folders(spec, layout, keys), links)))
@@ -155,7 +157,7 @@ def _inner_folders(spec: str, layout: Layout, keys: list[str]) -> str:
     return note if layout.note else f"{note} (where {names} are the classes, name the outer folders train/ and val/)"
 
 
-def _require_text(spec: str, names: Iterable[str]) -> None:
+def require_text(spec: str, names: Iterable[str]) -> None:
     """Raises BadInput for a name of bytes that are no UTF-8: it could be neither hashed nor written down."""
     for name in names:
         try:
@@ -165,7 +167,7 @@ def _require_text(spec: str, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _listed(spec: str) -> Iterator[None]:
+def folders_listed(spec: str) -> Iterator[None]:
     """Raises BadInput for a folder that cannot be listed."""
     try:
         yield

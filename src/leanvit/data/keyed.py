@@ -78,7 +78,11 @@ def set_states(given: tuple[Any, ...]) -> None:
 
 def seed_global(*parts: Part) -> None:
     """Seed the global CPU generators of python, numpy and torch; call it inside `global_rng`, which restores them."""
-    seed = seed_of(*parts)
+    set_global(seed_of(*parts))
+
+
+def set_global(seed: int) -> None:
+    """`seed_global` by a seed that is known already: `Batch.seeds` are such ones."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # its quick seeds have 32 bits
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well

@@ -30,7 +30,7 @@ class Listing:
     """The lines of one split: paths as they are written, and what stands in the label column (or several) of each."""
 
     paths: tuple[str, ...]
-    labels: tuple[tuple[str, ...], ...]  # by row: one text, or one of each of `names`
+    labels: tuple[tuple[str, ...], ...]  # by row: one text, or one of each of `names`; nothing without labels
     names: tuple[str, ...]  # of several 0/1 columns; else empty
     lines: tuple[int, ...]  # of the file
     folder: Path  # what relative paths start from
@@ -81,7 +81,7 @@ def listing_source(spec: Spec) -> Source:
         raise BadInput(f"data {spec.text!r}: uncertain={policy!r}; accepted: {', '.join(_UNCERTAIN)}")
     splits = _splits(spec)
     several = next(iter(splits.values())).names
-    separator = None if several else _separator(spec, splits)
+    separator = None if several or not spec.labelled else _separator(spec, splits)
     if policy == "skip":
         splits = {split: _certain(listing) for split, listing in splits.items()}
     elif policy != "error" and not several:
@@ -91,12 +91,12 @@ def listing_source(spec: Spec) -> Source:
     empty = next((listing for listing in splits.values() if not listing.paths), None)
     if empty is not None:
         raise BadInput(f"data {spec.text!r}, {empty.file.name}: there is no image in it")
-    classes, targets = _targets(spec, splits, separator, policy)
-    if not classes:
-        raise BadInput(f"data {spec.text!r}: {spec.path.name} has no labels")
+    classes, targets = _targets(spec, splits, separator, policy) if spec.labelled else ([], {})
+    if not classes and spec.labelled:
+        raise BadInput(f"data {spec.text!r}: {spec.path.name} has no labels; ?labels=none opens the images without")
     splits = _noted_where_shared(splits)
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, split, listing, classes, targets[split], separator)
+        split: partial(_open, spec, split, listing, classes, targets.get(split), separator)
         for split, listing in splits.items()
     }
     return Source(spec.text, opened, "list file" if spec.kind == "list" else f"{spec.path.suffix[1:]} table")
@@ -119,20 +119,21 @@ class _Listed:
 
 
 def _open(
-    spec: Spec, split: str, listing: Listing, classes: list[str], targets: np.ndarray, separator: str | None
+    spec: Spec, split: str, listing: Listing, classes: list[str], targets: np.ndarray | None, separator: str | None
 ) -> Dataset:
     locations = listing.locations(spec)
     notes = [*listing.notes]
     if separator is not None and "separator" not in spec.options:
         notes.append(f"labels are split at {separator!r}")
-    elif separator is None and not listing.names and "separator" not in spec.options:
+    elif targets is not None and separator is None and not listing.names and "separator" not in spec.options:
         notes.append(labelling.hint(listing.texts))
-    if listing.names and (targets.sum(axis=1) == 1).all():
+    if listing.names and targets is not None and (targets.sum(axis=1) == 1).all():
         notes.append("every image has exactly one of the labels; they are trained as independent ones")
     given = [_normal(path) for path in listing.paths]
     found, completed = _with_endings(listing.folder, given, locations)
     notes.append(f"{completed} paths have no ending: the image of that name is taken" if completed else "")
-    kept = labelling.without_repeats(found, targets, locations)
+    labels = np.zeros(len(found)) if targets is None else targets
+    kept = labelling.without_repeats(found, labels, locations)
     left_out = {**listing.left_out, **({"repeated lines": len(found) - len(kept)} if len(kept) < len(found) else {})}
     paths = tuple(found[row] for row in kept)
     images = _Listed(listing.folder, paths, _keys(paths))
@@ -143,13 +144,13 @@ def _open(
         split=split,
         classes=classes,
         keys=images.keys,
-        targets=targets[kept],
+        targets=None if targets is None else targets[kept],
         rows=np.arange(len(paths)),
         images=images,
         channels=channels,
         image_size=image_size,
         note="; ".join(filter(None, notes)),
-        multi_label=targets.ndim == 2,
+        multi_label=targets is not None and targets.ndim == 2,
         left_out=left_out,
     )
 
@@ -188,15 +189,15 @@ def _read_list(spec: Spec, file: Path) -> dict[str, Listing]:
     for number, line in enumerate(io.StringIO(read_text(spec, file), newline=None), 1):
         if not line.strip():
             continue
-        path, label = _cut(line.strip())
+        path, label = _cut(line.strip()) if spec.labelled else (_unquoted(line.strip()), "none")
         if not path or not label or path.count('"') % 2 or label.count('"') % 2 or _is_longer(path):
             raise BadInput(
                 f"data {spec.text!r}, {file.name} line {number}: {line.strip()[:80]!r} is no `path label`; accepted: "
                 "a path, a tab or space, and one label (after a tab the label may hold spaces; either may stand in "
-                "quotation marks)"
+                "quotation marks); ?labels=none takes a path a line, without labels"
             )
         paths.append(path)
-        labels.append((label,))
+        labels.append((label,) if spec.labelled else ())
         lines.append(number)
     return {"all": Listing(tuple(paths), tuple(labels), (), tuple(lines), _folder(spec, file), file)}
 
@@ -229,7 +230,7 @@ def _is_longer(path: str) -> bool:
 def _read_table(spec: Spec, file: Path) -> dict[str, Listing]:
     table, image, split, chosen = chosen_columns(spec, read_table(spec, file))
     columns = table.columns
-    labels = tuple(zip(*(columns[name] for name in chosen), strict=True))
+    labels = tuple(zip(*(columns[name] for name in chosen), strict=True)) if chosen else ((),) * len(table.lines)
     names = chosen if len(chosen) > 1 else ()
     found = Listing(columns[image], labels, names, table.lines, _folder(spec, file), file, table.notes)
     if split is None:

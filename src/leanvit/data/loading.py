@@ -6,8 +6,8 @@ batch, which is then shorter, and no other batch changes. So neither workers nor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader
 
 from leanvit.data import keyed
 from leanvit.data.augment import Augment
-from leanvit.data.dataset import Dataset, Sample
+from leanvit.data.dataset import NO_FIELDS, Dataset, Sample
 from leanvit.data.decode import BadImage, UnreadableImage
+from leanvit.data.fields import LABEL, check_augment
+from leanvit.data.joint import JointTransform
 from leanvit.data.preprocess import Preprocess
 from leanvit.data.specs import check_on_bad
 from leanvit.data.stream import AnyDataset, Stream
-from leanvit.errors import BadInput, LeanvitError
+from leanvit.errors import BadInput, LeanvitError, unknown
 from leanvit.knobs import Count, Index, check_each
 
 ROUND = 256  # an epoch of repeated views is a multiple of it
@@ -35,7 +37,9 @@ PAIRINGS = ("reversed", "neighbours")  # of a batch's images i and count - 1 - i
 class Batch:
     """images (B, C, H, W) float32, normalised; targets (B,) int64; keys, B of them.
 
-    Of multi-label data, targets are (B, classes) float32 of 0 and 1. `bad`: what was left out of the batch.
+    Of multi-label data, targets are (B, classes) float32 of 0 and 1; of data without labels None. `bad`: what was left
+    out of the batch. `fields`: the values of the data set's fields by name, in the form that each kind has in a batch
+    (`leanvit.data.fields`). `draws`, `views`: what the augmentation was drawn by, beside the keys.
 
     `rows`: where the images stand among those that the loader was to give. In a training step, where the first
     len(rows) images stand in the batch that all processes share; further ones only stand in for what cannot be read.
@@ -43,29 +47,101 @@ class Batch:
     """
 
     images: torch.Tensor
-    targets: torch.Tensor
+    targets: Any  # a tensor; None without labels
     keys: list[str]
     bad: tuple[BadImage, ...] = ()
     rows: tuple[int, ...] | None = None
     clean: Batch | None = None
+    fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
+    draws: tuple[int, int] = (0, 0)  # (seed, epoch)
+    views: tuple[int, ...] = ()  # of each sample, how often the epoch came to it before; empty: all for the first time
+    blanks: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)  # of an empty batch: values for `stand_in`
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, places: Sequence[int]) -> Batch:
-        """The batch of the images at these places, 0 to B - 1."""
-        return replace(
-            self,
-            images=self.images[list(places)],
-            targets=self.targets[list(places)],
-            keys=[self.keys[place] for place in places],
-            rows=None if self.rows is None else tuple(self.rows[p] for p in places if p < len(self.rows)),
-            clean=None if self.clean is None else self.clean.take(places),
-        )
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name; "label" is `targets`. Raises BadInput for one that the batch has not."""
+        if name == LABEL and self.targets is not None:
+            return self.targets
+        if name not in self.fields:
+            raise unknown("field of a batch", name, (*((LABEL,) if self.targets is not None else ()), *self.fields))
+        return self.fields[name]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the batch is of."""
+        return self.draws[1]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of each sample the seed of its augmentation, in [0, 2**64), that of (seed, epoch, key, view).
+
+        `keyed.set_global(seed)` inside `keyed.global_rng`, and then `Preprocess.train_transform`, gives the view again.
+        """
+        views = self.views or (0,) * len(self)
+        return [keyed.seed_of(*view_parts(*self.draws, *of)) for of in zip(self.keys, views, strict=True)]
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`."""
-        return replace(self, images=self.images.to(device), targets=self.targets.to(device))
+        targets = None if self.targets is None else self.targets.to(device)
+        fields = {name: _on(value, device) for name, value in self.fields.items()} if self.fields else self.fields
+        return replace(self, images=self.images.to(device), targets=targets, fields=fields)
+
+    def take(self, places: Sequence[int]) -> Batch:
+        """The batch of the images at these places, 0 to B - 1; a place may come more than once."""
+        chosen = list(places)
+        return replace(
+            self,
+            images=self.images[chosen],
+            targets=None if self.targets is None else self.targets[chosen],
+            keys=[self.keys[place] for place in chosen],
+            fields={name: _at(value, chosen) for name, value in self.fields.items()} if self.fields else self.fields,
+            views=tuple(self.views[place] for place in chosen) if self.views else (),
+            rows=None if self.rows is None else tuple(self.rows[p] for p in chosen if p < len(self.rows)),
+            clean=None if self.clean is None else self.clean.take(chosen),
+        )
+
+    def first(self, count: int) -> Batch:
+        """The first images; their tensors are views."""
+        return replace(
+            self,
+            images=self.images[:count],
+            targets=None if self.targets is None else self.targets[:count],
+            keys=self.keys[:count],
+            fields={name: value[:count] for name, value in self.fields.items()} if self.fields else self.fields,
+            views=self.views[:count],
+            rows=None if self.rows is None else self.rows[:count],
+            clean=None if self.clean is None else self.clean.first(count),
+        )
+
+    def stand_in(self) -> Batch:
+        """Of an empty batch: two black images with targets and fields of zeros, for a process that has no image."""
+        return replace(
+            self,
+            images=_zeros(self.images),
+            targets=None if self.targets is None else _zeros(self.targets),
+            keys=["", ""],
+            fields={name: _zeros(value, self.blanks.get(name)) for name, value in self.fields.items()},
+            views=(),
+        )
+
+
+def _on(value: Any, device: torch.device | str) -> Any:
+    """A field's value with the tensors in it on a device; texts and numbers as they are."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _on(one, device) for name, one in value.items()}
+    return [_on(one, device) for one in value] if isinstance(value, list) else value
+
+
+def _at(value: Any, places: list[int]) -> Any:
+    return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
+
+
+def _zeros(value: Any, blank: Any = None) -> Any:
+    return value.new_zeros(2, *value.shape[1:]) if isinstance(value, torch.Tensor) else [blank, blank]
 
 
 class Batches(Protocol):
@@ -151,7 +227,10 @@ def loader(
     batches that one process has; `pairing` says which images stay together. While training, a share without any image
     left is an empty batch.
 
-    Raises BadInput for arguments outside their range; iteration raises it for an image that cannot be decoded.
+    Fields of the data set move with their images: masks, depth, boxes and clips by the very draws (`data.fields`).
+
+    Raises BadInput for arguments outside their range, and for augmentation that would part an image from its fields;
+    iteration raises it for an image or field that cannot be read.
     """
     check_each(Count, batch_size=batch_size, repeats=repeats)
     check_each(Index, epoch=epoch, workers=workers, skip=skip)
@@ -159,6 +238,7 @@ def loader(
     for name, requested in (("augment", chosen is not None), ("repeats", repeats > 1)):
         if requested and not train:
             raise BadInput(f"{name} is for training: give train=True with it, or leave it out")
+    check_augment(chosen, dataset.fields)
     if chosen is not None and not dataset.mirror:
         chosen = replace(chosen, hflip=0.0)
     views = epoch_length(dataset, repeats)
@@ -218,6 +298,12 @@ def augment_parts(seed: int, epoch: int, key: str) -> tuple[str, int, int, str]:
     return "augment", seed, epoch, key
 
 
+def view_parts(seed: int, epoch: int, key: str, view: int) -> tuple[int | str, ...]:
+    """`augment_parts` of a view: of a sample that an epoch comes to more than once, each time is one."""
+    parts = augment_parts(seed, epoch, key)
+    return (*parts, view) if view else parts
+
+
 @dataclass(frozen=True)
 class _Cuts:
     """The batches of a stream as lists of encoded samples: read in the main process, decoded where they are sent."""
@@ -255,12 +341,15 @@ class _Fetch:
     loader: Loader
     pixels: Callable[[Image.Image], np.ndarray]
     erasing: tuple[RandomErasing, ...]
+    joint: JointTransform | None = None  # where fields move with their images
 
     @staticmethod
     def of(loader: Loader) -> _Fetch:
-        augment = loader.augment
+        augment, preprocess = loader.augment, loader.preprocess
         erasing = augment.erasing() if augment else ()
-        return _Fetch(loader, loader.preprocess.u8_transform(augment), erasing)
+        spatial = any(one.spatial for one in loader.dataset.fields.values())
+        joint = JointTransform.of(preprocess, augment) if spatial else None
+        return _Fetch(loader, preprocess.u8_transform(augment), erasing, joint)
 
     def __getitem__(self, items: Any) -> Batch | LeanvitError:
         try:
@@ -274,18 +363,24 @@ class _Fetch:
     def _batch(self, items: Any) -> Batch:
         made: list[Any] = []  # of each sample its pixels, or with erasing its normalised image
         samples: list[Sample] = []
+        views: list[int] = []
         bad: list[BadImage] = []
         rows: list[int] = []
         for row, item in enumerate(items):
             try:
                 sample, visit = self._sample(item)
-                made.append(self._erased(sample, visit) if self.erasing else self._seeded(sample, visit))
+                if self.joint is not None:
+                    pixels, sample = self._moved(sample, visit)
+                    made.append(pixels)
+                else:
+                    made.append(self._erased(sample, visit) if self.erasing else self._seeded(sample, visit))
             except UnreadableImage as error:
                 if self.loader.on_bad == "error":
                     raise
                 bad.append(BadImage(error.key, str(error)))
             else:
                 samples.append(sample)
+                views.append(visit)
                 rows.append(row)
         targets = self._targets([sample.target for sample in samples])
         if not samples:
@@ -294,7 +389,17 @@ class _Fetch:
             images = torch.stack(made)
         else:  # the whole batch is normalised at once: several times faster for small images, bit-identical
             images = self.loader.preprocess.normalize(np.stack(made))
-        return Batch(images, targets, [sample.key for sample in samples], tuple(bad), tuple(rows))
+        keys = [sample.key for sample in samples]
+        batch = Batch(
+            images,
+            targets,
+            keys,
+            tuple(bad),
+            tuple(rows),
+            draws=self.loader.draws,
+            views=tuple(views) if any(views) else (),
+        )
+        return self._with_fields(batch, samples) if self.loader.dataset.fields else batch
 
     def _sample(self, item: Any) -> tuple[Sample, int]:
         """A sample, and how often the epoch came to it before. Raises UnreadableImage."""
@@ -304,18 +409,39 @@ class _Fetch:
         index, view = item
         return dataset[int(index)], int(view)
 
-    def _targets(self, targets: list[Any]) -> torch.Tensor:
+    def _targets(self, targets: list[Any]) -> torch.Tensor | None:
+        if not self.loader.dataset.labelled:
+            return None
         if not self.loader.dataset.multi_label:
             return torch.tensor(targets, dtype=torch.int64)
         vectors = np.array(targets, dtype=np.float32)
         return torch.from_numpy(vectors.reshape(len(targets), len(self.loader.dataset.classes)))
 
-    def _seeded(self, sample: Sample, visit: int) -> np.ndarray:
-        if self.loader.augment is not None:
-            again = (visit,) if visit else ()  # the same image once more: a view of it, or a resampled epoch
-            keyed.seed_global(*augment_parts(*self.loader.draws, sample.key), *again)
+    def _with_fields(self, batch: Batch, samples: list[Sample]) -> Batch:
+        preprocess, kinds = self.loader.preprocess, self.loader.dataset.fields
+        if samples:
+            found = {name: k.batched([s.fields[name] for s in samples], preprocess) for name, k in kinds.items()}
+            return replace(batch, fields=found)
+        blanks = {name: kind.blank(preprocess) for name, kind in kinds.items()}
+        empty = {name: kind.batched([blanks[name]], preprocess)[:0] for name, kind in kinds.items()}
+        return replace(batch, fields=empty, blanks=blanks)
+
+    def _moved(self, sample: Sample, visit: int) -> tuple[np.ndarray, Sample]:
+        """The pixels of an image, and the sample with its fields moved alike."""
+        assert self.joint is not None
+        pixels, geometry = self._seeded(sample, visit, self.joint)
+        preprocess, kinds = self.loader.preprocess, self.loader.dataset.fields
         try:
-            return self.pixels(sample.image)
+            moved = {name: kinds[name].moved(value, geometry, preprocess) for name, value in sample.fields.items()}
+        except BadInput as error:
+            raise UnreadableImage.of(sample.key, f"has a field that is not accepted: {error}") from None
+        return pixels, Sample.of(sample.image, sample.target, sample.key, moved)
+
+    def _seeded(self, sample: Sample, visit: int, transform: Callable[[Image.Image], Any] | None = None) -> Any:
+        if self.loader.augment is not None:
+            keyed.seed_global(*view_parts(*self.loader.draws, sample.key, visit))
+        try:
+            return (transform or self.pixels)(sample.image)
         except BadInput as error:
             raise UnreadableImage.of(sample.key, f"is not accepted: {error}") from None
 

@@ -32,10 +32,12 @@ def for_model(
     log: Callable[[str], object] = warnings.warn,
 ) -> AnyDataset:
     """The data set with a model's outputs as its classes: what the model learns from. `log` is called with what was
-    matched.
+    matched. One without labels is as it is.
 
     Raises BadInput for classes that the model does not know.
     """
+    if not dataset.labelled:
+        return dataset
     matched = matched_with(model, dataset, class_names=class_names, exact=exact)
     if kind := other_kind(model, dataset):
         log(kind)
@@ -65,7 +67,7 @@ def other_kind(model: object, dataset: AnyDataset) -> str:
     Empty where they are of one kind, and of a model without names of classes: nothing says what it was trained for.
     """
     several = getattr(model, "multi_label", None)
-    if several is None or not getattr(model, "classes", ()) or several == dataset.multi_label:
+    if several is None or not dataset.labelled or not getattr(model, "classes", ()) or several == dataset.multi_label:
         return ""
     kinds = "one class an image", "several labels an image"
     was, now = kinds[several], kinds[dataset.multi_label]

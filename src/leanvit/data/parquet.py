@@ -20,23 +20,26 @@ from leanvit.data import arrow
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
 from leanvit.data.labels import RowLocations
+from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
 from leanvit.errors import BadInput
 
 
-def parquet_source(spec: str, path: Path) -> Source:
+def parquet_source(parsed: Spec, path: Path) -> Source:
     """The splits of a parquet file or folder. A single file is val or test if its name says so, else one unnamed split.
 
     Raises MissingExtra without pyarrow, BadInput for files that are not parquet, lack an image or label column, or
     hold a label outside the classes.
     """
     arrow.require("pyarrow")
+    spec = parsed.text
     files, unread = _files_by_split(spec, path)
     left_out = {"parquet files whose names hold no split": unread} if unread else {}
-    tables = {split: _Table.of(spec, paths) for split, paths in files.items()}
+    tables = {split: _Table.of(spec, paths, labelled=parsed.labelled) for split, paths in files.items()}
     names = arrow.same_names((table.columns for table in tables.values()), where=f"data {spec!r}")
     locations = {split: table.locations(spec, split) for split, table in tables.items()}
-    classes = arrow.class_names(names, {split: table.labels for split, table in tables.items()}, locations)
+    labels = {split: table.labels for split, table in tables.items()}
+    classes = arrow.class_names(names, labels, locations) if parsed.labelled else []
     name = path.resolve().parent.name if path.is_file() and canonical_split(path.stem) else path.resolve().stem
     opened: dict[str, Callable[[], Dataset]] = {
         split: partial(_open, spec, name, split, table, classes, left_out) for split, table in tables.items()
@@ -50,12 +53,12 @@ class _Table:
 
     files: tuple[Path, ...]
     columns: arrow.Columns
-    labels: list[object]
+    labels: list[object]  # none where they are not read
     paths: list[str | None] | None
     group_rows: tuple[tuple[Path, int, int], ...]  # (file, row group, rows in it)
 
     @staticmethod
-    def of(spec: str, files: tuple[Path, ...]) -> _Table:
+    def of(spec: str, files: tuple[Path, ...], *, labelled: bool) -> _Table:
         labels: list[object] = []
         paths: list[str | None] | None = []
         groups: list[tuple[Path, int, int]] = []
@@ -64,15 +67,16 @@ class _Table:
             where = f"data {spec!r}, {file.name}"
             with _reading(where):
                 parquet = _opened(file)
-                columns = arrow.find_columns(parquet.schema_arrow, where=where)
+                columns = arrow.find_columns(parquet.schema_arrow, where=where, labelled=labelled)
                 leaves = {parquet.schema.column(i).path for i in range(len(parquet.schema))}
                 has_path = f"{columns.image}.path" in leaves
-                wanted = [columns.label, f"{columns.image}.path"] if has_path else [columns.label]
-                table = parquet.read(columns=wanted)
-                values = table.column(columns.label).to_pylist()
+                label = [] if columns.label is None else [columns.label]
+                table = parquet.read(columns=[*label, f"{columns.image}.path"] if has_path else label)
+                values = table.column(label[0]).to_pylist() if label else []
+                rows = len(values) if label else parquet.metadata.num_rows
                 found = arrow.image_paths(table.column(columns.image)) if has_path else None
                 held = [(file, g, parquet.metadata.row_group(g).num_rows) for g in range(parquet.num_row_groups)]
-                if sum(rows for _, _, rows in held) != len(values):
+                if sum(count for _, _, count in held) != rows:
                     raise OSError("its row groups hold other numbers of rows than its header states")
             every.append(columns)
             labels += values
@@ -84,8 +88,11 @@ class _Table:
         arrow.same_names(every, where=f"data {spec!r}")
         return _Table(files, every[0], labels, paths, tuple(groups))
 
+    def __len__(self) -> int:
+        return sum(rows for _, _, rows in self.group_rows)
+
     def keys(self, split: str) -> tuple[tuple[str, ...], str]:
-        return arrow.keys_of(self.paths, len(self.labels), split=split)
+        return arrow.keys_of(self.paths, len(self), split=split)
 
     def locations(self, spec: str, split: str) -> RowLocations:
         return RowLocations(
@@ -134,9 +141,11 @@ def _located(groups: tuple[tuple[Path, int, int], ...], row: int) -> str:
 
 
 def _open(spec: str, name: str, split: str, table: _Table, classes: list[str], left_out: Mapping[str, int]) -> Dataset:
-    count = len(table.labels)
+    count = len(table)
     keys, note = table.keys(split)
-    targets = arrow.targets_of(table.labels, classes, table.columns.names, table.locations(spec, split))
+    targets = None
+    if table.columns.label is not None:
+        targets = arrow.targets_of(table.labels, classes, table.columns.names, table.locations(spec, split))
     rows = np.array([rows for _, _, rows in table.group_rows], dtype=np.int64)
     images = _RowGroups(table.columns.image, table.group_rows, keys, np.cumsum(rows) - rows)
     channels, image_size = probe(images, count) if count else (3, (0, 0))

@@ -108,7 +108,8 @@ class Preprocess:
 
     def eval_transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """PIL image -> (C, H, W) float32, normalised: timm's evaluation transform after conversion to C channels."""
-        return _composed(*self._first_steps(), create_transform(**self._timm(), crop_pct=self.crop_pct))
+        timms = create_transform(**self._timm(), crop_pct=self.crop_pct)
+        return transforms.Compose(list(_flat(*self._first_steps(), timms)))
 
     def u8_transform(self, augment: Augment | str | None = None) -> Callable[[Image.Image], np.ndarray]:
         """PIL image -> (H, W, C) uint8 after resize and crop: what an artefact takes.
@@ -118,9 +119,13 @@ class Preprocess:
         Raises BadInput for augmentation that needs grey or RGB where there are four channels, and for more than four.
         The transform raises it for an image that cannot be converted, or has too many pixels once it is resized.
         """
+        return transforms.Compose(list(self.steps(augment)))
+
+    def steps(self, augment: Augment | str | None = None) -> tuple[Callable[[Any], Any], ...]:
+        """What `u8_transform` does, step by step. Raises BadInput as it does."""
         chosen = Augment.of(augment)
         if chosen is None:
-            return _composed(*self._first_steps(), self._framed(self.crop_pct), _pixels)
+            return _flat(*self._first_steps(), self._framed(self.crop_pct), as_pixels)
         chosen.check_channels(self.input_size[0])
         crop, colour, _ = create_transform(**self._timm(), is_training=True, separate=True, **chosen.timm())
         kind = chosen.crop
@@ -128,8 +133,8 @@ class Preprocess:
             kind = "pad" if max(self.input_size[1:]) <= SMALL_SIDE else "resized"
         if kind != "resized":
             moved = ShiftFlip(chosen.padding if kind == "pad" else 0.0, chosen.hflip)
-            crop = _composed(self._framed(1.0), moved)
-        return _composed(*self._first_steps(), crop, without_posterize_limit_(colour), _pixels)
+            crop = transforms.Compose([self._framed(1.0), moved])
+        return _flat(*self._first_steps(), crop, without_posterize_limit_(colour), as_pixels)
 
     def normalize(self, pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
         """(..., H, W, C) uint8 -> (..., C, H, W) float32: (value / 255 - mean) / std, in timm's order of operations."""
@@ -145,7 +150,7 @@ class Preprocess:
         chosen = Augment.of(augment)
         if chosen is None:
             return self.eval_transform()
-        return _composed(self.u8_transform(chosen), self.normalize, *chosen.erasing())
+        return transforms.Compose(list(_flat(*self.steps(chosen), self.normalize, *chosen.erasing())))
 
     def fingerprint(self) -> str:
         """16 hex digits that change with any field but `pixel_range`, which comes before: what is done to 8-bit images.
@@ -190,18 +195,18 @@ class Preprocess:
             raise BadInput(
                 f"the model takes {channels} channels; accepted: {', '.join(map(str, CHANNELS))}, as images have"
             )
-        return partial(with_channels, channels=channels, pixel_range=self.pixel_range), _Bounded(self)
+        return partial(with_channels, channels=channels, pixel_range=self.pixel_range), Bounded(self)
 
     def _framed(self, crop_pct: float) -> transforms.Compose:
         """timm's resize and crop of evaluation, as PIL steps."""
         evaluated = create_transform(**self._timm(), crop_pct=crop_pct, normalize=False)
         framed = transforms.Compose(evaluated.transforms[:-1])  # without the conversion to a tensor
         height, width = self.input_size[1:]
-        return transforms.Compose([_UnlessSize((width, height), framed)]) if crop_pct == 1.0 else framed
+        return transforms.Compose([UnlessSize((width, height), framed)]) if crop_pct == 1.0 else framed
 
 
 @dataclass(frozen=True)
-class _Bounded:
+class Bounded:
     """Passes images on whose size after resizing is bounded. Raises BadInput for others: strips, a pixel wide.
 
     The bound is that of evaluation, whatever the augmentation, so that training and evaluation take the same images.
@@ -226,7 +231,7 @@ class _Bounded:
 
 
 @dataclass(frozen=True)
-class _UnlessSize:
+class UnlessSize:
     """Skips steps that would be the identity: images that have the input's size already, at `crop_pct` 1."""
 
     size: tuple[int, int]  # (W, H)
@@ -290,11 +295,10 @@ def _stem(model: nn.Module) -> Any:
     return getattr(model, "patch_embed", None) or getattr(model, "tokens_to_token", None)
 
 
-def _composed(*steps: Callable[[Any], Any]) -> transforms.Compose:
-    flat: list[Any] = []
-    for step in steps:
-        flat += step.transforms if isinstance(step, transforms.Compose) else [step]
-    return transforms.Compose(flat)
+def _flat(*steps: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], ...]:
+    """Without compositions among them."""
+    nested = (_flat(*step.transforms) if isinstance(step, transforms.Compose) else (step,) for step in steps)
+    return tuple(step for part in nested for step in part)
 
 
 def _most_resized(preprocess: Preprocess) -> int:
@@ -302,7 +306,8 @@ def _most_resized(preprocess: Preprocess) -> int:
     return max(MAX_RESIZED, 4 * preprocess.input_size[1] * preprocess.input_size[2])
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def as_pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 of a picture."""
     pixels = np.array(image)  # a copy: torch warns about read-only memory
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 

@@ -54,7 +54,7 @@ class Shard:
     """One tar file; iterating reads it from front to back."""
 
     path: Path
-    label: str
+    label: str | None  # None: without labels
     classes: tuple[str, ...]
     multi_label: bool
     prefix: str = ""  # put in front of keys that other shards have, too
@@ -67,8 +67,12 @@ class Shard:
         known: dict[Label, int | np.ndarray] = {}
         for sample in _samples(self.path):
             image = next((sample[ending] for ending in sample if ending in IMAGES), None)
+            if image is not None and self.label is None:
+                yield Encoded(image, None, self.prefix + sample["__key__"])
+            if image is None or self.label is None:
+                continue
             member = self.label.split(".")[0]
-            if image is None or member not in sample:
+            if member not in sample:
                 continue
             locations = _locations(self.path, sample["__key__"])
             label = _label(sample[member], self.label, locations, 0)
@@ -88,7 +92,7 @@ def shards_source(spec: Spec) -> Source:
 
     The headers and labels of all shards are read once, which gives the number of samples, the classes and the keys.
     Options: `resampled`, `epoch=N` (samples an epoch, of train), `buffer=N` (samples shuffled among),
-    `label=cls|json|txt` or `label=json.FIELD`.
+    `label=cls|json|txt` or `label=json.FIELD`; `labels=none`.
 
     Raises BadInput for patterns without files, shards without labelled images, with pickles, or that are damaged or
     cut short; MissingExtra without webdataset.
@@ -100,18 +104,20 @@ def shards_source(spec: Spec) -> Source:
     elif (named := canonical_split(re.split(r"[-_.{*\[]", Path(spec.where).name)[0])) is not None:
         patterns = {named: spec.where}
     files = {split: _files(spec, pattern) for split, pattern in patterns.items()}
-    label = _chosen_label(spec, next(iter(files.values())))
+    label = _chosen_label(spec, next(iter(files.values()))) if spec.labelled else None
     scans = {split: [_scan(path, label) for path in paths] for split, paths in files.items()}
     every = [scan for of_split in scans.values() for scan in of_split]
     multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
-    classes = _classes(spec, every, label)
+    classes = [] if label is None else _classes(spec, every, label)
     opened = {
         split: partial(_open, spec, split, tuple(of_split), label, classes, multi) for split, of_split in scans.items()
     }
     return Source(spec.text, opened, "webdataset shards")
 
 
-def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes: list[str], multi: bool) -> Stream:
+def _open(
+    spec: Spec, split: str, scans: tuple[_Scan, ...], label: str | None, classes: list[str], multi: bool
+) -> Stream:
     keys = Counter(key for scan in scans for key in scan.keys)
     twice = len(keys) < sum(keys.values())
     others = sorted(set().union(*(scan.other_labels for scan in scans)))
@@ -123,7 +129,7 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
     every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
     notes = (
         "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
-        f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others else "",
+        f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others and label else "",
         "keys are not unique over the shards: each has its shard's name in front" if twice else "",
         "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in scans) else "",
     )
@@ -133,7 +139,8 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
         left_out.update({} if scan.keys else {"shards without a sample": 1})
     held = sum(keys.values())
     if not held:
-        raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold no image with a {label} label")
+        what = "no image" if label is None else f"no image with a {label} label"
+        raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold {what}")
     channels, image_size = probe_stream(parts)
     whole = Stream(
         name=re.split(r"[-_.]?[{*\[\d]", Path(spec.where).name)[0] or "shards",
@@ -147,6 +154,7 @@ def _open(spec: Spec, split: str, scans: tuple[_Scan, ...], label: str, classes:
         multi_label=multi,
         note="; ".join(filter(None, notes)),
         left_out=dict(left_out),
+        labelled=label is not None,
     )
     return in_epochs(whole, spec)
 
@@ -200,19 +208,21 @@ def _samples(path: Path) -> Iterator[dict[str, Any]]:
         yield from group_by_keys(members)
 
 
-def _scan(path: Path, label: str) -> _Scan:
+def _scan(path: Path, label: str | None) -> _Scan:
     """Keys and labels of a shard; seeks over the images. Raises BadInput for pickles and unlabelled images."""
     left_out: Counter[str] = Counter()
     keys: list[str] = []
     labels: list[Label] = []
     without: list[str] = []
     locations = RowLocations(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
-    ending = label.split(".")[0]
+    ending = "" if label is None else label.split(".")[0]
     others: set[str] = set()
     for key, members in tars.samples(path, left_out):
         keys.append(key)
         others |= {one for one in members if one in LABELS and one != ending}
         left_out["further images of a sample, of which the first is taken"] += sum(one in IMAGES for one in members) - 1
+        if label is None:
+            continue
         if ending not in members:
             without.append(key)
             continue
@@ -221,7 +231,7 @@ def _scan(path: Path, label: str) -> _Scan:
         links = f" ({left_out['links']} members are links, which are not followed)" if left_out["links"] else ""
         raise BadInput(
             f"shard {path.name}: {len(without)} of {len(keys)} images have no {ending} member, {without[0]!r} the "
-            f"first{links}"
+            f"first{links}; ?labels=none opens all without labels"
         )
     return _Scan(path, tuple(keys), tuple(labels), dict(+left_out), frozenset(others))
 
@@ -258,7 +268,7 @@ def _chosen_label(spec: Spec, paths: Sequence[Path]) -> str:
             return "txt"
         raise BadInput(
             f"shard {path.name}: sample {key!r} has no label (it has {', '.join(members)}); accepted: a cls or txt "
-            f"member, or json with one of {', '.join(_FIELDS)}"
+            f"member, or json with one of {', '.join(_FIELDS)}; ?labels=none opens the images without labels"
         )
     names = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
     raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")

@@ -31,8 +31,9 @@ def open_dataset(
     shots: int | None = None,
     on_bad: str | None = None,
     max_pixels: int | None = None,
+    labels: bool = True,
 ) -> AnyDataset:
-    """Open a data set of images with one class each, or several (`multi_label`).
+    """Open a data set of images with one class each, or several (`multi_label`), or without labels.
 
     spec: "digits" (embedded); a folder in ImageFolder layout (`train/` and `val/` or `test/` with a folder a class, or
     just the class folders); a parquet file or a folder of `<split>.parquet` in the layout of HF `datasets`; a `.csv` or
@@ -47,7 +48,9 @@ def open_dataset(
 
     classes: names or indices of the classes to keep, which become 0, 1, ... in this order. shots: images a class,
     chosen by (seed, key), of every split but val. on_bad: "error" (default) or "skip" images that cannot be read.
-    max_pixels: images with more cannot be read. These four may stand in the spec, too; the result's `spec` has them.
+    max_pixels: images with more cannot be read. labels: False opens images without labels, or as if they had none
+    (`labels=none` in a spec): a folder of images in any folders below it, parquet without a label column, shards
+    without labels, lists of paths. These five may stand in the spec, too; the result's `spec` has them.
     Two more stand in the spec only: `channels=1|3|4`, and `range=LOW-HIGH`, the values of black and white of images
     with more than 8 bits (see `declared.as_declared` for what is taken where it is not given).
 
@@ -65,6 +68,7 @@ def open_dataset(
         check_on_bad(on_bad)
     given = {"classes": None if classes is None else tuple(classes), "shots": shots}
     text = with_options(os.fspath(spec), {**given, "on_bad": on_bad, "max_pixels": max_pixels})
+    text = text if labels else with_options(text, {"labels": "none"})
     parsed = parse_spec(text)
     source = source_of(parsed)
     dataset = as_declared(_with_choices(chosen_split(source, split), parsed, seed), source, parsed)
@@ -92,13 +96,17 @@ def source_of(spec: Spec) -> Source:
         return listing_source(spec)
     path = spec.path
     if spec.kind == "folder":
+        if not spec.labelled:
+            from leanvit.data.imagefiles import unlabelled_folder_source
+
+            return unlabelled_folder_source(spec.text, path, spec.options.get("layout"))
         from leanvit.data.imagefolder import imagefolder_source
 
         return imagefolder_source(spec.text, path, spec.options.get("layout"))
     if os.path.isdir(path) or (os.path.isfile(path) and path.suffix == ".parquet"):
         from leanvit.data.parquet import parquet_source
 
-        return parquet_source(spec.text, path)
+        return parquet_source(spec, path)
     if os.path.isfile(path):
         raise BadInput(f"data {spec.text!r} is a {path.suffix or 'plain'} file{_if_other(path)}; {FORMS}")
     raise BadInput(f"data {spec.text!r} {_lacking(path)}; {FORMS}")
@@ -109,6 +117,8 @@ def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
     on_bad = check_on_bad(spec.options.get("on_bad", "error"))
     max_pixels = spec.whole("max_pixels") or dataset.max_pixels
     dataset = replace(dataset, spec=spec.text, on_bad=on_bad, max_pixels=max_pixels)
+    if not spec.labelled:
+        return dataset.without_labels()  # of digits; others have been opened without
     classes, shots = spec.names("classes"), spec.whole("shots")
     if isinstance(dataset, Stream):
         if classes or shots:
@@ -138,6 +148,8 @@ def _warned(dataset: AnyDataset) -> AnyDataset:
 
 
 def _sparse_classes(dataset: Dataset) -> list[str]:
+    if dataset.targets is None:
+        return []
     size = len(dataset.classes)
     counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
     notes = []

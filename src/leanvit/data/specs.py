@@ -20,8 +20,10 @@ FORMS = """accepted forms:
   wds:shards/train-{000..009}.tar           webdataset; ?val=PATTERN, resampled, epoch=N
   hf:NAME[:CONFIG]                          HF datasets; ?streaming
 options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip
-  of pictures: channels=4, range=0-4095"""
-_EVERYWHERE = ("classes", "shots", "on_bad", "max_pixels", "channels", "range")
+  of pictures: channels=4, range=0-4095
+  without labels: labels=none"""
+_EVERYWHERE = ("classes", "shots", "labels", "on_bad", "max_pixels", "channels", "range")
+_OF_LABELS = ("classes", "shots", "label", "separator", "uncertain")  # options that go with labels
 _SWITCHES = ("streaming", "resampled")
 _BY_KIND = {
     "digits": (),
@@ -46,6 +48,11 @@ class Spec:
     @property
     def path(self) -> Path:
         return _path(self.where)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images are opened with labels."""
+        return "labels" not in self.options
 
     def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int | None:
         """An option that is a whole number. Raises BadInput for anything else, or less than `least`."""
@@ -100,7 +107,17 @@ def parse_spec(text: str) -> Spec:
         if not switch and not value:
             raise BadInput(f"data {text!r}: option {name} needs a value, as in {name}=…")
         options[name] = value if name in ("classes", "label") else unquote(value)
+    _check_labels(text, options)
     return Spec(text, kind, where, options)
+
+
+def _check_labels(text: str, options: Mapping[str, str]) -> None:
+    """Raises BadInput for another value of `labels` than none, and beside it for options that are about labels."""
+    if options.get("labels", "none") != "none":
+        raise BadInput(f"data {text!r}: labels={options['labels']!r}; accepted: labels=none, images without labels")
+    other = next((name for name in _OF_LABELS if name in options), None)
+    if "labels" in options and other is not None:
+        raise BadInput(f"data {text!r}: {other}= is about labels, and labels=none opens images without; leave one out")
 
 
 def with_options(text: str, options: Mapping[str, object]) -> str:

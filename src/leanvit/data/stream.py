@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from leanvit.data import keyed
 from leanvit.data.classes import Matched
-from leanvit.data.dataset import Dataset, Sample, as_sample_image
+from leanvit.data.dataset import NO_FIELDS, Dataset, Sample, as_sample_image, new_name, require_labels
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
 from leanvit.data.depth import PixelRange
+from leanvit.data.fields import LABEL, Field
 from leanvit.data.specs import Spec
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
@@ -31,12 +32,16 @@ BUFFER = 1000  # samples among which the next one is drawn
 
 
 class Encoded(NamedTuple):
-    """One sample as it lies in the stream; `visit` counts how often an epoch has come to its shard before."""
+    """One sample as it lies in the stream; `visit` counts how often an epoch has come to its shard before.
+
+    fields: values as they lie there, by the names of `Stream.fields`.
+    """
 
     encoded: bytes
-    target: int | np.ndarray
+    target: int | np.ndarray | None
     key: str
     visit: int = 0
+    fields: Mapping[str, Any] = NO_FIELDS
 
 
 class Part(Protocol):
@@ -50,7 +55,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stream:
-    """An iterable set of labelled images. `len` is the number of samples in an epoch.
+    """An iterable set of images. `len` is the number of samples in an epoch.
 
     Exact (`resampled` false): an epoch is one pass over all shards, in an order of (seed, epoch) while training, the
     stored order otherwise. Resampled: shards are drawn with replacement until `len` samples have come.
@@ -75,6 +80,8 @@ class Stream:
     bad: list[BadImage] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)  # reason -> how many members are no sample
     matched: Matched | None = None  # where targets are outputs of a model: which of the shards' classes is which
+    labelled: bool = True  # whether its samples have classes; else `classes` is empty and targets are None
+    fields: Mapping[str, Field] = field(default_factory=dict)  # what samples have beside image, class and key
 
     def __len__(self) -> int:
         return self.length
@@ -95,16 +102,41 @@ class Stream:
         height, width = self.image_size
         shape = f"{height}x{width}x{self.channels}"
         how = "drawn from" if self.resampled else "in"
+        labels = f"{len(self.classes)} classes" if self.labelled else "no labels"
+        fields = "".join(f", {name}" for name in self.fields)
         return (
             f"Stream({self.spec!r}, {self.split!r}: {len(self)} images {shape} {how} {len(self.parts)} shards, "
-            f"{len(self.classes)} classes)"
+            f"{labels}{fields})"
         )
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """As of `Dataset`."""
+        return (*((LABEL,) if self.labelled else ()), *self.fields)
+
+    def with_field(self, name: str, added: Field) -> Stream:
+        """The same samples with one more field, whose values are found by key, or come with the samples.
+
+        added: a source with `keys`; without a source, parts give values of this name (`Encoded.fields`). Raises
+        BadInput for a name that is taken, and for a source without keys.
+        """
+        if added.rows is not None or (added.source is not None and added.keys is None):
+            raise BadInput(f"field {name!r}: a stream has no rows; accepted: keys=, the sample that each value is of")
+        return replace(self, fields={**self.fields, new_name(name, added, self.fields): added})
+
+    def without_labels(self) -> Stream:
+        """The same samples without their classes."""
+        return replace(self, classes=[], labelled=False, multi_label=False, matched=None)
 
     def read(self, item: Encoded) -> Sample:
         """Decode one sample. Raises UnreadableImage."""
         image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
         image = as_sample_image(image, self.channels, key=item.key, pixel_range=self.pixel_range)
-        return Sample(image, item.target, item.key)
+        if not self.fields:
+            return Sample(image, item.target, item.key)
+        key, size, given = item.key, (image.height, image.width), item.fields
+        found = {name: one.read(name, key, size, given=given.get(name)) for name, one in self.fields.items()}
+        return Sample.of(image, item.target, key, found)
 
     def pass_over(self) -> Iterator[Encoded]:
         """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""
@@ -116,7 +148,7 @@ class Stream:
 
     def onto(self, matched: Matched, classes: Sequence[str]) -> Stream:
         """The same samples with a model's outputs as their classes, which `classes` names: targets are outputs."""
-        return replace(self, classes=list(classes), matched=matched)
+        return replace(require_labels(self, "the classes of a model"), classes=list(classes), matched=matched)
 
     def limited(self, count: int, *, seed: int = 0) -> Stream:
         """The first `count` samples in the stored order (whatever the seed), as a stream of one shard."""
@@ -151,7 +183,10 @@ class Stream:
         count = 0
         for item in islice(items, self.length):
             count += 1
-            yield item if self.matched is None else item._replace(target=_output(item.target, self.matched))
+            if not self.labelled:
+                yield item if item.target is None else item._replace(target=None)
+            else:
+                yield item if self.matched is None else item._replace(target=_output(item.target, self.matched))
         if count < self.length:
             raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
 
@@ -159,9 +194,10 @@ class Stream:
 AnyDataset = Dataset | Stream
 
 
-def _output(target: int | np.ndarray, matched: Matched) -> int | np.ndarray:
+def _output(target: int | np.ndarray | None, matched: Matched) -> int | np.ndarray:
     """A target as an output of a model, or as a vector over its outputs."""
     if not isinstance(target, np.ndarray):
+        assert target is not None, "of a stream with labels"
         return matched.positions[int(target)]
     outputs = np.zeros(matched.outputs, dtype=target.dtype)
     outputs[list(matched.positions)] = target

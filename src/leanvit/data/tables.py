@@ -115,10 +115,13 @@ def read_table(spec: Spec, file: Path) -> Table:
 
 
 def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tuple[str, ...]]:
-    """(the table with notes, image column, split column, label columns). Raises BadInput where one is not found."""
+    """(the table with notes, image column, split column, label columns). Raises BadInput where one is not found.
+
+    With `labels=none` there are no label columns.
+    """
     table, image = _image_column(spec, table)
     split = next((name for name in table.columns if _plain(name) == "split" and name != image), None)
-    table, labels = _label_columns(spec, table, image, split)
+    table, labels = _label_columns(spec, table, image, split) if spec.labelled else (table, ())
     held_out = [name for name in table.columns if name not in (image, split, *labels) and _is_split_column(table, name)]
     if held_out:
         table = table.noted(f"not used: {_listed(held_out)} (only a column named split decides what is held out)")
@@ -270,7 +273,8 @@ def _label_columns(spec: Spec, table: Table, image: str, split: str | None) -> t
     if len(chosen) < 2:
         raise BadInput(
             f"{table.where}: no label column; columns: {', '.join(table.columns)}; accepted: one of "
-            f"{', '.join(_LABELS)}, several columns of 0 and 1, or label=COLUMN[,COLUMN...]"
+            f"{', '.join(_LABELS)}, several columns of 0 and 1, or label=COLUMN[,COLUMN...]; ?labels=none opens the "
+            "images without labels"
         )
     unused = [name for name in others if name not in chosen]
     unused_note = f"columns that are no label: {_listed(unused)}" if unused else ""

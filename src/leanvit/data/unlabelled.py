@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from leanvit.data.dataset import Dataset
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
 from leanvit.data.depth import PixelRange
+from leanvit.data.imagefiles import survey, unlabelled
+from leanvit.data.imagefolder import folders_listed
 from leanvit.data.sources import open_dataset, source_of
 from leanvit.data.specs import parse_spec
 from leanvit.data.splits import SPLITS
@@ -124,14 +125,11 @@ class _Images:
 
 def _dataset(files: _Files, channels: int) -> Dataset:
     note = f"{files.repeated} files that are named twice are taken once" if files.repeated else ""
-    return Dataset(
+    return unlabelled(
         name="images",
         spec="images",
         split="all",
-        classes=[],
         keys=tuple(files.keys),
-        targets=np.zeros(len(files.keys), dtype=np.int64),
-        rows=np.arange(len(files.keys)),
         images=_Images(tuple(files.keys), tuple(files.images)),
         channels=max(3, channels),  # grey is the same in three channels, colour in one is not
         image_size=(0, 0),
@@ -197,14 +195,17 @@ def _exists(where: str) -> bool:
 
 
 def _add_folder(path: Path, files: _Files, left_out: Counter[str], *, prefix: str) -> None:
-    found = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if _is_image(file, left_out))
-    if not found:
+    with folders_listed(str(path)):
+        below = survey(path)
+    endings = {reason.removeprefix("with the ending "): count for reason, count in below.left_out.files.items()}
+    left_out.update({name: n for name, n in endings.items() if name.startswith(".") or name == "without an ending"})
+    if not below.images:
         other = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         raise BadInput(
             f"images {str(path)!r}: no image in this folder{f' ({other})' if other else ''}; endings: "
             f"{' '.join(sorted(EXTENSIONS))}"
         )
-    for name in found:
+    for name in below.images:
         files.add(os.path.join(prefix, name), path / name)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.exits.rules import Evidence, Memory, Rule
-from leanvit.data import AnyDataset, Dataset, Preprocess, keyed, loader
+from leanvit.data import AnyDataset, Dataset, Preprocess, keyed, loader, require_labels
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.kept_units import Kept
 from leanvit.recipe.learning import Data
@@ -81,7 +81,8 @@ def collect_in_units(model: OpenModel, dataset: Dataset, data: Data) -> Collecte
 
 @torch.no_grad()
 def collect(model: OpenModel, dataset: AnyDataset, preprocess: Preprocess, *, batch_size: int) -> Collected:
-    """Run images through all exits, in eval mode."""
+    """Run images through all exits, in eval mode. Raises `BadInput` for data without labels."""
+    require_labels(dataset, "the choice of thresholds")
     device, training = next(model.parameters()).device, model.training
     rows: list[list[Evidence]] = []
     finals, targets = [], []

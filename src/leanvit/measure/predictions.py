@@ -186,11 +186,13 @@ def matched_outputs(
     default as warnings, and then only where an answer of one of them changes. Raises BadInput for classes that a runner
     does not have.
     """
+    from leanvit.data.dataset import require_labels
     from leanvit.data.matching import matched_with, other_kind
 
     dataset = dataset_of(data)
     if dataset is None:
         return {}
+    require_labels(dataset, "accuracy")
     matches = {name: matched_with(one, dataset, class_names=class_names) for name, one in runners.items()}
     found = {name: matched.positions for name, matched in matches.items() if not matched.same}
     # beside a model whose names are in another order, one without names is news

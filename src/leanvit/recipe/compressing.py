@@ -16,7 +16,7 @@ from torch import nn
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
 from leanvit.arguments import require_methods, require_model, require_training_data
-from leanvit.data import AnyDataset
+from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
 from leanvit.data.matching import for_model, unseen_classes
@@ -129,6 +129,9 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
+        learning = _learning_from_labels(methods, recovery) if data.task is None else []
+        if learning:
+            require_labels(data.dataset, " and ".join(learning))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
@@ -165,6 +168,12 @@ def compress(
 def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression trains: then it learns from labels, and may take long."""
     return recovery is not None or any(m.trains for m in methods)
+
+
+def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
+    recovers = recovery is not None and not recovery.methods
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
 
 
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:

@@ -14,8 +14,9 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from leanvit.arguments import require_dataset, require_model
-from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length
+from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length, require_labels
 from leanvit.data.depth import range_text
+from leanvit.data.fields import check_augment, check_mixing
 from leanvit.data.identity import identity
 from leanvit.data.loading import PAIRINGS
 from leanvit.errors import BadInput, CheckpointError
@@ -52,6 +53,8 @@ def assemble(
     Callbacks put their temporary modules into the model, and `locked` parts are taken out of the training: `release`
     undoes both, and has done so where this raises.
     """
+    if objective is None or objective.needs_labels:
+        require_labels(dataset, "training" if objective is None else f"objective {type(objective).__name__}")
     steps_per_epoch = check_run(
         model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
     )
@@ -185,6 +188,8 @@ def check_run(
     require_kinds(model, dataset, preprocess, config, validate)
     require_float32(model, "training")
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
+    if validate is not None:
+        require_labels(validate, "validate=")
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
@@ -201,6 +206,10 @@ def check_run(
         )
     if (augment := Augment.of(config.augment)) is not None:
         augment.check_channels(preprocess.input_size[0])
+        check_augment(augment, dataset.fields)
+    if config.mixes:
+        require_labels(dataset, "mixup and cutmix")
+        check_mixing(dataset.fields)
     if dataset.multi_label and config.mixes:
         raise BadInput(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "

@@ -48,6 +48,7 @@ class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
     multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
     pieces: int = 1  # losses of a forward that are differentiated one after the other; alike on all processes
     sees_clean: bool = False  # whether `batch.clean` holds the batch before mixing, where it is mixed; else it is None
     pairing: str = "reversed"  # which images are mixed with one another: `leanvit.data.loading.share_rows`
@@ -85,8 +86,8 @@ class Objective(nn.Module):
         """Loss of one forward.
 
         batch: images (B, C, H, W) float32 on the model's device; targets (B,) int64, or (B, classes) float32:
-        probabilities when images were mixed, 0 and 1 in multi-label data. step: optimiser steps taken so far.
-        context: keyword arguments for the model's forward.
+        probabilities when images were mixed, 0 and 1 in multi-label data; None without labels. step: optimiser steps
+        taken so far. context: keyword arguments for the model's forward.
         """
         raise TypeError(f"{type(self).__name__} does not define forward(model, batch, step, context)")
 

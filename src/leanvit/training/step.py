@@ -123,10 +123,7 @@ def _placed(batch: Batch, run: Run) -> Batch:
     """
     read = range(len(batch)) if batch.rows is None else batch.rows
     batch = replace(batch, rows=tuple(_rows(run)[list(read)].tolist()))
-    if len(batch):
-        return batch
-    images, targets = (t.new_zeros(2, *t.shape[1:]) for t in (batch.images, batch.targets))
-    return replace(batch, images=images, targets=targets, keys=["", ""])
+    return batch if len(batch) else batch.stand_in()
 
 
 def _rows(run: Run) -> np.ndarray:
@@ -188,8 +185,7 @@ def mixed(batch: Batch, run: Run) -> Batch:
         return batch
     batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
-    rows = None if batch.rows is None else batch.rows[:even]
-    batch = replace(batch, images=batch.images[:even], targets=batch.targets[:even], keys=batch.keys[:even], rows=rows)
+    batch = batch.first(even)
     clean = batch.take(range(even)) if run.objective.sees_clean else None  # a copy: timm mixes in place
     if run.objective.pairing == "neighbours":
         images, targets = _mixed_neighbours(run.mix, batch)

@@ -125,7 +125,7 @@ def compare_methods(
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, log)
-    val = open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
+    val = open_split(data, "val", seed=seed, limit=limit, log=log, beside=train, labels_for="compare-methods")
     some = val if train is None else train
     start = load_model(
         model,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import AnyDataset
+from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
@@ -190,6 +190,8 @@ def compress(
     plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
+    if validation is not None and measured:
+        require_labels(validation, "measuring what compress makes (--measure)")
     known = validation if train is None else train
     if known is not None:
         require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)

@@ -73,6 +73,7 @@ class Looked:
     fit: str | None = None  # of the model that was given: "fits", or why not
     grid: Path | None = None
     sampled: bool = field(default=True)
+    labelled: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """JSON data; bad images as key and reason."""
@@ -86,10 +87,12 @@ class Looked:
     def shown(self) -> Iterator[Any]:
         """Rich tables and lines for a person."""
         kind = "several labels an image" if self.multi_label else "one label an image"
+        labels = f"{len(self.classes)} classes, {kind}" if self.labelled else "without labels"
         colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
-        yield Text(f"{self.spec}: {self.form}, {colour}, {len(self.classes)} classes, {kind}", style="bold")
+        yield Text(f"{self.spec}: {self.form}, {colour}, {labels}", style="bold")
         yield _split_table(self.splits)
-        yield _class_table(self)
+        if self.labelled:
+            yield _class_table(self)
         for split in self.splits:
             yield from _findings(split, sampled=self.sampled)
         if self.leak is not None:

@@ -49,7 +49,7 @@ def look(
     Args:
         spec: data spec, see `leanvit.data.open_dataset`.
         model: timm name or run folder: whether it fits the data, and if not, why.
-        grid: `.png` file that gets a few images of each class.
+        grid: `.png` file that gets a few images of each class; of data without labels, a few of all.
         seed: which images are read and shown.
         mean, std, crop_pct, interpolation: preprocessing of a timm name as `model`; see `train`.
 
@@ -79,6 +79,7 @@ def look(
         form=held.form,
         classes=tuple(first.classes),
         multi_label=first.multi_label,
+        labelled=first.labelled,
         channels=first.channels,
         splits=tuple(looks),
         leak=leak,
@@ -116,7 +117,8 @@ def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]
         value = keyed.ranks(dataset.key_hashes, "look", seed)
         chosen = np.sort(np.argsort(value, kind="stable")[:count])
     for index in map(int, chosen):
-        yield _Item(dataset.keys[index], dataset.targets[index], dataset.encoded(index), index)
+        target = None if dataset.targets is None else dataset.targets[index]
+        yield _Item(dataset.keys[index], target, dataset.encoded(index), index)
 
 
 def _look(dataset: AnyDataset, count: int | None, seed: int, log: Log) -> SplitFound:
@@ -180,7 +182,9 @@ def _is_constant(image: Image.Image) -> bool:
 
 def _balance(dataset: AnyDataset, seen: list[Any]) -> tuple[dict[str, int], int]:
     """(images a class, images without one): of all rows of a data set, of the samples that were read of a stream."""
-    targets = dataset.targets if isinstance(dataset, Dataset) else np.array(seen)
+    if not dataset.labelled:
+        return {}, 0
+    targets: Any = dataset.targets if isinstance(dataset, Dataset) else np.array(seen)
     if dataset.multi_label:
         counts, unlabelled = targets.sum(axis=0).astype(int), int((~targets.any(axis=1)).sum())
     else:
@@ -234,7 +238,7 @@ def _fit(model: str | Path, dataset: AnyDataset, settings: Mapping[str, Any]) ->
     except BadInput as error:
         return str(error)
     size = "x".join(map(str, loaded.preprocess.input_size))
-    return f"{model} fits: input {size}, {len(dataset.classes)} classes"
+    return f"{model} fits: input {size}, " + (f"{len(dataset.classes)} classes" if dataset.labelled else "no labels")
 
 
 def _checked_grid(grid: str | Path | None, *, overwrite: bool) -> Path | None:

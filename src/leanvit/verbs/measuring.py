@@ -96,7 +96,7 @@ def measure(
     settings = own_settings(mean, std, crop_pct, interpolation)
     for what, reason in left_out.items():
         log(f"{what} is left out: {reason}")
-    validation = open_split(data, "val", limit=limit, log=log)
+    validation = open_split(data, "val", limit=limit, log=log, labels_for="measure")
     if settings and not any(map(is_built, (*against, run))):
         raise BadInput(f"{', '.join(settings)} can only be given with a timm name: a run has its own preprocessing")
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -22,14 +24,17 @@ _PAPER, _INK, _FRAME = (250, 250, 250), (30, 30, 30), (225, 225, 225)
 def write_grid(path: Path, dataset: AnyDataset, *, seed: int = 0) -> None:
     """Write a PNG: a row a class (up to `ROWS`), `COLUMNS` images chosen by the seed, whole, none stretched.
 
+    Of data without labels, one row.
+
     Images that cannot be read are passed over. Raises LeanvitError where the file cannot be written.
     """
-    names, rows = _rows(dataset, seed)
+    names, rows = _rows(dataset if dataset.labelled else _as_one_class(dataset), seed)
     columns = max(4, *map(len, rows))  # room for the title
     width = _NAME + columns * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (width, _HEAD + len(rows) * (_TILE + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     shown = f"{len(rows)} of {len(dataset.classes)} classes" if len(rows) < len(dataset.classes) else "every class"
+    shown = shown if dataset.labelled else "without labels"
     draw.text(
         (_GAP + 4, 9),
         f"{dataset.name}, {dataset.split}: {len(dataset)} images, {shown}",
@@ -46,6 +51,12 @@ def write_grid(path: Path, dataset: AnyDataset, *, seed: int = 0) -> None:
     write_atomic(path, stream.getvalue())
 
 
+def _as_one_class(dataset: AnyDataset) -> AnyDataset:
+    if isinstance(dataset, Dataset):
+        return replace(dataset, classes=[""], targets=np.zeros(len(dataset), dtype=np.int64))
+    return replace(dataset, classes=[""])
+
+
 def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Image]]]:
     count = len(dataset.classes)
     chosen = np.unique(np.linspace(0, count - 1, min(ROWS, count)).round().astype(int)).tolist()
@@ -54,7 +65,7 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
     else:
         found: dict[int, list[Image.Image]] = {target: [] for target in chosen}
         for number, item in enumerate(dataset.pass_over()):
-            carried = np.flatnonzero(item.target) if dataset.multi_label else [item.target]
+            carried = np.flatnonzero(item.target) if dataset.multi_label else [item.target or 0]
             wanted = [int(t) for t in carried if int(t) in found and len(found[int(t)]) < COLUMNS]
             if number >= _STREAMED:
                 break
@@ -68,7 +79,8 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
 
 
 def _of_class(dataset: Dataset, target: int, seed: int) -> Iterator[Image.Image]:
-    carries = dataset.targets[:, target] > 0 if dataset.multi_label else dataset.targets == target
+    targets: Any = dataset.targets
+    carries = targets[:, target] > 0 if dataset.multi_label else targets == target
     indices = np.flatnonzero(carries)
     value = keyed.ranks(dataset.key_hashes[indices], "grid", seed)
     taken = 0

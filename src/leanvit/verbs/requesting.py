@@ -212,7 +212,7 @@ def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, log: Log) ->
     model: Any = start.model
     classes, known = tuple(dataset.classes), model.num_classes
     same = sorted(start.classes) == sorted(classes) if start.classes else known == len(classes)
-    if start.folder is None or same:
+    if start.folder is None or same or not dataset.labelled:
         return start
     history = model.history
     if history is None or history.plans:

@@ -12,7 +12,7 @@ from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.arguments import require_path
-from leanvit.data import AnyDataset
+from leanvit.data import AnyDataset, require_labels
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure import environment
 from leanvit.recipe import knobs_of, save
@@ -225,12 +225,13 @@ def _trained(
     """Train into a folder that is this process's own, and save."""
     world, request = join_world(), ready.request
     start, dataset, validation = ready.start, ready.dataset, ready.validation
+    judged = validation if validation.labelled else None
     check_run(
         start.model,
         dataset,
         preprocess=start.preprocess,
         config=ready.config,
-        validate=validation,
+        validate=judged,
         convert=ready.convert,
     )
     if world.first and not resume:
@@ -251,7 +252,7 @@ def _trained(
         callbacks=[*shown, *steering(ready), *progress(log)],
         out=folder,
         resume=resume,
-        validate=validation.cached(),
+        validate=None if judged is None else judged.cached(),
         convert=ready.convert,
         keep=keep,
         about=_about(request),
@@ -343,6 +344,8 @@ def prepare(
     request = with_fitting_batch(request, dataset, was=batch, log=log)
     start = with_methods(request, start, dataset, log=log)
     goal, config = objective(request, start, dataset, log=log)
+    if goal is None or goal.needs_labels:
+        require_labels(dataset, "train" if goal is None else f"train by {type(goal).__name__}")
     return Ready(request, start, dataset, validation, config, goal, convert)
 
 
