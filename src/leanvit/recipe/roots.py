@@ -75,10 +75,11 @@ class ForeignRoot:
     def __post_init__(self) -> None:
         try:
             text = json.dumps(self.config, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadInput(f"configuration of {self.name} is not JSON: {error}") from error
         if len(text) > LONGEST:
             raise BadInput(f"configuration of {self.name} has {len(text)} characters; accepted: up to {LONGEST}")
+        object.__setattr__(self, "config", json.loads(text))  # as a load will find it
         module_of("foreign", self.name)
 
     @property

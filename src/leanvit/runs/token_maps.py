@@ -90,10 +90,12 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. A model that reduces nothing gets its token counts only.
+    The model is run in eval mode, without gradients. A model that reduces nothing, or that answers with no classes,
+    gets its token counts only; of a model of parts the tokens are those of its main part.
     """
     import torch
 
+    from leanvit.anatomy.composite import Composite
     from leanvit.data import loader
     from leanvit.measure.runners import as_taken
 
@@ -112,9 +114,15 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        logits, state = model.classify(tokens, state)
+        if isinstance(model, Composite):  # whose outputs come of its wiring
+            logits = model(x) if model.num_classes else None
+        else:
+            logits, state = model.classify(tokens, state)
     model.train(training)
-    answers = logits.argmax(dim=-1).tolist()
+    if logits is None:
+        answers, reductions = [], []
+    else:
+        answers = logits.argmax(dim=-1).tolist()
     return TokenMaps(
         name=name,
         grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
