@@ -42,7 +42,8 @@ class Batch:
     (`leanvit.data.fields`). `draws`, `views`: what the augmentation was drawn by, beside the keys.
 
     `rows`: where the images stand among those that the loader was to give. In a training step, where the first
-    len(rows) images stand in the batch that all processes share; further ones only stand in for what cannot be read.
+    len(rows) images stand in the batch that all processes share, `of` images that could be read (None: there is one
+    process); further ones only stand in for what cannot be read.
     `clean`: the batch before it was mixed, for an objective that asks for it.
     """
 
@@ -51,6 +52,7 @@ class Batch:
     keys: list[str]
     bad: tuple[BadImage, ...] = ()
     rows: tuple[int, ...] | None = None
+    of: int | None = None
     clean: Batch | None = None
     fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
     draws: tuple[int, int] = (0, 0)  # (seed, epoch)
@@ -81,6 +83,12 @@ class Batch:
         """
         views = self.views or (0,) * len(self)
         return [keyed.seed_of(*view_parts(*self.draws, *of)) for of in zip(self.keys, views, strict=True)]
+
+    def standing(self) -> tuple[int, list[int]]:
+        """(images that all processes share, the place of each image here among them); 0 for one that stands in."""
+        if self.of is None or self.rows is None:
+            return len(self), list(range(len(self)))
+        return self.of, [*self.rows, *[0] * (len(self) - len(self.rows))]
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`."""
