@@ -22,6 +22,7 @@ from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.files import seal_of
 from leanvit.measure import count
 from leanvit.recipe import (
+    CompositeRoot,
     Data,
     ForeignRoot,
     Plan,
@@ -253,12 +254,23 @@ def test_wrong_parts_are_named(tmp_path: Path) -> None:
         (lambda c: c["root"]["arguments"].update(scal=1), "unknown argument of the wiring test_headed 'scal'"),
         (lambda c: c["root"].update(more=3), "has not the keys and types of one"),
         (lambda c: c["root"]["parts"]["head"]["kwargs"].update(channels=12), "head takes 12 channels"),
+        (
+            lambda c: c["root"]["parts"].update(head=c["root"]["parts"]["backbone"]),
+            "does not take the parts .*fc1",
+        ),
+        (lambda c: c.update(root=_nested(c["root"])), "models of parts lie more than 8 deep in one another"),
         (lambda c: c["plans"].append({"slug": "tome", "knobs": {}, "structure": {}, "part": "neck"}), "part is 'neck'"),
     ],
 )
 def test_tampered_runs_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         _tampered(tmp_path, headed(), change)
+
+
+def _nested(root: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(20):
+        root = {"wiring": "test_headed", "parts": {"backbone": root}}
+    return root
 
 
 def _tampered(folder: Path, model: Composite, change: Any) -> None:
@@ -301,6 +313,11 @@ def test_a_part_has_no_name_of_an_attribute(name: str) -> None:
 
 
 def test_wrong_arguments_of_a_composite_are_named() -> None:
+    root: Any = ROOT
+    with pytest.raises(BadInput, match="models of parts lie 9 deep in one another; accepted: up to 8"):
+        for _ in range(9):
+            root = CompositeRoot("test_several", {}, {"backbone": root})
+    assert root.depth == 8
     with pytest.raises(BadInput, match="wired is a NoneType; accepted: a Wiring"):
         compose(None, {})  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="parts is a list; accepted: models or roots by the names"):

@@ -86,7 +86,7 @@ class Composite(OpenModel):
         """Raises `BadInput` for names of parts that cannot be, a main part that is missing, or one module as two parts;
         what `check` raises."""
         _check_parts(wired, parts)
-        wired.check(parts)
+        classes = _classes_of(wired, parts)
         main: Any = parts[wired.main]
         attributes = {"num_prefix_tokens": main.num_prefix_tokens, "grad_checkpointing": False}
         super().__init__(attributes=attributes, source=None)
@@ -100,7 +100,7 @@ class Composite(OpenModel):
                 part.kept_traits = frozenset(wired.keeps.get(name, ()))
                 if lost := part.lost_traits():
                     raise Refused(f"wiring {wired.name} needs of its part {name!r} what it does not have: {lost[0]}")
-        self.num_classes = wired.outputs(parts)
+        self.num_classes = classes
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -262,6 +262,16 @@ def _check_parts(wired: Wiring, parts: Mapping[str, nn.Module]) -> None:
     for name, part in parts.items():
         if (other := names.setdefault(id(part), name)) != name:
             raise BadInput(f"parts {other!r} and {name!r} are one module: give it once, a wiring may run it twice")
+
+
+def _classes_of(wired: Wiring, parts: Mapping[str, nn.Module]) -> int:
+    """How many classes the outputs tell apart, after `check`. Raises `BadInput` where either stumbles over a part."""
+    try:
+        wired.check(parts)
+        return wired.outputs(parts)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        given = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
+        raise BadInput(f"wiring {wired.name} does not take the parts {given}: {_reason(error)}") from error
 
 
 # --- registered by name ---------------------------------------------------------------------------------------------
