@@ -15,7 +15,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
-from leanvit.arguments import require_methods, require_model, require_training_data
+from leanvit.arguments import require_classifier, require_methods, require_model, require_training_data
 from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
@@ -46,6 +46,8 @@ from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
+from leanvit.recipe.training_methods import objective_method
+from leanvit.training.task_loss import name_of, needs_labels
 from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
@@ -129,10 +131,13 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if trains(methods, recovery) and data.task is None:
+        if data.task is None and (named := _without_objective(methods, recovery)):
+            require_classifier(dense, f"{' and '.join(named)} without a task (Data(task=...))")
+        if trains(methods, recovery) and needs_labels(data.task):
             require_labels(data.dataset, " and ".join(_training(methods, recovery)))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
-        if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
+        learns = dense.classifies and trains(methods, recovery)
+        if world.first and learns and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
             warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
@@ -149,9 +154,9 @@ def compress(
         raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
     if isinstance(data, Data):
-        if not lean.classes and len(data.dataset.classes) == lean.num_classes:
+        if not lean.classes and lean.classifies and len(data.dataset.classes) == lean.num_classes:
             lean.classes = tuple(data.dataset.classes)
-        lean.multi_label = lean.multi_label or data.dataset.multi_label
+        lean.multi_label = lean.multi_label or (lean.classifies and data.dataset.multi_label)
         lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)
@@ -177,6 +182,12 @@ def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
 def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
     """What trains in a compression, by name."""
     return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
+
+
+def _without_objective(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains by the classes of images where no task is given, by name."""
+    brought = recovery is not None and objective_method([*methods, *recovery.methods]) is not None
+    return _training(methods, None if brought else recovery)
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
@@ -297,6 +308,7 @@ def _about(
     """What must be equal for a compression to be resumed (JSON)."""
     return {
         **({"part": part} if part else {}),
+        **({} if data.task is None else {"task": name_of(data.task)}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),

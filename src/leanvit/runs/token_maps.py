@@ -90,15 +90,18 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. A model that reduces nothing gets its token counts only.
+    The model is run in eval mode, without gradients. One that reduces nothing, or tells no classes of images apart, gets
+    its token counts only, and so does one that is traced on data without labels.
     """
     import torch
 
+    from leanvit.anatomy.composite import Composite
     from leanvit.data import loader
     from leanvit.measure.runners import as_taken
 
     chosen = dataset.limited(count).cached()  # read once: what cannot be read is left out here and in the pictures
     batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
+    judged = model.classifies and dataset.labelled
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -112,9 +115,13 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        logits, state = model.classify(tokens, state)
+        if judged and isinstance(model, Composite):
+            logits = model(x)
+        elif judged:
+            logits, state = model.classify(tokens, state)
     model.train(training)
-    answers = logits.argmax(dim=-1).tolist()
+    answers = logits.argmax(dim=-1).tolist() if judged else []
+    reductions = reductions if judged else []
     return TokenMaps(
         name=name,
         grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
