@@ -30,8 +30,8 @@ def require_classifier(model: object, what: str) -> None:
     if not getattr(model, "classifies", True):
         wired: Any = getattr(model, "wiring", None)
         raise Refused(
-            f"{what} needs a model that tells classes of images apart; the outputs of wiring {wired.name} are something "
-            "else"
+            f"{what} needs a model that tells classes of images apart, and the outputs of wiring {wired.name} are "
+            "something else"
         )
 
 

@@ -32,6 +32,7 @@ from leanvit.recipe import (
     load_run,
     missed,
     reapply,
+    rebuilt,
     save,
 )
 
@@ -98,6 +99,17 @@ class Headed(Wiring):
     def outputs(self, parts: Mapping[str, nn.Module]) -> int:
         head: Any = parts["head"]
         return int(head.fc2.out_features)
+
+
+@wiring("test_mapped")
+class Mapped(Wiring):
+    """The mean of the last map."""
+
+    keeps: ClassVar[Mapping[str, frozenset[str]]] = {"backbone": frozenset({"maps"})}
+
+    def run(self, model: Composite, images: Any, **context: Any) -> Any:
+        maps, state = model.main_part.trace_maps(images, **context)
+        return maps[-1].mean(dim=(2, 3)), state
 
 
 HEAD = Root("test_two_linears", {"channels": 24, "classes": 3})
@@ -194,6 +206,11 @@ def test_parts_of_runs_move_into_another_composite_with_their_plans(tmp_path: Pa
 def test_what_a_wiring_needs_of_a_part_cannot_be_taken_away(digits: Data) -> None:
     with pytest.raises(Refused, match=r"stvit takes a class token away, which the model around this part needs"):
         compress(headed(), [STViT()])
+    with pytest.raises(Refused, match=r"stvit takes feature maps .* away, which the model around this part needs"):
+        compress(compose(Mapped(), {"backbone": ROOT}), [STViT()])
+    lean = compress(timm.create_model("vit_tiny_patch16_224", **SMALL), [STViT()])
+    with pytest.raises(Refused, match="wiring test_mapped needs of its part 'backbone' what it does not have: maps"):
+        compose(Mapped(), {"backbone": lean})
     with pytest.raises(Refused, match="lgvit puts classifiers into a classifier"):
         compress(headed(), [LGViT(epochs=0, held_out=0)], digits)
     with pytest.raises(Refused, match="cannot cut embedding channels of this model: the model around this part"):
@@ -248,6 +265,21 @@ def _tampered(folder: Path, model: Composite, change: Any) -> None:
     change(content)
     file.write_text(json.dumps({**content, "seal": seal_of(content)}))
     load(folder / "run")
+
+
+def test_parts_follow_other_constructor_arguments() -> None:
+    model, said = compress(headed(), [ToMe(r=2)]), list[str]()
+    larger = rebuilt(model, {"backbone.img_size": 16, "backbone.num_classes": 0}, log=said.append)
+    assert larger.input_size() == (1, 16, 16) and [plan.part for plan in larger.history.plans] == ["backbone"]
+    assert larger.history.root.kwargs["backbone.img_size"] == 16 and any("head.weight" in line for line in said)
+    assert torch.equal(larger.head.fc1.weight, model.head.fc1.weight) and larger(torch.randn(1, 1, 16, 16)).shape == (
+        1,
+        3,
+    )
+    with pytest.raises(
+        BadInput, match=r"model argument 'head\.classes': accepted of this model of parts: backbone\.ARG"
+    ):
+        rebuilt(model, {"head.classes": 4})
 
 
 def test_decay_and_rates_of_parts_are_those_of_the_parts() -> None:

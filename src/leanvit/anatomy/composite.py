@@ -94,6 +94,8 @@ class Composite(OpenModel):
             self.add_module(name, part)
             if isinstance(part, Opened):
                 part.kept_traits = frozenset(wired.keeps.get(name, ()))
+                if lost := part.lost_traits():
+                    raise Refused(f"wiring {wired.name} needs of its part {name!r} what it does not have: {lost[0]}")
         self.num_classes = wired.outputs(parts)
         self.classifies = wired.classifies and self.num_classes > 0
 

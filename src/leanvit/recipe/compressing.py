@@ -46,7 +46,6 @@ from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
-from leanvit.recipe.training_methods import objective_method
 from leanvit.training.task_loss import name_of, needs_labels
 from leanvit.training.world import join_world
 
@@ -131,13 +130,14 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if data.task is None and (named := _without_objective(methods, recovery)):
-            require_classifier(dense, f"{' and '.join(named)} without a task (Data(task=...))")
-        if trains(methods, recovery) and needs_labels(data.task):
-            require_labels(data.dataset, " and ".join(_training(methods, recovery)))
+        learning = _learning_from_labels(methods, recovery)
+        if learning and data.task is None:
+            require_classifier(dense, f"{' and '.join(learning)} without a task (Data(task=...))")
+        if learning and needs_labels(data.task):
+            require_labels(data.dataset, " and ".join(learning))
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
-        learns = dense.classifies and trains(methods, recovery)
-        if world.first and learns and (unseen := unseen_classes(data.dataset)):
+        says = world.first and dense.classifies and trains(methods, recovery)
+        if says and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
             warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
@@ -174,20 +174,15 @@ def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return recovery is not None or any(m.trains for m in methods)
 
 
+def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
+    recovers = recovery is not None and not recovery.methods
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
+
+
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
     return trains(methods, recovery) or any(m.resumable for m in methods)
-
-
-def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains in a compression, by name."""
-    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
-
-
-def _without_objective(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains by the classes of images where no task is given, by name."""
-    brought = recovery is not None and objective_method([*methods, *recovery.methods]) is not None
-    return _training(methods, None if brought else recovery)
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from leanvit.anatomy.composite import Composite, make_foreign, make_part, make_w
 from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
-from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends, taken_away
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.roots import FORBIDDEN, AnyRoot, CompositeRoot, ForeignRoot, Root, given
@@ -197,6 +197,8 @@ def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
             f"the structure of plan {plan.slug!r} does not fit: {type(error).__name__}: {error}"
         ) from error
     _check_slots(part)
+    if lost := part.lost_traits():
+        raise Refused(taken_away(plan.slug, lost))
     note(model, [*model.history.plans, plan])
 
 

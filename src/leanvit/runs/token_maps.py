@@ -90,8 +90,8 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. One that reduces nothing, or tells no classes of images apart, gets
-    its token counts only, and so does one that is traced on data without labels.
+    The model is run in eval mode, without gradients. One that reduces nothing, or tells no classes of images apart,
+    gets its token counts only; so does one on data without labels.
     """
     import torch
 

@@ -48,10 +48,10 @@ class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
     multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
     pieces: int = 1  # losses of a forward that are differentiated one after the other; alike on all processes
     sees_clean: bool = False  # whether `batch.clean` holds the batch before mixing, where it is mixed; else it is None
     pairing: str = "reversed"  # which images are mixed with one another: `leanvit.data.loading.share_rows`
-    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
