@@ -74,8 +74,8 @@ class PerPixel:
         return apart[batch["mask"] != 255].mean()
 
 
-def digits(split: str) -> Any:
-    found: Any = lv.open_dataset("digits", split, limit=480, labels=False)
+def digits(split: str, *, labels: bool = False) -> Any:
+    found: Any = lv.open_dataset("digits", split, limit=480, labels=labels)
     ink = np.stack([np.asarray(sample.image) for sample in found])
     return found.with_field("mask", Masks(np.select([ink < 30, abs(ink - 105.0) < 45, ink > 200], [0, 1, 2], 255)))
 
