@@ -130,6 +130,10 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     Raises:
         Refused: the rebuilt model differs (the first differences are named): give the missing arguments.
     """
+    if isinstance(model, Composite):
+        raise BadInput(
+            "model is of parts, whose roots it does not know: compose(wiring, parts) puts one together with its history"
+        )
     name = name or _recorded_name(model)
     if not name:
         raise BadInput("the timm name of the model is not known: give root=Root(name, kwargs)")

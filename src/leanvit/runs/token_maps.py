@@ -90,8 +90,9 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. One that reduces nothing, or tells no classes of images apart,
-    gets its token counts only; so does one on data without labels.
+    The model is run in eval mode, without gradients. A model that reduces nothing, or that tells no classes of images
+    apart, gets its token counts only; so does one on data without labels. Of a model of parts the tokens are those of
+    its main part.
     """
     import torch
 
@@ -115,7 +116,7 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        if judged and isinstance(model, Composite):
+        if judged and isinstance(model, Composite):  # whose outputs come of its wiring
             logits = model(x)
         elif judged:
             logits, state = model.classify(tokens, state)

@@ -285,12 +285,21 @@ class BinaryDistillation(SoftDistillation):
 
 def two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """(class logits, distillation logits) of a training forward; a single head stands for both."""
-    return (output, output) if isinstance(output, Tensor) else (output[0], output[1])
+    return (output, output) if isinstance(output, Tensor) else (_pair(output)[0], _pair(output)[1])
 
 
 def mean_head(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Logits (B, classes) as a distilled network gives them at inference."""
-    return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
+    return output if isinstance(output, Tensor) else (_pair(output)[0] + _pair(output)[1]) / 2
+
+
+def _pair(output: Any) -> Any:
+    if isinstance(output, tuple | list) and len(output) > 1:
+        return output
+    raise BadInput(
+        f"the model gave a {type(output).__name__}; accepted: logits (B, classes), or those of two heads. For other "
+        "outputs give an objective of your own, and in a compression a task (Data.task)"
+    )
 
 
 def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:
