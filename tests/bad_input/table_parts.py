@@ -77,4 +77,10 @@ CASES = [
     Case("unknown wiring in Python", lambda: CompositeRoot("wrong_wirin"), ("unknown wiring 'wrong_wirin'", "did you")),
     Case("unknown foreign part", lambda: ForeignRoot("gone", {}), ("unknown foreign 'gone'",)),
     Case("argument of a part", lambda: rebuilt(_whole(), {"img_size": 16}), (r"accepted .*: backbone\.ARGUMENT",)),
+    Case(
+        "outputs of no classes",
+        lambda: leanvit.predict(_whole(), "digits", preprocess=leanvit.Preprocess.of(_whole())),
+        ("predict needs a model that tells classes of images apart, and the outputs of wiring wrong_wiring are",),
+        Refused,
+    ),
 ]

@@ -56,6 +56,7 @@ class Wiring:
     main: ClassVar[str] = "backbone"  # the part that images enter, and that methods are applied to where none is named
     required: ClassVar[tuple[str, ...]] = ()  # other parts that it cannot be without
     keeps: ClassVar[Mapping[str, frozenset[str]]] = {}  # part -> traits of it that methods may not take away
+    classifies: ClassVar[bool] = True  # whether outputs are logits of classes of images, (B, classes)
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
@@ -69,7 +70,7 @@ class Wiring:
         raise TypeError(f"{type(self).__name__} does not define run(model, images, **context)")
 
     def outputs(self, parts: Mapping[str, nn.Module]) -> int:
-        """How many classes the outputs tell apart; 0 where they are none."""
+        """How many classes the outputs tell apart, of images or (`classifies` is False) of pixels; 0: none."""
         return 0
 
 
@@ -101,6 +102,7 @@ class Composite(OpenModel):
                 if lost := part.lost_traits():
                     raise Refused(f"wiring {wired.name} needs of its part {name!r} what it does not have: {lost[0]}")
         self.num_classes = classes
+        self.classifies = wired.classifies and classes > 0
 
     @property
     def parts(self) -> dict[str, nn.Module]:

@@ -90,8 +90,9 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. A model that reduces nothing, or that answers with no classes,
-    gets its token counts only; of a model of parts the tokens are those of its main part.
+    The model is run in eval mode, without gradients. A model that reduces nothing, or that tells no classes of images
+    apart, gets its token counts only; so does one on data without labels. Of a model of parts the tokens are those of
+    its main part.
     """
     import torch
 
@@ -101,6 +102,7 @@ def trace_tokens(
 
     chosen = dataset.limited(count).cached()  # read once: what cannot be read is left out here and in the pictures
     batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
+    judged = model.classifies and dataset.labelled
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -114,15 +116,13 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        if isinstance(model, Composite):  # whose outputs come of its wiring
-            logits = model(x) if model.num_classes else None
-        else:
+        if judged and isinstance(model, Composite):  # whose outputs come of its wiring
+            logits = model(x)
+        elif judged:
             logits, state = model.classify(tokens, state)
     model.train(training)
-    if logits is None:
-        answers, reductions = [], []
-    else:
-        answers = logits.argmax(dim=-1).tolist()
+    answers = logits.argmax(dim=-1).tolist() if judged else []
+    reductions = reductions if judged else []
     return TokenMaps(
         name=name,
         grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
