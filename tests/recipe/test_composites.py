@@ -38,7 +38,7 @@ from leanvit.recipe import (
     save,
 )
 from leanvit.runs.token_maps import trace_tokens
-from leanvit.training import FitConfig, fit
+from leanvit.training import CrossEntropy, FitConfig, fit
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 3}
 ROOT = Root("vit_tiny_patch16_224", SMALL)
@@ -383,7 +383,8 @@ class Several(Wiring):
 def test_outputs_that_are_no_logits(tmp_path: Path, digits: Data) -> None:
     model = compose(Several(), {"backbone": ROOT}).eval()
     with pytest.raises(BadInput, match=r"the model gave a dict; accepted: logits \(B, classes\).*\(Data\.task\)"):
-        fit(model, digits.dataset, preprocess=digits.preprocess, config=FitConfig(epochs=1, batch_size=8))
+        config = FitConfig(epochs=1, batch_size=8)
+        fit(model, digits.dataset, preprocess=digits.preprocess, config=config, objective=CrossEntropy())
     lean = load(save(compress(model, [ToMe(r=2), Int8(images=8)], digits), tmp_path / "run"))
     assert lean(IMAGES)["twice"][1].shape == (2, 3) and lean.classes == ()
     assert count(lean, (1, 8, 8)).macs < count(model, (1, 8, 8)).macs
