@@ -39,6 +39,7 @@ from leanvit.recipe import (
 )
 from leanvit.runs.token_maps import trace_tokens
 from leanvit.training import CrossEntropy, FitConfig, fit
+from leanvit.verbs.models import row_name
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 3}
 ROOT = Root("vit_tiny_patch16_224", SMALL)
@@ -156,6 +157,7 @@ def test_methods_reach_parts_through_the_whole(tmp_path: Path, digits: Data) -> 
         ("head", "int8"),
     ]
     assert [plan.slug for plan in lean.opened_parts["head"].history.plans] == ["int8"]  # type: ignore[attr-defined]
+    assert row_name(lean) == "tome (backbone) + int8 (backbone) + int8 (head)"
     rows = {row["site"] for row in lean.history.plans[2].structure["sites"]}
     assert rows == {"fc1", "fc2"} and lean.precision == "int8 simulated" and not missed(lean)
     assert torch.nn.functional.cosine_similarity(lean(IMAGES), model(IMAGES)).min() > 0.95
