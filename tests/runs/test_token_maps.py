@@ -53,6 +53,13 @@ def test_a_dense_model_has_counts_and_no_pictures(dense) -> None:
     assert maps.reductions == () and maps.pictures == ()
 
 
+def test_images_without_labels_give_counts_and_no_pictures(dense) -> None:
+    lean = lv.compress(dense, [lv.ToMe(r=5)], root=Root("vit_tiny_patch16_224", KWARGS))
+    images = lv.open_dataset("digits", "val", labels=False)
+    maps = trace_tokens(lean, images, lv.Preprocess.of(dense), name="lean", count=4)
+    assert maps.tokens == (60, 55, 50) and maps.reductions == () and maps.pictures == ()
+
+
 def test_json_round_trip(maps) -> None:
     assert TokenMaps.from_json(maps.to_json()) == maps
 
