@@ -41,7 +41,7 @@ from leanvit.recipe.protocol import (
     Structure,
     Tunes,
 )
-from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
+from leanvit.recipe.recovering import Recovery, check_needs, needs_labels, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
@@ -129,8 +129,8 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if trains(methods, recovery) and data.task is None:
-            require_labels(data.dataset, " and ".join(_training(methods, recovery)))
+        if not data.dataset.labelled and data.task is None:
+            _require_labels(dense, methods, replace(data, teacher=teacher or dense), recovery)
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
@@ -174,9 +174,13 @@ def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return trains(methods, recovery) or any(m.resumable for m in methods)
 
 
-def _training(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains in a compression, by name."""
-    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovery is not None else [])]
+def _require_labels(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
+    """Raise `BadInput`, naming what reads labels in a compression, on data that has none."""
+    reading = [m.slug for m in methods if m.trains]
+    if recovery is not None and needs_labels(dense, data, recovery):
+        reading.append("a recovery")
+    if reading:
+        require_labels(data.dataset, " and ".join(reading))
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
