@@ -32,6 +32,7 @@ from leanvit.recipe import (
     load_run,
     missed,
     reapply,
+    rebuilt,
     save,
 )
 
@@ -254,3 +255,15 @@ def test_decay_and_rates_of_parts_are_those_of_the_parts() -> None:
     model = headed()
     assert "backbone.pos_embed" in model.no_weight_decay()
     assert model.sites().keys() >= {"backbone.blocks.0.attn.qkv", "head.fc1"}
+
+
+def test_constructor_arguments_are_those_of_a_part() -> None:
+    model = headed()
+    with pytest.raises(
+        Refused, match=r"model_args is .*drop_path_rate.* one of parts \(backbone, head\): rebuild a part"
+    ):
+        rebuilt(model, {"drop_path_rate": 0.1})
+    backbone = rebuilt(model.backbone, {"drop_path_rate": 0.1})
+    again = compose(Headed(scale=0.5), {"backbone": backbone, "head": model.head}).eval()
+    assert again.history.root.parts["backbone"].kwargs["drop_path_rate"] == 0.1
+    assert torch.equal(again(IMAGES), model(IMAGES))

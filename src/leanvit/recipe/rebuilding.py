@@ -92,7 +92,8 @@ def rebuilt(
     Raises:
         BadInput: an argument that weights cannot follow (named, with the first thing it changes), or that timm does
             not take.
-        Refused: a plan that is tied to what changes, tensors that no rule resizes, or a model without a history.
+        Refused: a plan that is tied to what changes, tensors that no rule resizes, a model of parts, or one without a
+            history.
     """
     if not isinstance(model_args, Mapping):
         raise BadInput(
@@ -104,7 +105,12 @@ def rebuilt(
         model = load(model)
     if model.history is None:
         raise Refused("the model has no history: pass it through compress(model, []) first")
-    was: Root = model.history.root
+    was = model.history.root
+    if not isinstance(was, Root):
+        raise Refused(
+            f"model_args is {dict(model_args)}, and the model is one of parts ({', '.join(was.parts)}): rebuild a "
+            "part, like rebuilt(model.parts[NAME], {...}), and put the parts together by compose(...)"
+        )
     given = {key: _listed(value) for key, value in model_args.items()}
     changed = {key: value for key, value in given.items() if key not in was.kwargs or _listed(was.kwargs[key]) != value}
     if not changed:
