@@ -35,6 +35,7 @@ from leanvit.recipe import (
     rebuilt,
     save,
 )
+from leanvit.training import FitConfig, fit
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 3}
 ROOT = Root("vit_tiny_patch16_224", SMALL)
@@ -267,3 +268,9 @@ def test_constructor_arguments_are_those_of_a_part() -> None:
     again = compose(Headed(scale=0.5), {"backbone": backbone, "head": model.head}).eval()
     assert again.history.root.parts["backbone"].kwargs["drop_path_rate"] == 0.1
     assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_layers_of_a_model_of_parts_are_not_known(digits: Data) -> None:
+    config = FitConfig(epochs=1, batch_size=8, layer_decay=0.5)
+    with pytest.raises(BadInput, match="Composite does not state which layers .*: leave layer_decay out"):
+        fit(headed(), digits.dataset, preprocess=digits.preprocess, config=config)
