@@ -272,5 +272,5 @@ def test_constructor_arguments_are_those_of_a_part() -> None:
 
 def test_layers_of_a_model_of_parts_are_not_known(digits: Data) -> None:
     config = FitConfig(epochs=1, batch_size=8, layer_decay=0.5)
-    with pytest.raises(BadInput, match="Composite does not state which layers .*: leave layer_decay out"):
+    with pytest.raises(BadInput, match=r"Composite does not state which layers .*: leave layer_decay out"):
         fit(headed(), digits.dataset, preprocess=digits.preprocess, config=config)
