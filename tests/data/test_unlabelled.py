@@ -203,7 +203,7 @@ def test_a_look_at_it(flat, tmp_path):
     assert found.classes == () and not found.labelled and found.form == "images without labels"
     assert Counter(split.split for split in found.splits) == {"all": 1} and found.splits[0].per_class == {}
     title, *tables = map(str, found.shown())
-    assert title.endswith("images without labels, colour, without labels") and len(tables) == 3  # no table of classes
+    assert title.endswith("none: images, colour, without labels") and len(tables) == 3  # no table of classes
     assert found.to_json()["splits"][0]["imbalance"] is None and (tmp_path / "grid.png").stat().st_size > 1000
 
 

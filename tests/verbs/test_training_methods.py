@@ -13,11 +13,13 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from contract.toys import toys
+from leanvit import NViT, ToMe
 from leanvit.cli.main import app
 from leanvit.data import Batch
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Recovery, load_run, parse_with
 from leanvit.recipe.text import as_text
+from leanvit.recipe.training_methods import as_rows
 from leanvit.report import write_report
 from leanvit.runs.record import read_run
 from leanvit.training import Loss, Objective, Run
@@ -26,6 +28,7 @@ from leanvit.verbs import compress, dry_run, export, train, training
 
 MODEL = "vit_tiny_patch16_224"
 SMALL = {"img_size": 8, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 1}
+NVIT = NViT(macs=0.8, max_steps=2, interval=1, batch_size=10)
 SETTINGS = {"epochs": 3, "batch_size": 10, "save_every": 1}
 
 
@@ -223,3 +226,13 @@ def test_an_objective_that_needs_no_labels_trains_without_and_goes_on(
             train(MODEL, methods=[method], out=tmp_path / "cut", **bare)
     train(MODEL, methods=[method], out=tmp_path / "cut", resume=True, **bare)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    with pytest.raises(BadInput, match="--keep best needs labels, but data"):
+        train(MODEL, methods=[method], out=tmp_path / "best", keep="best", **bare)
+    assert not (tmp_path / "best").exists()
+    assert dry_run(MODEL, methods=[method], seconds=0.0, **bare).loss is not None
+    recovery = Recovery(epochs=1, batch_size=10, methods=(method,))
+    given: dict[str, Any] = {"limit": 30, "recovery": recovery, "measured": False}
+    compress(tmp_path / "whole", [ToMe(r=1)], bare["data"], out=tmp_path / "lean", **given)
+    assert load_run(tmp_path / "lean").info["recovered_with"] == as_rows([method])
+    with pytest.raises(BadInput, match="nvit needs labels"):
+        compress(tmp_path / "whole", [NVIT, ToMe(r=1)], bare["data"], out=tmp_path / "other", **given)

@@ -151,7 +151,8 @@ class OpenModel(Opened, ABC):
         """
         matcher = getattr(self._source[0], "group_matcher", None)
         if matcher is None:
-            raise BadInput(f"{type(self._source[0]).__name__} does not state which layers its parameters belong to")
+            kind = type(self._source[0] or self).__name__
+            raise BadInput(f"{kind} does not state which layers its parameters belong to: leave layer_decay out")
         return matcher(coarse=coarse)
 
     # --- what methods and the recipe use -----------------------------------------

@@ -58,7 +58,7 @@ def command(
         typer.Option(
             "--part",
             metavar="NAME",
-            help="Of a model of parts, the one that methods are applied to.",
+            help="Of a model of parts, the part that methods are applied to.",
         ),
     ] = "",
     resume: Annotated[

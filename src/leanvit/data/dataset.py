@@ -282,13 +282,16 @@ class Dataset:
         return as_sample_image(image, self.channels, key=key, pixel_range=self.pixel_range)
 
 
-def require_labels(dataset: Any, what: str) -> Any:
-    """The data set itself. Raises BadInput, saying what needs labels, for one that has none."""
+def require_labels(dataset: Any, what: str, *, instead: str = "") -> Any:
+    """The data set itself. Raises BadInput, saying what needs labels, for one that has none.
+
+    instead: what else is accepted, in words.
+    """
     if getattr(dataset, "labelled", True):
         return dataset
     raise BadInput(
         f"{what} needs labels, but data {dataset.spec!r} has none; accepted: images with classes, as in class "
-        "folders, tables and lists"
+        f"folders, tables and lists{instead and f'; {instead}'}"
     )
 
 

@@ -41,12 +41,13 @@ from leanvit.recipe.protocol import (
     Structure,
     Tunes,
 )
-from leanvit.recipe.recovering import Recovery, check_needs, recovery_points, run_recovery
+from leanvit.recipe.recovering import Recovery, check_needs, needs_labels, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
-from leanvit.training.task_loss import name_of, needs_labels
+from leanvit.training.task_loss import name_of
+from leanvit.training.task_loss import needs_labels as task_needs_labels
 from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
@@ -130,11 +131,9 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        learning = _learning_from_labels(methods, recovery)
-        if learning and data.task is None:
-            require_classifier(dense, f"{' and '.join(learning)} without a task (Data(task=...))")
-        if learning and needs_labels(data.task):
-            require_labels(data.dataset, " and ".join(learning))
+        _require_outputs(dense, methods, data, recovery)
+        if not data.dataset.labelled:
+            _require_labels(dense, methods, replace(data, teacher=teacher or dense), recovery)
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         says = world.first and dense.classifies and trains(methods, recovery)
         if says and (unseen := unseen_classes(data.dataset)):
@@ -174,15 +173,28 @@ def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return recovery is not None or any(m.trains for m in methods)
 
 
-def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
-    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
-    recovers = recovery is not None and not recovery.methods
-    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
-
-
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
     return trains(methods, recovery) or any(m.resumable for m in methods)
+
+
+def _require_outputs(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
+    """Raise `Refused` for a model whose outputs are no classes of images where something learns them as such."""
+    learning = [
+        *(m.slug for m in methods if m.trains),
+        *([] if recovery is None or recovery.methods else ["a recovery"]),
+    ]
+    if learning and data.task is None:
+        require_classifier(dense, f"{' and '.join(learning)} without a task (Data(task=...))")
+
+
+def _require_labels(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
+    """Raise `BadInput`, naming what reads labels in a compression, on data that has none."""
+    reading = [m.slug for m in methods if m.trains and task_needs_labels(data.task)]
+    if recovery is not None and needs_labels(dense, data, recovery):
+        reading.append("a recovery")
+    if reading:
+        require_labels(data.dataset, " and ".join(reading))
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:

@@ -245,13 +245,28 @@ def run_recovery(
     return lean
 
 
+def needs_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
+    """Whether a recovery reads labels: not where one of its ways to train, or the task, brings an objective that reads
+    none."""
+    from leanvit.training.task_loss import needs_labels as task_needs_labels
+
+    way = objective_method(recovery.methods)
+    if way is None:
+        return task_needs_labels(data.task)
+    return _brought(way, model, data, recovery.config(seed=data.seed)).needs_labels
+
+
+def _brought(way: Any, model: OpenModel, data: Data, config: FitConfig) -> Objective:
+    with keyed.global_rng(data.seed, "objective"):  # of its own parameters, as in `train`
+        brought: Objective = way.objective(model, data, config)
+    return brought
+
+
 def _objective(lean: OpenModel, done: Sequence[Method], data: Data, recovery: Recovery) -> Objective | None:
     """What the recovery minimises; None: distillation."""
     config = recovery.config(seed=data.seed)
     if (way := objective_method(recovery.methods)) is not None:
-        with keyed.global_rng(data.seed, "objective"):  # of its own parameters, as in `train`
-            brought: Objective | None = way.objective(lean, data, config)
-        return brought
+        return _brought(way, lean, data, config)
     if (bringing := objective_method(done)) is not None:
         made: Objective | None = bringing.objective(lean, data, config)
         return made

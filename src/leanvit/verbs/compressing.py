@@ -193,7 +193,7 @@ def compress(
     taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     if validation is not None and measured:
-        require_labels(validation, MEASURING)
+        require_labels(validation, MEASURING, instead="or --no-measure")
     known = validation if train is None else train
     if known is not None:
         judges = MEASURING if measured else ""

@@ -153,7 +153,7 @@ def dry_run(
         ready.start.preprocess,
         ready.config,
         objective=ready.objective,
-        validate=ready.validation,
+        validate=ready.judged,
         convert=ready.convert,
         callbacks=callbacks,
     )

@@ -88,8 +88,9 @@ class Looked:
         """Rich tables and lines for a person."""
         kind = "several labels an image" if self.multi_label else "one label an image"
         labels = f"{len(self.classes)} classes, {kind}" if self.labelled else "without labels"
+        form = self.form.removesuffix(" without labels")
         colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
-        yield Text(f"{self.spec}: {self.form}, {colour}, {labels}", style="bold")
+        yield Text(f"{self.spec}: {form}, {colour}, {labels}", style="bold")
         yield _split_table(self.splits)
         if self.labelled:
             yield _class_table(self)

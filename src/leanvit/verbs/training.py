@@ -74,6 +74,11 @@ class Ready:
     objective: Objective | None
     convert: bool
 
+    @property
+    def judged(self) -> AnyDataset | None:
+        """What the model is validated on: None where there are no labels."""
+        return self.validation if self.validation.labelled else None
+
 
 def train(
     name: str | Path | None,
@@ -181,6 +186,8 @@ def train(
         request, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, log=log
     )
     request = ready.request
+    if keep == "best":
+        require_labels(ready.validation, "--keep best")
     if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
         raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
     name = "-".join([ready.start.base, *(m.slug for m in methods)])
@@ -225,13 +232,12 @@ def _trained(
     """Train into a folder that is this process's own, and save."""
     world, request = join_world(), ready.request
     start, dataset, validation = ready.start, ready.dataset, ready.validation
-    judged = validation if validation.labelled else None
     check_run(
         start.model,
         dataset,
         preprocess=start.preprocess,
         config=ready.config,
-        validate=judged,
+        validate=ready.judged,
         convert=ready.convert,
     )
     if world.first and not resume:
@@ -252,7 +258,7 @@ def _trained(
         callbacks=[*shown, *steering(ready), *progress(log)],
         out=folder,
         resume=resume,
-        validate=None if judged is None else judged.cached(),
+        validate=None if ready.judged is None else ready.judged.cached(),
         convert=ready.convert,
         keep=keep,
         about=_about(request),
@@ -333,6 +339,8 @@ def prepare(
     seed = request.config.seed
     start = None if adapt else start_model(request, adapt_to=None, log=log)
     dataset = open_split(data, "train", seed=seed, limit=limit, log=log)
+    if not request.methods:  # else it depends on the objective that one may bring
+        require_labels(dataset, "train", instead="or a way to train that needs none (--with)")
     validation = open_split(data, "val", seed=seed, limit=limit, log=log, beside=dataset)
     start = start or start_model(request, adapt_to=dataset, log=log)
     convert = require_fit(
