@@ -35,6 +35,7 @@ from leanvit.recipe import (
     rebuilt,
     save,
 )
+from leanvit.recipe.roots import described, root_from_json
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 3}
 ROOT = Root("vit_tiny_patch16_224", SMALL)
@@ -256,6 +257,37 @@ def test_wrong_parts_are_named(tmp_path: Path) -> None:
 def test_tampered_runs_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         _tampered(tmp_path, headed(), change)
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        {"wiring": "w", "parts": [1]},
+        {"wiring": "w", "parts": {"a": 3}},
+        {"wiring": "w", "parts": {"a": {"name": "v", "kwargs": [1]}}},
+        {"name": "v", "kwargs": [1]},
+        {"name": ["v"]},
+        {},
+    ],
+)
+def test_a_root_of_another_shape_is_damage_before_it_is_described_or_built(root: dict[str, Any]) -> None:
+    for read in (described, root_from_json):
+        with pytest.raises(CheckpointError, match=r"has not the keys and types of one|a root has the keys"):
+            read(root)
+
+
+def test_parts_of_parts_end_somewhere() -> None:
+    root: dict[str, Any] = {"name": "vit_tiny_patch16_224"}
+    for _ in range(2000):
+        root = {"wiring": "w", "parts": {"a": root}}
+    for read in (described, root_from_json):
+        with pytest.raises(CheckpointError, match="parts of parts 16 deep"):
+            read(root)
+
+
+def test_a_run_of_parts_is_described_without_its_modules() -> None:
+    root = headed().history.root
+    assert described(root.to_json()) == (root.name, dict(root.kwargs))
 
 
 def _tampered(folder: Path, model: Composite, change: Any) -> None:
