@@ -12,6 +12,10 @@ def _compare(name: str, more: tuple[str, ...], *says: str, code: int = 2) -> Cli
     return Cli(f"compare-methods {name}", ("compare-methods", NAME, *_ADAPTED, *more), says, code)
 
 
+def _way(name: str, way: str, *says: str) -> Cli:
+    return _compare(f"way of a recovery, {name}", ("--recover", "1", "--recover-with", way), *says)
+
+
 CASES: list[Case] = []
 CLI = [
     *(
@@ -30,6 +34,14 @@ CLI = [
     _compare("method without a cost knob", ("--with", "int8"), "int8 has no knob"),
     _compare("twice", ("--with", "tome", "--with", "tome"), "tome is given twice"),
     _compare("recovery number without one", ("--recover-lr", "0.1"), "lr is given", "--recover EPOCHS"),
+    _compare(
+        "way of a recovery without one", ("--recover-with", "gmm_mask"), "--recover-with gmm_mask is given", "EPOCHS"
+    ),
+    _way("unknown", "gmm_masc", "unknown method 'gmm_masc'", "did you mean 'gmm_mask'"),
+    _way("of another kind", "evit", "evit is a method that makes a trained model leaner, not a way to train"),
+    _way("an architecture", "dhvt", "dhvt is an architecture, not a method"),
+    _way("with parts", "gmm_mask", "gmm_mask puts parts into the model"),
+    _way("knob", "gmm_mask:masc=elm", "method 'gmm_mask' has no knob 'masc'"),
     _compare("resume nothing", ("--resume", "--out", "nothing"), "--resume", "no comparison"),
     _compare("resume without out", ("--resume",), "--resume needs --out"),
 ]

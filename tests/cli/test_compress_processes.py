@@ -4,22 +4,16 @@ that is killed goes on with the same bits."""
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torchrun import assert_close, command_line, dying, run_as_torchrun, said, weights
 
 from leanvit.data import Preprocess
 from leanvit.recipe import Root, create, load_run, save
 from leanvit.training.checkpoint import STATE
-
-sys.path.append(str(Path(__file__).parents[1] / "training"))
-from processes import run_as_torchrun
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1, "num_classes": 10}
 NVIT = ("--with", "nvit:macs=0.8,batch_size=8,max_steps=10,interval=5")
@@ -39,54 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command_line(said: Path, *words: str, dies: int = 0) -> None:
-    """The program in a process of its own, which may die after so many steps; its text goes to files."""
-    rank = os.environ.get("RANK", "alone")
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, (said / f"{name}-{rank}").open("w"))
-    sys.argv = ["leanvit", *words]
-    if dies:
-        from leanvit.verbs import compressing
-
-        compressing.progress = lambda log: (DiesAfter(dies),)  # type: ignore[assignment]
-    from leanvit.cli.main import main
-
-    main()
-
-
-def dying(said: Path, steps: int, *words: str) -> None:
-    command_line(said, *words, dies=steps)
-
-
-class DiesAfter:
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def after_step(self, run: Any) -> None:
-        self.left -= 1
-        if not self.left:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
 def compressing(folder: Path, out: str, *methods: str) -> tuple[str, ...]:
     given = ("--data", "digits", "--limit", "40", *methods, "--out", str(folder / out))
     return ("compress", str(folder / "dense"), *given)
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    (file,) = run.glob("weights-*.safetensors")
-    return load_file(file)
-
-
-def assert_close(run: Path, other: Path) -> None:
-    mine, its = weights(run), weights(other)
-    assert mine.keys() == its.keys()
-    for name, tensor in mine.items():
-        torch.testing.assert_close(tensor.float(), its[name].float(), atol=1e-5, rtol=0, msg=name)
-
-
-def said(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.glob("std*")}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +72,7 @@ def test_two_that_are_killed_go_on_with_the_same_bits(folder: Path, tmp_path: Pa
 
 
 def test_an_error_is_that_of_all_and_one_says_it(folder: Path, tmp_path: Path) -> None:
-    """Before any work (a batch that cannot be shared, a folder that is taken), and a command of one process."""
+    """Before any work: a batch that cannot be shared, a folder that is taken."""
     words = compressing(folder, "odd", "--with", "evit:blocks=[1]", "--recover", "1", "--recover-batch", "9")
     assert run_as_torchrun(2, command_line, tmp_path, *words) == [2, 2]
     found = said(tmp_path)
@@ -134,8 +83,6 @@ def test_an_error_is_that_of_all_and_one_says_it(folder: Path, tmp_path: Path) -
     words = compressing(folder, "taken", "--with", "evit:blocks=[1]")
     assert run_as_torchrun(2, command_line, tmp_path, *words) == [2, 2]
     assert "is not empty" in said(tmp_path)["stderr-0"]
-    assert run_as_torchrun(2, command_line, tmp_path, "measure", str(folder / "dense"), "--data", "digits") == [2, 2]
-    assert "measure runs in one process, but torchrun started 2" in said(tmp_path)["stderr-0"]
 
 
 def test_what_does_not_train_runs_on_several_too(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import leanvit
 from leanvit import __version__
 from leanvit.cli import compare_methods
 from leanvit.cli.main import app
+from leanvit.cli.together import TOGETHER
 from leanvit.errors import BadInput
 
 runner = CliRunner()
@@ -94,6 +95,25 @@ def test_the_old_name_of_a_command_works_and_warns(monkeypatch) -> None:
     assert result.exit_code == 2 and "called with m and digits" in result.stderr
     assert "the command compare is now compare-methods" in result.stderr and not result.stdout
     assert "the command" not in runner.invoke(app, ["compare-methods", "m", "--data", "digits"]).stderr
+
+
+def test_what_does_not_train_together_is_refused_under_torchrun(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    allowed = "start it without torchrun, which is for train, compress, compare-methods and demo"
+    train = ["train", "vit_tiny_patch16_224", "--data", "digits", "--dry-run"]
+    for words, name in (
+        (["measure", "run", "--data", "digits"], "measure"),
+        (["methods"], "methods"),
+        (train, train[0]),
+    ):
+        result = runner.invoke(app, words)
+        what = f"{name} --dry-run" if name == "train" else name
+        assert result.exit_code == 2
+        assert f"{what} runs in one process, but torchrun started 2: {allowed}" in " ".join(result.stderr.split())
+
+
+def test_the_torchrun_list_names_commands() -> None:
+    assert set(TOGETHER) <= {verb.name for verb in app.registered_commands}
 
 
 def test_a_failure_ends_with_1(tmp_path) -> None:

@@ -37,6 +37,7 @@ from leanvit.recipe import (
     rebuilt,
     save,
 )
+from leanvit.recipe.roots import described, root_from_json
 from leanvit.runs.token_maps import trace_tokens
 from leanvit.training import CrossEntropy, FitConfig, fit
 from leanvit.verbs.models import row_name
@@ -273,6 +274,37 @@ def _nested(root: dict[str, Any]) -> dict[str, Any]:
     for _ in range(20):
         root = {"wiring": "test_headed", "parts": {"backbone": root}}
     return root
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        {"wiring": "w", "parts": [1]},
+        {"wiring": "w", "parts": {"a": 3}},
+        {"wiring": "w", "parts": {"a": {"name": "v", "kwargs": [1]}}},
+        {"name": "v", "kwargs": [1]},
+        {"name": ["v"]},
+        {},
+    ],
+)
+def test_a_root_of_another_shape_is_damage_before_it_is_described_or_built(root: dict[str, Any]) -> None:
+    for read in (described, root_from_json):
+        with pytest.raises(CheckpointError, match=r"has not the keys and types of one|a root has the keys"):
+            read(root)
+
+
+def test_parts_of_parts_end_somewhere() -> None:
+    root: dict[str, Any] = {"name": "vit_tiny_patch16_224"}
+    for _ in range(2000):
+        root = {"wiring": "w", "parts": {"a": root}}
+    for read in (described, root_from_json):
+        with pytest.raises(CheckpointError, match="models of parts lie more than 8 deep in one another"):
+            read(root)
+
+
+def test_a_run_of_parts_is_described_without_its_modules() -> None:
+    root = headed().history.root
+    assert described(root.to_json()) == (root.name, dict(root.kwargs))
 
 
 def _tampered(folder: Path, model: Composite, change: Any) -> None:

@@ -249,6 +249,12 @@ def test_elm_masks_are_tied_to_the_grid_and_gaussian_ones_are_not() -> None:
         rebuilt(compress(dense(), [GmmMask(mask="elm")]), {"img_size": 48})
 
 
+def test_a_method_that_is_tied_to_something_unknown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GmmMask, "tied_to", lambda self, structure: {"gird": "its masks are of it"})
+    with pytest.raises(Refused, match="'gmm_mask' is tied to 'gird'; known: grid, classes, make"):
+        rebuilt(compress(dense(), [GmmMask()]), {"img_size": 48})
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [

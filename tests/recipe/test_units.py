@@ -133,6 +133,8 @@ def test_a_unit_of_another_compression_or_a_later_format_is_refused(half: Path) 
     for was, now, says in (
         ('"format": 1', '"format": 2', "has format 2; this leanvit reads 1"),
         ('"of": "', '"of": "0', "is a unit of something else"),
+        ('"facts": ', '"fact": ', "it has no facts"),
+        (metadata["leanvit.unit"], "[1, 2]", "is damaged, or no unit of leanvit"),
     ):
         changed = metadata["leanvit.unit"].replace(was, now)
         save_file(tensors, path, metadata={**metadata, "leanvit.unit": changed, **UNSEALED})

@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from contract.toys import toys
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.files import sealed_text, write_atomic
-from leanvit.recipe import Recovery, load
+from leanvit.recipe import Recovery, load, load_run, parse_with
 from leanvit.report import write_report
-from leanvit.report.side_by_side import lines
+from leanvit.report.side_by_side import lines, recovery_in_words
 from leanvit.runs.compared import ABOUT, BASELINE, COMPARED, SideBySide, read_about
 from leanvit.runs.record import read_run
+from leanvit.runs.saving import ways_of
 from leanvit.training import Interrupted
 from leanvit.verbs.candidates import choose
 from leanvit.verbs.comparing import Compared, compare_methods
@@ -179,6 +181,23 @@ def test_a_comparison_is_not_resumed_with_other_images_or_weights(tmp_path: Path
     }  # as 0.1 wrote it
     write_atomic(out / ABOUT, sealed_text({"kind": "leanvit-comparison", "format": 1, "about": about}))
     assert [one.name for one in compare_methods(NAME, str(root), **again).result.standings] == ["tome"]
+
+
+def test_a_way_to_train_recovers_every_method_without_an_objective_of_its_own(tmp_path: Path) -> None:
+    way = "toy_smooth:smoothing=0.2,until=1000"
+    with toys():
+        ways = Recovery.of({"epochs": 1, "batch_size": 20}, (parse_with(way),))
+        given = {**GIVEN, "candidates": ["tome", "sit"], "tolerance": 0.5, "controls": False, "recovery": ways}
+        given["model_args"] = {**ARGS, "depth": 2}
+        out = tmp_path / "here"
+        found = compare_methods(NAME, "digits", out=out, **given)
+        (one,) = found.result.standings
+        assert one.name == "tome" and "sit and toy_smooth each bring the objective" in found.result.left_out["sit"]
+        assert ways_of(load_run(out / "tome").info) == (way,)
+        assert f"1 epoch by {way}, batch 20" in recovery_in_words(found.result)
+        assert f"by {way}" in found.page.read_text()
+        with pytest.raises(BadInput, match="recovery was"):
+            compare_methods(NAME, "digits", out=out, resume=True, **{**given, "recovery": GIVEN["recovery"]})
 
 
 def _weights(folder: Path, kwargs: dict[str, Any]) -> Path:

@@ -34,6 +34,7 @@ def command(
     recover: options.Recover = 0,
     recover_lr: options.RecoverLr = None,
     recover_batch: options.RecoverBatch = None,
+    recover_with: options.RecoverWith = None,
     recover_set: options.RecoverSet = None,
     runtime: options.Runtimes = None,
     int8: Annotated[
@@ -58,10 +59,13 @@ def command(
     wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare methods at equal MACs: off the shelf, after equal recovery, measured; with a report."""
+    """Compare methods at equal MACs: off the shelf, after equal recovery, measured; with a report.
+
+    On several processes, which train together: `torchrun --nproc-per-node N -m leanvit compare-methods ...`.
+    """
     model_args = key_values(model_arg, "--model-arg")
     numbers = {"epochs": recover or None, "lr": recover_lr, "batch_size": recover_batch}
-    recovery = recovery_of(numbers, recover_set)
+    recovery = recovery_of(numbers, recover_set, ways=recover_with)
     with output.stdout_for_result():
         result = load_verb("compare_methods")(
             model,
@@ -89,6 +93,8 @@ def command(
             log=output.log,
             command=command_line(),
         )
+    if result is None:  # of several processes, the first one has the result
+        return
     if as_json:
         output.print_json(result.to_json())
         return

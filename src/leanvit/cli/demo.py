@@ -26,9 +26,14 @@ def command(
     wide: options.Wide = False,
     as_json: options.Json = False,
 ) -> None:
-    """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report."""
+    """Train a small ViT on handwritten digits, make it lean in four ways, measure, and write the report.
+
+    On several processes, which train together: `torchrun --nproc-per-node N -m leanvit demo`.
+    """
     with output.stdout_for_result():
         result = load_verb("demo")(out, epochs=epochs, overwrite=overwrite, log=output.log, command=command_line())
+    if result is None:  # of several processes, the first one has the result
+        return
     if as_json:
         output.print_json(result.to_json())
     else:

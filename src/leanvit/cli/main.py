@@ -34,7 +34,7 @@ from leanvit.cli import (
 )
 from leanvit.cli.importing import import_modules
 from leanvit.cli.panels import Verb, Verbs
-from leanvit.errors import BadInput
+from leanvit.cli.together import TOGETHER, require_one_process
 
 EXIT_CODES = (
     "Exit codes: 0 it worked; 1 it failed; 2 the request must change (usage, bad input, a combination that is "
@@ -42,7 +42,6 @@ EXIT_CODES = (
 )
 
 
-_TOGETHER = (train.NAME, compress.NAME)  # what torchrun may start: the processes train together
 _RENAMED = {compare_methods.OLD_NAME: compare_methods.NAME}
 
 
@@ -53,7 +52,10 @@ class _Program(Verbs):
         """An old name of a command works, and warns on stderr."""
         if args[0] in _RENAMED:
             new = _RENAMED[args[0]]
-            output.log(f"leanvit: warning: the command {args[0]} is now {new}; the old name goes in the next release")
+            if output.process()[0] == 0:
+                output.log(
+                    f"leanvit: warning: the command {args[0]} is now {new}; the old name goes in the next release"
+                )
             args = [new, *args[1:]]
         return super().resolve_command(ctx, args)
 
@@ -105,11 +107,8 @@ def program(
 
     Start with `leanvit demo`. What can be applied to a model: `leanvit methods`.
     """
-    processes = output.process()[1]
-    if processes > 1 and ctx.invoked_subcommand not in _TOGETHER:
-        raise BadInput(
-            f"{ctx.invoked_subcommand} runs in one process, but torchrun started {processes}: start it without"
-        )
+    if ctx.invoked_subcommand not in TOGETHER:
+        require_one_process(str(ctx.invoked_subcommand))
     import_modules(modules or ())
 
 

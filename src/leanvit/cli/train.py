@@ -10,6 +10,7 @@ import typer
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
 from leanvit.cli.options import command_line, data_spec, key_values, preprocess_settings
+from leanvit.cli.together import require_one_process
 from leanvit.errors import BadInput
 
 NAME = "train"
@@ -111,6 +112,7 @@ def command(
         request["methods"] = [parse_with(text) for text in with_]
     spec = None if data is None else data_spec(data, classes, shots, on_bad)
     if dry:
+        require_one_process("train --dry-run")
         _dry_run(name, spec, request, as_json)
         return
     with output.stdout_for_result():

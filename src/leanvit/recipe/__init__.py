@@ -40,6 +40,7 @@ _HOME = {
     "at_macs": "equal_macs",
     "nearest_setting": "equal_macs",
     "check_needs": "recovering",
+    "check_teachers": "recovering",
     "missed": "compressing",
     "reapply": "compressing",
     "rebuilt": "rebuilding",

@@ -31,7 +31,6 @@ from leanvit.recipe.planning import chosen_for, fit_to_data, trainings
 from leanvit.recipe.processes import share_from_first
 from leanvit.recipe.protocol import (
     Checks,
-    ChecksTeacher,
     Finishes,
     Folds,
     Learns,
@@ -41,7 +40,14 @@ from leanvit.recipe.protocol import (
     Structure,
     Tunes,
 )
-from leanvit.recipe.recovering import Recovery, check_needs, needs_labels, recovery_points, run_recovery
+from leanvit.recipe.recovering import (
+    Recovery,
+    check_needs,
+    check_teachers,
+    needs_labels,
+    recovery_points,
+    run_recovery,
+)
 from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
@@ -127,9 +133,7 @@ def compress(
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
     trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
-    for m in () if recovery is None else (*methods, *recovery.methods):
-        if isinstance(m, ChecksTeacher):
-            m.check_teacher(dense, teacher or dense)
+    check_teachers(methods, recovery, dense, teacher or dense)
     if isinstance(data, Data):
         _require_outputs(dense, methods, data, recovery)
         if not data.dataset.labelled:

@@ -34,7 +34,7 @@ class Kept:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def settled(self) -> Kept:
-        """As it reads back from a file: whether a unit was run or read, the caller goes on with the same bits."""
+        """As it reads back from a file: whether a unit was run or read, the caller goes on bit-identically."""
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         return Kept(tensors, json.loads(json.dumps(dict(self.facts), allow_nan=False)))
 
@@ -86,7 +86,7 @@ class UnitFolder:
             if not check_sealed_tensors(path):
                 raise CheckpointError(f"{path} is damaged, or no unit of leanvit: it has no seal")
             with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()[_HEADER])
+                header = dict(json.loads(file.metadata()[_HEADER]))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except CheckpointError as error:
             raise CheckpointError(f"{error}. {again}") from None
@@ -99,6 +99,8 @@ class UnitFolder:
             )
         if {key: header.get(key) for key in self._about(number, name)} != self._about(number, name):
             raise CheckpointError(f"{path} is a unit of something else. {again}")
+        if not isinstance(header.get("facts"), dict):
+            raise CheckpointError(f"{path} is damaged, or no unit of leanvit: it has no facts. {again}")
         return Kept(tensors, header["facts"])
 
 

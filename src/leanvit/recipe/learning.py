@@ -154,7 +154,7 @@ class Data:
         """The units of a long calibration or search, one after another, with progress: (name, what its work found).
 
         A unit that a killed run has done is read from `out` and not done again. The work changes nothing itself: what
-        it found is applied by the caller, who then goes on with the same bits whether it was read or done:
+        it found is applied by the caller, who then goes on bit-identically whether it was read or done:
 
             for name, kept in data.units("reconstruct", names, lambda name: reconstructed(model, name)):
                 model.get_submodule(name).load_state_dict(kept.tensors)

@@ -191,6 +191,8 @@ def _check_plans(plans: tuple[Plan, ...], old: OpenModel, new: OpenModel, change
         unsaid = dict.fromkeys(("grid", "classes"), "the method does not say that it holds for another")
         tied = m.tied_to(dict(plan.structure)) if isinstance(m, Tied) else unsaid
         for what, why in tied.items():
+            if what not in _DIFFERS:
+                raise Refused(f"plan {plan.slug!r} is tied to {what!r}; known: {', '.join(_DIFFERS)}")
             if differs := _DIFFERS[what](old, new):
                 raise Refused(
                     f"plan {plan.slug!r} is tied to {differs}: {why}. Build the model that {plan.slug} was applied to "

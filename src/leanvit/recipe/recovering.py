@@ -13,7 +13,7 @@ from leanvit.data import keyed
 from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
 from leanvit.recipe.learning import Data
-from leanvit.recipe.protocol import Method
+from leanvit.recipe.protocol import ChecksTeacher, Method
 from leanvit.recipe.training_methods import (
     COMPRESS_AGAIN,
     as_rows,
@@ -175,6 +175,13 @@ def check_objectives(methods: Sequence[Method], recovery: Recovery) -> None:
                 f"recovery {name} is {getattr(recovery, name)!r}, but {bringing.slug} brings the objective of the "
                 f"recovery: leave it out, and use the knobs of {bringing.slug}"
             )
+
+
+def check_teachers(methods: Sequence[Method], recovery: Recovery | None, model: OpenModel, teacher: nn.Module) -> None:
+    """Raise `Refused` unless the methods of a compression and the recovery's own can learn from the teacher in it."""
+    for m in () if recovery is None else (*methods, *recovery.methods):
+        if isinstance(m, ChecksTeacher):
+            m.check_teacher(model, teacher)
 
 
 def _check_dataset(recovery: Recovery, dataset: Any) -> None:

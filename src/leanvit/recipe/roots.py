@@ -133,24 +133,15 @@ AnyRoot = Root | ForeignRoot | CompositeRoot
 _VALUES = {"wiring": "arguments", "foreign": "config", "name": "kwargs"}  # kind of root -> the key of its values
 
 
-def root_from_json(content: Mapping[str, Any], *, depth: int = 0) -> AnyRoot:
+def root_from_json(content: Mapping[str, Any]) -> AnyRoot:
     """A root of `to_json`. Nothing is imported for it.
 
     Raises:
         CheckpointError: other keys or types, or a name that a module registers which was not imported (it is named).
         BadInput: an argument that is not accepted.
     """
-    if depth > DEEPEST:
-        raise CheckpointError(f"models of parts lie more than {DEEPEST} deep in one another")
-    kind = next((kind for kind in _VALUES if kind in content), None)
-    if kind is None:
-        raise CheckpointError(f"a root has the keys {', '.join(content) or 'none'}; accepted: {', '.join(_VALUES)}")
-    values = _VALUES[kind]
-    known = {kind, values, "module"} | ({"parts"} if kind == "wiring" else set())
-    name, given, parts = content[kind], content.get(values, {}), content.get("parts", {})
-    fits = isinstance(name, str) and isinstance(given, dict) and isinstance(parts, dict) and {*content} <= known
-    if not fits or not all(isinstance(part, dict) for part in parts.values()):
-        raise CheckpointError(f"the root {name!r} has not the keys and types of one: {', '.join(map(str, content))}")
+    check_root(content)
+    kind, name, values, parts = _entries(content)
     module = content.get("module")
     if module and not is_registered("part" if kind == "name" else kind, name):
         raise CheckpointError(
@@ -158,20 +149,44 @@ def root_from_json(content: Mapping[str, Any], *, depth: int = 0) -> AnyRoot:
             f"loading, on the command line with leanvit --import {module!r}"
         )
     if kind == "wiring":
-        return CompositeRoot(name, given, {key: root_from_json(part, depth=depth + 1) for key, part in parts.items()})
-    return ForeignRoot(name, given) if kind == "foreign" else Root(name, given)
+        return CompositeRoot(name, values, {key: root_from_json(part) for key, part in parts.items()})
+    return ForeignRoot(name, values) if kind == "foreign" else Root(name, values)
+
+
+def check_root(content: Mapping[str, Any], depth: int = 0) -> None:
+    """Raise `CheckpointError` unless it has the keys and types of a root as JSON, parts of parts included."""
+    kind = next((kind for kind in _VALUES if kind in content), None)
+    if kind is None:
+        raise CheckpointError(f"a root has the keys {', '.join(content) or 'none'}; accepted: {', '.join(_VALUES)}")
+    known = {kind, _VALUES[kind], "module"} | ({"parts"} if kind == "wiring" else set())
+    _, name, values, parts = _entries(content)
+    fits = isinstance(name, str) and isinstance(values, dict) and isinstance(parts, dict) and {*content} <= known
+    if not fits or not all(isinstance(part, dict) for part in parts.values()):
+        raise CheckpointError(f"the root {name!r} has not the keys and types of one: {', '.join(map(str, content))}")
+    if depth > DEEPEST:
+        raise CheckpointError(f"models of parts lie more than {DEEPEST} deep in one another")
+    for part in parts.values():
+        check_root(part, depth + 1)
+
+
+def _entries(content: Mapping[str, Any]) -> tuple[str, Any, Any, Any]:
+    """(kind, name, values, parts) of a root as JSON."""
+    kind = next(kind for kind in _VALUES if kind in content)
+    return kind, content[kind], content.get(_VALUES[kind], {}), content.get("parts", {})
 
 
 def described(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of a root as JSON, as its `name` and `kwargs` say; nothing of it need be registered here."""
-    parts = {str(name): described(part) for name, part in content.get("parts", {}).items()}
-    if not parts:
-        return str(content.get("name", content.get("foreign", ""))), dict(
-            content.get("kwargs", content.get("config", {}))
-        )
-    own = {f"{name}.{key}": value for name, (_, kwargs) in parts.items() for key, value in kwargs.items()}
-    whole = f"{content.get('wiring')}({', '.join(f'{name}={root}' for name, (root, _) in parts.items())})"
-    return whole, {**content.get("arguments", {}), **own}
+    """(name, arguments) of a root as JSON, like its `name` and `kwargs`; nothing of it need be registered here.
+
+    Raises `CheckpointError` for other keys or types.
+    """
+    check_root(content)
+    kind, name, values, parts = _entries(content)
+    if kind != "wiring":
+        return name, dict(values)
+    inner = {key: described(part) for key, part in parts.items()}
+    own = {f"{key}.{argument}": value for key, (_, kwargs) in inner.items() for argument, value in kwargs.items()}
+    return f"{name}({', '.join(f'{key}={root}' for key, (root, _) in inner.items())})", {**values, **own}
 
 
 def given(root: AnyRoot) -> str:

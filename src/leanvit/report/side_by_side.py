@@ -11,6 +11,7 @@ from leanvit.measure.table import speed_lines
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
 from leanvit.report.rows import NONE, signed
 from leanvit.runs.compared import BASELINE, INT8, MethodResult, SideBySide
+from leanvit.runs.saving import RECOVERED, ways_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +51,10 @@ def recovery_in_words(result: SideBySide) -> str:
         return ""
     epochs, lr, batch = (result.recovery.get(key) for key in ("epochs", "lr", "batch_size"))
     rate = f"{lr:g}" if isinstance(lr, float) else lr
-    return f"{epochs} {'epoch' if epochs == 1 else 'epochs'}, batch {batch}, learning rate {rate}, seed {result.seed}"
+    length = f"{epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    ways = ways_of({RECOVERED: result.recovery.get("methods")})
+    by = f" by {', '.join(ways)}" if ways else ""
+    return f"{length}{by}, batch {batch}, learning rate {rate}, seed {result.seed}"
 
 
 def columns(comparison: Comparison) -> list[Column]:

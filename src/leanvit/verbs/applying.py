@@ -1,11 +1,13 @@
-"""What `compare-methods` runs: each method applied, judged, recovered and saved; then all measured, interleaved."""
+"""What `compare-methods` runs: each method applied, judged, recovered and saved; then all measured, interleaved.
+
+Under torchrun all processes apply and recover; the first one judges, saves and, at the end, measures.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from leanvit.runs.layout import MEASURED
 from leanvit.runs.measurements import keep
 from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.training.world import join_world
 from leanvit.verbs.candidates import Candidate
-from leanvit.verbs.compressing import target_rows
+from leanvit.verbs.compressing import target_rows, training_images
 from leanvit.verbs.fitting import with_classes_of
 from leanvit.verbs.guarding import LeftOut
 from leanvit.verbs.models import Loaded, Log, load_model
-from leanvit.verbs.progress import meter, progress
 from leanvit.verbs.runtimes import Opener
 from leanvit.verbs.shares import Tally
 
@@ -48,11 +50,7 @@ class Conditions:
     class_names: str
 
     def images(self) -> Data | None:
-        if self.train is None:
-            return None
-        return Data(
-            self.train, self.start.preprocess, seed=self.seed, callbacks=progress(self.log), meter=meter(self.log)
-        )
+        return None if self.train is None else training_images(self.train, self.start, self.seed, self.log)
 
     def judged(self, model: Any) -> Predictions:
         outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
@@ -67,19 +65,21 @@ class Conditions:
 
 
 def keep_baseline(shared: Conditions) -> None:
-    folder = shared.folder / BASELINE
-    if (folder / JSON_NAME).is_file():
-        return
-    _save(shared, shared.start.model, folder, [])
+    world, folder = join_world(), shared.folder / BASELINE
+    with world.together():
+        if world.first and not (folder / JSON_NAME).is_file():
+            _save(shared, shared.start.model, folder, [])
 
 
 def apply_all(shared: Conditions, chosen: Sequence[Candidate], left_out: LeftOut) -> tuple[MethodResult, ...]:
     """Those of all methods that come through. Raises `LeanvitError` where none does."""
+    world = join_world()
     found: list[MethodResult] = []
     for one in chosen:
-        with left_out.guard(one.name, shared.log):
+        with left_out.guard(one.name, shared.log, world=world):
             found.append(_method_result(shared, one))
-        left_out.write(shared.folder, shared.log)
+        if world.first:
+            left_out.write(shared.folder, shared.log)
     if not found:
         raise LeanvitError(f"no method came through: {'; '.join(left_out.values())}")
     return tuple(found)
@@ -87,10 +87,10 @@ def apply_all(shared: Conditions, chosen: Sequence[Candidate], left_out: LeftOut
 
 def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
     """Apply, judge, recover and save one method; where that is done already, what came of it."""
-    folder = shared.folder / one.name
-    if (through := MethodResult.read(folder)) is not None:
+    world, folder = join_world(), shared.folder / one.name
+    if (through := world.from_first(partial(MethodResult.read, folder))) is not None:
         return through
-    begun, watch = time.perf_counter(), Stopwatch("compare-methods", shared.command)
+    watch = Stopwatch("compare-methods", shared.command)
     off_the_shelf: dict[str, Any] = {}
     tally = Tally([one.method], asked_rows(shared.start.info))
 
@@ -99,11 +99,10 @@ def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
             shared.log(f"{one.name}: {'compressed' if label == one.method.slug else label}")
         tally.take(label, model)
         if label == one.method.slug:
-            answers = shared.judged(model)
-            off_the_shelf["off_the_shelf_percent"] = accuracy(answers).percent()
-            off_the_shelf["off_the_shelf_change"] = accuracy_change(shared.baseline_answers, answers)
+            off_the_shelf.update(world.from_first(partial(_off_the_shelf, shared, model)))
 
     recovery = shared.recovery if one.method.trainable_after else None
+    begun_before = world.from_first((folder / STEPS_ABOUT).is_file)
     lean = compress_model(
         shared.start.model,
         [one.method],
@@ -111,28 +110,46 @@ def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
         recovery=recovery,
         on_step=judge,
         out=folder if is_resumable([one.method], recovery) else None,
-        resume=(folder / STEPS_ABOUT).is_file(),
-    )
-    _save(shared, lean, folder, target_rows([one.method], lean, tally))
-    mapped = with_classes_of(shared.start, shared.val, class_names=shared.class_names)
-    keep_tokens(folder, lean, mapped, shared.start.preprocess, name=one.name)
-    method_result = MethodResult(
-        name=one.name,
-        method=one.method.slug,
-        knobs=knobs_of(one.method),
-        learns=bool(one.method.trains),
-        recovered=recovery is not None,
-        seconds=round(time.perf_counter() - begun, 2),
-        **off_the_shelf,
-    )
-    watch.record(folder, before=shared.start.commands)
-    method_result.save(folder)
-    clear_steps(folder)
-    return method_result
+        resume=begun_before,
+    ).cpu()
+
+    def saved() -> MethodResult:
+        ways = () if recovery is None else recovery.methods
+        _save(shared, lean, folder, target_rows([one.method], lean, tally), recovered_with=ways)
+        mapped = with_classes_of(shared.start, shared.val, class_names=shared.class_names)
+        keep_tokens(folder, lean, mapped, shared.start.preprocess, name=one.name)
+        method_result = MethodResult(
+            name=one.name,
+            method=one.method.slug,
+            knobs=knobs_of(one.method),
+            learns=bool(one.method.trains),
+            recovered=recovery is not None,
+            seconds=round(watch.seconds, 2),
+            **off_the_shelf,
+        )
+        watch.record(folder, before=shared.start.commands)
+        method_result.save(folder)
+        clear_steps(folder)
+        return method_result
+
+    return world.from_first(saved)
+
+
+def _off_the_shelf(shared: Conditions, model: Any) -> dict[str, Any]:
+    """Accuracy before the recovery, as fields of `MethodResult`."""
+    answers = shared.judged(model)
+    change = accuracy_change(shared.baseline_answers, answers)
+    return {"off_the_shelf_percent": accuracy(answers).percent(), "off_the_shelf_change": change}
 
 
 def _save(
-    shared: Conditions, lean: Any, folder: Path, asked: Sequence[TargetRow], info: Mapping[str, Any] | None = None
+    shared: Conditions,
+    lean: Any,
+    folder: Path,
+    asked: Sequence[TargetRow],
+    *,
+    info: Mapping[str, Any] | None = None,
+    recovered_with: Sequence[Any] = (),
 ) -> None:
     """info: of the run that it was made from; None: the one that the comparison is of."""
     save_compressed(
@@ -142,23 +159,28 @@ def _save(
         preprocess=shared.start.preprocess,
         info=shared.start.info if info is None else info,
         data=shared.data,
+        recovered_with=recovered_with,
         overwrite=folder.is_dir(),
     )
 
 
 def round_all(shared: Conditions, names: Sequence[str], left_out: LeftOut) -> None:
     """Int8 of each model that is there; the baseline's must come through."""
+    world = join_world()
     for name in names:
         folder = shared.folder / f"{name}-{INT8}"
-        if (folder / JSON_NAME).is_file():
+        if world.from_first((folder / JSON_NAME).is_file):
             continue
         shared.log(f"{name}: int8")
-        with left_out.guard(f"{name} {INT8}", shared.log, but=Exception if name == BASELINE else ()):
+        with left_out.guard(f"{name} {INT8}", shared.log, but=Exception if name == BASELINE else (), world=world):
             one, rounding = load_model(shared.folder / name), [make_method(INT8, {})]
             tally = Tally(rounding, asked_rows(one.info))
             lean = compress_model(one.model, rounding, shared.images(), on_step=tally.take)
-            _save(shared, lean, folder, target_rows(rounding, lean, tally), one.info)
-        left_out.write(shared.folder, shared.log)
+            with world.together():
+                if world.first:
+                    _save(shared, lean, folder, target_rows(rounding, lean, tally), info=one.info)
+        if world.first:
+            left_out.write(shared.folder, shared.log)
 
 
 # --- all, interleaved ----------------------------------------------------------------------------------------------

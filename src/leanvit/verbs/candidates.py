@@ -14,6 +14,7 @@ from leanvit.recipe import (
     check_needs,
     check_order,
     check_slots,
+    check_teachers,
     choices,
     fit_to_data,
     known_papers,
@@ -93,8 +94,12 @@ def checked(
     for one in chosen:
         own = recovery if one.method.trainable_after else None
         row = [one.method, *([make_method(INT8, {})] if int8 else [])]
-        check_needs(row, train, own)
+        with left_out.guard(one.name, log, but=BadInput):  # data or a recovery that no method would be given
+            check_needs(row, train, own)
+        if one.name in left_out:
+            continue
         with left_out.guard(one.name, log):
+            check_teachers(row, own, start.model, start.model)
             check_order(start.model.traits(), row)
             check_slots(start.model, row)
             (method,), _ = fit_to_data([one.method], None, train, {"methods": [was.get(one.name, {})]})

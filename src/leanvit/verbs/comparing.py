@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +33,7 @@ from leanvit.runs.compared import (
 from leanvit.runs.folders import new_folder, require_writable
 from leanvit.runs.layout import MEASURED
 from leanvit.runs.locking import locked, refuse_if_held
+from leanvit.training.world import join_world, training_device
 from leanvit.verbs.applying import Conditions, apply_all, keep_baseline, measure_all, round_all
 from leanvit.verbs.candidates import checked, choose
 from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
@@ -91,8 +93,11 @@ def compare_methods(
     overwrite: bool = False,
     log: Log = silent,
     command: str = "",
-) -> Compared:
+) -> Compared | None:
     """Set methods to an equal share of a model's MACs, recover them alike, and measure all, interleaved.
+
+    Under torchrun all processes make the same call and train together; the first one makes the folder, speaks, saves,
+    measures and gets the result, the others None.
 
     Args:
         model: timm name, run folder or reference; the other arguments as in `compress`.
@@ -104,8 +109,9 @@ def compare_methods(
         macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
             share) is left out with the share that it reaches.
         controls: beside EViT, as many tokens at random, and those that the class token attends to least.
-        recovery: the same training for every method; one with an objective of its own learns by that, and one that
-            leaves nothing to train (early exits train their heads themselves) has none.
+        recovery: the same training for every method, by the same ways (`Recovery.methods`); one with an objective of
+            its own learns by that (and is left out where a way brings one, too), and one that leaves nothing to train
+            (early exits train their heads themselves) has none.
         runtimes: beside torch, of `leanvit.verbs.runtimes.RUNTIMES`.
         int8: also round each model to int8 after the recovery, and measure it in those runtimes.
         out: folder; default: `runs/MODEL-compared`. It keeps a run folder for each method, `compare.json` and
@@ -116,12 +122,15 @@ def compare_methods(
         LeanvitError: no method came through.
         Interrupted: stopped by Ctrl-C or SIGTERM; the message gives the command that resumes.
     """
+    world = join_world()
+    log = log if world.first else silent
     check("--batch", latency_batch, Count)
     check("--rounds", rounds, Rounds)
     check("tolerance", tolerance, Annotated[float, Gt(0), Le(0.5)])
     others = _other_runtimes(runtimes, int8)
-    if out is not None:
-        refuse_if_held(Path(out))
+    with world.together():
+        if out is not None and world.first:
+            refuse_if_held(Path(out))
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, log)
@@ -147,7 +156,6 @@ def compare_methods(
     was = read_about(Path(out)) if resume and out else {}
     recovery = fit_to_data((), recovery, train, {"recovery": was.get("recovery")})[1]
     chosen, plan = checked(start, chosen, train, recovery, int8, was.get("methods", {}), left_out, log)
-    folder = require_writable(out) if resume and out else _new(out, start, overwrite, log)
     request: dict[str, Any] = {
         "model": str(model),
         "data": data,
@@ -160,11 +168,18 @@ def compare_methods(
         "weights": fingerprint(start.model),
         "images": {one.split: identity(one) for one in (train, val) if one is not None},
     }
-    with locked(folder, command=command, log=log):
-        if overwrite and not resume:
-            clear_comparison(folder)
-        begin_comparison(folder, request, resume=resume)
-        left_out.write(folder, log)
+    with ExitStack() as held:
+
+        def claimed() -> Path:
+            path = require_writable(out) if resume and out else _new(out, start, overwrite, log)
+            held.enter_context(locked(path, command=command, log=log))
+            if overwrite and not resume:
+                clear_comparison(path)
+            begin_comparison(path, request, resume=resume)
+            left_out.write(path, log)
+            return path
+
+        folder = world.from_first(claimed)
         for line in plan:
             log(line)
         kept_train = None if train is None else train.cached()
@@ -172,9 +187,13 @@ def compare_methods(
         kept = f"finished methods, and the state of a training, are in {folder}"
         with explains_how_to_resume(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)
+            if world.size > 1:
+                start.model.to(training_device())
             method_results = apply_all(shared, chosen, left_out)
             if int8:
                 round_all(shared, [BASELINE, *(one.name for one in method_results)], left_out)
+            if not world.first:  # nobody waits for what the first one measures
+                return None
             comparison = measure_all(shared, method_results, others, int8, latency_batch, rounds, left_out)
         result = SideBySide(
             model=start.name if start.folder is None else str(model),

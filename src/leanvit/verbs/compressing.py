@@ -240,7 +240,7 @@ def compress(
             lean = compress_model(
                 start.model,
                 methods,
-                None if train is None else _images(train, start, seed, log),
+                None if train is None else training_images(train, start, seed, log),
                 recovery=recovery,
                 teacher=None if taught is None else taught.model,
                 on_step=step_taken,
@@ -322,7 +322,8 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
     return taught
 
 
-def _images(train: AnyDataset, start: Loaded, seed: int, log: Log) -> Data:
+def training_images(train: AnyDataset, start: Loaded, seed: int, log: Log) -> Data:
+    """What a compression of a loaded model learns from, its progress shown by the first process."""
     shows = meter(log) if join_world().first else None
     return Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log), meter=shows)
 

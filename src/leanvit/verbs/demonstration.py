@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder
 from leanvit.runs.locking import LOCK
 from leanvit.training.checkpoint import STATE
+from leanvit.training.world import join_world
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.exporting import export
 from leanvit.verbs.measuring import measure
@@ -96,9 +98,12 @@ def demo(
     overwrite: bool = False,
     log: Log = silent,
     command: str = "",
-) -> Demonstration:
+) -> Demonstration | None:
     """Train a small ViT on handwritten digits; compress it by EViT, ToMe, int8, and EViT with int8; export each to
     OpenVINO; measure all in PyTorch and OpenVINO, interleaved; write the report page.
+
+    Under torchrun all processes make the same call and train together; the first one exports, measures and gets the
+    result, the others None.
 
     Args:
         out: folder of the runs and the page; default: `runs/demo`, or the next free number.
@@ -110,7 +115,9 @@ def demo(
     """
     watch = Stopwatch("demo", command)
     holds = tuple(Path(DENSE, name) for name in (JSON_NAME, STATE, LOCK))
-    folder = new_folder(out, "demo", overwrite=overwrite, holds=holds)
+    world = join_world()
+    log = log if world.first else silent
+    folder = world.from_first(partial(new_folder, out, "demo", overwrite=overwrite, holds=holds))
     training = {**TRAINING, **({} if epochs is None else {"epochs": epochs})}
     runs = {name: folder / name for name in (DENSE, *LEAN)}
     typed: list[str] = []
@@ -146,6 +153,8 @@ def demo(
             log=log,
             command=step(*_compress_words(runs[DENSE], methods, epochs_after, runs[name])),
         )
+    if not world.first:  # nobody waits for what the first one exports and measures
+        return None
     for run in runs.values():
         words = ("export", run, "--to", "openvino", "--batch", str(BATCH))
         export(run, to="openvino", batch=BATCH, log=log, command=step(*words))

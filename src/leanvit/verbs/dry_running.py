@@ -135,7 +135,7 @@ def dry_run(
     Args:
         data: None: images of the size and number that the recipe is meant for, made up.
         seconds: about how long steps are timed: on two images first, then on more, up to a batch.
-        asked: `recipe`, `settings`, `model_args`, `teacher` and so on: see `train`.
+        request: `recipe`, `settings`, `model_args`, `teacher` and so on: see `train`.
 
     Raises:
         BadInput, Refused: as `train`.

@@ -10,6 +10,7 @@ from pathlib import Path
 from leanvit.errors import LeanvitError
 from leanvit.files import write_atomic
 from leanvit.runs.compared import ERROR
+from leanvit.training.world import World
 from leanvit.verbs.models import Log
 from leanvit.verbs.runtimes import first_line
 
@@ -22,12 +23,21 @@ class LeftOut(dict[str, str]):
         self.tracebacks: dict[str, str] = {}
 
     @contextmanager
-    def guard(self, name: str, log: Log, *, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
-        """Inside, an error becomes the reason why `name` is left out. `but` and interrupts go through."""
+    def guard(
+        self, name: str, log: Log, *, but: type[Exception] | tuple[()] = (), world: World | None = None
+    ) -> Iterator[None]:
+        """Inside, an error becomes the reason why `name` is left out. `but` and interrupts go through.
+
+        world: of the processes that do the work together: a `LeanvitError` of one leaves `name` out on all. What nobody
+        foresaw goes through where there are several: the others may be waiting for this process in the midst of work.
+        """
+        world = world or World()
         try:
-            yield
+            with world.together():
+                yield
         except Exception as error:
-            if isinstance(error, but) or _interrupted(error):
+            unforeseen = world.size > 1 and not isinstance(error, LeanvitError)
+            if isinstance(error, but) or unforeseen or _interrupted(error):
                 raise
             if isinstance(error, LeanvitError):
                 self[name] = first_line(error)

@@ -273,7 +273,7 @@ def _trained(
         "epoch": result.epoch,
         "machine": environment()["cpu"],
         **request.record(),
-        **({"asked": asked} if (asked := _asked(request, final)) else {}),
+        **({"asked": rows} if (rows := _target_rows(request, final)) else {}),
         **_earlier(start),
     }
     with world.together():
@@ -378,7 +378,7 @@ def _about(request: TrainingRequest) -> dict[str, Any] | None:
     return {"methods": [as_text(m) for m in request.methods], **taught}
 
 
-def _asked(request: TrainingRequest, model: OpenModel) -> list[dict[str, Any]]:
+def _target_rows(request: TrainingRequest, model: OpenModel) -> list[dict[str, Any]]:
     """A row for each way to train that counts what it achieved."""
     plans = {plan.slug: plan for plan in model.history.plans}
     counting: list[Any] = [m for m in request.methods if isinstance(m, Achieves)]
