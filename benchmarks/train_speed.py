@@ -10,6 +10,10 @@ batch, augmentation, optimiser, precision, loader workers and threads. Speed is 
 the warm-up, from each side's own log of every step. A case takes one to two minutes at three turns; `--case`
 (repeatable) runs some of them and keeps what else the result holds. Magnitude 7 of RandAugment: at 9, timm's own
 posterize fails on Pillow 13.
+
+    python benchmarks/train_speed.py --before CHECKOUT --cifar10 FOLDER --photos SPEC
+
+sets this leanvit beside that of another checkout (of an earlier commit), in turns; it prints the ratios and keeps none.
 """
 
 from __future__ import annotations
@@ -24,7 +28,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,10 +131,12 @@ def timm_seconds(case: Case, folder: Path, classes: int, script: str) -> list[fl
     return [model.batch / float(rate) for rate in rates]
 
 
-def leanvit_seconds(case: Case, folder: Path) -> list[float]:
-    """Seconds of each step of `fit`, in a process of its own."""
-    command = [sys.executable, __file__, "--train", case.name, "--folder", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def leanvit_seconds(case: Case, folder: Path, checkout: Path | None = None) -> list[float]:
+    """Seconds of each step of `fit`, in a process of its own; in another checkout, where one is given."""
+    script = Path(__file__) if checkout is None else checkout / "benchmarks" / "train_speed.py"
+    command = [sys.executable, str(script), "--train", case.name, "--folder", str(folder)]
+    environment = os.environ | ({} if checkout is None else {"PYTHONPATH": str(checkout / "src")})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{shlex.join(command)}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -199,27 +207,24 @@ def write_folder(spec: str, count: int, target: Path) -> int:
     return len(list((target / "train").iterdir()))
 
 
-def compared(case: Case, folder: Path, classes: int, *, script: str, turns: int) -> dict[str, Any]:
-    """The case's row: images per second of each side and turn, and the ratio to timm of each turn."""
+def compared(case: Case, other: str, sides: dict[str, Callable[[], list[float]]], *, turns: int) -> dict[str, Any]:
+    """The case's row: images per second of each side and turn, and the ratio to the other side of each turn."""
     shape = MODELS[case.model]
-    sides = {
-        "timm": lambda: timm_seconds(case, folder, classes, script),
-        "leanvit": lambda: leanvit_seconds(case, folder),
-    }
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(turns):
         for name in list(sides) if turn % 2 == 0 else reversed(list(sides)):
             seconds = sides[name]()[WARM_UP:]
             speeds[name].append(round(shape.batch * len(seconds) / sum(seconds), 2))
-    ratios = [ours / theirs for ours, theirs in zip(speeds["leanvit"], speeds["timm"], strict=True)]
+    ratios = [ours / theirs for ours, theirs in zip(speeds["leanvit"], speeds[other], strict=True)]
     ratio = {"median": round(median(ratios), 4), "turns": [round(ratio, 4) for ratio in ratios]}
-    return {"case": case.name, "images_per_s": speeds, "leanvit_vs_timm": ratio}
+    return {"case": case.name, "images_per_s": speeds, f"leanvit_vs_{other}": ratio}
 
 
 BY_NAME = {case.name: case for case in CASES}
 OPTIONS = bench.parser(
     __doc__,
     timm_script=bench.Option(help="timm's train.py"),
+    before=bench.Option(help="checkout of an earlier leanvit, in the place of timm's script", kind=Path),
     cifar10=bench.Option(help="data spec of 32x32 images"),
     photos=bench.Option(help="data spec of photographs"),
     case=bench.Option(list(BY_NAME), "may be repeated; default: all", choices=list(BY_NAME)),
@@ -252,23 +257,37 @@ ABOUT = bench.About(
 )
 
 
+def cases(given: argparse.Namespace) -> Iterator[tuple[Case, Path, int]]:
+    """The cases that are asked for, each with a folder of its images and the number of their classes."""
+    for case in (BY_NAME[name] for name in given.case):
+        shape = MODELS[case.model]
+        spec = getattr(given, shape.data) or OPTIONS.error(f"--{shape.data} is needed for {case.name}")
+        with tempfile.TemporaryDirectory(prefix="leanvit-speed-") as folder:
+            yield case, Path(folder), write_folder(spec, shape.batch * shape.steps, Path(folder))
+
+
 def main() -> None:
     given = OPTIONS.parse_args()
     if given.train:
         print(json.dumps(train(BY_NAME[given.train], given.folder)))
         return
-    if not given.timm_script:
-        OPTIONS.error("--timm-script is needed: timm's train.py")
+    if not given.timm_script and not given.before:
+        OPTIONS.error("--timm-script is needed, timm's train.py; or --before, another checkout")
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
+    if given.before:
+        for case, folder, _ in cases(given):
+            sides = {"before": partial(leanvit_seconds, case, folder, given.before)}
+            row = compared(
+                case, "before", sides | {"leanvit": partial(leanvit_seconds, case, folder)}, turns=given.turns
+            )
+            print(json.dumps(row), flush=True)
+        return
     digest = hashlib.sha256(Path(given.timm_script).read_bytes()).hexdigest()
     settings = {"script": {"sha256": digest, "note": given.note}, "threads": given.threads}
     kept = bench.KeptRows(bench.RESULTS / "train_speed.json", ABOUT, settings, fresh=given.fresh)
-    for case in (BY_NAME[name] for name in given.case):
-        shape = MODELS[case.model]
-        spec = getattr(given, shape.data) or OPTIONS.error(f"--{shape.data} is needed for {case.name}")
-        with tempfile.TemporaryDirectory(prefix="leanvit-speed-") as folder:
-            classes = write_folder(spec, shape.batch * shape.steps, Path(folder))
-            row = compared(case, Path(folder), classes, script=given.timm_script, turns=given.turns)
+    for case, folder, classes in cases(given):
+        sides = {"timm": partial(timm_seconds, case, folder, classes, given.timm_script)}
+        row = compared(case, "timm", sides | {"leanvit": partial(leanvit_seconds, case, folder)}, turns=given.turns)
         kept.rows[:] = [r for r in kept.rows if r["case"] != case.name]
         kept.add(row)
         kept.rows.sort(key=lambda r: list(BY_NAME).index(r["case"]))

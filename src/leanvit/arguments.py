@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, Refused
 
 
 def require_model(value: object, name: str = "model") -> None:
@@ -23,6 +23,16 @@ def require_model(value: object, name: str = "model") -> None:
             "timm.create_model(NAME) a timm model; names and paths are for commands"
         )
     raise BadInput(f"{name} is {_kind(value)}; accepted: a model, as leanvit.load or timm.create_model gives")
+
+
+def require_classifier(model: object, what: str) -> None:
+    """Raise `Refused`, saying what needs one, for a model of parts whose outputs are no logits of classes of images."""
+    if not getattr(model, "classifies", True):
+        wired: Any = getattr(model, "wiring", None)
+        raise Refused(
+            f"{what} needs a model that tells classes of images apart, and the outputs of wiring {wired.name} are "
+            "something else"
+        )
 
 
 def require_methods(methods: object) -> None:

@@ -100,6 +100,9 @@ def _damaged_runs(folder: Path) -> None:
     (copy("measure-swapped") / "measure.json").write_text(text)
     (copy("tokens-damaged") / "tokens.json").write_text("{}")
     _edited(folder, "format-newer", lambda c: c.update(format=99))
+    _edited(folder, "feature-unknown", lambda c: c.update(format=3, features=["sparse"]))
+    gone = {"wiring": "gone", "arguments": {}, "parts": {}, "module": "my_heads"}
+    _edited(folder, "wiring-unknown", lambda c: c.update(format=3, features=["parts"], root=gone))
     _edited(folder, "kind-foreign", lambda c: c.update(kind="leanvit-artefact"))
     _edited(folder, "key-unknown", lambda c: c.update(wieghts={}))
     _edited(folder, "weights-outside", lambda c: c["weights"].update(file="../foreign.safetensors"))

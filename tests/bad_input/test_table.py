@@ -13,6 +13,7 @@ import table_fields
 import table_files
 import table_interrupted
 import table_names
+import table_parts
 import table_paths
 import table_recipes
 import table_shapes
@@ -33,6 +34,7 @@ TABLES = (
     table_compare,
     table_dhvt,
     table_fields,
+    table_parts,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]
 CLI: list[Cli] = [case for table in TABLES for case in table.CLI]

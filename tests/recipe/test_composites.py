@@ -20,7 +20,9 @@ from leanvit.anatomy.composite import Composite, OpenPart, Wiring, foreign, part
 from leanvit.data import Preprocess, open_dataset
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.files import seal_of
+from leanvit.measure import count
 from leanvit.recipe import (
+    CompositeRoot,
     Data,
     ForeignRoot,
     Plan,
@@ -35,7 +37,9 @@ from leanvit.recipe import (
     rebuilt,
     save,
 )
+from leanvit.runs.token_maps import trace_tokens
 from leanvit.training import FitConfig, fit
+from leanvit.verbs.models import row_name
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 3}
 ROOT = Root("vit_tiny_patch16_224", SMALL)
@@ -102,6 +106,17 @@ class Headed(Wiring):
         return int(head.fc2.out_features)
 
 
+@wiring("test_mapped")
+class Mapped(Wiring):
+    """The mean of the last map."""
+
+    keeps: ClassVar[Mapping[str, frozenset[str]]] = {"backbone": frozenset({"maps"})}
+
+    def run(self, model: Composite, images: Any, **context: Any) -> Any:
+        maps, state = model.main_part.trace_maps(images, **context)
+        return maps[-1].mean(dim=(2, 3)), state
+
+
 HEAD = Root("test_two_linears", {"channels": 24, "classes": 3})
 
 
@@ -142,6 +157,7 @@ def test_methods_reach_parts_through_the_whole(tmp_path: Path, digits: Data) -> 
         ("head", "int8"),
     ]
     assert [plan.slug for plan in lean.opened_parts["head"].history.plans] == ["int8"]  # type: ignore[attr-defined]
+    assert row_name(lean) == "tome (backbone) + int8 (backbone) + int8 (head)"
     rows = {row["site"] for row in lean.history.plans[2].structure["sites"]}
     assert rows == {"fc1", "fc2"} and lean.precision == "int8 simulated" and not missed(lean)
     assert torch.nn.functional.cosine_similarity(lean(IMAGES), model(IMAGES)).min() > 0.95
@@ -196,6 +212,11 @@ def test_parts_of_runs_move_into_another_composite_with_their_plans(tmp_path: Pa
 def test_what_a_wiring_needs_of_a_part_cannot_be_taken_away(digits: Data) -> None:
     with pytest.raises(Refused, match=r"stvit takes a class token away, which the model around this part needs"):
         compress(headed(), [STViT()])
+    with pytest.raises(Refused, match=r"stvit takes feature maps .* away, which the model around this part needs"):
+        compress(compose(Mapped(), {"backbone": ROOT}), [STViT()])
+    lean = compress(timm.create_model("vit_tiny_patch16_224", **SMALL), [STViT()])
+    with pytest.raises(Refused, match="wiring test_mapped needs of its part 'backbone' what it does not have: maps"):
+        compose(Mapped(), {"backbone": lean})
     with pytest.raises(Refused, match="lgvit puts classifiers into a classifier"):
         compress(headed(), [LGViT(epochs=0, held_out=0)], digits)
     with pytest.raises(Refused, match="cannot cut embedding channels of this model: the model around this part"):
@@ -235,12 +256,23 @@ def test_wrong_parts_are_named(tmp_path: Path) -> None:
         (lambda c: c["root"]["arguments"].update(scal=1), "unknown argument of the wiring test_headed 'scal'"),
         (lambda c: c["root"].update(more=3), "has not the keys and types of one"),
         (lambda c: c["root"]["parts"]["head"]["kwargs"].update(channels=12), "head takes 12 channels"),
+        (
+            lambda c: c["root"]["parts"].update(head=c["root"]["parts"]["backbone"]),
+            "does not take the parts .*fc1",
+        ),
+        (lambda c: c.update(root=_nested(c["root"])), "models of parts lie more than 8 deep in one another"),
         (lambda c: c["plans"].append({"slug": "tome", "knobs": {}, "structure": {}, "part": "neck"}), "part is 'neck'"),
     ],
 )
 def test_tampered_runs_are_refused(tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         _tampered(tmp_path, headed(), change)
+
+
+def _nested(root: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(20):
+        root = {"wiring": "test_headed", "parts": {"backbone": root}}
+    return root
 
 
 def _tampered(folder: Path, model: Composite, change: Any) -> None:
@@ -252,25 +284,119 @@ def _tampered(folder: Path, model: Composite, change: Any) -> None:
     load(folder / "run")
 
 
+def test_parts_follow_other_constructor_arguments() -> None:
+    model, said = compress(headed(), [ToMe(r=2)]), list[str]()
+    larger = rebuilt(model, {"backbone.img_size": 16, "backbone.num_classes": 0}, log=said.append)
+    assert larger.input_size() == (1, 16, 16) and [plan.part for plan in larger.history.plans] == ["backbone"]
+    assert larger.history.root.kwargs["backbone.img_size"] == 16 and any("head.weight" in line for line in said)
+    assert torch.equal(larger.head.fc1.weight, model.head.fc1.weight) and larger(torch.randn(1, 1, 16, 16)).shape == (
+        1,
+        3,
+    )
+    with pytest.raises(
+        BadInput, match=r"model argument 'head\.classes': accepted of this model of parts: backbone\.ARG"
+    ):
+        rebuilt(model, {"head.classes": 4})
+
+
 def test_decay_and_rates_of_parts_are_those_of_the_parts() -> None:
     model = headed()
     assert "backbone.pos_embed" in model.no_weight_decay()
     assert model.sites().keys() >= {"backbone.blocks.0.attn.qkv", "head.fc1"}
 
 
-def test_constructor_arguments_are_those_of_a_part() -> None:
+# --- what parts may not be, and what a whole model of them does ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.b", "forward", "training", "num_classes", "classes", "history", "exits", "ops"])
+def test_a_part_has_no_name_of_an_attribute(name: str) -> None:
+    with pytest.raises(BadInput, match=f"part '{name}': accepted: a Python name that is no attribute of a model"):
+        compose(Headed(), {"backbone": ROOT, "head": HEAD, name: HEAD})
+
+
+def test_wrong_arguments_of_a_composite_are_named() -> None:
+    root: Any = ROOT
+    with pytest.raises(BadInput, match="models of parts lie 9 deep in one another; accepted: up to 8"):
+        for _ in range(9):
+            root = CompositeRoot("test_several", {}, {"backbone": root})
+    assert root.depth == 8
+    with pytest.raises(BadInput, match="wired is a NoneType; accepted: a Wiring"):
+        compose(None, {})  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="parts is a list; accepted: models or roots by the names"):
+        compose(Headed(), [ROOT])  # type: ignore[arg-type]
     model = headed()
-    with pytest.raises(
-        Refused, match=r"model_args is .*drop_path_rate.* one of parts \(backbone, head\): rebuild a part"
-    ):
-        rebuilt(model, {"drop_path_rate": 0.1})
-    backbone = rebuilt(model.backbone, {"drop_path_rate": 0.1})
-    again = compose(Headed(scale=0.5), {"backbone": backbone, "head": model.head}).eval()
-    assert again.history.root.parts["backbone"].kwargs["drop_path_rate"] == 0.1
-    assert torch.equal(again(IMAGES), model(IMAGES))
+    with pytest.raises(BadInput, match="parts 'head' and 'other' are one module: give it once"):
+        Composite(Headed(), {**model.parts, "other": model.parts["head"]})
+    bare = Composite(Headed(), model.parts)
+    with pytest.raises(BadInput, match=r"model is of parts, whose roots it does not know: compose\(wiring, parts\)"):
+        compress(bare, [ToMe(r=2)])
 
 
-def test_layers_of_a_model_of_parts_are_not_known(digits: Data) -> None:
-    config = FitConfig(epochs=1, batch_size=8, layer_decay=0.5)
-    with pytest.raises(BadInput, match=r"Composite does not state which layers .*: leave layer_decay out"):
-        fit(headed(), digits.dataset, preprocess=digits.preprocess, config=config)
+@foreign("test_broken")
+def broken(kind: str) -> Any:
+    return 5 if kind == "number" else {}[kind]
+
+
+def test_what_a_foreign_library_does_wrong_is_bad_input() -> None:
+    with pytest.raises(BadInput, match=r"foreign part test_broken is built as a int; accepted: an nn\.Module"):
+        compose(Headed(), {"backbone": ROOT, "head": HEAD, "text": ForeignRoot("test_broken", {"kind": "number"})})
+    with pytest.raises(BadInput, match="foreign part test_broken cannot be built of its configuration: 'other'"):
+        compose(Headed(), {"backbone": ROOT, "head": HEAD, "text": ForeignRoot("test_broken", {"kind": "other"})})
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(BadInput, match="configuration of test_text is not JSON: maximum recursion depth"):
+        ForeignRoot("test_text", {"size": deep})
+    assert ForeignRoot("test_text", {"size": {1: (2, 3)}}).config == {"size": {"1": [2, 3]}}, "as a file gives it"
+
+
+def test_a_foreign_part_in_half_precision_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    model, images, tokens = headed(text=True).bfloat16(), IMAGES.bfloat16(), torch.tensor([[0, 1], [2, 3]])
+    again = load(save(model, tmp_path / "run"))
+    assert torch.equal(again(images, tokens=tokens), model(images, tokens=tokens))
+
+
+def test_layers_are_those_of_the_main_part_and_the_rest_is_the_top(digits: Data) -> None:
+    scales: dict[str, float] = {}
+
+    class Look:
+        def start(self, run: Any) -> None:
+            names = {id(p): name for name, p in run.model.named_parameters()}
+            found = {names[id(p)]: g.get("lr_scale", 1.0) for g in run.optimizer.param_groups for p in g["params"]}
+            scales.update(found)
+
+    config = FitConfig(epochs=1, batch_size=24, layer_decay=0.5)
+    fit(headed(text=True), digits.dataset, preprocess=digits.preprocess, config=config, callbacks=[Look()])
+    wanted = {"cls_token": 0.125, "blocks.0.mlp.fc1.weight": 0.25, "blocks.1.mlp.fc1.weight": 0.5, "head.weight": 1.0}
+    assert {name: scales[f"backbone.{name}"] for name in wanted} == wanted
+    assert scales["head.fc1.weight"] == scales["text.table.weight"] == 1.0
+
+
+@wiring("test_several")
+@dataclass(frozen=True)
+class Several(Wiring):
+    """A mapping of outputs, which are no classes."""
+
+    def run(self, model: Composite, images: Any, **context: Any) -> Any:
+        logits, state = model.main_part.trace(images, **context)
+        return {"logits": logits, "twice": (logits, 2 * logits)}, state
+
+
+def test_outputs_that_are_no_logits(tmp_path: Path, digits: Data) -> None:
+    model = compose(Several(), {"backbone": ROOT}).eval()
+    with pytest.raises(BadInput, match=r"the model gave a dict; accepted: logits \(B, classes\).*\(Data\.task\)"):
+        fit(model, digits.dataset, preprocess=digits.preprocess, config=FitConfig(epochs=1, batch_size=8))
+    lean = load(save(compress(model, [ToMe(r=2), Int8(images=8)], digits), tmp_path / "run"))
+    assert lean(IMAGES)["twice"][1].shape == (2, 3) and lean.classes == ()
+    assert count(lean, (1, 8, 8)).macs < count(model, (1, 8, 8)).macs
+
+
+def test_token_maps_are_of_the_main_part_and_answers_of_the_whole(digits: Data) -> None:
+    lean = compress(headed(), [ToMe(r=2)], digits)
+    maps = trace_tokens(lean, digits.dataset, digits.preprocess, name="lean", count=3)
+    assert maps.tokens == (15, 13) and len(maps.pictures) == 3
+    transform = digits.preprocess.eval_transform()
+    images = torch.stack([transform(sample.image) for sample in digits.dataset.limited(3)])
+    assert [picture.answer for picture in maps.pictures] == lean(images).argmax(1).tolist()
+    no_classes = compress(compose(Several(), {"backbone": ROOT}), [ToMe(r=2)], digits)
+    assert trace_tokens(no_classes, digits.dataset, digits.preprocess, name="lean", count=3).pictures == ()

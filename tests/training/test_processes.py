@@ -111,7 +111,7 @@ def scenarios(out: Path) -> None:
     run("patches", config=plain, model=make_model(patch_drop_rate=0.5))
     run("twice", config=replace(plain, accumulate=2, ema_decay=0.5), model=make_model(), objective=Twice())
     run("twice fsdp2", config=replace(plain, clip_grad=0.5, parallel="fsdp2"), model=make_model(), objective=Twice())
-    run("bad", config=plain, model=make_model(), data=holed("skip", tuple(range(30))))  # shares differ in size
+    run("bad", config=plain, data=holed("skip", tuple(range(30))))  # shares differ in size
     labels = FitConfig(epochs=1, batch_size=20, lr=3e-3)
     run("labels", config=labels, model=make_model(), data=several(40), validate=several(33, split="val"))
     run("fp16", config=replace(plain, amp="fp16", epochs=2, ema_decay=0.5), model=make_model())

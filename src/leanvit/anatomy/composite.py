@@ -20,9 +20,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
+from itertools import chain
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from timm.models._manipulate import group_with_matcher
 from torch import nn
 
 from leanvit.anatomy.model import OpenModel
@@ -54,6 +56,7 @@ class Wiring:
     main: ClassVar[str] = "backbone"  # the part that images enter, and that methods are applied to where none is named
     required: ClassVar[tuple[str, ...]] = ()  # other parts that it cannot be without
     keeps: ClassVar[Mapping[str, frozenset[str]]] = {}  # part -> traits of it that methods may not take away
+    classifies: ClassVar[bool] = True  # whether outputs are logits of classes of images, (B, classes)
 
     def __post_init__(self) -> None:
         if is_dataclass(self):
@@ -67,7 +70,7 @@ class Wiring:
         raise TypeError(f"{type(self).__name__} does not define run(model, images, **context)")
 
     def outputs(self, parts: Mapping[str, nn.Module]) -> int:
-        """How many classes the outputs tell apart; 0 where they are none."""
+        """How many classes the outputs tell apart, of images or (`classifies` is False) of pixels; 0: none."""
         return 0
 
 
@@ -81,19 +84,25 @@ class Composite(OpenModel):
     family = "composite"
 
     def __init__(self, wired: Wiring, parts: Mapping[str, nn.Module]) -> None:
-        """Raises `BadInput` for names of parts that cannot be, or a main part that is missing; what `check` raises."""
-        _check_names(wired, parts)
-        wired.check(parts)
+        """Raises `BadInput` for names of parts that cannot be, a main part that is missing, or one module as two parts;
+        what `check` raises."""
+        _check_parts(wired, parts)
+        classes = _classes_of(wired, parts)
         main: Any = parts[wired.main]
         attributes = {"num_prefix_tokens": main.num_prefix_tokens, "grad_checkpointing": False}
         super().__init__(attributes=attributes, source=None)
         self.wiring = wired
         self.part_names = tuple(parts)
         for name, part in parts.items():
+            if not name.isidentifier() or hasattr(Composite, name) or name in {*vars(self), *self._modules, *_TAKEN}:
+                raise BadInput(f"part {name!r}: accepted: a Python name that is no attribute of a model")
             self.add_module(name, part)
             if isinstance(part, Opened):
                 part.kept_traits = frozenset(wired.keeps.get(name, ()))
-        self.num_classes = wired.outputs(parts)
+                if lost := part.lost_traits():
+                    raise Refused(f"wiring {wired.name} needs of its part {name!r} what it does not have: {lost[0]}")
+        self.num_classes = classes
+        self.classifies = wired.classifies and classes > 0
 
     @property
     def parts(self) -> dict[str, nn.Module]:
@@ -109,7 +118,7 @@ class Composite(OpenModel):
     def main_part(self) -> OpenModel:
         """The part that images enter."""
         part = self._modules[self.wiring.main]
-        assert isinstance(part, OpenModel)  # as `_check_names` saw to
+        assert isinstance(part, OpenModel)  # as `_check_parts` saw to
         return part
 
     # --- running -----------------------------------------------------------------
@@ -213,21 +222,58 @@ class Composite(OpenModel):
         asked = ((name, getattr(part, "lr_scales", None)) for name, part in self.parts.items())
         return {f"{name}.{key}": factor for name, ask in asked if callable(ask) for key, factor in ask().items()}
 
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """timm's matcher of layers, as a function of a parameter's name: the main part's layers, then all the rest.
+
+        Raises `BadInput` where the main part states none.
+        """
+        main = f"{self.wiring.main}."
+        named = ((name.removeprefix(main),) * 2 for name, _ in self.named_parameters() if name.startswith(main))
+        rest = ("", "")  # a name that no pattern matches
+        layers = group_with_matcher(chain(named, [rest]), self.main_part.group_matcher(coarse), reverse=True)
+        return lambda name: layers[name.removeprefix(main) if name.startswith(main) else ""]
+
+    def layer_ids(self) -> dict[str, int]:
+        """Layers by parameter, as the main part states them; all other parts belong to the top.
+
+        Raises `BadInput` where the main part states none.
+        """
+        states = getattr(self.main_part, "layer_ids", None)
+        if states is None:
+            raise BadInput(f"the part {self.wiring.main!r} does not state its layers (layer_ids())")
+        return {f"{self.wiring.main}.{name}": layer for name, layer in states().items()}
+
     def make(self) -> dict[str, Any]:
         own = {"wiring": (self.wiring.name, repr(self.wiring))}
         return own | {f"{n}.{k}": v for n, part in self.opened_parts.items() for k, v in part.make().items()}
 
 
-def _check_names(wired: Wiring, parts: Mapping[str, nn.Module]) -> None:
-    for name in parts:
-        if not name.isidentifier() or hasattr(Composite, name) or name in ("wiring", "part_names", "ops", "exits"):
-            raise BadInput(f"part {name!r}: accepted: a Python name that is no attribute of a model")
+_TAKEN = ("num_classes", "family")  # attributes that a composite gets later
+
+
+def _check_parts(wired: Wiring, parts: Mapping[str, nn.Module]) -> None:
+    if not isinstance(wired, Wiring):
+        raise BadInput(f"wired is a {type(wired).__name__}; accepted: a Wiring, as registered with @wiring")
     if not isinstance(parts.get(wired.main), OpenModel):
         named = ", ".join(parts) or "none"
         raise BadInput(f"wiring {wired.name} needs an opened model as its part {wired.main!r}; parts given: {named}")
     missing = [name for name in wired.required if name not in parts]
     if missing:
         raise BadInput(f"wiring {wired.name} needs the part {missing[0]!r}; parts given: {', '.join(parts)}")
+    names: dict[int, str] = {}
+    for name, part in parts.items():
+        if (other := names.setdefault(id(part), name)) != name:
+            raise BadInput(f"parts {other!r} and {name!r} are one module: give it once, a wiring may run it twice")
+
+
+def _classes_of(wired: Wiring, parts: Mapping[str, nn.Module]) -> int:
+    """How many classes the outputs tell apart, after `check`. Raises `BadInput` where either stumbles over a part."""
+    try:
+        wired.check(parts)
+        return wired.outputs(parts)
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
+        given = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
+        raise BadInput(f"wiring {wired.name} does not take the parts {given}: {_reason(error)}") from error
 
 
 # --- registered by name ---------------------------------------------------------------------------------------------
@@ -297,8 +343,8 @@ def make_part(name: str, kwargs: Mapping[str, Any], *, device: str = "cpu") -> O
     try:
         with torch.device(device):
             made: OpenPart = cls(**{key: _tupled(value) for key, value in kwargs.items()})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise BadInput(f"part {name} cannot be built with {dict(kwargs)}: {error}") from error
+    except Exception as error:  # whatever its constructor raises for arguments of a file
+        raise BadInput(f"part {name} cannot be built with {dict(kwargs)}: {_reason(error)}") from error
     return made
 
 
@@ -308,9 +354,15 @@ def make_foreign(name: str, config: Mapping[str, Any]) -> nn.Module:
     try:
         with torch.device("cpu"):
             made: nn.Module = build(**config)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"foreign part {name} cannot be built of its configuration: {error}") from error
+    except Exception as error:  # whatever another library raises
+        raise BadInput(f"foreign part {name} cannot be built of its configuration: {_reason(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"foreign part {name} is built as a {type(made).__name__}; accepted: an nn.Module")
     return made
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def is_registered(kind: str, name: str) -> bool:

@@ -29,6 +29,7 @@ class OpenModel(Opened, ABC):
     isotropic: ClassVar[bool] = False  # whether all blocks see tokens of one grid and one width
     hierarchical: ClassVar[bool] = False  # whether blocks lie in stages, between which patches merge and widen
     PLAIN: ClassVar[bool] = False  # see `plain`; not inherited
+    classifies = True  # whether outputs are logits of classes of images
     num_classes: int
     num_prefix_tokens: int
     grad_checkpointing: bool

@@ -11,6 +11,8 @@ from torch import nn
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.parts.blocks import Step
 
+WIDTH = "width"  # a trait that is kept on demand: methods that change the width of the stream ask `kept_traits`
+
 
 class Opened(nn.Module):
     """A module whose text runs on an op set, so that methods reach its products. `history` is set by the recipe.
@@ -75,6 +77,10 @@ class Opened(nn.Module):
         """Every step that methods put into the blocks."""
         for block in self.blocks:
             yield from block.steps()
+
+    def lost_traits(self) -> list[str]:
+        """Traits that must be kept and that it does not have."""
+        return sorted(self.kept_traits - self.traits() - {WIDTH})
 
     def traits(self) -> frozenset[str]:
         """What it offers to the next method (see `recipe/compat.py`)."""

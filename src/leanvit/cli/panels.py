@@ -13,7 +13,7 @@ PANELS = {
         *("data", "split", "class_names", "classes", "shots", "limit", "on_bad", "grid", "every", "sample", "workers"),
         *("interpolation", "crop_pct", "mean", "std"),
     ),
-    "Methods": ("with_", "recipe", "part", "macs", "tolerance", "controls"),
+    "Methods": ("with_", "part", "recipe", "macs", "tolerance", "controls"),
     "Training": ("epochs", "samples", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),
     "Recovery": ("recover", "recover_lr", "recover_batch", "recover_with", "recover_set"),
     "Distillation": ("distill", "teacher", "teacher_weights", "alpha", "temperature"),

@@ -246,7 +246,8 @@ def _range_problems(preprocess: Preprocess, dataset: AnyDataset) -> list[str]:
 
 
 def _class_problems(model: nn.Module, dataset: AnyDataset, class_names: str, trains: bool) -> list[str]:
-    if not dataset.classes:  # a set without labels: what needs classes refuses it by name (`require_labels`)
+    # what needs classes refuses a set without labels, and a model of other outputs, by name
+    if not dataset.classes or not getattr(model, "classifies", True):
         return []
     try:
         matched_with(model, dataset, class_names=class_names, exact=trains)

@@ -42,7 +42,8 @@ class Batch:
     (`leanvit.data.fields`). `draws`, `views`: what the augmentation was drawn by, beside the keys.
 
     `rows`: where the images stand among those that the loader was to give. In a training step, where the first
-    len(rows) images stand in the batch that all processes share; further ones only stand in for what cannot be read.
+    len(rows) images stand in the batch that all processes share, `of` images that could be read (None: there is one
+    process); further ones only stand in for what cannot be read.
     `clean`: the batch before it was mixed, for an objective that asks for it.
     """
 
@@ -51,6 +52,7 @@ class Batch:
     keys: list[str]
     bad: tuple[BadImage, ...] = ()
     rows: tuple[int, ...] | None = None
+    of: int | None = None
     clean: Batch | None = None
     fields: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)
     draws: tuple[int, int] = (0, 0)  # (seed, epoch)
@@ -82,24 +84,43 @@ class Batch:
         views = self.views or (0,) * len(self)
         return [keyed.seed_of(*view_parts(*self.draws, *of)) for of in zip(self.keys, views, strict=True)]
 
+    def standing(self) -> tuple[int, list[int]]:
+        """(images that all processes share, the place of each image here among them); 0 for one that stands in."""
+        if self.of is None or self.rows is None:
+            return len(self), list(range(len(self)))
+        return self.of, [*self.rows, *[0] * (len(self) - len(self.rows))]
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on `device`."""
         targets = None if self.targets is None else self.targets.to(device)
         fields = {name: _on(value, device) for name, value in self.fields.items()} if self.fields else self.fields
         return replace(self, images=self.images.to(device), targets=targets, fields=fields)
 
-    def take(self, rows: Sequence[int]) -> Batch:
-        """Some of the samples, in that order; a row may come more than once."""
-        chosen = list(rows)
+    def take(self, places: Sequence[int]) -> Batch:
+        """The batch of the images at these places, 0 to B - 1; a place may come more than once."""
+        chosen = list(places)
         return replace(
             self,
             images=self.images[chosen],
             targets=None if self.targets is None else self.targets[chosen],
-            keys=[self.keys[row] for row in chosen],
-            fields={name: _rows(value, chosen) for name, value in self.fields.items()} if self.fields else self.fields,
-            views=tuple(self.views[row] for row in chosen) if self.views else (),
-            rows=None if self.rows is None else tuple(self.rows[row] for row in chosen if row < len(self.rows)),
+            keys=[self.keys[place] for place in chosen],
+            fields={name: _at(value, chosen) for name, value in self.fields.items()} if self.fields else self.fields,
+            views=tuple(self.views[place] for place in chosen) if self.views else (),
+            rows=None if self.rows is None else tuple(self.rows[p] for p in chosen if p < len(self.rows)),
             clean=None if self.clean is None else self.clean.take(chosen),
+        )
+
+    def first(self, count: int) -> Batch:
+        """The first images; their tensors are views."""
+        return replace(
+            self,
+            images=self.images[:count],
+            targets=None if self.targets is None else self.targets[:count],
+            keys=self.keys[:count],
+            fields={name: value[:count] for name, value in self.fields.items()} if self.fields else self.fields,
+            views=self.views[:count],
+            rows=None if self.rows is None else self.rows[:count],
+            clean=None if self.clean is None else self.clean.first(count),
         )
 
     def stand_in(self) -> Batch:
@@ -123,8 +144,8 @@ def _on(value: Any, device: torch.device | str) -> Any:
     return [_on(one, device) for one in value] if isinstance(value, list) else value
 
 
-def _rows(value: Any, rows: list[int]) -> Any:
-    return value[rows] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+def _at(value: Any, places: list[int]) -> Any:
+    return value[places] if isinstance(value, torch.Tensor) else [value[place] for place in places]
 
 
 def _zeros(value: Any, blank: Any = None) -> Any:
@@ -367,8 +388,8 @@ class _Fetch:
                 bad.append(BadImage(error.key, str(error)))
             else:
                 samples.append(sample)
-                rows.append(row)
                 views.append(visit)
+                rows.append(row)
         targets = self._targets([sample.target for sample in samples])
         if not samples:
             images = torch.empty(0, *self.loader.preprocess.input_size)

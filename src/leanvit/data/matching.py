@@ -32,11 +32,11 @@ def for_model(
     log: Callable[[str], object] = warnings.warn,
 ) -> AnyDataset:
     """The data set with a model's outputs as its classes: what the model learns from. `log` is called with what was
-    matched. One without labels is as it is.
+    matched. One without labels is as it is, and so is one for a model whose outputs are no classes of images.
 
     Raises BadInput for classes that the model does not know.
     """
-    if not dataset.labelled:
+    if not dataset.labelled or not getattr(model, "classifies", True):
         return dataset
     matched = matched_with(model, dataset, class_names=class_names, exact=exact)
     if kind := other_kind(model, dataset):

@@ -76,7 +76,7 @@ def check_order(traits: Iterable[str], methods: Sequence[Method], *, kept: froze
         )
     for m in methods:
         if lost := sorted(m.destroys & kept):
-            raise Refused(f"{m.slug} takes {_words(lost)} away, which the model around this part needs of it")
+            raise Refused(taken_away(m.slug, lost))
     problem = _problem(frozenset(traits), methods)
     if not problem:
         return
@@ -84,6 +84,11 @@ def check_order(traits: Iterable[str], methods: Sequence[Method], *, kept: froze
         if not _problem(frozenset(traits), other):
             raise Refused(f"{problem}. This order works: {', '.join(m.slug for m in other)}")
     raise Refused(problem)
+
+
+def taken_away(slug: str, lost: Iterable[str]) -> str:
+    """Why a method cannot be applied to a part that must keep these traits."""
+    return f"{slug} takes {_words(lost)} away, which the model around this part needs of it"
 
 
 def check_slots(model: OpenModel, methods: Sequence[Method]) -> None:

@@ -31,6 +31,8 @@ def compose(wired: Wiring, parts: Mapping[str, nn.Module | AnyRoot]) -> Composit
         BadInput: a part that is neither, or names that the wiring does not take.
         Refused: parts that do not fit together, as the wiring says, or whose root is not known.
     """
+    if not isinstance(parts, Mapping):
+        raise BadInput(f"parts is a {type(parts).__name__}; accepted: models or roots by the names of the parts")
     built = {name: _with_root(name, part) for name, part in parts.items()}
     model = Composite(wired, {name: part for name, (part, _, _) in built.items()})
     roots = {name: root for name, (_, root, _) in built.items()}

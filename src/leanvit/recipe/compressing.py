@@ -15,7 +15,7 @@ from torch import nn
 
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
-from leanvit.arguments import require_methods, require_model, require_training_data
+from leanvit.arguments import require_classifier, require_methods, require_model, require_training_data
 from leanvit.data import AnyDataset, require_labels
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
@@ -41,11 +41,12 @@ from leanvit.recipe.protocol import (
     Structure,
     Tunes,
 )
-from leanvit.recipe.recovering import Recovery, check_needs, needs_labels, recovery_points, run_recovery
+from leanvit.recipe.recovering import Recovery, check_needs, reads_labels, recovery_points, run_recovery
 from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
+from leanvit.training.task_loss import name_of, needs_labels
 from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
@@ -129,10 +130,18 @@ def compress(
         if isinstance(m, ChecksTeacher):
             m.check_teacher(dense, teacher or dense)
     if isinstance(data, Data):
-        if not data.dataset.labelled and data.task is None:
-            _require_labels(dense, methods, replace(data, teacher=teacher or dense), recovery)
+        learning = _learning_from_labels(methods, recovery)
+        if learning and data.task is None:
+            require_classifier(dense, f"{' and '.join(learning)} without a task (Data(task=...))")
+        if learning and needs_labels(data.task):
+            require_labels(data.dataset, " and ".join(learning))
+        if recovery is not None and not data.dataset.labelled:
+            asked = replace(data, teacher=teacher or dense)
+            if reads_labels(dense, asked, recovery):
+                require_labels(data.dataset, "a recovery")
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
-        if world.first and trains(methods, recovery) and (unseen := unseen_classes(data.dataset)):
+        says = world.first and dense.classifies and trains(methods, recovery)
+        if says and (unseen := unseen_classes(data.dataset)):
             some = f"{len(unseen)} of the {len(data.dataset.classes)} classes of the model ({listed(unseen)})"
             warnings.warn(f"no training image of {some}: what is trained may forget them", stacklevel=2)
     if recovery is not None or any(m.needs_data or m.trains for m in methods):
@@ -149,9 +158,9 @@ def compress(
         raise BadInput("resume=True, but nothing here trains: there is no state to go on with; leave it out")
     lean = copy.deepcopy(dense)
     if isinstance(data, Data):
-        if not lean.classes and len(data.dataset.classes) == lean.num_classes:
+        if not lean.classes and lean.classifies and len(data.dataset.classes) == lean.num_classes:
             lean.classes = tuple(data.dataset.classes)
-        lean.multi_label = lean.multi_label or data.dataset.multi_label
+        lean.multi_label = lean.multi_label or (lean.classifies and data.dataset.multi_label)
         lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)
@@ -169,18 +178,15 @@ def trains(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return recovery is not None or any(m.trains for m in methods)
 
 
+def _learning_from_labels(methods: Sequence[Method], recovery: Recovery | None) -> list[str]:
+    """What trains in a compression by labels, by name; of a recovery by methods its own objective decides."""
+    recovers = recovery is not None and not recovery.methods
+    return [*(m.slug for m in methods if m.trains), *(["a recovery"] if recovers else [])]
+
+
 def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     """Whether a compression keeps steps: it trains, or a method keeps units (`Data.units`)."""
     return trains(methods, recovery) or any(m.resumable for m in methods)
-
-
-def _require_labels(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
-    """Raise `BadInput`, naming what reads labels in a compression, on data that has none."""
-    reading = [m.slug for m in methods if m.trains]
-    if recovery is not None and needs_labels(dense, data, recovery):
-        reading.append("a recovery")
-    if reading:
-        require_labels(data.dataset, " and ".join(reading))
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
@@ -301,6 +307,7 @@ def _about(
     """What must be equal for a compression to be resumed (JSON)."""
     return {
         **({"part": part} if part else {}),
+        **({} if data.task is None else {"task": name_of(data.task)}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),

@@ -22,7 +22,7 @@ from leanvit.anatomy.composite import Composite, make_foreign, make_part, make_w
 from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, CheckpointError, Refused
 from leanvit.measure.machine import memory_bytes
-from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends
+from leanvit.recipe.compat import both_reduce, reducing, refuse_behind_blends, taken_away
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.roots import FORBIDDEN, AnyRoot, CompositeRoot, ForeignRoot, Root, given
@@ -130,6 +130,10 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
     Raises:
         Refused: the rebuilt model differs (the first differences are named): give the missing arguments.
     """
+    if isinstance(model, Composite):
+        raise BadInput(
+            "model is of parts, whose roots it does not know: compose(wiring, parts) puts one together with its history"
+        )
     name = name or _recorded_name(model)
     if not name:
         raise BadInput("the timm name of the model is not known: give root=Root(name, kwargs)")
@@ -197,6 +201,8 @@ def shape(model: OpenModel, plan: Plan, *, again: bool = False) -> None:
             f"the structure of plan {plan.slug!r} does not fit: {type(error).__name__}: {error}"
         ) from error
     _check_slots(part)
+    if lost := part.lost_traits():
+        raise Refused(taken_away(plan.slug, lost))
     note(model, [*model.history.plans, plan])
 
 

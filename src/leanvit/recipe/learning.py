@@ -29,7 +29,8 @@ _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 class Task(Protocol):
     """What the outputs of a model mean where they are no logits of classes of images: pure functions of them.
 
-    A task whose loss is no mean over images also has `terms(batch) -> int`, as `leanvit.training.Objective` has.
+    A task whose loss is no mean over images also has `terms(batch) -> int`, as `leanvit.training.Objective` has; one
+    that never reads `batch.targets` has `needs_labels = False`, and learns from data without labels.
     """
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:

@@ -20,6 +20,11 @@ class Plan:
     finished: bool = True  # False: what `prepare` put in for a while is still in the model
     part: str = ""  # of a model of parts, the one that it is of; "": the model itself
 
+    @property
+    def label(self) -> str:
+        """The slug, with the part that it is of: `int8`, `int8 (head)`."""
+        return f"{self.slug} ({self.part})" if self.part else self.slug
+
     def method(self) -> Method:
         made: Method = make_method(self.slug, self.knobs)
         return made

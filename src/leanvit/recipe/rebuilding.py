@@ -22,10 +22,13 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_levit
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
+from leanvit.anatomy.composite import Composite
 from leanvit.errors import BadInput, LeanvitError, Refused
-from leanvit.recipe.history import Root, create, replay
+from leanvit.recipe.composites import compose
+from leanvit.recipe.history import create, replay
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Tied
+from leanvit.recipe.roots import Root
 from leanvit.recipe.store import load
 
 CLASSES = frozenset({"num_classes"})
@@ -82,7 +85,8 @@ def rebuilt(
 
     Args:
         model: an opened model with a history, or the path of a run, or `leanvit/NAME`.
-        model_args: constructor arguments by name; those of the root that are not given stay.
+        model_args: constructor arguments by name; those of the root that are not given stay. Of a model of parts
+            `PART.ARGUMENT`, of parts that are opened models.
         seed: of what is made anew.
         log: called with a line for each thing that was moved, resized, made anew or left.
 
@@ -92,8 +96,7 @@ def rebuilt(
     Raises:
         BadInput: an argument that weights cannot follow (named, with the first thing it changes), or that timm does
             not take.
-        Refused: a plan that is tied to what changes, tensors that no rule resizes, a model of parts, or one without a
-            history.
+        Refused: a plan that is tied to what changes, tensors that no rule resizes, or a model without a history.
     """
     if not isinstance(model_args, Mapping):
         raise BadInput(
@@ -105,12 +108,9 @@ def rebuilt(
         model = load(model)
     if model.history is None:
         raise Refused("the model has no history: pass it through compress(model, []) first")
-    was = model.history.root
-    if not isinstance(was, Root):
-        raise Refused(
-            f"model_args is {dict(model_args)}, and the model is one of parts ({', '.join(was.parts)}): rebuild a "
-            "part, like rebuilt(model.parts[NAME], {...}), and put the parts together by compose(...)"
-        )
+    if isinstance(model, Composite):
+        return _rebuilt_parts(model, model_args, seed, log)
+    was: Root = model.history.root
     given = {key: _listed(value) for key, value in model_args.items()}
     changed = {key: value for key, value in given.items() if key not in was.kwargs or _listed(was.kwargs[key]) != value}
     if not changed:
@@ -132,6 +132,24 @@ def rebuilt(
     for line in _lines(moved, new, old):
         log(line)
     _hand_on(model, lean, old, new, log)
+    return lean.eval()
+
+
+def _rebuilt_parts(model: Composite, model_args: Mapping[str, Any], seed: int, log: Callable[[str], None]) -> OpenModel:
+    """Parts rebuilt each by its own arguments, and put together as they were."""
+    whole = copy.deepcopy(model)
+    whole.main_part.preprocess = model.preprocess  # follows the size of its images
+    able = {name: part for name, part in whole.opened_parts.items() if isinstance(part, OpenModel)}
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in model_args.items():
+        name, _, argument = key.partition(".")
+        if name not in able or not argument:
+            accepted = ", ".join(f"{part}.ARGUMENT" for part in able)
+            raise BadInput(f"model argument {key!r}: accepted of this model of parts: {accepted}")
+        given.setdefault(name, {})[argument] = value
+    changed = {name: rebuilt(able[name], own, seed=seed, log=log) for name, own in given.items()}
+    lean = compose(model.wiring, {**whole.parts, **changed})
+    lean.classes, lean.multi_label = model.classes, model.multi_label
     return lean.eval()
 
 

@@ -245,10 +245,14 @@ def run_recovery(
     return lean
 
 
-def needs_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
-    """Whether a recovery reads labels: not where one of its ways to train brings an objective that reads none."""
+def reads_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
+    """Whether a recovery reads labels: as the objective of its ways to train says, else as the task does."""
+    from leanvit.training.task_loss import needs_labels
+
     way = objective_method(recovery.methods)
-    return way is None or _brought(way, model, data, recovery.config(seed=data.seed)).needs_labels
+    if way is None:
+        return needs_labels(data.task)
+    return _brought(way, model, data, recovery.config(seed=data.seed)).needs_labels
 
 
 def _brought(way: Any, model: OpenModel, data: Data, config: FitConfig) -> Objective:

@@ -39,6 +39,7 @@ LIMITS = {"depth": 512, "img_size": 16384, "patch_size": 1024, "embed_dim": 6553
 LARGEST = 10_000_000
 LEAST = {"depth": 1, "img_size": 1, "patch_size": 1, "embed_dim": 1, "num_heads": 1, "in_chans": 1, "num_classes": 0}
 LONGEST = 65536  # characters of a foreign configuration
+DEEPEST = 8  # models of parts that are parts of models of parts
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,11 @@ class ForeignRoot:
     def __post_init__(self) -> None:
         try:
             text = json.dumps(self.config, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadInput(f"configuration of {self.name} is not JSON: {error}") from error
         if len(text) > LONGEST:
             raise BadInput(f"configuration of {self.name} has {len(text)} characters; accepted: up to {LONGEST}")
+        object.__setattr__(self, "config", json.loads(text))  # as a load will find it
         module_of("foreign", self.name)
 
     @property
@@ -101,6 +103,13 @@ class CompositeRoot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", arguments_of(make_wiring(self.wiring, self.arguments)))
+        if self.depth > DEEPEST:
+            raise BadInput(f"models of parts lie {self.depth} deep in one another; accepted: up to {DEEPEST}")
+
+    @property
+    def depth(self) -> int:
+        """1, and that of the deepest part that is a model of parts."""
+        return 1 + max((part.depth for part in self.parts.values() if isinstance(part, CompositeRoot)), default=0)
 
     @property
     def name(self) -> str:
@@ -124,13 +133,15 @@ AnyRoot = Root | ForeignRoot | CompositeRoot
 _VALUES = {"wiring": "arguments", "foreign": "config", "name": "kwargs"}  # kind of root -> the key of its values
 
 
-def root_from_json(content: Mapping[str, Any]) -> AnyRoot:
+def root_from_json(content: Mapping[str, Any], *, depth: int = 0) -> AnyRoot:
     """A root of `to_json`. Nothing is imported for it.
 
     Raises:
         CheckpointError: other keys or types, or a name that a module registers which was not imported (it is named).
         BadInput: an argument that is not accepted.
     """
+    if depth > DEEPEST:
+        raise CheckpointError(f"models of parts lie more than {DEEPEST} deep in one another")
     kind = next((kind for kind in _VALUES if kind in content), None)
     if kind is None:
         raise CheckpointError(f"a root has the keys {', '.join(content) or 'none'}; accepted: {', '.join(_VALUES)}")
@@ -147,7 +158,7 @@ def root_from_json(content: Mapping[str, Any]) -> AnyRoot:
             f"loading, on the command line with leanvit --import {module!r}"
         )
     if kind == "wiring":
-        return CompositeRoot(name, given, {key: root_from_json(part) for key, part in parts.items()})
+        return CompositeRoot(name, given, {key: root_from_json(part, depth=depth + 1) for key, part in parts.items()})
     return ForeignRoot(name, given) if kind == "foreign" else Root(name, given)
 
 

@@ -19,6 +19,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
+from torch import nn
 
 from leanvit import __version__
 from leanvit.anatomy import OpenModel
@@ -326,9 +327,14 @@ def _first_mismatch(want: dict[str, torch.Tensor], have: dict[str, torch.Tensor]
 
 @torch.no_grad()
 def _derive_buffers(model: OpenModel) -> None:
-    """Fill the buffers that follow from the structure alone (tables of angles, indices of positions)."""
+    """Fill the buffers that follow from the structure alone (tables of angles, indices of positions).
+
+    Those of a foreign part were built with it; where its weights are in half precision they follow, as by `half()`.
+    """
     dtype = next(model.parameters()).dtype
     for module in model.modules():
+        if isinstance(getattr(module, "foreign_root", None), ForeignRoot):
+            _in_half_precision(module)
         unfilled = {key: buffer for key, buffer in module._buffers.items() if buffer is not None and buffer.is_meta}
         fill = getattr(module, "init_non_persistent_buffers", None)
         if not unfilled or fill is None:
@@ -337,6 +343,15 @@ def _derive_buffers(model: OpenModel) -> None:
             module._buffers[key] = torch.empty_like(buffer, device="cpu")
         fill()
         module.to(dtype)  # as a model in half precision was when it was saved; integer indices stay
+
+
+def _in_half_precision(foreign: nn.Module) -> None:
+    dtype = next((p.dtype for p in foreign.parameters()), torch.float32)
+    for module in foreign.modules() if dtype in STORED_AS.values() else ():
+        for key in module._non_persistent_buffers_set:
+            buffer = module._buffers[key]
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.to(dtype)
 
 
 def _refuse_unfilled(path: Path, model: OpenModel) -> None:

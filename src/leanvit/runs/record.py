@@ -80,7 +80,7 @@ def read_run(folder: Path, *, reference: str = "") -> RunRecord:
     commands = reader.read(COMMANDS, _commands, ())
     info = file.info
     origin = f"{PREFIX}{reference}" if reference else str(info.get("reference", ""))
-    methods = " + ".join(plan.slug for plan in file.plans)
+    methods = " + ".join(plan.plan().label for plan in file.plans)
     name, arguments = described(file.root)
     return RunRecord(
         folder=folder,

@@ -28,8 +28,8 @@ class Picture:
     """One image as the model saw it, before normalisation."""
 
     key: str
-    target: int | None  # None without labels
-    answer: int | None  # None where the outputs are no classes, or those of a model of parts
+    target: int
+    answer: int
     image: str  # base64 of PNG or JPEG
 
 
@@ -90,15 +90,19 @@ def trace_tokens(
 ) -> TokenMaps:
     """Run `count` images, even over the classes, block by block and note where every patch goes.
 
-    The model is run in eval mode, without gradients. A model that reduces nothing gets its token counts only.
+    The model is run in eval mode, without gradients. A model that reduces nothing, or that tells no classes of images
+    apart, gets its token counts only; so does one on data without labels. Of a model of parts the tokens are those of
+    its main part.
     """
     import torch
 
+    from leanvit.anatomy.composite import Composite
     from leanvit.data import loader
     from leanvit.measure.runners import as_taken
 
     chosen = dataset.limited(count).cached()  # read once: what cannot be read is left out here and in the pictures
     batch = next(iter(loader(chosen, preprocess, batch_size=len(chosen))))
+    judged = model.classifies and dataset.labelled
     training = model.training
     model.eval()
     with torch.inference_mode():
@@ -112,8 +116,13 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        answers = _answers(model, tokens, state)
+        if judged and isinstance(model, Composite):  # whose outputs come of its wiring
+            logits = model(x)
+        elif judged:
+            logits, state = model.classify(tokens, state)
     model.train(training)
+    answers = logits.argmax(dim=-1).tolist() if judged else []
+    reductions = reductions if judged else []
     return TokenMaps(
         name=name,
         grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
@@ -130,15 +139,6 @@ def keep_tokens(folder: Path, model: OpenModel, dataset: AnyDataset, preprocess:
     write_atomic(folder / TOKENS, maps.to_json().encode())
 
 
-def _answers(model: OpenModel, tokens: Any, state: Any) -> list[int | None]:
-    """The class of each image by its tokens after the last block; None where they do not say."""
-    if not model.num_classes or model.family == "composite":  # whose wiring makes the outputs
-        return [None] * len(tokens)
-    logits, _ = model.classify(tokens, state)
-    found: list[int | None] = logits.argmax(dim=-1).tolist()
-    return found
-
-
 def _source(block: Any) -> str:
     sources = dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source)
     return " + ".join(sources) or block.source or "patch merging"  # between the stages of a hierarchical net
@@ -148,14 +148,12 @@ def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _shown_class(target: Any) -> int | None:
-    """The class; of several labels the first (0 if there is none); None without labels."""
-    if target is None:
-        return None
+def _shown_class(target: Any) -> int:
+    """The class; of several labels the first (0 if there is none)."""
     return target if isinstance(target, int) else int(target.argmax())
 
 
-def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int | None]) -> tuple[Picture, ...]:
+def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
         Picture(sample.key, _shown_class(sample.target), answers[sample.key], _encoded(transform(sample.image)))

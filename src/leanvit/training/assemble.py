@@ -13,7 +13,7 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.arguments import require_dataset, require_model
+from leanvit.arguments import require_classifier, require_dataset, require_model
 from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length, require_labels
 from leanvit.data.depth import range_text
 from leanvit.data.fields import check_augment, check_mixing
@@ -53,6 +53,8 @@ def assemble(
     Callbacks put their temporary modules into the model, and `locked` parts are taken out of the training: `release`
     undoes both, and has done so where this raises.
     """
+    if objective is None:
+        require_classifier(model, "training without an objective")
     if objective is None or objective.needs_labels:
         require_labels(dataset, "training" if objective is None else f"objective {type(objective).__name__}")
     steps_per_epoch = check_run(
@@ -190,6 +192,7 @@ def check_run(
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
     if validate is not None:
         require_labels(validate, "validate=")
+        require_classifier(model, "validate=")
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "

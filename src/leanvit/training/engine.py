@@ -245,7 +245,8 @@ def _result(
 ) -> FitResult[M]:
     """What `fit` gives: the models as they were trained, or with the weights of the best epoch."""
     for trained in (model, ema):
-        if isinstance(trained, OpenModel) and dataset.labelled:  # this training gave its outputs their meaning
+        if isinstance(trained, OpenModel) and trained.classifies and trained.num_classes and dataset.labelled:
+            # it gave outputs their meaning
             trained.classes, trained.multi_label = tuple(dataset.classes), dataset.multi_label
     best = None if run.best_epoch is None else run.best_epoch + 1
     last = len(run.history)

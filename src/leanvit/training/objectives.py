@@ -48,10 +48,10 @@ class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
     multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
     pieces: int = 1  # losses of a forward that are differentiated one after the other; alike on all processes
     sees_clean: bool = False  # whether `batch.clean` holds the batch before mixing, where it is mixed; else it is None
     pairing: str = "reversed"  # which images are mixed with one another: `leanvit.data.loading.share_rows`
-    needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Called once by `fit` before the first step. Refuse here (`BadInput`) what cannot work with this model."""
@@ -285,12 +285,21 @@ class BinaryDistillation(SoftDistillation):
 
 def two_heads(output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """(class logits, distillation logits) of a training forward; a single head stands for both."""
-    return (output, output) if isinstance(output, Tensor) else (output[0], output[1])
+    return (output, output) if isinstance(output, Tensor) else (_pair(output)[0], _pair(output)[1])
 
 
 def mean_head(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Logits (B, classes) as a distilled network gives them at inference."""
-    return output if isinstance(output, Tensor) else (output[0] + output[1]) / 2
+    return output if isinstance(output, Tensor) else (_pair(output)[0] + _pair(output)[1]) / 2
+
+
+def _pair(output: Any) -> Any:
+    if isinstance(output, tuple | list) and len(output) > 1:
+        return output
+    raise BadInput(
+        f"the model gave a {type(output).__name__}; accepted: logits (B, classes), or those of two heads. For other "
+        "outputs give an objective of your own, and in a compression a task (Data.task)"
+    )
 
 
 def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:

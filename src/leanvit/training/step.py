@@ -49,7 +49,7 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     weights = _weights(run, batches)
     with keyed.global_rng(config.seed, "step", run.step):
         for run.micro, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            batch = mixed(paired(_placed(batch, run).to(run.device), run.model), run)
+            batch = mixed(paired(_placed(batch, weight.images, run).to(run.device), run.model), run)
             notify(callbacks, "before_forward", run)
             for name, figure in _differentiated(run, batch, weight, last=run.micro == len(batches) - 1).items():
                 sums[name] = sums.get(name, 0) + figure
@@ -95,6 +95,7 @@ class _Weight:
 
     own: float  # its share among the processes
     of: int  # batches that count alike
+    images: int  # of the batch, on all processes
     terms: int | None = None  # of the whole step, where the objective counts them
 
 
@@ -103,26 +104,33 @@ def _weights(run: Run, batches: list[Batch]) -> list[_Weight]:
     counts = [len(batch) for batch in batches]
     found = [run.objective.terms(batch) for batch in batches]
     terms = [int(one) * bool(count) for one, count in zip(found, counts, strict=True) if one is not None]
-    sums = run.world.sums([*counts, *terms])
+    sums = [int(total) for total in run.world.sums([*counts, *terms])]
     whole, all_terms = sums[: len(counts)], sums[len(counts) :]
     for batch, images in zip(batches, whole, strict=True):
         if not images:
             raise no_image_left(batch.bad)
     if isinstance(run.objective, WholeBatch):
-        return [_Weight(1 / run.world.size, 1)]
+        return [_Weight(1 / run.world.size, 1, whole[0])]
     if not terms:
-        return [_Weight(count / images, len(batches)) for count, images in zip(counts, whole, strict=True)]
-    total = int(sum(all_terms))
-    return [_Weight(own / max(total, 1), 1, total) for own in terms]
+        return [_Weight(count / images, len(batches), images) for count, images in zip(counts, whole, strict=True)]
+    total = sum(all_terms)
+    return [_Weight(own / max(total, 1), 1, images, total) for own, images in zip(terms, whole, strict=True)]
 
 
-def _placed(batch: Batch, run: Run) -> Batch:
-    """The batch, and where it stands among the images of all processes.
+def _placed(batch: Batch, images: int, run: Run) -> Batch:
+    """The batch, and where it stands among the images of all processes, `images` of them.
 
     A process whose images cannot be read (and are skipped) takes part with a black pair, which stands nowhere.
     """
-    read = range(len(batch)) if batch.rows is None else batch.rows
-    batch = replace(batch, rows=tuple(_rows(run)[list(read)].tolist()))
+    if run.world.size > 1:
+        read = range(len(batch)) if batch.rows is None else batch.rows
+        rows = _rows(run)[list(read)].tolist()
+        if images < run.config.batch_size:  # those that are left move up, as in the batch of one process
+            left = np.sort(np.concatenate(run.world.gathered(rows)))
+            rows = np.searchsorted(left, rows).tolist()
+        batch = replace(batch, rows=tuple(rows), of=images)
+    else:
+        batch = replace(batch, rows=tuple(range(len(batch))))
     return batch if len(batch) else batch.stand_in()
 
 
@@ -168,7 +176,7 @@ def _draws(run: Run, batch: Batch) -> AbstractContextManager[GlobalDraws | None]
     if run.config.compile:  # compiled kernels draw for themselves: resumable, but not the draws of one process
         keyed.seed_global(run.config.seed, "step", run.step, run.micro, "rank", rank)
         return nullcontext()
-    return GlobalDraws(len(batch), run.config.batch_size, _rows(run)[: len(batch)])
+    return GlobalDraws(len(batch), *batch.standing())
 
 
 def _overflowed(run: Run, trained: list[nn.Parameter]) -> bool:
@@ -185,7 +193,7 @@ def mixed(batch: Batch, run: Run) -> Batch:
         return batch
     batch = twice(batch) if len(batch) == 1 else batch  # the others were skipped: it is mixed with itself
     even = len(batch) - len(batch) % 2  # images are mixed in pairs; a skipped image leaves one over
-    batch = batch if even == len(batch) else batch.take(range(even))
+    batch = batch.first(even)
     clean = batch.take(range(even)) if run.objective.sees_clean else None  # a copy: timm mixes in place
     if run.objective.pairing == "neighbours":
         images, targets = _mixed_neighbours(run.mix, batch)

@@ -23,11 +23,12 @@ class TaskLoss(Objective):
     def __init__(self, task: Any, *, teacher: nn.Module | None = None, alpha: float = 0.5) -> None:
         super().__init__()
         self.task, self.alpha = task, check("alpha", alpha, Fraction)
+        self.needs_labels = needs_labels(task)
         self._teacher = (None if teacher is None else teacher.eval(),)  # hidden from nn.Module's registration
 
     def extra_repr(self) -> str:
         """What a run to resume must have alike."""
-        return f"{self.task!r}, alpha={self.alpha if self._teacher[0] is not None else 0}"
+        return f"{name_of(self.task)}, alpha={self.alpha if self._teacher[0] is not None else 0}"
 
     def terms(self, batch: Batch) -> int | None:
         return terms_of(self.task, batch)
@@ -43,6 +44,17 @@ class TaskLoss(Objective):
         apart = self.task.divergence(outputs, taught, batch)
         parts = {"base": own.detach(), "distillation": apart.detach()}
         return Loss((1 - self.alpha) * own + self.alpha * apart, parts)
+
+
+def name_of(task: Any) -> str:
+    """What tells tasks apart where a run goes on: the task in words, or its class where it says nothing of itself."""
+    silent = type(task).__repr__ is object.__repr__
+    return type(task).__qualname__ if silent else repr(task)
+
+
+def needs_labels(task: Any) -> bool:
+    """Whether a task reads `batch.targets`: it does unless it says `needs_labels = False`, and so does no task."""
+    return bool(getattr(task, "needs_labels", True))
 
 
 def terms_of(task: Any, batch: Batch) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, Preprocess, loader, require_labels
 from leanvit.measure.multilabel import mean_average_precision
 from leanvit.training.callbacks import Run
@@ -35,6 +36,7 @@ def top1_accuracy(
 
     Under torchrun every process that calls this looks at all of the data.
     """
+    require_classifier(model, "accuracy")
     require_labels(dataset, "accuracy")
     right, seen = _counted(
         answers(model, dataset, preprocess=preprocess, batch_size=batch_size, workers=workers, amp=amp)

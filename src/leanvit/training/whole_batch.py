@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanvit.data import Batch, keyed
-from leanvit.data.loading import share_rows
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
 from leanvit.training.config import FitConfig
@@ -51,7 +50,6 @@ class WholeBatch(Objective):
     def __init__(self, chunk: int | None = None) -> None:
         super().__init__()
         self.chunk: int | None = None if chunk is None else check("chunk", chunk, Count)
-        self._share: tuple[int, list[int]] | None = None  # on several processes: a whole batch, this one's rows of it
         self._begun: _Begun | None = None
         self._watched = False  # whether draws that `GlobalDraws` does not cover were looked for
 
@@ -75,8 +73,6 @@ class WholeBatch(Objective):
                 f"accumulate={config.accumulate} would part the batch that {name} is one loss of: give accumulate=1 "
                 f"with batch_size={config.batch_size * config.accumulate}, and where memory is short chunk=N to {name}"
             )
-        rows = share_rows(config.batch_size, world.rank, world.size, self.pairing)
-        self._share = (config.batch_size, rows.tolist()) if world.size > 1 else None
         if self.chunk is None:
             return
         if config.compile:
@@ -160,8 +156,7 @@ class WholeBatch(Objective):
     ) -> dict[str, Tensor]:
         """Features of some images, with the random draws that they have in the whole batch."""
         keyed.set_states(states)
-        whole, rows = self._share or (len(batch), list(range(len(batch))))
-        rows = [*rows, 0]  # of one image, made two for a batch norm or in place of what cannot be read
+        whole, rows = batch.standing()
         with (
             GlobalDraws(len(places), whole, [rows[p] for p in places]) as draws,
             watched(None if self._watched else draws),

@@ -136,7 +136,7 @@ def compare_methods(
         seed=seed,
         log=log,
     )
-    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names)
+    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges="compare-methods")
     start = with_labels_of(some, with_range_of(some, start))
     learned = with_classes_of(start, some, class_names=class_names, log=log)
     train = None if train is None else learned

@@ -66,6 +66,8 @@ from leanvit.verbs.stopping import explains_how_to_resume
 if TYPE_CHECKING:
     from rich.table import Table
 
+MEASURING = "measuring what compress makes (--measure)"
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -191,10 +193,11 @@ def compress(
     taught = None if teacher is None else _teacher(teacher, start)
     validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     if validation is not None and measured:
-        require_labels(validation, "measuring what compress makes (--measure)", instead="or --no-measure")
+        require_labels(validation, MEASURING, instead="or --no-measure")
     known = validation if train is None else train
     if known is not None:
-        require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
+        judges = MEASURING if measured else ""
+        require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names, judges=judges)
         start = with_labels_of(known, with_range_of(known, start))
     train = None if train is None else with_classes_of(start, train, class_names=class_names, log=log)
     validation = validation.cached() if validation is not None else None

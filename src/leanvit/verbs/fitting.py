@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, check_fits, for_model, matched_with
 from leanvit.errors import BadInput
 from leanvit.verbs.models import Loaded, Log, silent
@@ -37,6 +38,7 @@ def require_fit(
     adaptable: bool = True,
     trains: bool = False,
     class_names: str = "by-name",
+    judges: str = "",
 ) -> bool:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
@@ -44,8 +46,11 @@ def require_fit(
     adapted on request, and where `convert` says so. Returns whether it may.
 
     adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
-    data's classes are found among the model's outputs, see `data.match_classes`.
+    data's classes are found among the model's outputs, see `data.match_classes`. judges: what judges or trains by
+    classes of images, which refuses a model of other outputs.
     """
+    if judges:
+        require_classifier(loaded.model, judges)
     named = loaded.folder is None and not adapted
     convert = convert or not named
     try:
@@ -83,6 +88,6 @@ def with_classes_of(
 ) -> AnyDataset:
     """A data set that fits, with the model's outputs as its classes. A model without names gets those of the data."""
     mapped = for_model(dataset, loaded.model, class_names=class_names, exact=trains, log=log)
-    if not loaded.model.classes:
+    if loaded.model.classifies and not loaded.model.classes:
         loaded.model.classes = tuple(mapped.classes)
     return mapped

@@ -102,7 +102,7 @@ def measure(
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}
     loaded = [_load(spec, built, log) for spec in (*against, run)]
     for one in loaded:
-        require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names)
+        require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names, judges="measure")
     _require_one_size(loaded)
     own = loaded[-1]
     default = own.home / MEASURED if own.home else None

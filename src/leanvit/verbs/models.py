@@ -141,9 +141,9 @@ def _with_settings(loaded: Loaded, settings: Mapping[str, Any] | None, log: Log)
 
 
 def row_name(model: OpenModel) -> str:
-    """`dense`, or the methods in order: `evit + int8`."""
+    """`dense`, or the methods in order: `evit + int8`, of parts `tome (backbone) + int8 (head)`."""
     plans = model.history.plans if model.history else ()
-    return " + ".join(plan.slug for plan in plans) or "dense"
+    return " + ".join(plan.label for plan in plans) or "dense"
 
 
 def as_runner(model: OpenModel, preprocess: Preprocess) -> OpenModel:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
 from leanvit.data.declared import unlike_range
 from leanvit.data.depth import PixelRange
@@ -166,6 +167,7 @@ def _opened(
         if not isinstance(model, str | Path):
             if any(built.values()):
                 raise BadInput(f"{', '.join(k for k, v in built.items() if v)}: only a timm name takes these")
+            require_classifier(model, "predict")
             one = _in_memory(model, preprocess, runtime, batch)
         elif preprocess is not None:
             raise BadInput("preprocess is given for a model that brings its own; accepted: for a model in memory")
@@ -214,6 +216,7 @@ def _of_spec(
     require(runtime)
     fresh = is_built(model)
     loaded = load_model(model, log=log, **built)
+    require_classifier(loaded.model, "predict")
     if is_fresh(model, built):
         log(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
     size = batch or _kept_batch(loaded, runtime) or BATCH

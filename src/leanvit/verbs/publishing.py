@@ -98,7 +98,7 @@ def publish(
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
     validation = open_split(data, "val", limit=limit, log=log, labels_for="publish")
-    require_fit(one, validation, class_names=class_names)
+    require_fit(one, validation, class_names=class_names, judges="publish")
     matched = matched_with(one.model, validation, class_names=class_names)
     if matched.note and not matched.same:
         log(matched.note)

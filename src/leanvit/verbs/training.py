@@ -344,7 +344,13 @@ def prepare(
     validation = open_split(data, "val", seed=seed, limit=limit, log=log, beside=dataset)
     start = start or start_model(request, adapt_to=dataset, log=log)
     convert = require_fit(
-        start, dataset, adapted=adapt, convert=convert or request.convert, trains=True, class_names=class_names
+        start,
+        dataset,
+        adapted=adapt,
+        convert=convert or request.convert,
+        trains=True,
+        class_names=class_names,
+        judges="train",
     )
     start = with_range_of(dataset, start)
     dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, log=log)

@@ -28,7 +28,7 @@ from leanvit.training import (
     SoftDistillation,
 )
 from leanvit.training.objectives import mean_head
-from leanvit.training.task_loss import terms_of
+from leanvit.training.task_loss import needs_labels, terms_of
 
 MEASURED_TOLERANCE = 0.05  # of a measured latency against its target
 ROUNDS = 3  # of measuring and correcting the prediction at the end
@@ -76,6 +76,7 @@ class GlobalPruning(Objective):
         model that is trained, where it is a part of it."""
         super().__init__()
         self.task, self.part = task, part
+        self.needs_labels = needs_labels(task)
         self.target, self.schedule, self.divisor, self.measure = target, schedule, dict(divisor), measure
         self.multi_label = multi_label
         self.base = BinaryCrossEntropy() if multi_label else CrossEntropy()

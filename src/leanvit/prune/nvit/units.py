@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from leanvit.anatomy import OpenModel
+from leanvit.anatomy.opened import WIDTH
 from leanvit.anatomy.parts.blocks import Mlp, PackedGluMlp
 from leanvit.anatomy.parts.masks import GaussianMixtureMask
 from leanvit.errors import Refused
@@ -142,7 +143,7 @@ def _check(model: OpenModel) -> None:
 
 def _embed_refusal(model: OpenModel) -> str:
     """Why the channels of the residual stream cannot be cut; "" where they can."""
-    if "width" in model.kept_traits:
+    if WIDTH in model.kept_traits:
         return "the model around this part reads their width"
     if why_not := model.width_refusal():
         return why_not

@@ -32,7 +32,7 @@ from leanvit.tokens.diffrate.merging import match
 from leanvit.tokens.diffrate.merging import merge as means
 from leanvit.training import BinaryCrossEntropy, CrossEntropy, Loss, Objective
 from leanvit.training.objectives import mean_head
-from leanvit.training.task_loss import terms_of
+from leanvit.training.task_loss import needs_labels, terms_of
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
@@ -250,6 +250,7 @@ class MacsPenalty(Objective):
     ) -> None:
         super().__init__()
         self.task = task
+        self.needs_labels = needs_labels(task)
         self.steps, self.costs = tuple(steps), costs  # a tuple: the rates are the model's parameters, not these
         self.share, self.weight, self.warmup = share, weight, warmup
         self.multi_label = multi_label

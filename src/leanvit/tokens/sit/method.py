@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.parts.slimming import TokenSlimming
 from leanvit.anatomy.surgery.steps import insert_step
+from leanvit.arguments import require_classifier
 from leanvit.data import keyed
 from leanvit.errors import BadInput, Refused
 from leanvit.knobs import RISING, Count, Index, NonNegative, Positive, Share, Words, check, check_fields, knob
@@ -191,7 +192,8 @@ class SiT:
         )
 
     def check_teacher(self, model: OpenModel, teacher: nn.Module) -> None:
-        """Raise `Refused` for a teacher whose tokens those of `model` cannot be compared with."""
+        """Raise `Refused` for a teacher whose tokens those of `model` cannot be compared with, or no classifier."""
+        require_classifier(model, "sit")
         if self.token_weight:
             check_pair(model, teacher)
 
