@@ -42,9 +42,6 @@ LEFT_OUT = {
     "README.md": {"make": "sets up an environment of its own; tests/verbs/test_demonstration.py runs the demo"},
     "docs/quickstart.md": {"block 1": "installs the package that is under test"},
     "docs/own-method.md": {"block 1": "the file itself, included whole: tests/docs/test_own_method.py runs it"},
-    "docs/internals/parts.md": {
-        "block 1": "a sketch; tests/recipe/test_composites.py and tests/tracers run such wirings"
-    },
 }
 
 

@@ -132,12 +132,3 @@ def test_stacks_name_the_classes(maps) -> None:
     assert (stack.target, stack.answer, stack.right) == ("zero", "one", False)
     assert [d.tokens for d in stack.drawings] == [3], "patch tokens, without the class token"
     assert stacks(maps, [])[0].target == "0"
-
-
-def test_pictures_without_labels_have_no_target(dense) -> None:
-    lean = lv.compress(dense, [lv.ToMe(r=5)], root=Root("vit_tiny_patch16_224", KWARGS))
-    bare = lv.open_dataset("digits?labels=none", "val")
-    maps = trace_tokens(lean, bare, lv.Preprocess.of(dense), name="lean", count=2)
-    assert TokenMaps.from_json(maps.to_json()) == maps
-    for stack, picture in zip(stacks(maps, ()), maps.pictures, strict=True):
-        assert (stack.target, stack.answer, stack.right) == ("", str(picture.answer), False)

@@ -44,7 +44,7 @@ from leanvit.recipe.recovering import (
     Recovery,
     check_needs,
     check_teachers,
-    needs_labels,
+    reads_labels,
     recovery_points,
     run_recovery,
 )
@@ -52,8 +52,7 @@ from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
-from leanvit.training.task_loss import name_of
-from leanvit.training.task_loss import needs_labels as task_needs_labels
+from leanvit.training.task_loss import name_of, needs_labels
 from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
@@ -194,8 +193,8 @@ def _require_outputs(dense: OpenModel, methods: Sequence[Method], data: Data, re
 
 def _require_labels(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
     """Raise `BadInput`, naming what reads labels in a compression, on data that has none."""
-    reading = [m.slug for m in methods if m.trains and task_needs_labels(data.task)]
-    if recovery is not None and needs_labels(dense, data, recovery):
+    reading = [m.slug for m in methods if m.trains and needs_labels(data.task)]
+    if recovery is not None and reads_labels(dense, data, recovery):
         reading.append("a recovery")
     if reading:
         require_labels(data.dataset, " and ".join(reading))

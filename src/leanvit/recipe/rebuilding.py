@@ -96,8 +96,7 @@ def rebuilt(
     Raises:
         BadInput: an argument that weights cannot follow (named, with the first thing it changes), or that timm does
             not take.
-        Refused: a plan that is tied to what changes, tensors that no rule resizes, a model of parts, or one without a
-            history.
+        Refused: a plan that is tied to what changes, tensors that no rule resizes, or a model without a history.
     """
     if not isinstance(model_args, Mapping):
         raise BadInput(

@@ -252,14 +252,13 @@ def run_recovery(
     return lean
 
 
-def needs_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
-    """Whether a recovery reads labels: not where one of its ways to train, or the task, brings an objective that reads
-    none."""
-    from leanvit.training.task_loss import needs_labels as task_needs_labels
+def reads_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
+    """Whether a recovery reads labels: as the objective of its ways to train says, else as the task does."""
+    from leanvit.training.task_loss import needs_labels
 
     way = objective_method(recovery.methods)
     if way is None:
-        return task_needs_labels(data.task)
+        return needs_labels(data.task)
     return _brought(way, model, data, recovery.config(seed=data.seed)).needs_labels
 
 

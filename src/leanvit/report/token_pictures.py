@@ -46,8 +46,8 @@ class Stack:
     """One image through all blocks that reduced tokens."""
 
     key: str
-    target: str  # "" without labels
-    answer: str  # "" where there is none
+    target: str
+    answer: str
     right: bool
     source: str  # data URI
     drawings: tuple[Drawing, ...]
@@ -60,7 +60,7 @@ def stacks(maps: TokenMaps, classes: Sequence[str]) -> list[Stack]:
             key=picture.key,
             target=class_name(picture.target, classes),
             answer=class_name(picture.answer, classes),
-            right=picture.target is not None and picture.target == picture.answer,
+            right=picture.target == picture.answer,
             source=data_uri(picture.image),
             drawings=tuple(
                 draw(r.owners[i], maps.grid, block=r.block, tokens=r.tokens - maps.num_prefix) for r in maps.reductions
@@ -93,10 +93,8 @@ def draw(owners: Owners, grid: tuple[int, int], *, block: int, tokens: int) -> D
     )
 
 
-def class_name(index: int | None, classes: Sequence[str]) -> str:
-    """The name of a class, or its number where it has none; "" for None."""
-    if index is None:
-        return ""
+def class_name(index: int, classes: Sequence[str]) -> str:
+    """The name of a class, or its number where it has none."""
     return classes[index] if 0 <= index < len(classes) else str(index)
 
 

@@ -28,8 +28,8 @@ class Picture:
     """One image as the model saw it, before normalisation."""
 
     key: str
-    target: int | None  # None without labels
-    answer: int | None  # None where the outputs are no classes, or those of a model of parts
+    target: int
+    answer: int
     image: str  # base64 of PNG or JPEG
 
 
@@ -139,15 +139,6 @@ def keep_tokens(folder: Path, model: OpenModel, dataset: AnyDataset, preprocess:
     write_atomic(folder / TOKENS, maps.to_json().encode())
 
 
-def _answers(model: OpenModel, tokens: Any, state: Any) -> list[int | None]:
-    """The class of each image by its tokens after the last block; None where they do not say."""
-    if not model.num_classes or model.family == "composite":  # whose wiring makes the outputs
-        return [None] * len(tokens)
-    logits, _ = model.classify(tokens, state)
-    found: list[int | None] = logits.argmax(dim=-1).tolist()
-    return found
-
-
 def _source(block: Any) -> str:
     sources = dict.fromkeys(step.source for step in block.steps() if step.reduces and step.source)
     return " + ".join(sources) or block.source or "patch merging"  # between the stages of a hierarchical net
@@ -157,14 +148,12 @@ def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
-def _shown_class(target: Any) -> int | None:
-    """The class; of several labels the first (0 if there is none); None without labels."""
-    if target is None:
-        return None
+def _shown_class(target: Any) -> int:
+    """The class; of several labels the first (0 if there is none)."""
     return target if isinstance(target, int) else int(target.argmax())
 
 
-def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int | None]) -> tuple[Picture, ...]:
+def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
         Picture(sample.key, _shown_class(sample.target), answers[sample.key], _encoded(transform(sample.image)))
