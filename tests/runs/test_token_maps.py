@@ -1,16 +1,19 @@
 """Token maps: traced from a model, kept as JSON, drawn."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 
 import leanvit as lv
+from leanvit.anatomy.composite import Wiring, wiring
+from leanvit.data import loader
 from leanvit.errors import CheckpointError
-from leanvit.recipe import Root
+from leanvit.recipe import Root, compose
 from leanvit.report.token_pictures import draw, stacks
-from leanvit.runs.token_maps import TokenMaps, trace_tokens
+from leanvit.runs.token_maps import NO_CLASS, TokenMaps, trace_tokens
 
 KWARGS = {"img_size": 8, "patch_size": 1, "in_chans": 1, "num_classes": 10, "depth": 3, "embed_dim": 24, "num_heads": 3}
 
@@ -51,6 +54,41 @@ def test_a_dense_model_has_counts_and_no_pictures(dense) -> None:
     maps = traced(dense)
     assert maps.tokens == (65, 65, 65)
     assert maps.reductions == () and maps.pictures == ()
+
+
+def test_pictures_without_labels_have_no_class_and_no_verdict(dense) -> None:
+    model = lv.compress(dense, [lv.ToMe(r=5)], root=Root("vit_tiny_patch16_224", KWARGS))
+    digits = lv.open_dataset("digits", "val").limited(4)
+    unlabelled = replace(digits, targets=None, classes=[])
+    maps = trace_tokens(model, unlabelled, lv.Preprocess.of(dense), name="lean", count=4)
+    assert {picture.target for picture in maps.pictures} == {NO_CLASS} and TokenMaps.from_json(maps.to_json()) == maps
+    assert all(stack.right is None and stack.target == "" for stack in stacks(maps, list("0123456789")))
+
+
+@wiring("test_answering")
+class Answering(Wiring):
+    """The backbone's logits; of fewer than ten classes as outputs of one pixel."""
+
+    def run(self, model, images, **context):
+        logits, state = model.main_part.trace(images, **context)
+        return (logits if logits.shape[-1] == 10 else logits[..., None, None]), state
+
+    def outputs(self, parts) -> int:
+        return parts["backbone"].num_classes
+
+
+@pytest.mark.parametrize(("classes", "answered"), [(10, True), (3, False)])
+def test_a_model_of_parts_is_traced_in_its_main_part(classes: int, answered: bool) -> None:
+    torch.manual_seed(0)
+    whole = compose(Answering(), {"backbone": Root("vit_tiny_patch16_224", {**KWARGS, "num_classes": classes})})
+    lean = lv.compress(whole, [lv.ToMe(r=5)])
+    digits = lv.open_dataset("digits", "val").limited(4)
+    maps = trace_tokens(lean, digits, lv.Preprocess.of(lean), name="lean", count=4)
+    assert maps.tokens == (60, 55, 50) and len(maps.pictures) == 4
+    assert all((picture.answer != NO_CLASS) is answered for picture in maps.pictures)
+    if answered:
+        images = next(iter(loader(digits, lv.Preprocess.of(lean), batch_size=4))).images
+        assert [picture.answer for picture in maps.pictures] == lean(images).argmax(dim=-1).tolist()
 
 
 def test_json_round_trip(maps) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leanvit.runs.thumbnails import data_uri
-from leanvit.runs.token_maps import TokenMaps
+from leanvit.runs.token_maps import NO_CLASS, TokenMaps
 
 PATCH = 10  # units of the drawing a patch side
 FUSED_SHARE = 8  # a token that holds more than 1/8 of the patches is drawn as fused: veiled
@@ -46,9 +46,9 @@ class Stack:
     """One image through all blocks that reduced tokens."""
 
     key: str
-    target: str
+    target: str  # "" where there is no label
     answer: str
-    right: bool
+    right: bool | None  # None where label or answer is no class
     source: str  # data URI
     drawings: tuple[Drawing, ...]
 
@@ -58,9 +58,9 @@ def stacks(maps: TokenMaps, classes: Sequence[str]) -> list[Stack]:
     return [
         Stack(
             key=picture.key,
-            target=class_name(picture.target, classes),
+            target="" if picture.target == NO_CLASS else class_name(picture.target, classes),
             answer=class_name(picture.answer, classes),
-            right=picture.target == picture.answer,
+            right=None if NO_CLASS in (picture.target, picture.answer) else picture.target == picture.answer,
             source=data_uri(picture.image),
             drawings=tuple(
                 draw(r.owners[i], maps.grid, block=r.block, tokens=r.tokens - maps.num_prefix) for r in maps.reductions

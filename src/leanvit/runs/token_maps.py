@@ -21,6 +21,7 @@ FORMAT = 2
 IMAGES = 6
 MOST_TOKENS = 10**7
 SIDE = 224  # pixels of a picture's longer side
+NO_CLASS = -1  # of a picture without a label, or of outputs that are no logits of classes
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def trace_tokens(
     """
     import torch
 
+    from leanvit.anatomy.composite import Composite
     from leanvit.data import loader
     from leanvit.measure.runners import as_taken
 
@@ -112,9 +114,12 @@ def trace_tokens(
                 length = tokens.shape[1]
                 owners = state.owners(len(batch), tokens.device)
                 reductions.append(Reduction(i, _source(block), length, _tuples(owners.tolist())))
-        logits, state = model.classify(tokens, state)
+        if isinstance(model, Composite):  # what it answers comes of its wiring
+            outputs = model(x)
+        else:
+            outputs, state = model.classify(tokens, state)
     model.train(training)
-    answers = logits.argmax(dim=-1).tolist()
+    answers = _answers(outputs, len(batch))
     return TokenMaps(
         name=name,
         grid=(grid[0], grid[1]),  # of the patches; a hierarchical net's own grid gets coarser
@@ -140,8 +145,17 @@ def _tuples(rows: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in rows)
 
 
+def _answers(outputs: Any, count: int) -> list[int]:
+    """The class of the largest logit of each image."""
+    if getattr(outputs, "ndim", 0) != 2 or len(outputs) != count:
+        return [NO_CLASS] * count
+    return outputs.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+
+
 def _shown_class(target: Any) -> int:
     """The class; of several labels the first (0 if there is none)."""
+    if target is None:
+        return NO_CLASS
     return target if isinstance(target, int) else int(target.argmax())
 
 
