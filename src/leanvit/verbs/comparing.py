@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
+from leanvit.anatomy.composite import Composite
 from leanvit.data import AnyDataset
 from leanvit.data.identity import identity
-from leanvit.errors import BadInput, NoTrainingSplit
+from leanvit.errors import BadInput, NoTrainingSplit, Refused
 from leanvit.files import write_atomic
 from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison
@@ -145,6 +146,7 @@ def compare_methods(
         seed=seed,
         log=log,
     )
+    _refuse_parts(start)
     require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges="compare-methods")
     start = with_labels_of(some, with_range_of(some, start))
     learned = with_classes_of(start, some, class_names=class_names, log=log)
@@ -212,6 +214,14 @@ def compare_methods(
 
 
 # --- before any work ----------------------------------------------------------------------------------------------
+
+
+def _refuse_parts(start: Loaded) -> None:
+    if isinstance(start.model, Composite):
+        raise Refused(
+            f"compare-methods sets the MACs of a whole model, and {start.base} is a model of parts: apply methods to "
+            "one of them (leanvit compress MODEL --part NAME --with METHOD), then compare the runs (leanvit measure)"
+        )
 
 
 def _other_runtimes(runtimes: Sequence[str], int8: bool) -> tuple[str, ...]:
