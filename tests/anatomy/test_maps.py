@@ -126,6 +126,9 @@ def test_other_sizes_where_the_model_takes_them() -> None:
     assert lean.maps(other)[0].shape == (1, 24, 3, 5)
     swin = open_model(built("swinv2_tiny_window16_256:any_size"))
     assert [m.shape[2:] for m in swin.maps(torch.randn(1, 3, 48, 24))] == [(24, 12), (12, 6), (6, 3)]
+    traced = open_model(built("cait_xxs24_224"))
+    with pytest.raises(BadInput, match="images are 3x32x48, the model takes 3x64x64"):
+        traced.maps(torch.randn(1, 3, 32, 48))
 
 
 @pytest.mark.parametrize("indices", [0, 4, -1, True, 1.0, "last", [], [3], [-4], [0, 1.5], [None], {0}])

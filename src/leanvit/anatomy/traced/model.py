@@ -130,7 +130,7 @@ class OpenTraced(OpenModel):
             raise
         except Exception as error:  # timm's own assertion, or a shape that does not fit
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if method == "forward" and shape != self._size:
+            if method in ("forward", "forward_intermediates") and shape != self._size:
                 raise BadInput(f"images are {_times(shape)}, the model takes {_times(self._size)}: {reason}") from error
             raise Refused(f"{method} of {type(self.source).__name__} cannot be recorded: {reason}") from error
 
