@@ -150,6 +150,7 @@ def test_a_model_of_parts_is_saved_and_loaded_bit_for_bit(tmp_path: Path) -> Non
 
 def test_methods_reach_parts_through_the_whole(tmp_path: Path, digits: Data) -> None:
     model = headed()
+    assert torch.equal(digits.inside(model, "backbone").run(model.backbone, IMAGES), model(IMAGES))
     lean = compress(model, [ToMe(r=2), Int8(images=8)], digits)
     lean = compress(lean, [Int8(images=8)], digits, part="head")
     assert [(plan.part, plan.slug) for plan in lean.history.plans] == [

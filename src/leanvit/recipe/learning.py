@@ -72,11 +72,6 @@ class Data:
         """The outputs for images (B, C, H, W) of the model that a method was given, or of the whole around it."""
         return whole_of(model, self)(images, **context)
 
-    @property
-    def prefix(self) -> str:
-        """What stands before the names of the method's model in the one that `fit` trains: "", or `backbone.`."""
-        return f"{self.part}." if self.whole is not None else ""
-
     def fit(
         self,
         model: nn.Module,
