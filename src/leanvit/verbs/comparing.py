@@ -146,8 +146,8 @@ def compare_methods(
         seed=seed,
         log=log,
     )
-    _refuse_parts(start)
     require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges="compare-methods")
+    _refuse_parts(start)
     start = with_labels_of(some, with_range_of(some, start))
     learned = with_classes_of(start, some, class_names=class_names, log=log)
     train = None if train is None else learned
