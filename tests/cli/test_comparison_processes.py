@@ -61,7 +61,7 @@ def assert_alike(run: Path, other: Path, *, slugs: tuple[str, ...]) -> None:
 
 
 def test_two_processes_compare_as_one_does(folder: Path, tmp_path: Path, invoke) -> None:
-    methods = ("--with", "tome", *DIFFRATE, *RECOVER, "--int8", "--runtime", "openvino", "--json")
+    methods = ("--with", "tome", *DIFFRATE, *RECOVER, "--json")
     alone = invoke(*comparing(folder, "alone", *methods))
     assert alone.exit_code == 0, alone.output
     assert run_as_torchrun(2, command_line, tmp_path, *comparing(folder, "two", *methods)) == [0, 0], said(tmp_path)
