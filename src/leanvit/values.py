@@ -137,3 +137,13 @@ def _pair(item: str, text: str) -> tuple[str, Any]:
 
 def _short(text: str) -> str:
     return repr(text if len(text) < 80 else f"{text[:77]}...")
+
+
+def as_tuples(value: Any) -> Any:
+    """A value of JSON as Python's constructors take it: lists, also in lists, are tuples."""
+    return tuple(as_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def as_lists(value: Any) -> Any:
+    """The other way: tuples are lists, as JSON gives them back."""
+    return [as_lists(v) for v in value] if isinstance(value, list | tuple) else value

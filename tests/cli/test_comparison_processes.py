@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torchrun import assert_close, command_line, dying, run_as_torchrun, said, weights
+from torchrun import RECOVER, assert_close, command_line, dense_run, dying, run_as_torchrun, said, weights
 
-from leanvit.data import Preprocess
 from leanvit.errors import LeanvitError
-from leanvit.recipe import Root, create, load_run, save
+from leanvit.recipe import load_run
 from leanvit.runs.compared import BASELINE, SideBySide
 from leanvit.training.checkpoint import STATE
 
-SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1, "num_classes": 10}
-RECOVER = ("--recover", "1", "--recover-batch", "10", "--recover-set", "save_every=1")
 DIFFRATE = ("--with", "diffrate:batch_size=10,max_steps=4")
 FEW = ("--macs", "0.8", "--tolerance", "0.5", "--no-controls", "--rounds", "3", "--batch", "1")
 
@@ -28,12 +25,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dense run."""
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    model = create(Root("vit_tiny_patch16_224", SMALL)).eval()
-    save(model, folder / "dense", preprocess=Preprocess.of(model), classes=list("0123456789"))
-    return folder
+    return dense_run(tmp_path_factory.mktemp("processes"))
 
 
 def comparing(folder: Path, out: str, *methods: str) -> tuple[str, ...]:

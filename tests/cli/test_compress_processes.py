@@ -9,28 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torchrun import assert_close, command_line, dying, run_as_torchrun, said, weights
+from torchrun import RECOVER, assert_close, command_line, dense_run, dying, run_as_torchrun, said, weights
 
-from leanvit.data import Preprocess
-from leanvit.recipe import Root, create, load_run, save
+from leanvit.recipe import load_run
 from leanvit.training.checkpoint import STATE
 
-SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1, "num_classes": 10}
 NVIT = ("--with", "nvit:macs=0.8,batch_size=8,max_steps=10,interval=5")
 LGVIT = ("--with", "lgvit:exits=[1],heads=[gah2],epochs=1,batch_size=8,held_out=0.2,speedup=1.1")
-RECOVER = ("--recover", "1", "--recover-batch", "10", "--recover-set", "save_every=1")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dense run."""
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    model = create(Root("vit_tiny_patch16_224", SMALL)).eval()
-    save(model, folder / "dense", preprocess=Preprocess.of(model), classes=list("0123456789"))
-    return folder
+    return dense_run(tmp_path_factory.mktemp("processes"))
 
 
 def compressing(folder: Path, out: str, *methods: str) -> tuple[str, ...]:

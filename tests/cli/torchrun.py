@@ -11,10 +11,24 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from leanvit.data import Preprocess
+from leanvit.recipe import Root, create, save
+
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from processes import run_as_torchrun
 
-__all__ = ["assert_close", "command_line", "dying", "run_as_torchrun", "said", "weights"]
+__all__ = ["RECOVER", "assert_close", "command_line", "dense_run", "dying", "run_as_torchrun", "said", "weights"]
+
+SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 16, "depth": 2, "num_heads": 2, "in_chans": 1, "num_classes": 10}
+RECOVER = ("--recover", "1", "--recover-batch", "10", "--recover-set", "save_every=1")
+
+
+def dense_run(folder: Path) -> Path:
+    """The folder, with a small model for digits in `dense`."""
+    torch.manual_seed(0)
+    model = create(Root("vit_tiny_patch16_224", SMALL)).eval()
+    save(model, folder / "dense", preprocess=Preprocess.of(model), classes=list("0123456789"))
+    return folder
 
 
 def command_line(said: Path, *words: str, dies: int = 0) -> None:

@@ -33,6 +33,7 @@ from leanvit.anatomy.state import State
 from leanvit.cards import builders, import_code
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.knobs import check_fields
+from leanvit.values import as_lists, as_tuples
 
 C = TypeVar("C", bound=type)
 Foreign = Callable[..., nn.Module]
@@ -325,7 +326,7 @@ def make_wiring(name: str, arguments: Mapping[str, Any]) -> Wiring:
         if key not in accepted:
             raise unknown(f"argument of the wiring {name}", key, accepted)
     try:
-        made: Wiring = cls(**{key: _tupled(value) for key, value in arguments.items()})
+        made: Wiring = cls(**{key: as_tuples(value) for key, value in arguments.items()})
     except TypeError as error:
         raise BadInput(f"wiring {name}: {error}") from error
     return made
@@ -334,7 +335,7 @@ def make_wiring(name: str, arguments: Mapping[str, Any]) -> Wiring:
 def arguments_of(wired: Wiring) -> dict[str, Any]:
     """The arguments of a wiring as JSON values."""
     named: Any = wired
-    return {f.name: _listed(getattr(wired, f.name)) for f in fields(named)} if is_dataclass(wired) else {}
+    return {f.name: as_lists(getattr(wired, f.name)) for f in fields(named)} if is_dataclass(wired) else {}
 
 
 def make_part(name: str, kwargs: Mapping[str, Any], *, device: str = "cpu") -> OpenPart:
@@ -342,7 +343,7 @@ def make_part(name: str, kwargs: Mapping[str, Any], *, device: str = "cpu") -> O
     cls = _known(_parts, name, "part")
     try:
         with torch.device(device):
-            made: OpenPart = cls(**{key: _tupled(value) for key, value in kwargs.items()})
+            made: OpenPart = cls(**{key: as_tuples(value) for key, value in kwargs.items()})
     except Exception as error:  # whatever its constructor raises for arguments of a file
         raise BadInput(f"part {name} cannot be built with {dict(kwargs)}: {_reason(error)}") from error
     return made
@@ -383,11 +384,3 @@ def _known(table: Mapping[str, Any], name: str, kind: str) -> Any:
     if name not in table and kind:
         raise unknown(kind, name, [*table, *builders()])
     return table.get(name)
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value

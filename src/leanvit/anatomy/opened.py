@@ -80,7 +80,7 @@ class Opened(nn.Module):
 
     def lost_traits(self) -> list[str]:
         """Traits that must be kept and that it does not have."""
-        return sorted(self.kept_traits - self.traits() - {WIDTH})
+        return sorted(self.kept_traits - self.traits() - {WIDTH}) if self.kept_traits else []
 
     def traits(self) -> frozenset[str]:
         """What it offers to the next method (see `recipe/compat.py`)."""

@@ -27,6 +27,7 @@ from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Finishes, Method, Prepares
 from leanvit.recipe.roots import FORBIDDEN, AnyRoot, CompositeRoot, ForeignRoot, Root, given
 from leanvit.recipe.structure import check_structure
+from leanvit.values import as_lists, as_tuples
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,6 @@ class History:
 
     root: Root | CompositeRoot
     plans: tuple[Plan, ...] = ()
-
-
-def _tupled(value: Any) -> Any:
-    """Lists as tuples, as timm's constructors tell one size from several."""
-    return tuple(_tupled(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def create(root: Root | CompositeRoot, *, pretrained: bool = False, device: str = "cpu") -> OpenModel:
@@ -100,7 +92,7 @@ class _Valueless(TorchFunctionMode):
 
 
 def _built(root: Root, *, pretrained: bool, device: str) -> nn.Module:
-    kwargs: dict[str, Any] = {k: _tupled(v) for k, v in root.kwargs.items()}
+    kwargs: dict[str, Any] = {k: as_tuples(v) for k, v in root.kwargs.items()}
     try:
         with torch.device(device), _Valueless() if device == "meta" else nullcontext():
             return timm.create_model(root.name, pretrained=pretrained, **kwargs)
@@ -139,7 +131,7 @@ def root_of(model: nn.Module, *, name: str | None = None, kwargs: Mapping[str, A
         raise BadInput("the timm name of the model is not known: give root=Root(name, kwargs)")
     given = dict(getattr(model, "_model_args", {}) if kwargs is None else kwargs)
     given["num_classes"] = model.num_classes  # a classifier may have been reset since
-    root = Root(name, {k: _listed(v) for k, v in given.items() if k not in FORBIDDEN})
+    root = Root(name, {k: as_lists(v) for k, v in given.items() if k not in FORBIDDEN})
     _prove(root, open_model(model, check=False))
     return root
 

@@ -30,6 +30,7 @@ from leanvit.recipe.plan import Plan
 from leanvit.recipe.protocol import Tied
 from leanvit.recipe.roots import Root
 from leanvit.recipe.store import load
+from leanvit.values import as_lists
 
 CLASSES = frozenset({"num_classes"})
 POOLING = frozenset({"global_pool", "fc_norm", "use_fc_norm", "pool_include_prefix"})
@@ -111,8 +112,10 @@ def rebuilt(
     if isinstance(model, Composite):
         return _rebuilt_parts(model, model_args, seed, log)
     was: Root = model.history.root
-    given = {key: _listed(value) for key, value in model_args.items()}
-    changed = {key: value for key, value in given.items() if key not in was.kwargs or _listed(was.kwargs[key]) != value}
+    given = {key: as_lists(value) for key, value in model_args.items()}
+    changed = {
+        key: value for key, value in given.items() if key not in was.kwargs or as_lists(was.kwargs[key]) != value
+    }
     if not changed:
         return copy.deepcopy(model).eval()
     root = Root(was.name, {**was.kwargs, **changed})
@@ -151,10 +154,6 @@ def _rebuilt_parts(model: Composite, model_args: Mapping[str, Any], seed: int, l
     lean = compose(model.wiring, {**whole.parts, **changed})
     lean.classes, lean.multi_label = model.classes, model.multi_label
     return lean.eval()
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _text(changed: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from leanvit.cards import Card, Knobs, Measured, add_registered, import_code, known_papers, own_methods, paper
 from leanvit.errors import BadInput, nearest
 from leanvit.kinds import KINDS, steps_asked
+from leanvit.values import as_lists, as_tuples
 
 _DEFAULTS: dict[str, Any] = {
     "requires": frozenset(),
@@ -158,17 +159,9 @@ def check_knobs(slug: str, names: Iterable[str]) -> dict[str, Field[Any]]:
 
 def frozen(knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Knobs as a method holds them: lists are tuples."""
-    return {name: _frozen(value) for name, value in knobs.items()}
+    return {name: as_tuples(value) for name, value in knobs.items()}
 
 
 def knobs_of(m: Any) -> dict[str, Any]:
     """A method's knobs as JSON values."""
-    return {f.name: _thawed(getattr(m, f.name)) for f in fields(m) if f.init}
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
-
-
-def _thawed(value: Any) -> Any:
-    return [_thawed(v) for v in value] if isinstance(value, tuple | list) else value
+    return {f.name: as_lists(getattr(m, f.name)) for f in fields(m) if f.init}
