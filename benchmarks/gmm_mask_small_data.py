@@ -68,7 +68,7 @@ def one(side: str, seed: int, train: Dataset, val: Dataset, given: argparse.Name
     half = (0.5,) * channels
     preprocess = Preprocess((channels, size, size), half, half, "bicubic", 1.0, "center")
     config = FitConfig(epochs=given.epochs, batch_size=128, lr=1e-3, weight_decay=0.05, seed=seed)
-    return 100 * fit(model, train, preprocess=preprocess, config=config, validate=val).last_top1
+    return 100 * fit(model, train, preprocess=preprocess, config=config, validate=val).last_score
 
 
 def main() -> None:

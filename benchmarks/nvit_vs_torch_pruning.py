@@ -36,7 +36,7 @@ from leanvit.errors import LeanvitError
 from leanvit.measure import count
 from leanvit.recipe import Root, create, load, parse_with, save
 from leanvit.training import fit
-from leanvit.training.objectives import SoftDistillation
+from leanvit.tasks.objectives import SoftDistillation
 from reference_study import (
     SMOKE_NVIT,
     Study,

@@ -30,7 +30,7 @@ from leanvit.recipe.learning import Data
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from leanvit.training import FitConfig, fit
-from leanvit.training.objectives import CrossEntropy
+from leanvit.tasks.objectives import CrossEntropy
 from leanvit.training.optimizers import make_optimizer
 from training.tiny_training import make_data, make_preprocess
 from zoo import build, build_swin, images, randomise

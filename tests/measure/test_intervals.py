@@ -7,7 +7,7 @@ import random
 import pytest
 
 from leanvit.errors import BadInput
-from leanvit.measure.intervals import Interval, mcnemar_exact, tango, wilson
+from leanvit.tasks.intervals import Interval, mcnemar_exact, tango, wilson
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from leanvit.errors import BadInput
 from leanvit.measure import Predictions, accuracy, accuracy_change, accuracy_per_class, agreement
-from leanvit.measure.intervals import mcnemar_exact, tango, wilson
+from leanvit.tasks.intervals import mcnemar_exact, tango, wilson
 
 from .conftest import answers
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from leanvit.measure.intervals import tango
+from leanvit.tasks.intervals import tango
 from leanvit.report.changes import changes, class_changes
 from leanvit.runs.disagreements import worst
 from leanvit.runs.evidence import Evidence

@@ -21,6 +21,7 @@ import leanvit as lv
 from leanvit.anatomy.composite import Composite, OpenPart, Wiring, part, wiring
 from leanvit.data import Masks, loader
 from leanvit.recipe import Recovery
+from leanvit.tasks import Task
 from leanvit.training import TaskLoss
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
@@ -58,10 +59,10 @@ HEAD = lv.Root("tracer_pixel_head", {"channels": 24, "classes": 3})
 PREPROCESS = lv.Preprocess((1, 16, 16), mean=(0.5,), std=(0.5,), interpolation="bicubic", crop_pct=1.0)
 
 
-class PerPixel:
+class PerPixel(Task):
     """The task: background, faint ink or full ink, of all pixels but those in between (255)."""
 
-    needs_labels = False
+    needs = ("mask",)
 
     def terms(self, batch: Any) -> int:
         return int((batch["mask"] != 255).sum())
@@ -69,7 +70,7 @@ class PerPixel:
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         return F.cross_entropy(outputs, batch["mask"], ignore_index=255)
 
-    def divergence(self, outputs: Tensor, taught: Tensor, batch: Any) -> Tensor:
+    def divergence(self, outputs: Tensor, taught: Tensor, batch: Any, *, temperature: float = 1.0) -> Tensor:
         apart = F.kl_div(outputs.log_softmax(1), taught.log_softmax(1), reduction="none", log_target=True).sum(1)
         return apart[batch["mask"] != 255].mean()
 

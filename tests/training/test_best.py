@@ -32,8 +32,8 @@ def test_the_last_epoch_is_kept_unless_the_best_is_asked_for(data, val_data, pre
     last = trained(data, preprocess, val_data, tmp_path / "last")
     best = trained(data, preprocess, val_data, tmp_path / "best", keep="best")
     assert (last.epoch, best.epoch, last.best_epoch) == (6, best.best_epoch, best.best_epoch) and best.epoch < 6
-    assert last.top1 == last.last_top1 == 0.25 < best.top1 == best.best_top1 == best.history[best.epoch - 1]["top1"]
-    assert best.top1 == top1_accuracy(best.final, val_data, preprocess=preprocess)
+    assert last.score == last.last_score == 0.25 < best.score == best.best_score == best.history[best.epoch - 1]["top1"]
+    assert best.score == top1_accuracy(best.final, val_data, preprocess=preprocess)
     assert not best.final.training
 
 
@@ -43,7 +43,7 @@ def test_a_killed_run_keeps_the_same_bits_and_an_ended_one_may_ask_for_the_best(
         trained(data, preprocess, val_data, tmp_path / "killed", callbacks=[At(33, kill)], ema_decay=0.5)
     for resumed in ("best", "best"):  # the second time it has ended already
         again = trained(data, preprocess, val_data, tmp_path / "killed", resume=True, keep=resumed, ema_decay=0.5)
-        assert again.epoch == whole.epoch and again.top1 == whole.top1
+        assert again.epoch == whole.epoch and again.score == whole.score
         assert_same_weights(again.final, whole.final)
 
 

@@ -120,7 +120,7 @@ def test_a_callback_ends_the_run_and_a_resume_knows(data, val_data, preprocess, 
     result, notes = trained(Stopping())
     assert notes[-4:] == [("after_step", 3), ("end_epoch", 1), ("finish", 3), ("close", 3)]
     assert result.steps == 3 and [row["step"] for row in result.history] == [2, 3]
-    assert result.last_top1 == result.history[1]["top1"]
+    assert result.last_score == result.history[1]["top1"]
     again, notes = trained(Stopping(), resume=True)
     assert notes == [("start", 3), ("finish", 3), ("close", 3)]
     assert again.steps == 3 and torch.equal(again.model.head.weight, result.model.head.weight)

@@ -28,7 +28,7 @@ def test_a_run_learns_the_labels():
     model = make_model()
     result = fit(model, several(200), preprocess=make_preprocess(), config=config, validate=several(80, split="val"))
     scores = [row["map"] for row in result.history]
-    assert scores[-1] > 0.9 > scores[0] and result.last_top1 == scores[-1] and "top1" not in result.history[0]
+    assert scores[-1] > 0.9 > scores[0] and result.last_score == scores[-1] and "top1" not in result.history[0]
 
 
 def test_losses_are_those_of_the_formulas():

@@ -74,7 +74,7 @@ def save(out: Path, name: str, result: Any, steps: Steps) -> None:
     """What a run gave, to files; by the first process."""
     if not join_world().first:
         return
-    rows = {"steps": steps.rows, "history": result.history, "best": result.best_top1}
+    rows = {"steps": steps.rows, "history": result.history, "best": result.best_score}
     (out / f"{name}.json").write_text(json.dumps(rows))
     save_file({n: t.clone() for n, t in result.final.state_dict().items()}, out / f"{name}.final")
     save_file({n: t.clone() for n, t in result.model.state_dict().items()}, out / f"{name}.model")

@@ -29,7 +29,7 @@ def test_killed_and_resumed_is_bit_identical(data, val_data, preprocess, whole, 
     assert_same_weights(resumed.model, whole.model)
     assert_same_weights(resumed.ema, whole.ema)
     assert without_seconds(resumed.history) == without_seconds(whole.history)
-    assert resumed.best_top1 == whole.best_top1
+    assert resumed.best_score == whole.best_score
     assert resumed.best_weights == tmp_path / "training" / "best.safetensors" and resumed.best_weights.exists()
 
 
@@ -139,7 +139,7 @@ def test_resuming_a_finished_run_changes_nothing(data, val_data, preprocess, who
     again = run_everything(data, preprocess, val_data, out=tmp_path, resume=True)
     assert again.steps == 12
     assert_same_weights(again.model, whole.model)
-    assert again.best_top1 == whole.best_top1
+    assert again.best_score == whole.best_score
 
 
 def test_the_log_of_a_resumed_run_has_no_doubles(data, val_data, preprocess, tmp_path):

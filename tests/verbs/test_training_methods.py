@@ -219,7 +219,7 @@ def test_an_objective_that_needs_no_labels_trains_without_and_goes_on(
     monkeypatch.setattr(type(method), "objective", lambda self, model, data, config: Brightness())
     monkeypatch.setattr(type(method), "callbacks", lambda self, model: [])
     done = train(MODEL, methods=[method], out=tmp_path / "whole", **bare)
-    assert done.top1_percent is None and not load_run(tmp_path / "whole").classes
+    assert done.score is None and not load_run(tmp_path / "whole").classes
     with monkeypatch.context() as patch:
         patch.setattr(training, "progress", lambda log: [KillAt(4)])
         with pytest.raises(Killed):

@@ -22,7 +22,7 @@ class OpenModel(Opened, ABC):
 
     Children and parameters carry the names that they have in timm. A family gives the seams `start`, `embed`, `run` and
     `classify`, its `blocks`, and what timm's class offers besides. `history` is set by the recipe once methods were
-    applied; `classes`, `multi_label` and `preprocess` by a training, a loaded run, or you.
+    applied; `classes`, `task` and `preprocess` by a training, a loaded run, or you.
     """
 
     family: ClassVar[str]
@@ -41,7 +41,7 @@ class OpenModel(Opened, ABC):
         for key, value in attributes.items():
             setattr(self, key, value)
         self.classes: tuple[str, ...] = ()  # names of the outputs, in their order; empty where nobody gave them
-        self.multi_label = False  # whether each output is a question by itself (sigmoid), not one of all (softmax)
+        self.task: Any = None  # what the outputs mean (`leanvit.tasks.Task`); None: one class an image
         self.preprocess: Any = None  # the `Preprocess` that it was made with; None: from timm's configuration
         self._source = (source,)  # in a tuple, so that the closed model is not a child of the opened one
 

@@ -133,8 +133,10 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    score = result.top1_percent
-    shown = "" if score is None else f", {result.metric} {score:.2f} % on val"
+    score = result.score
+    shown = (
+        "" if score is None else f", {result.metric} {score:.{2 if result.unit == '%' else 4}f} {result.unit} on val"
+    )
     epochs_done = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
     output.show(f"{result.folder}: {result.label}, {epochs_done} in {result.seconds:.0f} s{shown}")
 

@@ -116,6 +116,11 @@ class Dataset:
         return self.targets is not None
 
     @property
+    def label_kind(self) -> str:
+        """What labels say of an image: "one" class, "several", or "" where there are none."""
+        return ("several" if self.multi_label else "one") if self.labelled else ""
+
+    @property
     def field_names(self) -> tuple[str, ...]:
         """What its samples have beside image and key: "label" where there are labels, and the names of its fields."""
         return (*((LABEL,) if self.labelled else ()), *self.fields)

@@ -66,9 +66,9 @@ def other_kind(model: object, dataset: AnyDataset) -> str:
 
     Empty where they are of one kind, and of a model without names of classes: nothing says what it was trained for.
     """
-    several = getattr(model, "multi_label", None)
-    if several is None or not dataset.labelled or not getattr(model, "classes", ()) or several == dataset.multi_label:
+    kinds = {"one": "one class an image", "several": "several labels an image"}
+    kind = getattr(getattr(model, "task", None), "label_kind", "one") if hasattr(model, "task") else ""
+    if kind not in kinds or not dataset.labelled or not getattr(model, "classes", ()) or kind == dataset.label_kind:
         return ""
-    kinds = "one class an image", "several labels an image"
-    was, now = kinds[several], kinds[dataset.multi_label]
+    was, now = kinds[kind], kinds[dataset.label_kind]
     return f"the model was trained for {was}, the data has {now}: its answers are read as {now}"

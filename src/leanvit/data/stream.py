@@ -110,6 +110,11 @@ class Stream:
         )
 
     @property
+    def label_kind(self) -> str:
+        """As of `Dataset`."""
+        return ("several" if self.multi_label else "one") if self.labelled else ""
+
+    @property
     def field_names(self) -> tuple[str, ...]:
         """As of `Dataset`."""
         return (*((LABEL,) if self.labelled else ()), *self.fields)

@@ -78,7 +78,9 @@ def export(
             "a run, leanvit.Preprocess.of(model) that of a timm model"
         )
     labels = own_names(model, labels, argument="labels")
-    multi_label = bool(getattr(model, "multi_label", False)) if multi_label is None else multi_label
+    multi_label = (
+        getattr(getattr(model, "task", None), "label_kind", "") == "several" if multi_label is None else multi_label
+    )
     if isinstance(getattr(model, "exits", None), Exits):
         return export_segments(
             model,

@@ -30,7 +30,7 @@ _HOME = {  # public name -> module that defines it
     "Predictions": "predictions",
     "predict": "predictions",
     "predict_all": "predictions",
-    "Interval": "intervals",
+    "Interval": "leanvit.tasks.intervals",
     "Change": "scoring",
     "accuracy": "scoring",
     "accuracy_change": "scoring",
@@ -51,7 +51,8 @@ __all__ = list(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'leanvit.measure' has no attribute {name!r}")
-    return getattr(import_module(f"leanvit.measure.{_HOME[name]}"), name)
+    home = _HOME[name]
+    return getattr(import_module(home if "." in home else f"leanvit.measure.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from leanvit.errors import BadInput
-from leanvit.measure.intervals import Interval, wilson
 from leanvit.measure.predictions import Predictions
+from leanvit.tasks.intervals import Interval, wilson
 
 RESAMPLES = 200
 

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from leanvit.errors import BadInput, unknown
-from leanvit.measure.intervals import Interval
 from leanvit.measure.latency import Spread
 from leanvit.measure.scoring import Change
+from leanvit.tasks.intervals import Interval
 
 FORMAT = 1  # of the JSON of a `Comparison`
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, eq
 
 from leanvit.errors import BadInput
-from leanvit.measure.intervals import Interval, mcnemar_exact, tango, wilson
 from leanvit.measure.predictions import Predictions
+from leanvit.tasks.intervals import Interval, mcnemar_exact, tango, wilson
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from leanvit.measure.intervals import Interval
 from leanvit.measure.latency import Spread
 from leanvit.measure.rows import Row, Rows
+from leanvit.tasks.intervals import Interval
 
 NONE = "–"  # not measurable, or the baseline itself
 _TEXT_COLUMNS = ("model", "runtime", "precision")

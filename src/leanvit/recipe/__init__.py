@@ -19,7 +19,6 @@ _HOME = {
     "parse_with": "text",
     "split_with": "text",
     "Data": "learning",
-    "Task": "learning",
     "Kept": "kept_units",
     "Plan": "plan",
     "Root": "roots",

@@ -11,6 +11,7 @@ from leanvit.anatomy.parts.blocks import SLOTS
 from leanvit.errors import BadInput, Refused
 from leanvit.recipe.protocol import FillsSlots, Method
 from leanvit.recipe.registry import method_class, shaping_methods
+from leanvit.tasks import Task
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -37,6 +38,9 @@ class Cell:
     second: str
     verdict: str  # "yes", "different blocks" or "no"
     reason: str = ""
+
+
+KINDS_OF_LABELS = {"one": "one class an image", "several": "several labels an image"}
 
 
 def compatibility(slugs: Sequence[str] | None = None) -> list[Cell]:
@@ -169,3 +173,10 @@ def _problem(traits: frozenset[str], methods: Sequence[Method]) -> str:
 
 def _words(traits: Iterable[str]) -> str:
     return " and ".join(TRAITS.get(t, t) for t in traits)
+
+
+def require_known_task(m: Any, task: Task) -> None:
+    """Raise `BadInput` for a method that learns from classes of images where another task is learned."""
+    if m.learns_from and task.label_kind not in m.learns_from:
+        known = " or ".join(KINDS_OF_LABELS[kind] for kind in m.learns_from)
+        raise BadInput(f"{m.slug} knows {known}, but the data is {task.words}")

@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from leanvit import tasks
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
-from leanvit.arguments import require_classifier, require_methods, require_model, require_training_data
-from leanvit.data import AnyDataset, require_labels
+from leanvit.arguments import require_methods, require_model, require_training_data
+from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.identity import identity
 from leanvit.data.matching import for_model, unseen_classes
 from leanvit.errors import BadInput, Refused, unknown
 from leanvit.recipe import history as histories
-from leanvit.recipe.compat import check_order, check_slots
+from leanvit.recipe.compat import check_order, check_slots, require_known_task
 from leanvit.recipe.early_checks import check_fits
 from leanvit.recipe.history import History, root_of
 from leanvit.recipe.learning import Data
@@ -52,7 +53,7 @@ from leanvit.recipe.registry import knobs_of
 from leanvit.recipe.roots import Root
 from leanvit.recipe.steps import Steps, fingerprint, saved_about
 from leanvit.recipe.structure import check_structure
-from leanvit.training.task_loss import name_of, needs_labels
+from leanvit.tasks.task_loss import name_of
 from leanvit.training.world import join_world
 
 OnStep = Callable[[str, OpenModel], None]
@@ -127,16 +128,16 @@ def compress(
     target = histories.part_of(dense, part)
     check_order(target.traits(), methods, kept=target.kept_traits)
     check_slots(target, methods)
-    check_needs(methods, data, recovery)
+    check_needs(methods, data, recovery, dense)
     was = saved_about(Path(out)) if resume and out is not None else None
     methods, recovery = fit_to_data(methods, recovery, getattr(data, "dataset", None), was)
     trainings(methods, recovery, getattr(data, "dataset", None))  # refuses batches that the images do not fill
     _check_teacher(teacher, dense)
     check_teachers(methods, recovery, dense, teacher or dense)
     if isinstance(data, Data):
-        _require_outputs(dense, methods, data, recovery)
-        if not data.dataset.labelled:
-            _require_labels(dense, methods, replace(data, teacher=teacher or dense), recovery)
+        tasks.require_task(data.task, "data.task")
+        data = replace(data, task=data.task_of(dense))
+        _require_task(dense, methods, replace(data, teacher=teacher or dense), recovery)
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)
         says = world.first and dense.classifies and trains(methods, recovery)
         if says and (unseen := unseen_classes(data.dataset)):
@@ -158,7 +159,8 @@ def compress(
     if isinstance(data, Data):
         if not lean.classes and lean.classifies and len(data.dataset.classes) == lean.num_classes:
             lean.classes = tuple(data.dataset.classes)
-        lean.multi_label = lean.multi_label or (lean.classifies and data.dataset.multi_label)
+        if (told := data.task) is not None and told.changes_meaning(lean):
+            lean.task = told
         lean.preprocess = lean.preprocess or data.preprocess
     report = on_step or (lambda label, model: None)
     report("dense", lean)
@@ -181,23 +183,20 @@ def is_resumable(methods: Sequence[Method], recovery: Recovery | None) -> bool:
     return trains(methods, recovery) or any(m.resumable for m in methods)
 
 
-def _require_outputs(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
-    """Raise `Refused` for a model whose outputs are no classes of images where something learns them as such."""
-    learning = [
-        *(m.slug for m in methods if m.trains),
-        *([] if recovery is None or recovery.methods else ["a recovery"]),
-    ]
-    if learning and data.task is None:
-        require_classifier(dense, f"{' and '.join(learning)} without a task (Data(task=...))")
-
-
-def _require_labels(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
-    """Raise `BadInput`, naming what reads labels in a compression, on data that has none."""
-    reading = [m.slug for m in methods if m.trains and needs_labels(data.task)]
-    if recovery is not None and reads_labels(dense, data, recovery):
-        reading.append("a recovery")
+def _require_task(dense: OpenModel, methods: Sequence[Method], data: Data, recovery: Recovery | None) -> None:
+    """Raise `Refused` or `BadInput`, naming what learns, where its task fits the model or the data not; and for methods
+    that know other tasks only."""
+    assert data.task is not None
+    trained = [m.slug for m in methods if m.trains]
+    judging = [*trained, *([] if recovery is None or recovery.methods else ["a recovery"])]
+    if judging:
+        without = " without a task (Data(task=...))" if data.task.label_kind else ""
+        data.task.check(f"{' and '.join(judging)}{without}", model=dense)
+    reading = [*trained, *(["a recovery"] if recovery is not None and reads_labels(dense, data, recovery) else [])]
     if reading:
-        require_labels(data.dataset, " and ".join(reading))
+        data.task.check(" and ".join(reading), dataset=data.dataset)
+    for m in [*methods, *(() if recovery is None else recovery.methods)]:
+        require_known_task(m, data.task)
 
 
 def missed(model: OpenModel) -> list[tuple[str, str]]:
@@ -318,7 +317,7 @@ def _about(
     """What must be equal for a compression to be resumed (JSON)."""
     return {
         **({"part": part} if part else {}),
-        **({} if data.task is None else {"task": name_of(data.task)}),
+        **({"task": name_of(data.task)} if "task" in data.task.recorded() else {}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),

@@ -8,36 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from leanvit import tasks
 from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from leanvit.anatomy import OpenModel
-    from leanvit.data import AnyDataset, Batch, Preprocess
+    from leanvit.data import AnyDataset, Preprocess
     from leanvit.recipe.kept_units import Kept
+    from leanvit.tasks import Task
     from leanvit.training import FitConfig, Objective, Run
 
 T = TypeVar("T")
 Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows how far counted work is: `with meter("choosing thresholds", 40) as done: done(1); done(2)`."""
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
-
-
-class Task(Protocol):
-    """What the outputs of a model mean where they are no logits of classes of images: pure functions of them.
-
-    A task whose loss is no mean over images also has `terms(batch) -> int`, as `leanvit.training.Objective` has; one
-    that never reads `batch.targets` has `needs_labels = False`, and learns from data without labels.
-    """
-
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Scalar to minimise: how far outputs are from what the batch says, a mean."""
-
-    def divergence(self, outputs: Any, taught: Any, batch: Batch) -> Tensor:
-        """Scalar, 0 where they are equal: how far outputs are from those of a teacher, a mean."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +43,15 @@ class Data:
     bound_to: str = ""  # what state in `out` is of; `compress` gives the digest of the compression
     whole: OpenModel | None = None  # of a model of parts: the whole, whose part `part` the method is applied to
     part: str = ""
-    task: Task | None = None  # what the outputs mean where they are no classes of images (`Task`); None: they are
+    task: Task | None = None  # what the outputs mean; None: what the model says, or else the labels of the data
 
     def inside(self, whole: OpenModel, part: str) -> Data:
         """For a method that is applied to a part of a whole: images reach the part through the whole."""
-        return replace(self, whole=whole if part else None, part=part)
+        return replace(self, whole=whole if part else None, part=part, task=self.task_of(whole))
+
+    def task_of(self, model: Any) -> Task:
+        """What the outputs of a model mean: as this data says, else the model, else the labels."""
+        return tasks.of(model, self.dataset, self.task)
 
     def copied(self, model: OpenModel) -> tuple[OpenModel, Data]:
         """A copy of the model that a method was given, for a search on it, and the data with the copy of the whole."""
@@ -86,7 +78,7 @@ class Data:
         The part of a whole is trained with the whole, which the objective runs.
 
         Args:
-            objective: what to minimise; None: cross-entropy.
+            objective: what to minimise; None: that of the task.
             steps: optimiser steps, after which it ends; in place of `epochs`.
             callbacks: the method's own; those of `self.callbacks` come after them.
             numbers: of `FitConfig`, but for its seed, which is `self.seed`.
@@ -109,6 +101,7 @@ class Data:
             out=self.out,
             resume=self.resume,
             convert=True,  # whether data and model fit was decided when the dense model was made
+            task=self.task,
         )
 
     def steps_per_epoch(self, model: nn.Module, **numbers: Any) -> int:
@@ -117,7 +110,9 @@ class Data:
 
         length = {} if "samples" in numbers else {"epochs": 1}
         config = self._config({**length, **numbers})
-        return check_run(whole_of(model, self), self.dataset, preprocess=self.preprocess, config=config, convert=True)
+        return check_run(
+            whole_of(model, self), self.dataset, preprocess=self.preprocess, config=config, convert=True, task=self.task
+        )
 
     def _config(self, numbers: dict[str, Any]) -> FitConfig:
         from leanvit.training import FitConfig

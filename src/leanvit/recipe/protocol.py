@@ -48,6 +48,7 @@ class Method(Protocol):
     trains: ClassVar[bool]  # whether `learn` trains, with resumable state in `data.out`
     resumable: ClassVar[bool]  # whether `learn` keeps units (`Data.units`): `compress` then keeps steps, too
     trainable_after: ClassVar[bool]  # whether a recovery by training may follow
+    learns_from: ClassVar[tuple[str, ...]]  # "one" class an image, "several": what it knows of; (): any task
     tunable: ClassVar[tuple[str, ...]]  # knobs that a user changes in a finished model (`Tunes`)
     open_knobs: ClassVar[tuple[str, ...]]  # knobs that are None until the data is known (`ChoosesKnobs`)
 

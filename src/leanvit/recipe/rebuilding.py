@@ -152,7 +152,7 @@ def _rebuilt_parts(model: Composite, model_args: Mapping[str, Any], seed: int, l
         given.setdefault(name, {})[argument] = value
     changed = {name: rebuilt(able[name], own, seed=seed, log=log) for name, own in given.items()}
     lean = compose(model.wiring, {**whole.parts, **changed})
-    lean.classes, lean.multi_label = model.classes, model.multi_label
+    lean.classes, lean.task = model.classes, model.task
     return lean.eval()
 
 
@@ -385,7 +385,7 @@ def _few(keys: list[str]) -> str:
 
 def _hand_on(model: OpenModel, lean: OpenModel, old: OpenModel, new: OpenModel, log: Callable[[str], None]) -> None:
     """Names of classes where they are the same, and preprocessing at the new image size."""
-    lean.multi_label = model.multi_label
+    lean.task = model.task
     lean.classes = model.classes if lean.num_classes == model.num_classes else ()
     lean.preprocess = model.preprocess
     was, now = old.probe_size(), new.probe_size()

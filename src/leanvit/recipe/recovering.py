@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from torch import nn
 
+from leanvit import tasks
 from leanvit.data import keyed
 from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Choice, Count, Fraction, Positive, check_fields
@@ -28,6 +29,7 @@ from leanvit.training.world import join_world
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
     from leanvit.data import AnyDataset
+    from leanvit.tasks import Task
     from leanvit.training import FitConfig, Objective
 
 _OF_DISTILLATION = ("alpha", "temperature", "distillation")
@@ -139,7 +141,9 @@ class Recovery:
         return {**recipe, **{k: v for k, v in own.items() if k not in self.settings}, **ways}
 
 
-def check_needs(methods: Sequence[Method], data: Data | AnyDataset | None, recovery: Recovery | None) -> None:
+def check_needs(
+    methods: Sequence[Method], data: Data | AnyDataset | None, recovery: Recovery | None, model: OpenModel | None = None
+) -> None:
     """Raise `BadInput` unless methods and recovery get the images that they need."""
     hungry = [m.slug for m in methods if m.needs_data or m.trains]
     if hungry and data is None:
@@ -152,7 +156,8 @@ def check_needs(methods: Sequence[Method], data: Data | AnyDataset | None, recov
         named = ", ".join(m.slug for m in methods) or "no method"
         raise BadInput(f"recovery: {named} leaves nothing to train")
     check_objectives(methods, recovery)
-    _check_dataset(recovery, getattr(data, "dataset", data))
+    dataset: Any = getattr(data, "dataset", data)
+    _check_dataset(recovery, dataset, tasks.of(model, dataset, getattr(data, "task", None)))
 
 
 def check_objectives(methods: Sequence[Method], recovery: Recovery) -> None:
@@ -184,7 +189,7 @@ def check_teachers(methods: Sequence[Method], recovery: Recovery | None, model: 
             m.check_teacher(model, teacher)
 
 
-def _check_dataset(recovery: Recovery, dataset: Any) -> None:
+def _check_dataset(recovery: Recovery, dataset: Any, task: Task) -> None:
     from leanvit.training.recovery import check_distillation
 
     config = recovery.config(seed=0)
@@ -205,9 +210,9 @@ def _check_dataset(recovery: Recovery, dataset: Any) -> None:
             f"recovery takes {config.accumulate} batches of {batch} a step (accumulate), and there are {images} "
             f"training images; accepted: up to {images} a step (--recover-set accumulate=N, --recover-batch N)"
         )
-    check_distillation(recovery.distillation, multi_label=dataset.multi_label)
-    if dataset.multi_label and config.mixes:
-        raise BadInput("recovery mixes images (mixup, cutmix), but the data is multi-label: set both to 0")
+    check_distillation(recovery.distillation, task)
+    if config.mixes and not task.mixes:
+        raise BadInput(f"recovery mixes images (mixup, cutmix), but the data is {task.words}: set both to 0")
 
 
 def recovery_points(methods: Sequence[Method], recovery: Recovery | None) -> set[int]:
@@ -246,6 +251,7 @@ def run_recovery(
         out=data.out,
         resume=data.resume,
         convert=True,  # whether data and model fit was decided when the dense model was made
+        task=data.task,
     )
     if result.ema is not None:
         lean.load_state_dict(result.ema.state_dict())
@@ -253,12 +259,10 @@ def run_recovery(
 
 
 def reads_labels(model: OpenModel, data: Data, recovery: Recovery) -> bool:
-    """Whether a recovery reads labels: as the objective of its ways to train says, else as the task does."""
-    from leanvit.training.task_loss import needs_labels
-
+    """Whether a recovery reads what its task reads: where a way to train brings the objective, as that says."""
     way = objective_method(recovery.methods)
     if way is None:
-        return needs_labels(data.task)
+        return True
     return _brought(way, model, data, recovery.config(seed=data.seed)).needs_labels
 
 
@@ -269,15 +273,11 @@ def _brought(way: Any, model: OpenModel, data: Data, config: FitConfig) -> Objec
 
 
 def _objective(lean: OpenModel, done: Sequence[Method], data: Data, recovery: Recovery) -> Objective | None:
-    """What the recovery minimises; None: distillation."""
+    """What the recovery minimises; None: the distillation of the task."""
     config = recovery.config(seed=data.seed)
     if (way := objective_method(recovery.methods)) is not None:
         return _brought(way, lean, data, config)
     if (bringing := objective_method(done)) is not None:
         made: Objective | None = bringing.objective(lean, data, config)
         return made
-    if data.task is None:
-        return None
-    from leanvit.training import TaskLoss
-
-    return TaskLoss(data.task, teacher=data.teacher, alpha=recovery.alpha)
+    return None

@@ -21,6 +21,7 @@ _DEFAULTS: dict[str, Any] = {
     "trains": False,
     "resumable": False,
     "trainable_after": True,
+    "learns_from": (),
     "tunable": (),
     "open_knobs": (),
 }

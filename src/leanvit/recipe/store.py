@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from leanvit import __version__
+from leanvit import __version__, tasks
 from leanvit.anatomy import OpenModel
 from leanvit.arguments import require_model, require_path
 from leanvit.cards import known_papers
@@ -163,7 +163,7 @@ def save(
         "weights": weights,
         "preprocess": preprocess.to_json(),
         "classes": list(names),
-        "info": {**(info or {}), **({"multi_label": True} if model.multi_label else {}), "made_with": made_with},
+        "info": {**(info or {}), **({} if model.task is None else model.task.recorded()), "made_with": made_with},
     }
     write_atomic(path / JSON_NAME, sealed_text(written))
     for old in path.glob("weights-*.safetensors"):
@@ -250,8 +250,16 @@ def load_run(path: str | Path) -> Run:
     classes = tuple(file.classes)
     model.classes = classes if len(classes) == model.num_classes else ()  # 0.1.0 did not count them
     model.preprocess = _preprocess(path, file)
-    model.multi_label = file.info.get("multi_label") is True
+    model.task = _task(path, file)
     return Run(model.eval(), path, model.preprocess, classes, file.info, file.weights.stored_as)
+
+
+def _task(path: Path, file: RunFile) -> tasks.Task | None:
+    """What the outputs mean, as the run says; None: one class an image."""
+    try:
+        return tasks.of_record(file.info)
+    except BadInput as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_run_file(path: Path) -> RunFile:

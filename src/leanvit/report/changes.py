@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanvit.measure import Comparison
-from leanvit.measure.intervals import tango
 from leanvit.report.token_pictures import class_name
 from leanvit.runs.disagreements import Disagreement, worst
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.measurements import pairs
 from leanvit.runs.thumbnails import data_uri
+from leanvit.tasks.intervals import tango
 
 CLASSES_SHOWN = 24  # of more classes, those that changed most
 SWITCHES_SHOWN = 12

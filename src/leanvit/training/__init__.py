@@ -1,10 +1,6 @@
 """Training: one readable loop, objectives, callbacks, and state that a killed run resumes from exactly."""
 
-from leanvit.training.assemble import check_run
-from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
-from leanvit.training.config import FitConfig
-from leanvit.training.engine import FitResult, fit
-from leanvit.training.objectives import (
+from leanvit.tasks.objectives import (
     BinaryCrossEntropy,
     BinaryDistillation,
     CrossEntropy,
@@ -14,12 +10,16 @@ from leanvit.training.objectives import (
     Objective,
     SoftDistillation,
 )
+from leanvit.tasks.task_loss import TaskLoss
+from leanvit.training.assemble import check_run
+from leanvit.training.callbacks import JsonlLog, ProgressBar, Run
+from leanvit.training.config import FitConfig
+from leanvit.training.engine import FitResult, fit
 from leanvit.training.presets import load_train_recipe, preset, preset_names
 from leanvit.training.recovery import RECOVERY, recover
 from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted
 from leanvit.training.step import NonFiniteLoss
-from leanvit.training.task_loss import TaskLoss
 from leanvit.training.teachers import Distill, as_seen_by
 from leanvit.training.tensorboard import TensorBoardLog
 from leanvit.training.timm_task import TimmTask

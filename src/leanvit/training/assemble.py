@@ -13,7 +13,8 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from leanvit.arguments import require_classifier, require_dataset, require_model
+from leanvit import tasks
+from leanvit.arguments import require_dataset, require_model
 from leanvit.data import AnyDataset, Augment, Preprocess, check_fits, epoch_length, require_labels
 from leanvit.data.depth import range_text
 from leanvit.data.fields import check_augment, check_mixing
@@ -21,13 +22,14 @@ from leanvit.data.identity import identity
 from leanvit.data.loading import PAIRINGS
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.knobs import Choice, Count, check
+from leanvit.tasks import Task
+from leanvit.tasks.objectives import Objective
 from leanvit.training.batch_norms import require_values
 from leanvit.training.callbacks import Run, deploy_model, prepare_model, saved_callbacks
 from leanvit.training.checkpoint import BEST, DATA, STATE, VALIDATION, read_position
 from leanvit.training.config import FitConfig
 from leanvit.training.layer_groups import layer_scales
 from leanvit.training.locked import check_locked, flags_of, lock, set_flags
-from leanvit.training.objectives import BinaryCrossEntropy, CrossEntropy, Objective
 from leanvit.training.optimizers import make_optimizer
 from leanvit.training.parallel import TrainStep, replicated, sharded_copy
 from leanvit.training.schedule import check_course
@@ -47,31 +49,33 @@ def assemble(
     validate: AnyDataset | None,
     convert: bool = False,
     callbacks: Sequence[object] = (),
+    task: Task | None = None,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together.
 
     Callbacks put their temporary modules into the model, and `locked` parts are taken out of the training: `release`
     undoes both, and has done so where this raises.
     """
+    task = task_of_run(model, dataset, objective, task)
     if objective is None:
-        require_classifier(model, "training without an objective")
-    if objective is None or objective.needs_labels:
-        require_labels(dataset, "training" if objective is None else f"objective {type(objective).__name__}")
+        task.check("training without an objective", model=model)
+        task.check("training", dataset=dataset)
+    elif objective.needs_labels:
+        require_labels(dataset, f"objective {type(objective).__name__}")
     steps_per_epoch = check_run(
-        model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert
+        model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert, task=task
     )
-    if objective is not None and objective.multi_label not in (None, dataset.multi_label):
-        kind, mend = ("multi-label", "a binary") if dataset.multi_label else ("one class an image", "a softmax")
+    if objective is not None and objective.learns not in ("", task.label_kind):
         raise BadInput(
-            f"objective {type(objective).__name__} does not suit {dataset.spec!r} ({kind}): give {mend} one, or None"
+            f"objective {type(objective).__name__} does not suit {dataset.spec!r} ({task.words}): give "
+            f"{task.objective_words} one, or None"
         )
     if objective is not None and config.label_smoothing:
         raise BadInput(
             f"label_smoothing={config.label_smoothing} is of the default objective, but an objective is given: "
             f"give it there, as in CrossEntropy(label_smoothing={config.label_smoothing}), and 0 in the config"
         )
-    default = BinaryCrossEntropy if dataset.multi_label else CrossEntropy
-    objective = objective or default(config.label_smoothing)
+    objective = objective or task.objective(label_smoothing=config.label_smoothing)
     objective.check_classes(dataset.classes)
     _require_steps(objective, model, config, join_world())
     flags = flags_of(model) if config.locked else {}
@@ -80,11 +84,25 @@ def assemble(
         lock(model, config.locked)
         saved = saved_callbacks(callbacks, objective)
         return _built(
-            model, dataset, preprocess, config, objective, steps_per_epoch=steps_per_epoch, flags=flags, saved=saved
+            model,
+            dataset,
+            preprocess,
+            config,
+            objective,
+            task,
+            steps_per_epoch=steps_per_epoch,
+            flags=flags,
+            saved=saved,
         )
     except BaseException:
         release(model, callbacks, flags)
         raise
+
+
+def task_of_run(model: nn.Module, dataset: AnyDataset, objective: Objective | None, given: Task | None) -> Task:
+    """What a run learns and is judged by: the task that is given, the objective's, the model's, or the data's."""
+    tasks.require_task(given)
+    return tasks.of(model, dataset, given or getattr(objective, "task", None))
 
 
 def release(model: nn.Module, callbacks: Sequence[object], flags: Mapping[str, bool]) -> None:
@@ -99,6 +117,7 @@ def _built(
     preprocess: Preprocess,
     config: FitConfig,
     objective: Objective,
+    task: Task,
     *,
     steps_per_epoch: int,
     flags: Mapping[str, bool],
@@ -128,7 +147,7 @@ def _built(
         saved=saved,
         flags=flags,
         mix=mixup if config.mixes else None,
-        metric="map" if dataset.multi_label else "top1",
+        task=task,
         world=world,
         forward=forward,
         scaler=torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.amp == "fp16"),
@@ -185,21 +204,22 @@ def check_run(
     config: FitConfig,
     validate: AnyDataset | None = None,
     convert: bool = False,
+    task: Task | None = None,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
     require_kinds(model, dataset, preprocess, config, validate)
     require_float32(model, "training")
     check_fits(model, preprocess, dataset, convert=convert, trains=True)
+    task = tasks.of(model, dataset, task)
     if validate is not None:
-        require_labels(validate, "validate=")
-        require_classifier(model, "validate=")
+        task.check("validate=", model=model, dataset=validate)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
             f"({_some(validate.classes)}) against {len(dataset.classes)} ({_some(dataset.classes)}): "
             "give both splits of one data set"
         )
-    if validate is not None and validate.multi_label != dataset.multi_label:
+    if validate is not None and validate.label_kind != dataset.label_kind:
         raise BadInput("the training data or validate is multi-label, the other is not: give two of one kind")
     ranges = [one.pixel_range for one in (dataset, validate) if one is not None and one.pixel_range is not None]
     if len(set(ranges)) > 1:
@@ -213,10 +233,10 @@ def check_run(
     if config.mixes:
         require_labels(dataset, "mixup and cutmix")
         check_mixing(dataset.fields)
-    if dataset.multi_label and config.mixes:
+    if config.mixes and not task.mixes:
         raise BadInput(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
-            "multi-label: set both to 0"
+            f"{task.words}: set both to 0"
         )
     world = join_world()
     _require_divisible(config, world)
@@ -308,7 +328,7 @@ def progress_of(run: Run) -> dict[str, Any]:
         "total_steps": run.total_steps,
         "epoch_sums": run.epoch_sums,
         "history": run.history,
-        "best_top1": run.best_top1,
+        "best_top1": run.best_score,  # by the name that it has in states of before
         "seconds": run.seconds,
         "skipped": run.skipped,
         "stopped": run.stopped,
@@ -321,7 +341,7 @@ def restore_progress(run: Run, progress: Mapping[str, Any]) -> None:
     try:
         step, history = int(progress["step"]), list(progress["history"])
         run.epoch_sums = {str(name): float(total) for name, total in progress["epoch_sums"].items()}
-        run.best_top1, run.seconds = progress["best_top1"], float(progress["seconds"])
+        run.best_score, run.seconds = progress["best_top1"], float(progress["seconds"])
         run.skipped, run.stopped = int(progress.get("skipped", 0)), bool(progress.get("stopped", False))
         run.scaler.load_state_dict(progress.get("scaler") or run.scaler.state_dict())
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -54,12 +54,12 @@ from leanvit.data import Preprocess, keyed
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.files import write_atomic
 from leanvit.knobs import Count, check
+from leanvit.tasks import Classification, Task
+from leanvit.tasks.objectives import Objective
 from leanvit.training.config import FitConfig
-from leanvit.training.objectives import Objective
 from leanvit.training.schedule import total_steps
 from leanvit.training.world import World
 
-METRICS = {"top1": "top-1", "map": "mAP"}
 HOOKS = (
     "prepare", "start", "before_forward", "before_step", "after_step", "end_epoch", "finish", "close", "deploy",
 )  # fmt: skip
@@ -80,7 +80,7 @@ class Run:
     saved: Mapping[str, nn.Module] = field(default_factory=dict)  # callbacks that are saved with the run, by name
     flags: Mapping[str, bool] = field(default_factory=dict)  # which parameters of `given` required a gradient
     mix: Mixup | None = None
-    metric: str = "top1"  # what validation measures, and its name in the history; "map" of multi-label data
+    task: Task = field(default_factory=Classification)  # what outputs mean, and how validation judges them
     step: int = 0  # optimiser steps taken so far
     epoch: int = 0  # the epoch under way, from 0
     micro: int = 0  # which forward of the step, from 0 to accumulate - 1
@@ -89,7 +89,7 @@ class Run:
     losses: dict[str, float] = field(default_factory=dict)  # of the last step: "loss", its parts, "grad_norm"
     epoch_sums: dict[str, float] = field(default_factory=dict)  # the same, summed over the epoch's steps so far
     history: list[dict[str, Any]] = field(default_factory=list)  # one row per finished epoch
-    best_top1: float | None = None  # of `metric`
+    best_score: float | None = None  # of `metric`
     seconds: float = 0.0  # spent so far, the earlier sittings of a resumed run included
     world: World = field(default_factory=World)  # this process among those of the run
     forward: nn.Module  # the step as it is called: objective and model, under DDP where there are several processes
@@ -98,6 +98,11 @@ class Run:
     skipped: int = 0  # steps of the epoch under way that fp16 overflow left out
     ends_at: int | None = None  # a callback that will end the run earlier sets the step here, at its start
     stopped: bool = False  # the run has ended before its last step, because a callback requested it
+
+    @property
+    def metric(self) -> str:
+        """What validation measures, by its name in the history."""
+        return self.task.metric.name
 
     @property
     def ema(self) -> nn.Module | None:
@@ -137,9 +142,9 @@ class Run:
     @property
     def best_epoch(self) -> int | None:
         """The epoch (from 0) whose validation was the best, the first of equal ones; None without validation."""
-        if self.best_top1 is None:
+        if self.best_score is None:
             return None
-        return next((int(row["epoch"]) for row in self.history if row.get(self.metric) == self.best_top1), None)
+        return next((int(row["epoch"]) for row in self.history if row.get(self.metric) == self.best_score), None)
 
     def stop(self) -> None:
         """End the run after this step: it is validated, `finish` is called, and it is saved as finished."""
@@ -269,7 +274,7 @@ class JsonlLog:
 
 
 class ProgressBar:
-    """A live bar over all steps: last loss and top-1, images/s and the time left; silent off a terminal."""
+    """A live bar over all steps: last loss and score, images/s and the time left; silent off a terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
@@ -295,7 +300,7 @@ class ProgressBar:
         if not run.world.first:
             return
         last = next((row[run.metric] for row in reversed(run.history) if run.metric in row), None)
-        score = "" if last is None else f" · {METRICS[run.metric]} {100 * last:.1f} %"
+        score = "" if last is None else f" · {run.task.metric.text(last)}"
         text = f"epoch {run.epoch + 1}/{run.epochs} · loss {run.losses['loss']:.3f}{score}"
         speed = self._progress.tasks[self._task].speed  # steps/s of the last half minute
         images = "" if speed is None else f" · {speed * run.config.batch_size * run.config.accumulate:.0f} images/s"

@@ -21,6 +21,8 @@ from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Batch, Preprocess, for_model, loader
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.knobs import Choice, check
+from leanvit.tasks import Task
+from leanvit.tasks.objectives import Objective
 from leanvit.training.allocator import keep_freed_memory
 from leanvit.training.assemble import (
     about_run,
@@ -38,7 +40,6 @@ from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, deploy_mo
 from leanvit.training.checkpoint import BEST, LOG, STATE, Position, load_state, read_weights, save_state, save_weights
 from leanvit.training.config import FitConfig
 from leanvit.training.locked import into_training
-from leanvit.training.objectives import Objective
 from leanvit.training.parallel import (
     is_sharded,
     whole_state,
@@ -54,18 +55,19 @@ KEEPS = ("last", "best")
 
 @dataclass(frozen=True)
 class FitResult(Generic[M]):
-    """What a run gave. Top-1 figures are fractions, of `ema` where there is one; of multi-label data they are the mean
-    average precision, which the history calls `map`."""
+    """What a run gave. Scores are those of the task (`task.metric`: top-1, mean average precision, ...), of `ema` where
+    there is one; those in percent are fractions. The history has them by the metric's name."""
 
     model: M  # the model that was given, trained in place, in eval mode
     ema: M | None  # the averaged model, if the recipe has one
-    history: list[dict[str, Any]]  # a row per epoch: epoch, step, lr, loss and its parts, grad_norm, top1, seconds
-    best_top1: float | None
-    last_top1: float | None
+    history: list[dict[str, Any]]  # a row per epoch: epoch, step, lr, loss and its parts, grad_norm, score, seconds
+    task: Task  # what it learned, and was judged by
+    best_score: float | None
+    last_score: float | None
     steps: int  # optimiser steps, those before a resume included
     seconds: float  # likewise
     best_weights: Path | None  # weights of the best epoch, when `out` and `validate` were given
-    best_epoch: int | None  # the epoch of `best_top1`, from 1
+    best_epoch: int | None  # the epoch of `best_score`, from 1
     epoch: int  # the epoch, from 1, whose weights `final` has: the last, or with keep="best" the best
 
     @property
@@ -74,9 +76,9 @@ class FitResult(Generic[M]):
         return self.model if self.ema is None else self.ema
 
     @property
-    def top1(self) -> float | None:
+    def score(self) -> float | None:
         """What validation gave for `final`."""
-        return self.best_top1 if self.epoch == self.best_epoch else self.last_top1
+        return self.best_score if self.epoch == self.best_epoch else self.last_score
 
 
 def fit(
@@ -93,6 +95,7 @@ def fit(
     convert: bool = False,
     keep: str = "last",
     about: Mapping[str, Any] | None = None,
+    task: Task | None = None,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on; under torchrun, on all processes together.
 
@@ -102,17 +105,20 @@ def fit(
     name; else there are as many classes as outputs, in order, and the outputs get the data's names.
 
     Args:
-        objective: what to minimise; cross-entropy with the recipe's label smoothing by default.
+        objective: what to minimise; by default the task's: cross-entropy with the recipe's label smoothing.
         callbacks: see `leanvit.training.callbacks`. What they put into the model for the while is out again when this
             returns or raises.
         out: run folder, the same for all processes; it gets `training/` (resumable state, weights of the best epoch)
             and `train.jsonl`. None writes nothing.
         resume: continue the run in `out` at its exact step, mid-epoch included.
-        validate: data whose top-1 is taken after each epoch.
+        validate: data whose score is taken after each epoch.
         convert: accept what preprocessing can bridge between data and model (`data.check_fits`).
         keep: which weights `final` ends with: "last", those of the last epoch, or "best", those of the epoch whose
             validation was the best. It changes no step: a resumed run may ask for the other one.
         about: JSON data that must be equal, too, when the run is resumed: what its objective and callbacks come from.
+
+        task: what the outputs mean (`leanvit.tasks`); default: the objective's task, the model's (`model.task`), else
+            what the labels of the data are for.
 
     Raises:
         BadInput: arguments, data or the folder do not fit (before the first step).
@@ -132,7 +138,15 @@ def fit(
         validate = for_model(validate, model, exact=True, log=lambda line: None)
     dataset = for_model(dataset, model, exact=True)
     run = assemble(
-        model, dataset, preprocess, config, objective=objective, validate=validate, convert=convert, callbacks=callbacks
+        model,
+        dataset,
+        preprocess,
+        config,
+        objective=objective,
+        validate=validate,
+        convert=convert,
+        callbacks=callbacks,
+        task=task,
     )
     try:
         _run(run, dataset, callbacks, out=out, resume=resume, validate=validate, about=about or {})
@@ -202,8 +216,8 @@ def _run(
                         break
                     if config.save_every and run.step % config.save_every == 0:
                         save()
-                top1 = None if validate is None else validated(run, validate, stop=signals.was_heard)
-                improved = _close_epoch(run, top1, seconds=time.perf_counter() - begun)
+                score = None if validate is None else validated(run, validate, stop=signals.was_heard)
+                improved = _close_epoch(run, score, seconds=time.perf_counter() - begun)
                 with world.together():
                     notify(callbacks, "end_epoch", run)
                 run.stopped = world.any(run.stopped)
@@ -245,9 +259,8 @@ def _result(
 ) -> FitResult[M]:
     """What `fit` gives: the models as they were trained, or with the weights of the best epoch."""
     for trained in (model, ema):
-        if isinstance(trained, OpenModel) and trained.classifies and trained.num_classes and dataset.labelled:
-            # it gave outputs their meaning
-            trained.classes, trained.multi_label = tuple(dataset.classes), dataset.multi_label
+        if isinstance(trained, OpenModel) and trained.num_classes:
+            run.task.stamp(trained, dataset)  # it gave outputs their meaning
     best = None if run.best_epoch is None else run.best_epoch + 1
     last = len(run.history)
     if keep == "best" and out and best not in (None, last):
@@ -256,11 +269,12 @@ def _result(
         model=model,
         ema=ema,
         history=run.history,
-        best_top1=run.best_top1,
-        last_top1=run.history[-1].get(run.metric),
+        task=run.task,
+        best_score=run.best_score,
+        last_score=run.history[-1].get(run.metric),
         steps=run.step,
         seconds=run.seconds,
-        best_weights=out / BEST if out and run.best_top1 is not None else None,
+        best_weights=out / BEST if out and run.best_score is not None else None,
         best_epoch=best,
         epoch=best or last if keep == "best" else last,
     )
@@ -328,21 +342,21 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
         yield step
 
 
-def _close_epoch(run: Run, top1: float | None, *, seconds: float) -> bool:
-    """Add the epoch's row to the history; returns whether its top-1 is the best so far."""
+def _close_epoch(run: Run, score: float | None, *, seconds: float) -> bool:
+    """Add the epoch's row to the history; returns whether its score is the best so far."""
     counts = {"grad_norm": run.into_epoch - run.skipped}  # the others are summed over all steps
     means = {name: total / counts.get(name, run.into_epoch) for name, total in run.epoch_sums.items()}
     lr = lr_at(run.step - 1, run.config, steps_per_epoch=run.steps_per_epoch)
     row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means}
-    if top1 is not None:
-        row[run.metric] = top1
+    if score is not None:
+        row[run.metric] = score
     if run.config.amp == "fp16":
         row["skipped"] = run.skipped
     run.history.append({**row, "seconds": seconds})
     run.epoch_sums, run.skipped = {}, 0
-    improved = top1 is not None and (run.best_top1 is None or top1 > run.best_top1)
+    improved = score is not None and run.task.metric.improves(score, run.best_score)
     if improved:
-        run.best_top1 = top1
+        run.best_score = score
     return improved
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from leanvit.errors import BadInput
+from leanvit.tasks.objectives import Objective
 from leanvit.training.config import FitConfig
 from leanvit.training.layer_groups import layer_scales
-from leanvit.training.objectives import Objective
 
 
 def make_optimizer(model: nn.Module, objective: Objective, config: FitConfig) -> Optimizer:

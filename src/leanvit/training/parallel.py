@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from leanvit.data import Batch
-from leanvit.training.objectives import Objective
+from leanvit.tasks.objectives import Objective
 from leanvit.training.world import World, join_world
 
 _OTHER_FORWARDS = ("forward_features", "forward_head", "embed", "run", "classify")

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from torch import nn
 
 from leanvit.data import AnyDataset, Preprocess
-from leanvit.errors import BadInput
 from leanvit.knobs import Choice, check
+from leanvit.tasks import Task
+from leanvit.tasks.objectives import Objective
+from leanvit.training.assemble import task_of_run
 from leanvit.training.config import FitConfig
 from leanvit.training.engine import FitResult, M, fit
-from leanvit.training.objectives import BinaryDistillation, HardDistillation, Objective, SoftDistillation
 
 DISTILLATIONS = ("soft", "hard")
 
@@ -46,21 +47,26 @@ def recover(
     callbacks: Sequence[object] = (),
     validate: AnyDataset | None = None,
     convert: bool = False,
+    task: Task | None = None,
 ) -> FitResult[M]:
     """Train `lean` in place under distillation from `teacher`, by default its dense root; arguments as in `fit`.
 
     alpha: weight of the teacher against the labels. temperature: of both distributions, when `distillation` is "soft";
     "hard" takes the teacher's decision. `objective` takes the place of all three. `preprocess` is the root's, which is
-    the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model, or for hard
-    distillation of multi-label data.
+    the teacher's too. Raises BadInput if the teacher shares trained weights with the lean model, or for a distillation
+    that the task does not have.
     """
+    task = task_of_run(lean, dataset, objective, task)
     if objective is None:
-        check_distillation(distillation, multi_label=dataset.multi_label)
-        given = {"teacher_preprocess": preprocess, "alpha": alpha, "label_smoothing": config.label_smoothing}
-        soft = {} if distillation == "hard" else {"temperature": temperature}
-        kinds: dict[str, type[Any]] = {"hard": HardDistillation, "soft": SoftDistillation}
-        kind = BinaryDistillation if dataset.multi_label else kinds[distillation]
-        objective = kind(teacher, **given, **soft)
+        check_distillation(distillation, task)
+        objective = task.distillation(
+            teacher,
+            preprocess=preprocess,
+            kind=distillation,
+            alpha=alpha,
+            temperature=temperature,
+            label_smoothing=config.label_smoothing,
+        )
     return fit(
         lean,
         dataset,
@@ -72,13 +78,11 @@ def recover(
         resume=resume,
         validate=validate,
         convert=convert,
+        task=task,
     )
 
 
-def check_distillation(kind: str, *, multi_label: bool) -> None:
+def check_distillation(kind: str, task: Task) -> None:
     """Raise BadInput unless a recovery can distil this way."""
     check("distillation", kind, Annotated[str, Choice(DISTILLATIONS)])
-    if kind == "hard" and multi_label:
-        raise BadInput(
-            "distillation is 'hard', but the data is multi-label: a teacher decides for one class; give 'soft'"
-        )
+    task.check_distillation(kind)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused
 from leanvit.knobs import Choice, Fraction, Positive, Rule, Words, check_fields
-from leanvit.training.objectives import BinaryDistillation, Distillation, HardDistillation, SoftDistillation
+from leanvit.tasks import Task
+from leanvit.tasks.objectives import Objective
 
 KINDS = ("soft", "hard", "token", "method")
 TeacherName = Annotated[
@@ -41,18 +42,22 @@ class Distill:
         if self.alpha is not None and self.kind == "method":
             raise BadInput(f"alpha is {self.alpha!r}, and distillation by a method goes by its knobs: leave it out")
 
-    def objective(
-        self, teacher: nn.Module, preprocess: Preprocess, *, label_smoothing: float, multi_label: bool
-    ) -> Distillation:
-        """The objective under a teacher that takes images made by `preprocess`. Raises `Refused` for multi-label."""
+    def objective(self, teacher: nn.Module, preprocess: Preprocess, *, label_smoothing: float, task: Task) -> Objective:
+        """The objective under a teacher that takes images made by `preprocess`. Raises `Refused` for a kind that the
+        task does not have."""
         if self.kind == "method":
             raise BadInput("distill is 'method': its objective is the method's, objective(model, data, config)")
-        given = {"alpha": self.alpha, "temperature": self.temperature}
-        options = {name: value for name, value in given.items() if value is not None}
-        if self.kind != "soft" and multi_label:
-            raise Refused(f"{self.kind} distillation knows one class an image, but the data is multi-label: use soft")
-        kind = BinaryDistillation if multi_label else SoftDistillation if self.kind == "soft" else HardDistillation
-        return kind(teacher, teacher_preprocess=preprocess, label_smoothing=label_smoothing, **options)
+        kind = "soft" if self.kind == "soft" else "hard"
+        if kind not in task.distillations:
+            raise Refused(f"{self.kind} distillation knows one class an image, but the data is {task.words}: use soft")
+        return task.distillation(
+            teacher,
+            preprocess=preprocess,
+            kind=kind,
+            alpha=self.alpha,
+            temperature=self.temperature,
+            label_smoothing=label_smoothing,
+        )
 
     def check_student(self, student: nn.Module) -> None:
         """Raise `BadInput` where token distillation has no token to learn by."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanvit.errors import MissingExtra
 from leanvit.knobs import Count, check
-from leanvit.training.callbacks import METRICS, Run
+from leanvit.training.callbacks import Run
 
 
 class TensorBoardLog:
@@ -45,9 +45,8 @@ class TensorBoardLog:
     def end_epoch(self, run: Run) -> None:
         """Write what validation measured."""
         row = run.history[-1]
-        for metric in METRICS:
-            if metric in row:
-                self._writer.add_scalar(f"val/{metric}", row[metric], run.step)
+        if run.metric in row:
+            self._writer.add_scalar(f"val/{run.metric}", row[run.metric], run.step)
         self._writer.flush()
         self._last = (run.step, time.perf_counter())  # validation is no time of steps
 

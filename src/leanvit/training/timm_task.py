@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from leanvit.data import Batch, Preprocess
 from leanvit.errors import BadInput, Refused
-from leanvit.training.objectives import Loss, Objective
+from leanvit.tasks.objectives import Loss, Objective
 
 
 class TimmTask(Objective):
@@ -35,7 +35,7 @@ class TimmTask(Objective):
             raise BadInput(f"task={type(task).__name__} is not accepted: give a timm.task.TrainingTask")
         if task.has_ema():
             raise BadInput("task averages weights itself: leave setup_ema() out and give ema_decay in the recipe")
-        self.multi_label = bool(getattr(task, "multi_label", False))
+        self.learns = "several" if getattr(task, "multi_label", False) else ""
         self._task = (task,)  # the tuple hides student and teacher from nn.Module's registration
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:

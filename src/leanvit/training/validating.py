@@ -1,17 +1,17 @@
-"""What a model answers on validation images, split over the processes of a run, and what is counted of it."""
+"""What a model gives on validation images, split over the processes of a run, and the score of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from leanvit.arguments import require_classifier
-from leanvit.data import AnyDataset, Preprocess, loader, require_labels
-from leanvit.measure.multilabel import mean_average_precision
+from leanvit.data import AnyDataset, Batch, Preprocess, loader
+from leanvit.tasks import Classification, Task
+from leanvit.tasks.metric import Rows, joined, summed
 from leanvit.training.callbacks import Run
-from leanvit.training.objectives import mean_head
 from leanvit.training.parallel import as_whole
 from leanvit.training.signals import StopRequested
 
@@ -36,24 +36,24 @@ def top1_accuracy(
 
     Under torchrun every process that calls this looks at all of the data.
     """
-    require_classifier(model, "accuracy")
-    require_labels(dataset, "accuracy")
-    right, seen = _counted(
-        answers(model, dataset, preprocess=preprocess, batch_size=batch_size, workers=workers, amp=amp)
-    )
-    return right / max(seen, 1)
+    task = Classification()
+    task.check("accuracy", model=model, dataset=dataset)
+    given = answers(model, task, dataset, preprocess=preprocess, batch_size=batch_size, workers=workers, amp=amp)
+    return _score(task, [_kept(task, outputs, batch) for outputs, batch in given])
 
 
 def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> float:
-    """Top-1 (a fraction) of the averaged model, else the model; of multi-label data the mean average precision.
+    """The score of the averaged model, else the model, by the task of the run.
 
-    Each process looks at its share of every batch, and whole numbers are summed: the figure does not depend on how many
-    there are. `stop()` is asked before each batch. Raises StopRequested on all processes if it is true on one.
+    Each process looks at its share of every batch, and sums its rows, or sends them where the task needs them all: the
+    figure does not depend on how many processes there are, up to the rounding of sums that are no whole numbers.
+    `stop()` is asked before each batch. Raises StopRequested on all processes if it is true on one.
     """
-    config = run.config
+    config, task = run.config, run.task
     with run.world.together(), as_whole(run.ema or run.model, run.given) as model:
         given = answers(
             model,
+            task,
             validate,
             preprocess=run.preprocess,
             batch_size=config.batch_size,
@@ -62,17 +62,18 @@ def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> fl
             share=(run.world.rank, run.world.size),
             stop=stop,
         )
-        logits = list(given) if validate.multi_label else []
-        counted = _counted(given)  # nothing is left of them where they were kept
-    right, seen, stopped = run.world.sums([*counted, stop()])
-    if stopped:
+        own = [_kept(task, outputs, batch) for outputs, batch in given]
+    # a process that had no batch does not know the shape of a row
+    every = run.world.gathered((own if task.gathers else [summed(joined(own))] if own else [], stop()))
+    if any(stopped for _, stopped in every):
         raise StopRequested
-    return _mean_precision(run, logits) if validate.multi_label else right / max(seen, 1)
+    return _score(task, [rows for part, _ in every for rows in part])
 
 
 @torch.no_grad()
 def answers(
     model: nn.Module,
+    task: Task,
     dataset: AnyDataset,
     *,
     preprocess: Preprocess,
@@ -81,30 +82,25 @@ def answers(
     amp: str,
     share: tuple[int, int] = (0, 1),
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits (B, classes), targets) of each batch on the CPU, in eval mode, until `stop()`."""
+) -> Iterator[tuple[Any, Batch]]:
+    """(outputs, batch) on the model's device, in eval mode, until `stop()`."""
     model.eval()
     device = next(model.parameters()).device
     for batch in loader(dataset, preprocess, batch_size=batch_size, workers=workers, share=share):
         if stop():
             return
+        batch = batch.to(device)
         with autocast(device, amp):
-            logits = mean_head(model(batch.images.to(device)))
-        yield logits.cpu(), batch.targets
+            outputs = task.run(model, batch.images)
+        yield outputs, batch
 
 
-def _counted(given: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, int]:
-    """(rightly classified, all) images; fewer than the data set where images that cannot be read are skipped."""
-    right = seen = 0
-    for logits, targets in given:
-        right += int((logits.argmax(dim=-1) == targets).sum())
-        seen += len(targets)
-    return right, seen
+def _kept(task: Task, outputs: Any, batch: Batch) -> Rows:
+    """The rows of a batch, or their sum where that is enough."""
+    rows = task.rows(outputs, batch)
+    return rows if task.gathers else summed(rows)
 
 
-def _mean_precision(run: Run, own: list[tuple[Tensor, Tensor]]) -> float:
-    """Mean average precision over the answers of all processes: a ranking needs all logits."""
-    rows = [(logits.float().numpy(), targets.numpy()) for logits, targets in own]
-    everyone = [row for part in run.world.gathered(rows) for row in part]
-    logits, targets = (torch.cat([torch.from_numpy(row[i]) for row in everyone]) for i in (0, 1))
-    return mean_average_precision(logits, targets)
+def _score(task: Task, parts: list[Rows]) -> float:
+    """Of rows, fewer than the data set has where images that cannot be read are skipped; 0 of none."""
+    return float(task.score(joined(parts))[0]) if parts else 0.0

@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from leanvit.data import Batch, keyed
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
+from leanvit.tasks.objectives import Loss, Objective
 from leanvit.training.config import FitConfig
 from leanvit.training.draws import GlobalDraws, watched
-from leanvit.training.objectives import Loss, Objective
 from leanvit.training.parallel import of_all_processes
 from leanvit.training.world import World
 

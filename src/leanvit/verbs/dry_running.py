@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from leanvit import tasks
 from leanvit.data import Batch, Dataset, epoch_length, keyed, loader
 from leanvit.errors import BadInput
 from leanvit.measure import count, environment
@@ -292,8 +293,9 @@ def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
     convert = require_fit(start, dataset, adapted=adapt, convert=request.convert, trains=True, class_names=by_position)
     dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
     start = with_methods(request, start, dataset, log=log)
-    goal, config = objective(request, start, dataset, log=log)
-    return Ready(request, start, dataset, dataset, config, goal, convert)
+    task = tasks.of(start.model, dataset)
+    goal, config = objective(request, start, dataset, task, log=log)
+    return Ready(request, start, dataset, dataset, config, goal, convert, task)
 
 
 def stand_in(meant: MeantFor) -> Dataset:

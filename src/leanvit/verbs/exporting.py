@@ -99,7 +99,7 @@ def export(
             preprocess=one.preprocess,
             batch=batch,
             input_type=input_type,
-            multi_label=one.multi_label,
+            multi_label=one.task is not None and one.task.label_kind == "several",
             opset=opset,
             overwrite=overwrite,
         )

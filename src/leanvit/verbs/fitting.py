@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from leanvit.arguments import require_classifier
+from leanvit import tasks
 from leanvit.data import AnyDataset, check_fits, for_model, matched_with
 from leanvit.errors import BadInput
+from leanvit.tasks import Task
 from leanvit.verbs.models import Loaded, Log, silent
 
 
@@ -25,7 +26,7 @@ def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
     A run records it itself.
     """
     if loaded.folder is None:
-        loaded.model.multi_label = loaded.model.multi_label or dataset.multi_label
+        loaded.model.task = loaded.model.task or tasks.of(None, dataset)
     return loaded
 
 
@@ -39,6 +40,7 @@ def require_fit(
     trains: bool = False,
     class_names: str = "by-name",
     judges: str = "",
+    task: Task | None = None,
 ) -> bool:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
@@ -46,11 +48,11 @@ def require_fit(
     adapted on request, and where `convert` says so. Returns whether it may.
 
     adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
-    data's classes are found among the model's outputs, see `data.match_classes`. judges: what judges or trains by
-    classes of images, which refuses a model of other outputs.
+    data's classes are found among the model's outputs, see `data.match_classes`. judges: what judges or trains, which
+    refuses a model, and data, that its task (`task`; default: that of the model and the data) does not fit.
     """
     if judges:
-        require_classifier(loaded.model, judges)
+        tasks.of(loaded.model, dataset, task).check(judges, model=loaded.model, dataset=dataset)
     named = loaded.folder is None and not adapted
     convert = convert or not named
     try:

@@ -19,6 +19,7 @@ from leanvit.recipe.catalogue import Reference, reference, reference_name
 from leanvit.recipe.training_steps import counted
 from leanvit.runs.commands import Command, commands_of
 from leanvit.runs.logs import trained_on_labels
+from leanvit.tasks import MultiLabel, Task
 from leanvit.verbs.sources import Sourced, has_source, sourced
 from leanvit.verbs.weights import Held, as_in_file, load_weights, read_weights
 
@@ -58,11 +59,10 @@ class Loaded:
         return None if self.reference else self.folder
 
     @property
-    def multi_label(self) -> bool:
-        """Whether each class is a question by itself: as the run says, or its log or measurement (older runs)."""
-        if "multi_label" in self.info or self.folder is None:
-            return bool(self.info.get("multi_label"))
-        return trained_on_labels(self.folder)
+    def task(self) -> Task | None:
+        """What the outputs mean, as the run says; None: one class an image."""
+        found: Task | None = self.model.task
+        return found
 
 
 def load_model(
@@ -203,7 +203,7 @@ def _in_words(dataset: AnyDataset) -> str:
     shards = ""
     if isinstance(dataset, Stream):
         shards = f" {'drawn from' if dataset.resampled else 'in'} {len(dataset.parts)} shards"
-    classes = f"{len(dataset.classes)} {'labels' if dataset.multi_label else 'classes'}"
+    classes = f"{len(dataset.classes)} {'labels' if dataset.label_kind == 'several' else 'classes'}"
     classes = classes if dataset.labelled else "without labels"
     images = f"{len(dataset)} images{shards}"
     return f"{dataset.spec}, {dataset.split}: {images}, typically {size}, {kind}, {classes}"
@@ -281,7 +281,8 @@ def _of_run(path: Path) -> Loaded:
         commands=commands_of(path),
         info=run.info,
     )
-    run.model.multi_label = loaded.multi_label  # older runs say it in their log only
+    if run.model.task is None and trained_on_labels(path):  # older runs say it in their log only
+        run.model.task = MultiLabel()
     return loaded
 
 

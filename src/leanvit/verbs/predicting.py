@@ -223,7 +223,14 @@ def _of_spec(
     # an artefact of a fixed batch takes any number of images, in pieces: it is opened at its own batch
     runner, _ = stack.enter_context(Opener(_kept_batch(loaded, runtime) or size, log)).open(loaded, runtime)
     classes = loaded.classes or (_timm_labels(str(model), loaded) if fresh else ())
-    return _Answerer(runner, loaded.preprocess, tuple(classes), loaded.multi_label, size, loaded.model.num_classes)
+    return _Answerer(
+        runner,
+        loaded.preprocess,
+        tuple(classes),
+        loaded.task is not None and loaded.task.label_kind == "several",
+        size,
+        loaded.model.num_classes,
+    )
 
 
 def _kept_batch(loaded: Loaded, runtime: str) -> int | None:
@@ -267,7 +274,11 @@ def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, b
         raise BadInput("preprocess is needed: the model does not state how its images are prepared")
     names = getattr(model, "classes", None) or getattr(model, "labels", None) or ()
     names = tuple(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else ()
-    stated_many = model.artefact.multi_label if isinstance(model, Runner) else getattr(model, "multi_label", False)
+    stated_many = (
+        model.artefact.multi_label
+        if isinstance(model, Runner)
+        else getattr(getattr(model, "task", None), "label_kind", "") == "several"
+    )
     many = stated_many is True
     fixed = getattr(model, "batch", None)
     size = batch or (fixed if isinstance(fixed, int) else BATCH)

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from leanvit.recipe.learning import Meter
 from leanvit.recipe.training_steps import counted
 from leanvit.training import ProgressBar, Run
-from leanvit.training.callbacks import METRICS
 from leanvit.verbs.models import Log
 
 QUIET = 30.0  # seconds between two lines of counted work
@@ -107,7 +106,7 @@ class EpochLines:
 
     def end_epoch(self, run: Run) -> None:
         row = run.history[-1]
-        score = f", {METRICS[run.metric]} {100 * row[run.metric]:.1f} %" if run.metric in row else ""
+        score = f", {run.task.metric.text(row[run.metric])}" if run.metric in row else ""
         self._log(
             f"epoch {row['epoch'] + 1} of {run.epochs}: loss {row['loss']:.3f}{score}, "
             f"{row['seconds']:.0f} s{self._left(run)}"

@@ -26,6 +26,7 @@ from leanvit.recipe.training_methods import (
     shapes,
 )
 from leanvit.recipe.training_steps import fitting_batch
+from leanvit.tasks import Task
 from leanvit.training import Distill, FitConfig, Objective, TrainRecipe, as_seen_by, load_train_recipe
 from leanvit.training.train_recipe import merged
 from leanvit.training.world import join_world
@@ -242,12 +243,12 @@ def with_methods(request: TrainingRequest, start: Loaded, dataset: AnyDataset, *
 
 
 def objective(
-    request: TrainingRequest, start: Loaded, dataset: AnyDataset, *, log: Log
+    request: TrainingRequest, start: Loaded, dataset: AnyDataset, task: Task, *, log: Log
 ) -> tuple[Objective | None, FitConfig]:
     """The objective (None: the default one) and the config that goes with it. Raises `BadInput` for a wrong teacher."""
     bringing = objective_method(request.methods)
     if request.distill is None:
-        brought = None if bringing is None else _of_way(bringing, request, start, None, dataset)
+        brought = None if bringing is None else _of_way(bringing, request, start, None, dataset, task)
         return brought, replace(request.config, label_smoothing=0.0) if brought is not None else request.config
     if request.distill.teacher is None:
         raise BadInput(f"distill is {request.distill.kind!r}, but there is no teacher: give one (--teacher MODEL)")
@@ -255,27 +256,27 @@ def objective(
     if request.distill.kind == "method":
         config = replace(request.config, label_smoothing=0.0)
         if bringing is None:
-            return _of_method(request, start, teacher, own, dataset), config
+            return _of_method(request, start, teacher, own, dataset, task), config
         _check_same_images(own, start)
-        return _of_way(bringing, request, start, teacher, dataset), config
+        return _of_way(bringing, request, start, teacher, dataset, task), config
     teacher, bridged = as_seen_by(teacher, own=own, student=start.preprocess)
     log(f"teacher: {request.distill.teacher}" + (f"; it sees the student's images {bridged}" if bridged else ""))
     made = request.distill.objective(
         teacher,
         start.preprocess,
         label_smoothing=request.config.label_smoothing,
-        multi_label=dataset.multi_label,
+        task=task,
     )
     return made, replace(request.config, label_smoothing=0.0)
 
 
 def _of_way(
-    way: Any, request: TrainingRequest, start: Loaded, teacher: nn.Module | None, dataset: AnyDataset
+    way: Any, request: TrainingRequest, start: Loaded, teacher: nn.Module | None, dataset: AnyDataset, task: Task
 ) -> Objective | None:
     """What a way to train minimises. Raises `BadInput` where it has none, and a teacher is given."""
     if teacher is not None and isinstance(way, ChecksTeacher):
         way.check_teacher(start.model, teacher)
-    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher)
+    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher, task=task)
     with keyed.global_rng(request.config.seed, "objective"):  # of its own parameters
         made: Objective | None = way.objective(start.model, data, request.config)
     if made is None and teacher is not None:
@@ -292,7 +293,7 @@ def _check_same_images(own: Preprocess, start: Loaded) -> None:
 
 
 def _of_method(
-    request: TrainingRequest, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset
+    request: TrainingRequest, start: Loaded, teacher: nn.Module, own: Preprocess, dataset: AnyDataset, task: Task
 ) -> Objective:
     """What the method of a run learns by. Raises `BadInput` where none brings it, or the teacher sees other images."""
     bring = {plan.slug: m for plan in start.model.history.plans if isinstance(m := plan.method(), BringsObjective)}
@@ -303,7 +304,7 @@ def _of_method(
             "Give --distill soft or hard"
         )
     _check_same_images(own, start)
-    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher)
+    data = Data(dataset, start.preprocess, seed=request.config.seed, teacher=teacher, task=task)
     ((slug, method),) = bring.items()
     made = method.objective(start.model, data, request.config)
     if made is None:

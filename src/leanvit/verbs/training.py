@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from leanvit import tasks
 from leanvit.anatomy import OpenModel
 from leanvit.arguments import require_path
 from leanvit.data import AnyDataset, require_labels
@@ -27,8 +28,8 @@ from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.logs import keep_logs
 from leanvit.runs.saving import TargetRow
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.tasks import Task, read_task
 from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, check_run, fit
-from leanvit.training.callbacks import METRICS
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
@@ -53,8 +54,9 @@ class Trained:
     label: str
     epochs: int
     seconds: float
-    top1_percent: float | None  # of what was saved, on the validation split; of multi-label data the mAP
+    score: float | None  # of what was saved, on the validation split, in `unit`
     metric: str = "top-1"
+    unit: str = "%"
     epoch: int = 0  # whose weights were saved, from 1
     best_epoch: int | None = None  # whose validation was the best; None where there was none
 
@@ -73,11 +75,12 @@ class Ready:
     config: FitConfig
     objective: Objective | None
     convert: bool
+    task: Task
 
     @property
     def judged(self) -> AnyDataset | None:
-        """What the model is validated on: None where there are no labels."""
-        return self.validation if self.validation.labelled else None
+        """What the model is validated on: None where the data does not say what its task asks."""
+        return self.validation if set(self.task.reads) <= set(self.validation.field_names) else None
 
 
 def train(
@@ -102,6 +105,7 @@ def train(
     crop_pct: float | None = None,
     interpolation: str | None = None,
     methods: Sequence[Any] = (),
+    task: Task | str | None = None,
     limit: int | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
@@ -132,6 +136,8 @@ def train(
             and a standard deviation (of pixels in 0 to 1) for each channel; saved in what is made from it.
         methods: ways to train (methods of kind "train"), like `parse_with("gmm_mask")`: parts that are put into the
             model first, an objective (of one method) in the place of the loss, callbacks.
+        task: what the outputs mean, a task of `leanvit.tasks` or as `--task` takes it: "segmentation:ignore=11";
+            default: as the run says, else what the labels of the data are for.
         seed: of everything random; None is the recipe's, or 0.
         out: run folder; default: `runs/NAME`. resume: go on with the interrupted run in it.
         tensorboard: write `tensorboard/` into the run folder too.
@@ -183,11 +189,19 @@ def train(
         raise BadInput(f"--keep is {keep!r}; accepted: {' or '.join(KEEPS)}")
     batch = _batch_so_far(Path(str(out))) if resume else None
     ready = prepare(
-        request, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, batch=batch, log=log
+        request,
+        data,
+        adapt=adapt,
+        convert=convert,
+        class_names=class_names,
+        limit=limit,
+        batch=batch,
+        task=task,
+        log=log,
     )
     request = ready.request
     if keep == "best":
-        require_labels(ready.validation, "--keep best")
+        ready.task.check("--keep best", dataset=ready.validation)
     if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
         raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
     name = "-".join([ready.start.base, *(m.slug for m in methods)])
@@ -238,6 +252,7 @@ def _trained(
         preprocess=start.preprocess,
         config=ready.config,
         validate=ready.judged,
+        task=ready.task,
         convert=ready.convert,
     )
     if world.first and not resume:
@@ -259,6 +274,7 @@ def _trained(
         out=folder,
         resume=resume,
         validate=None if ready.judged is None else ready.judged.cached(),
+        task=ready.task,
         convert=ready.convert,
         keep=keep,
         about=_about(request),
@@ -269,7 +285,7 @@ def _trained(
     info = {
         "data": data,
         "training": request.config.to_json(),
-        "top1": result.top1,
+        **_scored(result),
         "epoch": result.epoch,
         "machine": environment()["cpu"],
         **request.record(),
@@ -289,12 +305,14 @@ def _trained(
             keep_tokens(folder, final, validation, start.preprocess, name=row_name(final))
             watch.record(folder, before=start.commands)
             log_bad(log, dataset, validation)
-    top1 = None if result.top1 is None else 100 * result.top1
-    metric = METRICS["map" if dataset.multi_label else "top1"]
-    log(_kept(result, metric, folder))
+    metric = result.task.metric
+    score = None if result.score is None else metric.shown(result.score)
+    log(_kept(result, folder))
     label = " + ".join([start.name, *(m.slug for m in request.methods)])
     epochs = request.config.epochs or len(result.history)
-    return Trained(folder, label, epochs, watch.seconds, top1, metric, result.epoch, result.best_epoch)
+    return Trained(
+        folder, label, epochs, watch.seconds, score, metric.title, metric.unit, result.epoch, result.best_epoch
+    )
 
 
 def _batch_so_far(folder: Path) -> int | None:
@@ -305,18 +323,25 @@ def _batch_so_far(folder: Path) -> int | None:
         return None
 
 
-def _kept(result: FitResult[Any], metric: str, folder: Path) -> str:
+def _scored(result: FitResult[Any]) -> dict[str, Any]:
+    """The score as a run's record has it: of labels by the name that it has always had there."""
+    if result.task.label_kind:
+        return {"top1": result.score}
+    return {"score": {"metric": result.task.metric.name, "value": result.score}}
+
+
+def _kept(result: FitResult[Any], folder: Path) -> str:
     """In one line, which epoch's weights were saved, and whether there were better ones."""
     last = len(result.history)
     kept = f"kept: epoch {result.epoch} of {last}"
-    if result.best_top1 is None:
+    if result.best_score is None:
         return f"{kept}, the last"
     if result.epoch == result.best_epoch:
         return f"{kept}, {'the last and the best' if result.epoch == last else 'the best'}"
-    if result.last_top1 == result.best_top1:
+    if result.last_score == result.best_score:
         return f"{kept}, the last; none was better"
     return (
-        f"{kept}, the last; the best was epoch {result.best_epoch} with {metric} {100 * result.best_top1:.1f} %: "
+        f"{kept}, the last; the best was epoch {result.best_epoch} with {result.task.metric.text(result.best_score)}: "
         f"--keep best keeps it (now too: the same command with --out {shlex.quote(str(folder))} --resume)"
     )
 
@@ -331,36 +356,36 @@ def prepare(
     log: Log,
     class_names: str = "by-name",
     batch: int | None = None,
+    task: Task | str | None = None,
 ) -> Ready:
     """Open data, build the model and its teacher, and check that they fit. Nothing is written.
 
     batch: the batch size of a training that is gone on with, where none is given.
     """
+    told: Task | None = read_task(task)
     seed = request.config.seed
     start = None if adapt else start_model(request, adapt_to=None, log=log)
     dataset = open_split(data, "train", seed=seed, limit=limit, log=log)
-    if not request.methods:  # else it depends on the objective that one may bring
-        require_labels(dataset, "train", instead="or a way to train that needs none (--with)")
     validation = open_split(data, "val", seed=seed, limit=limit, log=log, beside=dataset)
     start = start or start_model(request, adapt_to=dataset, log=log)
+    task = tasks.of(start.model, dataset, told)
+    task.check("train", model=start.model)
+    if not request.methods:  # else it depends on the objective that one may bring
+        task.check("train", dataset=dataset, instead="or a way to train that needs none (--with)")
     convert = require_fit(
-        start,
-        dataset,
-        adapted=adapt,
-        convert=convert or request.convert,
-        trains=True,
-        class_names=class_names,
-        judges="train",
+        start, dataset, adapted=adapt, convert=convert or request.convert, trains=True, class_names=class_names
     )
     start = with_range_of(dataset, start)
     dataset = with_classes_of(start, dataset, class_names=class_names, trains=True, log=log)
     validation = with_classes_of(start, validation, class_names=class_names, trains=True)
     request = with_fitting_batch(request, dataset, was=batch, log=log)
     start = with_methods(request, start, dataset, log=log)
-    goal, config = objective(request, start, dataset, log=log)
-    if goal is None or goal.needs_labels:
-        require_labels(dataset, "train" if goal is None else f"train by {type(goal).__name__}")
-    return Ready(request, start, dataset, validation, config, goal, convert)
+    goal, config = objective(request, start, dataset, task, log=log)
+    if goal is None:
+        task.check("train", dataset=dataset)
+    elif goal.needs_labels:
+        require_labels(dataset, f"train by {type(goal).__name__}")
+    return Ready(request, start, dataset, validation, config, goal, convert, task)
 
 
 def steering(ready: Ready) -> list[Any]:
@@ -393,6 +418,6 @@ def _earlier(start: Loaded) -> dict[str, Any]:
     """The earlier training stages of a run that is trained further, oldest first."""
     if start.folder is None:
         return {}
-    keys = ("data", "training", "recipe", "distill", "methods", "recovered_with", "top1", "machine")
+    keys = ("data", "training", "recipe", "distill", "methods", "recovered_with", "top1", "score", "machine")
     stage = {key: start.info[key] for key in keys if key in start.info}
     return {"from": start.name if start.reference else start.base, "stages": [*start.info.get("stages", []), stage]}

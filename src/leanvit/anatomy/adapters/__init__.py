@@ -51,7 +51,7 @@ def open_model(model: nn.Module, *, check: bool = True) -> OpenModel:
 def close_model(opened: OpenModel) -> nn.Module:
     """The timm model again, with the opened one's children (new classifiers and changed weights included).
 
-    What was set on the opened one goes along as attributes: `classes`, `multi_label`, `preprocess`.
+    What was set on the opened one goes along as attributes: `classes`, `task`, `preprocess`.
 
     Raises:
         BadInput: no opened model.
@@ -93,7 +93,7 @@ def _adapters(model: nn.Module) -> Iterator[Any]:
 
 def _hand_on(given: nn.Module, made: Any) -> None:
     """What a model declares of its outputs and images, where it does."""
-    for name in ("classes", "multi_label", "preprocess"):
+    for name in ("classes", "task", "preprocess"):
         if value := getattr(given, name, None):
             setattr(made, name, tuple(value) if name == "classes" else value)
 

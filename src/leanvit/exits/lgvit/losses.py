@@ -17,8 +17,8 @@ from leanvit.anatomy import OpenModel, State
 from leanvit.data import Batch, Preprocess
 from leanvit.errors import BadInput
 from leanvit.exits.lgvit.heads import LOCAL, picked, stride_of
+from leanvit.tasks.objectives import mean_head
 from leanvit.training import Loss, Objective
-from leanvit.training.objectives import mean_head
 
 STRATEGIES = ("normal", "weighted", "alternating", "alternating_weighted")
 
@@ -72,7 +72,7 @@ def joint_loss(exits: Sequence[Tensor], final: Tensor, layers: Sequence[int], st
 class Joint(Objective):
     """Stage 1: cross-entropy of all exits and the end."""
 
-    multi_label = False
+    learns = "one"
 
     def __init__(self, strategy: str) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ def _features(seen: Seen, i: int) -> Tensor:
 class SelfDistillation(Objective):
     """Stage 2: the network's end teaches the heads; the backbone is frozen and in eval mode, the heads train."""
 
-    multi_label = False
+    learns = "one"
 
     def __init__(self, kinds: Sequence[str], weights: Weights) -> None:
         super().__init__()

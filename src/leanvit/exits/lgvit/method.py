@@ -36,6 +36,7 @@ from leanvit.knobs import (
     check_fields,
     knob,
 )
+from leanvit.recipe.compat import require_known_task
 from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
@@ -170,6 +171,7 @@ class LGViT:
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     trainable_after: ClassVar[bool] = False
+    learns_from: ClassVar[tuple[str, ...]] = ("one",)
     tunable: ClassVar[tuple[str, ...]] = ("threshold", "speedup", "points", "rule", "patience")
     open_knobs: ClassVar[tuple[str, ...]] = ("epochs", "batch_size")
 
@@ -255,8 +257,7 @@ class LGViT:
 
     def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
         """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
-        if data.dataset.multi_label:
-            raise BadInput("lgvit's rules are about one class an image, but the data is multi-label")
+        require_known_task(self, data.task_of(data.whole))
         return held_out(data.dataset, self.held_out, data.seed)
 
     def learn(self, model: OpenModel, data: Data) -> Structure:

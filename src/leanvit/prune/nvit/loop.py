@@ -14,21 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from leanvit.data import Batch, Preprocess
+from leanvit.data.fields import LABEL
 from leanvit.prune.nvit.groups import all_open, due
 from leanvit.prune.nvit.masking import close_units
 from leanvit.prune.nvit.saliency import scores, smoothed
 from leanvit.prune.nvit.target import Target, pruning_step, reach
-from leanvit.training import (
-    BinaryCrossEntropy,
-    BinaryDistillation,
-    CrossEntropy,
-    Loss,
-    Objective,
-    Run,
-    SoftDistillation,
-)
-from leanvit.training.objectives import mean_head
-from leanvit.training.task_loss import needs_labels, terms_of
+from leanvit.tasks import Task
+from leanvit.training import Loss, Objective, Run
 
 MEASURED_TOLERANCE = 0.05  # of a measured latency against its target
 ROUNDS = 3  # of measuring and correcting the prediction at the end
@@ -66,22 +58,18 @@ class GlobalPruning(Objective):
         *,
         teacher: nn.Module,
         preprocess: Preprocess,
-        multi_label: bool,
+        task: Task,
         divisor: Mapping[str, float],
         measure: Measure | None = None,
-        task: Any = None,
         part: str = "",
     ) -> None:
-        """`task`: what outputs mean where they are no classes of images (`recipe.Task`). `part`: what is pruned of the
-        model that is trained, where it is a part of it."""
+        """`task`: what outputs mean. `part`: what is pruned of the model that is trained, where it is a part of it."""
         super().__init__()
         self.task, self.part = task, part
-        self.needs_labels = needs_labels(task)
+        self.needs_labels = LABEL in task.reads
         self.target, self.schedule, self.divisor, self.measure = target, schedule, dict(divisor), measure
-        self.multi_label = multi_label
-        self.base = BinaryCrossEntropy() if multi_label else CrossEntropy()
-        distillation = BinaryDistillation if multi_label else SoftDistillation
-        self.teaching = distillation(teacher, teacher_preprocess=preprocess, temperature=schedule.temperature)
+        self.base = task.objective()
+        self.teaching: Any = task.distillation(teacher, preprocess=preprocess, temperature=schedule.temperature)
         total = target.units.total
         self.register_buffer("gates", all_open(target.units))
         self.register_buffer("sums", torch.zeros(total))
@@ -98,28 +86,21 @@ class GlobalPruning(Objective):
         self.teaching.bind(model, preprocess)
 
     def terms(self, batch: Batch) -> int | None:
-        return terms_of(self.task, batch)
+        return self.task.terms(batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
-        outputs = model(batch.images, **context)
-        if self.task is None:
-            outputs = mean_head(outputs).float()
-        task = self.base.of(outputs, batch.targets) if self.task is None else self.task.loss(outputs, batch)
+        outputs = self.task.run(model, batch.images, **context)
+        task = self.task.loss(outputs, batch)
         if not self.pruning_steps:
             return Loss(task)
-        apart = self._apart(outputs, batch)
+        apart = self.divergence(outputs, self.teaching.ask_teacher(batch.images), batch)
         return Loss(task + self.schedule.distillation * apart, {"task": task.detach(), "divergence": apart.detach()})
 
-    def _apart(self, outputs: Any, batch: Batch) -> Tensor:
-        if self.task is None:
-            return self.divergence(outputs, self.teaching.ask_teacher(batch.images).float())
-        apart: Tensor = self.task.divergence(outputs, self.teaching.outputs_of_teacher(batch.images), batch)
-        return apart
-
-    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, outputs: Any, taught: Any, batch: Batch) -> Tensor:
         """KL at temperature T, averaged over images and classes; no factor T²."""
-        term = self.teaching.term(student, teacher) / self.schedule.temperature**2
-        return term if self.multi_label else term / student.shape[-1]
+        temperature = self.schedule.temperature
+        apart = self.task.divergence(outputs, taught, batch, temperature=temperature) / temperature**2
+        return apart / spread if (spread := self.task.spread(outputs)) > 1 else apart
 
     @property
     def pruning_steps(self) -> int:

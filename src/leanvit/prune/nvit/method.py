@@ -295,10 +295,9 @@ class NViT:
             PruningSchedule(self.interval, self._steps, per_step, self.distillation, self.temperature),
             teacher=copy.deepcopy(whole_of(model, data)) if data.teacher is None else data.teacher,
             preprocess=data.preprocess,
-            multi_label=data.dataset.multi_label,
+            task=data.task_of(whole_of(model, data)),
             divisor=divisors(len(model.blocks)),
             measure=measure,
-            task=data.task,
             part=data.part if data.whole is not None else "",
         )
 

@@ -26,13 +26,13 @@ from leanvit.anatomy.arithmetic.score import proportional
 from leanvit.anatomy.parts.tokens import take_tokens, with_prefix
 from leanvit.anatomy.surgery.steps import add_term, insert_step
 from leanvit.data import Batch
-from leanvit.recipe.learning import Data
+from leanvit.data.fields import LABEL
+from leanvit.recipe.learning import Data, whole_of
+from leanvit.tasks import Task
 from leanvit.tokens.diffrate.cost import Costs, Lists, require_reached
 from leanvit.tokens.diffrate.merging import match
 from leanvit.tokens.diffrate.merging import merge as means
-from leanvit.training import BinaryCrossEntropy, CrossEntropy, Loss, Objective
-from leanvit.training.objectives import mean_head
-from leanvit.training.task_loss import needs_labels, terms_of
+from leanvit.training import Loss, Objective
 
 KEY = "diffrate"  # in `State.extra`
 EPSILON = 1e-6  # of the masked softmax
@@ -235,7 +235,7 @@ def lists_of(steps: list[SoftReduce]) -> Lists:
 
 
 class MacsPenalty(Objective):
-    """Cross-entropy + weight · ((MACs - target) / dense MACs)², after the warm-up."""
+    """Loss of the task + weight · ((MACs - target) / dense MACs)², after the warm-up."""
 
     def __init__(
         self,
@@ -245,30 +245,24 @@ class MacsPenalty(Objective):
         share: float,
         weight: float,
         warmup: int,
-        multi_label: bool,
-        task: Any = None,
+        task: Task,
     ) -> None:
         super().__init__()
         self.task = task
-        self.needs_labels = needs_labels(task)
+        self.needs_labels = LABEL in task.reads
         self.steps, self.costs = tuple(steps), costs  # a tuple: the rates are the model's parameters, not these
         self.share, self.weight, self.warmup = share, weight, warmup
-        self.multi_label = multi_label
-        self.base = BinaryCrossEntropy() if multi_label else CrossEntropy()
+        self.base = task.objective()
 
     def extra_repr(self) -> str:
         """What a run to resume must have alike."""
         return f"macs={self.share}, weight={self.weight}, warmup={self.warmup}, {self.costs}"
 
     def terms(self, batch: Batch) -> int | None:
-        return terms_of(self.task, batch)
+        return self.task.terms(batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
-        outputs = model(batch.images, **context)
-        if self.task is None:
-            task = self.base.of(mean_head(outputs).float(), batch.targets)
-        else:
-            task = self.task.loss(outputs, batch)
+        task = self.task.loss(self.task.run(model, batch.images, **context), batch)
         share = self.reached()
         parts = {"task": task.detach(), "macs": share.detach()}
         if step < self.warmup:
@@ -323,8 +317,7 @@ class Search:
             share=self.macs,
             weight=self.macs_weight,
             warmup=int(self.warmup * self.steps),
-            multi_label=data.dataset.multi_label,
-            task=data.task,
+            task=data.task_of(whole_of(copied, data)),
         )
         data.fit(copied, objective, steps=self.steps, **self._numbers())
         found = settled(steps, costs, self.macs)

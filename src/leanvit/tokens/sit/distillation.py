@@ -14,8 +14,9 @@ from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.parts.slimming import reset_linear
 from leanvit.data import Batch, Preprocess, keyed
 from leanvit.errors import BadInput, Refused
-from leanvit.training import BinaryDistillation, Loss, Objective, SoftDistillation
-from leanvit.training.objectives import two_heads
+from leanvit.tasks import Classification, Task
+from leanvit.tasks.objectives import two_heads
+from leanvit.training import Loss, Objective
 from leanvit.training.parallel import is_sharded
 
 
@@ -75,16 +76,15 @@ class FeatureRecalibration(Objective):
         rtsm: bool = True,
         lr_scale: float = 5.0,
         label_smoothing: float = 0.0,
-        multi_label: bool = False,
+        task: Task | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.multi_label = multi_label
+        self.task = task = task or Classification()
         self.token_weight, self.logit_weight, self.lr_scale, self.seed = token_weight, logit_weight, lr_scale, seed
-        kind = BinaryDistillation if multi_label else SoftDistillation
-        self.logits = kind(
+        self.logits: Any = task.distillation(
             teacher,
-            teacher_preprocess=teacher_preprocess,
+            preprocess=teacher_preprocess,
             alpha=0.5,  # the weights here are this objective's
             temperature=temperature,
             label_smoothing=label_smoothing,

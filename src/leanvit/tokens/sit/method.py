@@ -80,6 +80,7 @@ class SiT:
     destroys: ClassVar[frozenset[str]] = frozenset({"full_grid", "maps", "places"})
     slot: ClassVar[str] = "after"
     blends: ClassVar[bool] = True
+    learns_from: ClassVar[tuple[str, ...]] = ("one", "several")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -187,7 +188,7 @@ class SiT:
             rtsm=self.rtsm,
             lr_scale=self.lr_scale,
             label_smoothing=config.label_smoothing,
-            multi_label=data.dataset.multi_label,
+            task=data.task_of(model),
             seed=self.seed,
         )
 

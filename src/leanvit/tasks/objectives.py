@@ -47,7 +47,8 @@ class Loss:
 class Objective(nn.Module):
     """Base of all objectives; subclasses give `forward`, the rest has defaults that fit most."""
 
-    multi_label: bool | None = None  # whether it is for multi-label data; None: for either
+    learns: str = ""  # labels that it is for: "one" class an image, or "several"; "": any
+    task: Any = None  # the task that it is made of, where it is made of one
     needs_labels: bool = True  # False: it never reads `batch.targets`, and also trains on data without labels
     pieces: int = 1  # losses of a forward that are differentiated one after the other; alike on all processes
     sees_clean: bool = False  # whether `batch.clean` holds the batch before mixing, where it is mixed; else it is None
@@ -98,7 +99,7 @@ class CrossEntropy(Objective):
     Smoothing y' = (1 - e) y + e / classes commutes with mixing, so mixed targets need no smoothing of their own.
     """
 
-    multi_label = False
+    learns = "one"
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class BinaryCrossEntropy(CrossEntropy):
     Smoothing moves both answers towards the middle: y' = (1 - e) y + e / 2.
     """
 
-    multi_label = True
+    learns = "several"
 
     def of(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Scalar loss of float logits (B, classes) and targets (B, classes) of 0 and 1, computed in float32."""
@@ -137,7 +138,7 @@ class Distillation(Objective):
     sees images normalised for another network answers wrongly without a sign.
     """
 
-    multi_label = False
+    learns = "one"
 
     def __init__(
         self,
@@ -168,8 +169,8 @@ class Distillation(Objective):
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Refuse a teacher that would mislead; switch a distilled network's second head on for training."""
-        _same_preprocess(self.teacher_preprocess, preprocess)
-        _no_shared_weights(self._teacher[0], model)
+        same_preprocess(self.teacher_preprocess, preprocess)
+        no_shared_weights(self._teacher[0], model)
         student_classes, teacher_classes = (getattr(m, "num_classes", None) for m in (model, self._teacher[0]))
         if student_classes and teacher_classes and student_classes != teacher_classes:
             raise BadInput(f"teacher has {teacher_classes} outputs, the student {student_classes}: give equal ones")
@@ -261,7 +262,7 @@ class BinaryDistillation(SoftDistillation):
     images (Hinton section 2, applied to each class).
     """
 
-    multi_label = True
+    learns = "several"
 
     def __init__(
         self,
@@ -302,7 +303,8 @@ def _pair(output: Any) -> Any:
     )
 
 
-def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:
+def same_preprocess(teacher: Preprocess, student: Preprocess) -> None:
+    """Raise `BadInput` for a teacher of other images than the student's."""
     if teacher.fingerprint() != student.fingerprint():
         raise BadInput(
             f"the teacher was trained with {teacher}, but the student's images are made with {student}: "
@@ -310,7 +312,8 @@ def _same_preprocess(teacher: Preprocess, student: Preprocess) -> None:
         )
 
 
-def _no_shared_weights(teacher: nn.Module, student: nn.Module) -> None:
+def no_shared_weights(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise `BadInput` for a teacher that would change while it teaches."""
     trained = {p.data_ptr() for p in student.parameters() if p.requires_grad and p.numel()}
     shared = _first(name for name, p in teacher.named_parameters() if p.numel() and p.data_ptr() in trained)
     if shared:

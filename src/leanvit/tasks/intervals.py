@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+import numpy as np
+
 from leanvit.errors import BadInput
+from leanvit.tasks.metric import Metric, Rows, count, resamples
 
 
 @dataclass(frozen=True)
@@ -23,13 +26,70 @@ class Interval:
     low: float
     high: float
     n: int
-    unit: str  # "fraction", "percent", "points" (percentage points)
+    unit: str  # "fraction", "percent", "points" (percentage points), or the unit of a metric
 
     def percent(self) -> Interval:
         """The same in percent, from a fraction."""
         if self.unit != "fraction":
             raise BadInput(f"only a fraction can be turned into percent, this interval is in {self.unit}")
         return replace(self, value=100 * self.value, low=100 * self.low, high=100 * self.high, unit="percent")
+
+    def shown(self) -> Interval:
+        """In percent from a fraction; as it is in any other unit."""
+        return self.percent() if self.unit == "fraction" else self
+
+
+@dataclass(frozen=True)
+class Change(Interval):
+    """A paired difference of a metric, in percentage points or its unit. Where an image is right or wrong: `lost` and
+    `gained` images, and McNemar's exact two-sided p."""
+
+    lost: int | None = None  # right before, wrong after
+    gained: int | None = None  # wrong before, right after
+    p_value: float | None = None
+
+
+Scores = Callable[[np.ndarray | None], np.ndarray]  # weights (R, N), or None for each image once -> scores (R,)
+
+
+def bootstrapped(scores: Scores, rows: Rows, metric: Metric, *, level: float = 0.95) -> Interval:
+    """A score with the percentile interval of a bootstrap over images, always of the same draws."""
+    n = count(rows)
+    value = float(scores(None)[0])
+    low, high = _quantiles(scores(resamples(n)), level)
+    unit = "fraction" if metric.unit == "%" else metric.unit
+    return Interval(value, min(value, low), max(value, high), n, unit)
+
+
+def paired(before: Scores, after: Scores, rows: Rows, metric: Metric, *, level: float = 0.95) -> Change:
+    """The difference of two scores of the same images, with the interval of a bootstrap that draws for both alike."""
+    n = count(rows)
+    value = float(after(None)[0] - before(None)[0])
+    weights = resamples(n)
+    low, high = _quantiles(after(weights) - before(weights), level)
+    scale, unit = (100, "points") if metric.unit == "%" else (1, metric.unit)
+    return Change(scale * value, scale * min(value, low), scale * max(value, high), n, unit)
+
+
+def from_pairs(gained: int, lost: int, n: int, *, level: float = 0.95) -> Change:
+    """The change of a share of images, of which some were gained and some lost: Tango's score interval, in points.
+
+    It stays honest for small samples and when no image changed (after 500 images without a change it still reaches
+    ±0.76 points).
+    """
+    low, high = tango(gained, lost, n, level=level)
+    value, p = 100 * (gained - lost) / n, mcnemar_exact(gained, lost)
+    return Change(value, 100 * low, 100 * high, n, "points", lost=lost, gained=gained, p_value=p)
+
+
+def _quantiles(scores: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise BadInput(f"level must lie between 0 and 1, got {level!r}")
+    sure = scores[np.isfinite(scores)]
+    if not len(sure):
+        return math.inf, -math.inf
+    low, high = np.quantile(sure, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:

@@ -1,0 +1,77 @@
+"""Tasks: what the outputs of a model mean, what is learned from them, and how a model is judged.
+
+One class a task, one place that says everything about it; the rest of leanvit asks (`leanvit.tasks.task.Task`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from leanvit.errors import BadInput
+from leanvit.tasks.classification import Classification
+from leanvit.tasks.heads import Head, Heads, make_of
+from leanvit.tasks.metric import Metric
+from leanvit.tasks.multilabel import MultiLabel
+from leanvit.tasks.registry import make_task, module_of, read_task, task, task_names
+from leanvit.tasks.segmentation import Segmentation
+from leanvit.tasks.task import Task
+
+__all__ = [
+    "Classification",
+    "Head",
+    "Heads",
+    "Metric",
+    "MultiLabel",
+    "Segmentation",
+    "Task",
+    "make_task",
+    "module_of",
+    "of",
+    "of_record",
+    "read_task",
+    "require_task",
+    "task",
+    "task_names",
+]
+
+_BY_LABELS = {"one": Classification(), "several": MultiLabel()}
+
+
+def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Task:
+    """The task at hand: the one that is given, else the model's own, else what the labels of the data are for.
+
+    A model of classes of images learns, and is judged, by the labels that the data has: one class an image, or several.
+    """
+    own = given if given is not None else getattr(model, "task", None)
+    if own is not None and (not own.label_kind or own.reads != own.needs):
+        found: Task = own.fitted(dataset) if dataset is not None else own
+        return found
+    if dataset is not None and dataset.labelled:
+        return _BY_LABELS[dataset.label_kind]
+    return _BY_LABELS["one"] if own is None else own
+
+
+def of_record(info: Mapping[str, Any]) -> Task | None:
+    """The task that a saved run says it is of; None: one class an image. Raises `BadInput` for an unknown one."""
+    if info.get("multi_label") is True:
+        return _BY_LABELS["several"]
+    found = info.get("task")
+    if found is None:
+        return None
+    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
+        raise BadInput(f"task is {found!r:.80}; accepted: a name and its fields")
+    name, module = found["name"], found.get("module", "")
+    if module and name not in task_names():
+        raise BadInput(
+            f"its task {name!r} is not leanvit's, it was registered by the module {module!r}: import that module "
+            f"before loading, on the command line with leanvit --import {module!r}"
+        )
+    made: Task = make_of(found)
+    return made
+
+
+def require_task(given: object, name: str = "task") -> None:
+    """Raise `BadInput` unless this is a task, or None."""
+    if given is not None and not isinstance(given, Task):
+        raise BadInput(f"{name} is a {type(given).__name__}; accepted: a task, as leanvit.tasks.Segmentation()")

@@ -1,0 +1,163 @@
+"""Several tasks in one model: outputs are a mapping, one entry a head, each of which has a task of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from leanvit.data import AnyDataset, Batch
+from leanvit.errors import BadInput, unknown
+from leanvit.tasks.metric import Metric, Rows, metric_of
+from leanvit.tasks.registry import make_task, task
+from leanvit.tasks.task import Task
+
+
+@task("heads")
+class Heads(Task):
+    """A task for each head by its name, as the model's outputs name them: `Heads({"class": ..., "angle": ...})`.
+
+    The loss is the sum of the heads' losses, and so is the divergence. The score is that of the first head; the others
+    are told beside it, as `angle.top1`.
+    """
+
+    words: ClassVar[str] = "of several tasks"
+
+    def __init__(self, tasks: Mapping[str, Any]) -> None:
+        """tasks: a task, or its JSON, by the name of its head. Raises `BadInput` for none, or a value that is none."""
+        if not isinstance(tasks, Mapping):
+            tasks = dict(tasks)
+        made = {name: make_of(one) for name, one in tasks.items()}
+        if not made:
+            raise BadInput("tasks is empty; accepted: a task by the name of each head")
+        for name, one in made.items():
+            if not isinstance(name, str) or not name.isidentifier() or not isinstance(one, Task):
+                raise BadInput(f"tasks[{name!r}] is a {type(one).__name__}; accepted: a task by a Python name")
+            if one.gathers:
+                raise BadInput(f"head {name!r}: the task {one.name} needs all rows at once, and heads are summed")
+        self.tasks: dict[str, Task] = made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Heads) and self.tasks == other.tasks
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.tasks.items()))
+
+    def __repr__(self) -> str:
+        return f"Heads({self.tasks})"
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
+        return tuple(
+            replace(one, name=f"{name}.{one.name}", title=f"{name}: {one.title}")
+            for name, of in self.tasks.items()
+            for one in of.metrics
+        )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(field for one in self.tasks.values() for field in one.reads))
+
+    def fitted(self, dataset: AnyDataset) -> Self:
+        return type(self)({name: one.fitted(dataset) for name, one in self.tasks.items()})
+
+    def at(self, name: str) -> Task:
+        """The task of a head. Raises `BadInput` for one that there is not."""
+        if name not in self.tasks:
+            raise unknown("head", name, self.tasks)
+        return self.tasks[name]
+
+    def problems(self, model: Any, dataset: Any) -> Iterator[str]:
+        for name, one in self.tasks.items():
+            for problem in one.problems(None, dataset):
+                yield f"head {name!r}: {problem}"
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        losses = [one.loss(self._of(outputs, name), batch) for name, one in self.tasks.items()]
+        return sum(losses[1:], start=losses[0])
+
+    def terms(self, batch: Batch) -> int | None:
+        """Images, or what all heads' losses are means of. Raises `BadInput` where they are of different things."""
+        counts = {one.terms(batch) for one in self.tasks.values()}
+        if len(counts) > 1:
+            raise BadInput(
+                f"heads {', '.join(self.tasks)}: their losses are means over different numbers of things "
+                f"({', '.join(map(str, counts))}): give a task whose loss divides all by one"
+            )
+        return counts.pop()
+
+    def divergence(self, outputs: Any, taught: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
+        apart = [
+            one.divergence(self._of(outputs, name), self._of(taught, name), batch, temperature=temperature)
+            for name, one in self.tasks.items()
+        ]
+        return sum(apart[1:], start=apart[0])
+
+    def rows(self, outputs: Any, batch: Batch) -> dict[str, Rows]:
+        return {name: one.rows(self._of(outputs, name), batch) for name, one in self.tasks.items()}
+
+    def score(self, rows: Any, weights: np.ndarray | None = None, metric: str = "") -> np.ndarray:
+        head, own = self._named(metric)
+        return self.tasks[head].score(rows[head], weights, own)
+
+    def interval(self, rows: Any, metric: str = "", *, level: float = 0.95) -> Any:
+        head, own = self._named(metric)
+        return self.tasks[head].interval(rows[head], own, level=level)
+
+    def change(self, before: Any, after: Any, *, level: float = 0.95) -> Any:
+        head = next(iter(self.tasks))
+        return self.tasks[head].change(before[head], after[head], level=level)
+
+    def answers(self, outputs: Any) -> dict[str, Any]:
+        return {name: one.answers(self._of(outputs, name)) for name, one in self.tasks.items()}
+
+    def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Any:
+        head = next(iter(self.tasks))
+        return self.tasks[head].agreement(one[head], other[head], level=level)
+
+    def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
+        return {
+            f"{head}_{name}": value
+            for head, one in self.tasks.items()
+            for name, value in one.columns(answer[head], one.classes).items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "tasks": {name: one.to_json() for name, one in self.tasks.items()}}
+
+    def _named(self, metric: str) -> tuple[str, str]:
+        head, _, own = metric_of(self.metrics, metric).name.partition(".")
+        return head, own
+
+    def _of(self, outputs: Any, name: str) -> Any:
+        if not isinstance(outputs, Mapping) or name not in outputs:
+            has = ", ".join(outputs) if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
+            raise BadInput(f"the outputs have no head {name!r} (the model gave {has}); accepted: a mapping of heads")
+        return outputs[name]
+
+
+def make_of(given: Any) -> Any:
+    """A task of its JSON; any other value as it is."""
+    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+        return given
+    return make_task(given["name"], {name: value for name, value in given.items() if name not in ("name", "module")})
+
+
+class Head(nn.Module):
+    """A runner of one head of a model with several: all of the model runs, one head's outputs come back."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        found: Any = getattr(model, "task", None)
+        if not isinstance(found, Heads):
+            raise BadInput(f"the model has no heads by name; accepted: one whose task is Heads, for {name!r}")
+        self.model, self.head, self.task = model, name, found.at(name)
+        self.classes = tuple(self.task.classes)
+        self.preprocess = getattr(model, "preprocess", None)
+
+    def forward(self, images: Any, **context: Any) -> Any:
+        """(B, C, H, W) -> the outputs of the head."""
+        return self.model(images, **context)[self.head]
