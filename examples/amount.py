@@ -30,7 +30,8 @@ class Amount(Task):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("mae", "mean absolute error", better="lower", unit="steps"),)
 
     def fitted(self, dataset: AnyDataset) -> Self:
-        return self if self.values else replace(self, values=tuple(map(_number, dataset.classes)))
+        named = tuple(map(_number, dataset.classes))
+        return self if self.values or np.isnan(named).any() else replace(self, values=named)
 
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
         outputs = getattr(model, "num_classes", 1)

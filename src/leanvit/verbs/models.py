@@ -123,7 +123,7 @@ def load_model(
             architecture, kwargs, pretrained and source is None, held, log, adapt=adapt_to is not None, source=source
         )
     loaded = _with_settings(loaded, preprocess_settings, log)
-    if adapt_to is not None:
+    if adapt_to is not None and len(adapt_to.classes) == loaded.model.num_classes:
         loaded = replace(loaded, classes=tuple(adapt_to.classes))
     loaded.model.classes = loaded.classes
     return loaded
