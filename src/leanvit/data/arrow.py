@@ -190,7 +190,8 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         return {}  # foreign metadata: fall back on names and types
     items = features.items() if isinstance(features, dict) else ()
-    return {name: feature for name, feature in items if isinstance(feature, dict)}
+    of_lists = ((name, {"feature": one[0]} if isinstance(one, list) and one else one) for name, one in items)
+    return {name: feature for name, feature in of_lists if isinstance(feature, dict)}
 
 
 def _of_feature(features: dict[str, dict[str, Any]], kind: str, prefer: str) -> list[str]:
@@ -335,8 +336,6 @@ def _member(kind: Any, names: Sequence[str]) -> Any:
 
 def _category_names(feature: Any) -> list[str]:
     """The names of a `ClassLabel` among the features of objects, below any lists."""
-    if isinstance(feature, list):
-        return next(filter(None, map(_category_names, feature)), [])
     if not isinstance(feature, dict):
         return []
     found = next((feature[name] for name in CATEGORY_NAMES if name in feature), None)

@@ -58,12 +58,12 @@ class Caption:
     """A cell of captions: one text, or several, also as a JSON list. Raises BadInput for one that is missing."""
 
     def __call__(self, cell: Any) -> list[str]:
-        texts = _listed_texts(cell) if isinstance(cell, str) else cell
-        if not isinstance(texts, list | tuple):
-            raise BadInput("is missing" if texts is None else f"{texts!r:.80}; accepted: a text, or a list of texts")
+        if cell is not None and not isinstance(cell, str | list | tuple):
+            raise BadInput(f"{cell!r:.80}; accepted: a text, or a list of texts")
+        texts = [text for one in ([cell] if isinstance(cell, str) else cell or ()) for text in _listed_texts(one)]
         if not texts or any(text is None or (isinstance(text, str) and not text.strip()) for text in texts):
             raise BadInput("is missing; accepted: a text, or a list of texts, none of them empty")
-        return list(texts)
+        return texts
 
 
 @dataclass(frozen=True)
@@ -266,9 +266,11 @@ def check_values(dataset: AnyDataset, spec: Spec) -> None:
         try:
             seen.append(read())
         except UnreadableImage as error:
-            failure = error
+            failure = failure or error
     if failure is not None and not seen and dataset.on_bad == "error":
-        raise BadInput(f"data {spec.text!r}, {dataset.split}: {failure}")
+        unsaid = "objects" in spec.columns and "boxes" not in spec.options and " box " in str(failure)
+        mend = " (boxes=xyxy: left, top, right, bottom)" if unsaid else ""
+        raise BadInput(f"data {spec.text!r}, {dataset.split}: {failure}{mend}")
     boxes = [sample.fields["objects"]["boxes"] for sample in seen if "objects" in sample.fields]
     largest = max((float(one.max()) for one in boxes if len(one)), default=2.0)
     if largest <= 1:
@@ -348,8 +350,9 @@ def _member(spec: Spec, name: str, given: str) -> tuple[str, str, str]:
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
-def _listed_texts(cell: str) -> list[Any]:
-    if cell.startswith("[") and cell.endswith("]"):
+def _listed_texts(cell: Any) -> list[Any]:
+    """The texts of a JSON list; what is none as it is."""
+    if isinstance(cell, str) and cell.startswith("[") and cell.endswith("]"):
         try:
             found = json.loads(cell)
         except (ValueError, RecursionError):
