@@ -74,9 +74,7 @@ def with_columns(root):
                 "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
                 "category": datasets.List(datasets.ClassLabel(names=["ant", "bee"])),
             },
-            "named": datasets.List(
-                {"bbox": datasets.List(datasets.Value("int64")), "category": datasets.Value("string")}
-            ),
+            "named": datasets.List({"bbox": datasets.List(whole), "category": datasets.Value("string")}),
         }
     )
     rows = {
