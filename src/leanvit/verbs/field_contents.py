@@ -60,7 +60,8 @@ class Contents:
             self.rows.append((len(value), sum(len(text.split()) for text in value)))
         elif isinstance(self.kind, Depths):
             known = value[value != self.kind.missing]
-            self.rows.append((known.min(initial=np.inf), known.max(initial=-np.inf), known.size / value.size))
+            ends = float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))
+            self.rows.append((*ends, known.size / value.size))
 
     def found(self) -> FieldFound:
         """What was found in all samples."""
