@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -553,6 +554,14 @@ def of_members(spec: str, **members: bytes) -> Stream:
     return stream
 
 
+@dataclass(frozen=True)
+class Later:
+    content: bytes
+
+    def read_bytes(self):
+        return self.content
+
+
 def test_members_of_a_shard_are_fields():
     found = fields_of_members(parse_spec(MEMBERS))
     endings = {name: ending for name, (ending, _) in found.items()}
@@ -566,6 +575,7 @@ def test_members_of_a_shard_are_fields():
         "caption": "txt", "mask": "tif", "objects": "boxes.json",
     }  # fmt: skip
     assert others["caption"][1].parse(b" two words\n") == ["two words"]
+    assert others["caption"][1].parse(Later(b"read later")) == ["read later"]
     whole = others["objects"][1].parse(json.dumps(objects_of(2)).encode())
     assert whole["boxes"].shape == (2, 4) and whole["labels"].tolist() == [0, 1]
 

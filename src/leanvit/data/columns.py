@@ -123,14 +123,17 @@ class Objects:
 
 @dataclass(frozen=True)
 class Member:
-    """The bytes of a member of a shard as the cell of a column: `json.FIELD` is a value of its JSON."""
+    """The content of a member of a shard as the cell of a column: `json.FIELD` is a value of its JSON.
+
+    Called with its bytes, or with what reads them: anything with `read_bytes`.
+    """
 
     parse: Callable[[Any], Any] | None
     kind: str  # "text", "json", or "pixels"
     value: str = ""  # of the JSON object; "": the whole
 
-    def __call__(self, content: bytes) -> Any:
-        cell = self._cell(content)
+    def __call__(self, content: Any) -> Any:
+        cell = self._cell(content if isinstance(content, bytes) else content.read_bytes())
         return cell if self.parse is None else self.parse(cell)
 
     def _cell(self, content: bytes) -> Any:
