@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from leanvit.data.columns import check_values
 from leanvit.data.dataset import Dataset
 from leanvit.data.declared import as_declared
 from leanvit.data.labels import alike
@@ -52,7 +53,8 @@ def open_dataset(
     (`labels=none` in a spec): a folder of images in any folders below it, parquet without a label column, shards
     without labels, lists of paths. These five may stand in the spec, too; the result's `spec` has them.
     Two more stand in the spec only: `channels=1|3|4`, and `range=LOW-HIGH`, the values of black and white of images
-    with more than 8 bits (see `declared.as_declared` for what is taken where it is not given).
+    with more than 8 bits (see `declared.as_declared` for what is taken where it is not given). So do the options that
+    make columns the fields of samples: `caption=`, `mask=`, `objects=`, `depth=` (see `columns`).
 
     The result's `left_out` counts what of the source is no sample, by reason; its `note` says what was guessed, and of
     a training split which classes have no image, and where there is one class only, or one image of each.
@@ -72,6 +74,7 @@ def open_dataset(
     parsed = parse_spec(text)
     source = source_of(parsed)
     dataset = as_declared(_with_choices(chosen_split(source, split), parsed, seed), source, parsed)
+    check_values(dataset, parsed)
     return _warned(dataset if limit is None else dataset.limited(limit, seed=seed))
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leanvit.data import BadImage
+from leanvit.verbs.field_contents import FieldFound, shown
 
 _SHOWN = 30  # classes with a bar
 _BAR = 40  # characters
@@ -37,6 +38,7 @@ class SplitFound:
     constant: int  # all pixels are equal
     bad: tuple[BadImage, ...]
     duplicates: tuple[tuple[str, str], ...]  # keys of images with equal content
+    fields: dict[str, FieldFound] = field(default_factory=dict)  # what the fields of the images that were read hold
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ class Looked:
         yield _split_table(self.splits)
         if self.labelled:
             yield _class_table(self)
+        yield from shown({split.split: split.fields for split in self.splits})
         for split in self.splits:
             yield from _findings(split, sampled=self.sampled)
         if self.leak is not None:
