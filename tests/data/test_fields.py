@@ -300,7 +300,7 @@ def test_every_verb_keeps_fields_with_their_samples(digits, verb):
 
 
 def test_labels_of_both_kinds_with_fields():
-    several = replace(open_dataset("digits", "train", limit=30), multi_label=True)
+    several = open_dataset("digits", "train", limit=30)
     several = with_codes(replace(several, targets=np.eye(10, dtype=np.float32)[several.targets]))
     for made in (several.few_shot(1), several.only_classes([3, 5]), several.limited(7)):
         assert len(made) and all(sample.fields["code"] == code(sample.key) for sample in made)

@@ -104,7 +104,11 @@ def test_streams_several_labels_and_embedded_data(tmp_path, sick):
     assert (found.form, split.images, split.counted, sum(split.per_class.values())) == ("webdataset shards", 10, 7, 7)
     (sick / "t.csv").write_text("image,a,b\ntrain/cat/001.png,1,0\ntrain/puppy/001.png,0,0\n")
     several = look(f"{sick}/t.csv")
-    assert several.multi_label and several.splits[0].unlabelled == 1 and several.splits[0].per_class == {"a": 1, "b": 0}
+    assert (
+        several.label_kind == "several"
+        and several.splits[0].unlabelled == 1
+        and several.splits[0].per_class == {"a": 1, "b": 0}
+    )
     digits = look("digits?classes=1,2", sample=5)
     assert digits.classes == ("1", "2") and digits.splits[0].modes == {"L": 5} and not digits.leak.pairs
 

@@ -219,7 +219,6 @@ def _open(
         channels=channels,
         image_size=image_size,
         note="; ".join(filter(None, notes)),
-        multi_label=targets is not None and targets.ndim == 2,
         left_out=left_out,
     )
     return with_fields(dataset, fields, note_of(spec), objects[1])

@@ -16,6 +16,7 @@ from PIL import Image
 from leanvit.data import AnyDataset, BadImage, Dataset, Stream, UnreadableImage, keyed, open_dataset
 from leanvit.data.dataset import as_sample_image
 from leanvit.data.decode import decode, header
+from leanvit.data.label_kinds import KINDS
 from leanvit.data.preprocess import own_settings
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
@@ -80,8 +81,7 @@ def look(
         spec=spec,
         form=held.form,
         classes=tuple(first.classes),
-        multi_label=first.multi_label,
-        labelled=first.labelled,
+        label_kind=first.label_kind,
         channels=first.channels,
         splits=tuple(looks),
         leak=leak,
@@ -202,11 +202,9 @@ def _balance(dataset: AnyDataset, seen: list[Any]) -> tuple[dict[str, int], int]
     if not dataset.labelled:
         return {}, 0
     targets: Any = dataset.targets if isinstance(dataset, Dataset) else np.array(seen)
-    if dataset.multi_label:
-        counts, unlabelled = targets.sum(axis=0).astype(int), int((~targets.any(axis=1)).sum())
-    else:
-        counts, unlabelled = np.bincount(targets, minlength=len(dataset.classes)), 0
-    return dict(zip(dataset.classes, map(int, counts), strict=True)), unlabelled
+    kind = KINDS[dataset.label_kind]
+    counts = kind.counted(targets, len(dataset.classes))
+    return dict(zip(dataset.classes, map(int, counts), strict=True)), kind.without(targets)
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from leanvit.data import AnyDataset, Boxes, Dataset, Field, Masks, Sample, UnreadableImage, keyed
+from leanvit.data.label_kinds import KINDS
 from leanvit.files import write_atomic
 
 COLUMNS = 8  # images of a class
@@ -67,8 +68,8 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
     else:
         found: dict[int, list[Image.Image]] = {target: [] for target in chosen}
         for number, item in enumerate(dataset.pass_over()):
-            carried = np.flatnonzero(item.target) if dataset.multi_label else [item.target or 0]
-            wanted = [int(t) for t in carried if int(t) in found and len(found[int(t)]) < COLUMNS]
+            carried = [0] if item.target is None else KINDS[dataset.label_kind].carried(item.target)
+            wanted = [target for target in carried if target in found and len(found[target]) < COLUMNS]
             if number >= _STREAMED:
                 break
             for target in wanted:
@@ -82,8 +83,7 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
 
 def _of_class(dataset: Dataset, target: int, seed: int) -> Iterator[Image.Image]:
     targets: Any = dataset.targets
-    carries = targets[:, target] > 0 if dataset.multi_label else targets == target
-    indices = np.flatnonzero(carries)
+    indices = np.flatnonzero(KINDS[dataset.label_kind].carries(targets, target))
     value = keyed.ranks(dataset.key_hashes[indices], "grid", seed)
     taken = 0
     for index in indices[np.argsort(value, kind="stable")]:
