@@ -7,16 +7,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-Meter = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far counted work is: `with meter("choosing thresholds", 40) as done: done(1); done(2)`."""
 
 
-def _unseen(what: str, total: int) -> AbstractContextManager[Callable[[int], object]]:
+def _unseen(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Says a line, and counts: `with progress.meter("indexing", 40) as done: done(1); done(2)`."""
+    """Where lines and counts go."""
 
     log: Callable[[str], object] = lambda line: None
     meter: Meter = _unseen

@@ -26,7 +26,7 @@ import numpy as np
 from leanvit.data import tars
 from leanvit.data.arrow import require
 from leanvit.data.progress import current
-from leanvit.data.stored import INDEX, ShardFile, Stored, index_path
+from leanvit.data.stored import ShardFile, Stored, index_path
 from leanvit.errors import BadInput, CheckpointError, LeanvitError
 from leanvit.files import read_strict, write_atomic
 
@@ -154,6 +154,7 @@ class Indexes:
     unfit: dict[Path, str] = field(default_factory=dict)  # shard -> why its index was made anew
     unkept: str = ""  # why an index could not be written
     _known: dict[Path, ShardIndex] = field(default_factory=dict)
+    _said: bool = False
 
     def of(self, path: Path) -> ShardIndex:
         """The index of one shard. Raises BadInput as `tars.members`."""
@@ -163,7 +164,7 @@ class Indexes:
         """The indexes of shards; what must be made is made with progress, and written shard by shard."""
         missing = [path for path in paths if path not in self._known and not self._loads(path)]
         if missing:
-            self._make(missing, len(paths))
+            self._make(missing)
         return [self._known[path] for path in paths]
 
     @property
@@ -187,16 +188,18 @@ class Indexes:
             return False
         return True
 
-    def _make(self, paths: Sequence[Path], of: int) -> None:
+    def _make(self, paths: Sequence[Path]) -> None:
         sizes = [path.stat().st_size for path in paths]
-        kept = f"{paths[0].name}{INDEX}" + (", …" if len(paths) > 1 else "")
-        current().log(f"data: indexing {len(paths)} of {of} shards; indexes are kept beside them ({kept})")
+        if not self._said:
+            kept = f"each index is kept beside its shard, the first is {index_path(paths[0])}"
+            current().log(f"data: indexing shards; {'; '.join(filter(None, (kept, self.note)))}")
+        self._said = True
         with current().meter("indexing, MiB", max(1, sum(sizes) >> 20)) as done:
             before = 0
             for path, size in zip(paths, sizes, strict=True):
                 self._known[path] = self._made(path, _counter(done, before))
                 before += size
-                done(before >> 20)
+                done(max(1, before >> 20))
 
     def _made(self, path: Path, passed: Callable[[int], object]) -> ShardIndex:
         file, batch, about = _read_through(path, passed)
@@ -207,7 +210,7 @@ class Indexes:
         return ShardIndex(file, about.seekable, about.left_out, batch)
 
 
-def _counter(done: Callable[[int], object], before: int) -> Callable[[int], object]:
+def _counter(done: Callable[[int], None], before: int) -> Callable[[int], object]:
     """Hears of each member of a shard, and says a few of them."""
     count = 0
 
@@ -215,7 +218,7 @@ def _counter(done: Callable[[int], object], before: int) -> Callable[[int], obje
         nonlocal count
         count += 1
         if count % _SAID == 0:
-            done((before + offset) >> 20)
+            done(max(1, (before + offset) >> 20))
 
     return passed
 
