@@ -357,16 +357,18 @@ def _content(beside: Path) -> tuple[Any, _About]:
     Raises _Unfit, CheckpointError, and what pyarrow does.
     """
     pa = require("pyarrow")
+    with beside.open("rb") as file:  # read, not mapped: what is not looked up later takes no memory
+        file.seek(_HEAD)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     with pa.memory_map(str(beside)) as mapped:
         content = mapped.read_buffer()
     head = read_strict(_Head, content.slice(0, _HEAD).to_pybytes(), beside.name)
     if head.kind == KIND and head.format > FORMAT:
         raise _Unfit(f"has format {head.format}, and this leanvit reads up to {FORMAT}")
-    rest = content.slice(_HEAD)
-    if head.kind != KIND or head.format != FORMAT or hashlib.sha256(rest).hexdigest() != head.sha256:
+    if head.kind != KIND or head.format != FORMAT or head.sha256 != digest:
         raise _Unfit("is damaged")
     try:
-        batch = pa.ipc.open_stream(rest).read_next_batch()
+        batch = pa.ipc.open_stream(content.slice(_HEAD)).read_next_batch()
     except StopIteration:
         raise _Unfit("is damaged") from None
     about = read_strict(_About, (batch.schema.metadata or {}).get(b"leanvit", b""), beside.name)
