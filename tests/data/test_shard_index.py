@@ -15,7 +15,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from leanvit.data.stored import index_path
 from leanvit.data.stream import Encoded, Stream
 from leanvit.errors import BadInput
 from pictures import picture, png
-from shards import numbered, write_shard, write_shards
+from shards import exchange, numbered, rewrite_index, write_shard, write_shards
 
 pytest.importorskip("webdataset")
 pa = pytest.importorskip("pyarrow")
@@ -240,16 +240,6 @@ def test_the_index_has_every_member_of_a_sample(tmp_path):
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
-def rewritten(shard: Path, change) -> None:
-    """The index with one of its columns, or what it says of the shard, changed, and sealed again."""
-    batch, about = shard_index._content(index_path(shard))
-    columns = {name: batch.column(name) for name in batch.schema.names}
-    about = asdict(about)
-    change(columns, about)
-    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
-    index_path(shard).write_bytes(shard_index._as_file(batch, shard_index._About(**about)))
-
-
 def column(name, edit):
     def change(columns, about):
         values = columns[name].to_numpy().copy()
@@ -313,7 +303,7 @@ UNFIT = {
 @pytest.mark.parametrize("name", UNFIT)
 def test_an_index_that_does_not_fit_is_made_anew(shard, name):
     change, reason = UNFIT[name]
-    rewritten(shard, change)
+    rewrite_index(shard, change)
     stream = opened(shard)
     assert stream.note == f"indexes were made anew: s-0.tar.index {reason}"
     assert keys(stream) == [f"{number:04d}" for number in range(12)]
@@ -321,7 +311,7 @@ def test_an_index_that_does_not_fit_is_made_anew(shard, name):
 
 
 def test_an_index_that_is_changed_lawfully_is_used(shard):
-    rewritten(shard, lambda columns, about: None)
+    rewrite_index(shard, lambda columns, about: None)
     assert opened(shard).note == ""
 
 
@@ -352,13 +342,7 @@ def test_an_index_that_is_older_than_its_shard_is_made_anew(shard):
 
 
 def test_an_index_that_points_at_another_member(shard):
-    def swap(columns, about):
-        for name in ("header", "data", "size"):
-            values = columns[name].to_numpy().copy()
-            values[[20, 22]] = values[[22, 20]]
-            columns[name] = pa.array(values)
-
-    rewritten(shard, swap)
+    rewrite_index(shard, exchange(20, 22))
     stream = opened(shard, on_bad="skip")
     says = (
         r"shard .*s-0\.tar: at byte \d+ there is no member 0010\.png of \d+ bytes, which its index places there; "

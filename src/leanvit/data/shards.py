@@ -323,7 +323,8 @@ def _texts(index: ShardIndex, rows: np.ndarray) -> Any:
 def _distinct_keys(indexes: Sequence[ShardIndex]) -> int:
     """How many different keys there are in all."""
     pa, compute = require("pyarrow"), require("pyarrow.compute")
-    return compute.count_distinct(pa.chunked_array([index.keys for index in indexes])).as_py()
+    keys = pa.chunked_array([index.keys for index in indexes])
+    return compute.count_distinct(keys, memory_pool=pa.system_memory_pool()).as_py()  # which gives memory back
 
 
 def _targets(scans: Sequence[_Scan], classes: Sequence[str], multi: bool) -> list[Targets]:
