@@ -230,11 +230,10 @@ def _read_through(
     path: Path, passed: Callable[[int], object], *, whole_texts: bool = False
 ) -> tuple[ShardFile, Any, _About]:
     """The members of a shard. Raises BadInput as `tars.members`."""
-    file = _at_rest(path)
-    compressed = tars.is_compressed(path)
+    with tars.damage(path):
+        file, compressed = _at_rest(path), tars.is_compressed(path)
     left_out: Counter[str] = Counter()
-    rows = _Rows()
-    sparse = False
+    rows, sparse = _Rows(), False
     # What cannot be read at its place is not read again for a label.
     text_bytes = tars.LABEL_BYTES if whole_texts or compressed else TEXT_BYTES
     for member in tars.members(path, left_out, text_bytes=text_bytes, passed=passed):
@@ -242,7 +241,7 @@ def _read_through(
         rows.add(member)
     if sparse and not whole_texts:
         return _read_through(path, passed, whole_texts=True)
-    if ShardFile.of(path) != file:
+    if not path.exists() or ShardFile.of(path) != file:
         raise BadInput(f"shard {path.name} was changed while it was indexed; open the data again when it is complete")
     left_out["samples without an image"] += rows.without_image
     return file, rows.batch(), _About(file.size, file.mtime_ns, not compressed and not sparse, dict(+left_out))
