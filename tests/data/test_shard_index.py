@@ -104,6 +104,15 @@ def test_order_and_bits_are_those_of_a_walk_through_the_shards(pattern, name):
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest
 
 
+def test_compressed_and_plain_shards_together(tmp_path):
+    write_shards(tmp_path, "s", count=3, size=7)
+    (tmp_path / "s-1.tar.gz").write_bytes(gzip.compress((tmp_path / "s-1.tar").read_bytes()))
+    stream = opened(f"{tmp_path}/s-{{0.tar,1.tar.gz,2.tar}}?buffer=4")
+    for one, other in ((stream, walked(stream)), (stream.limited(10), walked(stream).limited(10))):
+        assert [item.key for item in one.epoch(seed=1, epoch=0)] == [item.key for item in other.epoch(seed=1, epoch=0)]
+    assert [sample.target for sample in stream] == [number % 3 for number in range(21)]
+
+
 def test_limited_streams_and_fields_by_key(pattern):
     few = opened(pattern, limit=25)
     assert keys(few) == [f"{number:04d}" for number in range(25)]
