@@ -105,3 +105,11 @@ def test_a_trend_with_a_name_that_nobody_knows_is_refused(smoke: Any, tmp_path: 
     path.write_text((TRENDS / "evit_tokens.toml").read_text().replace("epochs =", "epoch ="))
     with pytest.raises(BadInput, match=r"odd\.toml: .*'epoch'"):
         smoke("trends", str(path))
+
+
+@pytest.mark.e2e
+def test_two_processes_read_each_sample_of_tar_shards_once(smoke: Any) -> None:
+    found = smoke("tar_shards")
+    (row,) = found["rows"]
+    assert row["images"] == [1000, 1000] and row["read_of_set"] < 1
+    assert row["resumed_images"] == 1232 and 0.6 < row["resumed_read_of_set"] / row["read_of_set"] < 0.63

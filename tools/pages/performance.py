@@ -37,7 +37,7 @@ SECTIONS = {  # names of files in benchmarks/results
         "lgvit_stream",
         "lgvit_stream_deit_small",
     ),
-    "Training": ("train_speed",),
+    "Training": ("train_speed", "tar_shards"),
     "Architectures": ("backbone_throughput", "small_data", "gmm_mask_small_data"),
     "Layers, kernels, tables": ("attention_cost", "plain_speed", "latency_tables"),
 }

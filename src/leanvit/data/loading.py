@@ -23,6 +23,7 @@ from leanvit.data.dataset import NO_FIELDS, Dataset, Sample
 from leanvit.data.decode import BadImage, UnreadableImage
 from leanvit.data.fields import LABEL, check_augment
 from leanvit.data.joint import JointTransform
+from leanvit.data.label_kinds import KINDS
 from leanvit.data.preprocess import Preprocess
 from leanvit.data.specs import check_on_bad
 from leanvit.data.stream import AnyDataset, Stream
@@ -225,8 +226,8 @@ def loader(
     or an `Augment`) is drawn by (seed, epoch, key). With `repeats` an image comes that many times in a row, each view
     drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them. Flips are left out where
     `dataset.mirror` is false. Without `train`, the data set's own order and no augmentation. `workers` processes decode
-    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (a stream reads
-    over them, without decoding).
+    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (streamed data
+    and compressed shards are read over, without decoding).
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
@@ -314,7 +315,7 @@ def view_parts(seed: int, epoch: int, key: str, view: int) -> tuple[int | str, .
 
 @dataclass(frozen=True)
 class _Cuts:
-    """The batches of a stream as lists of encoded samples: read in the main process, decoded where they are sent."""
+    """The batches of a stream as lists of encoded samples, or of their places: decoded where they are sent."""
 
     stream: Stream
     order: tuple[int, int] | None  # (seed, epoch) of training; None is the stored order
@@ -329,14 +330,17 @@ class _Cuts:
         return self.count
 
     def __iter__(self) -> Iterator[Any]:
-        stream, order = self.stream, self.order
-        items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
+        epoch = self.stream.passing(self.order)
         views = range(self.repeats)
-        items = (item._replace(visit=item.visit * self.repeats + view) for item in items for view in views)
-        items = islice(items, self.skip * self.size, None)
+        items = islice(((item, view) for item in epoch.items for view in views), self.skip * self.size, None)
         for _ in range(self.count):
             batch = list(islice(items, self.size))
-            yield [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
+            own = [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
+            samples = epoch.made([item for item, _ in own])
+            yield [
+                sample._replace(visit=sample.visit * self.repeats + view)
+                for sample, (_, view) in zip(samples, own, strict=True)
+            ]
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,8 @@ class _Fetch:
         erasing = augment.erasing() if augment else ()
         spatial = any(one.spatial for one in loader.dataset.fields.values())
         joint = JointTransform.of(preprocess, augment) if spatial else None
+        if isinstance(loader.dataset, Stream):  # what a worker is sent: samples come to it one by one
+            loader = replace(loader, dataset=replace(loader.dataset, parts=()), batches=())
         return _Fetch(loader, preprocess.u8_transform(augment), erasing, joint)
 
     def __getitem__(self, items: Any) -> Batch | LeanvitError:
@@ -418,12 +424,8 @@ class _Fetch:
         return dataset[int(index)], int(view)
 
     def _targets(self, targets: list[Any]) -> torch.Tensor | None:
-        if not self.loader.dataset.labelled:
-            return None
-        if not self.loader.dataset.multi_label:
-            return torch.tensor(targets, dtype=torch.int64)
-        vectors = np.array(targets, dtype=np.float32)
-        return torch.from_numpy(vectors.reshape(len(targets), len(self.loader.dataset.classes)))
+        dataset = self.loader.dataset
+        return KINDS[dataset.label_kind].batched(targets, len(dataset.classes)) if dataset.labelled else None
 
     def _with_fields(self, batch: Batch, samples: list[Sample]) -> Batch:
         preprocess, kinds = self.loader.preprocess, self.loader.dataset.fields

@@ -4,17 +4,20 @@ The contract is weaker than `Dataset`'s in one point: the order of an epoch foll
 their order and sizes, so the same images cut into other shards come in another order. The rest holds: order and
 augmentation do not depend on workers or processes, and a resumed run sees exactly the batches that were left.
 
-Encoded samples are read by one process, in order, and decoded by the workers. So any number of workers goes with any
-number of shards: none is read twice, none is left out, and no worker idles for want of a shard.
+Each process goes through the samples in order, and the workers decode them. So any number of workers goes with any
+number of shards: none is read twice, none is left out, and no worker idles for want of a shard. Of shards with an
+index, only the places of samples go that way: what is not decoded (the share of another process, what a resume leaves
+out) is not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,20 +27,24 @@ from leanvit.data.dataset import NO_FIELDS, Dataset, Sample, as_sample_image, ne
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey
 from leanvit.data.depth import PixelRange
 from leanvit.data.fields import LABEL, Field
+from leanvit.data.label_kinds import KINDS, ONE, Labelled
 from leanvit.data.specs import Spec
+from leanvit.data.stored import Stored
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
 
 BUFFER = 1000  # samples among which the next one is drawn
+_BLOCK = 1024  # samples that are numbered, or made of their numbers, at a time
 
 
 class Encoded(NamedTuple):
     """One sample as it lies in the stream; `visit` counts how often an epoch has come to its shard before.
 
+    encoded: the image, or the place that it is read from where it is decoded (`as_bytes`).
     fields: values as they lie there, by the names of `Stream.fields`.
     """
 
-    encoded: bytes
+    encoded: bytes | Stored
     target: int | np.ndarray | None
     key: str
     visit: int = 0
@@ -53,8 +60,33 @@ class Part(Protocol):
     def __iter__(self) -> Iterator[Encoded]: ...
 
 
+@runtime_checkable
+class PlacedPart(Part, Protocol):
+    """A part whose samples are reached by their numbers, and read by whoever decodes them."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, samples: np.ndarray) -> list[Encoded]: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The samples of a pass or an epoch, in order, as `items` that `made` turns into samples, several at a time.
+
+    Of parts with places they are numbers: what is left out of them costs nothing. Else they are samples.
+    """
+
+    items: Iterator[Any]
+    made: Callable[[list[Any]], list[Encoded]]
+    several: int
+
+    def __iter__(self) -> Iterator[Encoded]:
+        while items := list(islice(self.items, self.several)):
+            yield from self.made(items)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Stream:
+class Stream(Labelled):
     """An iterable set of images. `len` is the number of samples in an epoch.
 
     Exact (`resampled` false): an epoch is one pass over all shards, in an order of (seed, epoch) while training, the
@@ -69,7 +101,7 @@ class Stream:
     length: int
     channels: int  # 1 (grey), 3, or 4 where they are declared
     image_size: tuple[int, int]  # typical (h, w)
-    multi_label: bool = False
+    kind: str = ONE  # what labels say of an image: "one" class, or "several"
     resampled: bool = False
     buffer: int = BUFFER
     mirror: bool = True
@@ -112,7 +144,7 @@ class Stream:
     @property
     def label_kind(self) -> str:
         """As of `Dataset`."""
-        return ("several" if self.multi_label else "one") if self.labelled else ""
+        return self.kind if self.labelled else ""
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -131,11 +163,11 @@ class Stream:
 
     def without_labels(self) -> Stream:
         """The same samples without their classes."""
-        return replace(self, classes=[], labelled=False, multi_label=False, matched=None)
+        return replace(self, classes=[], labelled=False, kind=ONE, matched=None)
 
     def read(self, item: Encoded) -> Sample:
         """Decode one sample. Raises UnreadableImage."""
-        image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
+        image = decode(as_bytes(item.encoded), key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
         image = as_sample_image(image, self.channels, key=item.key, pixel_range=self.pixel_range)
         if not self.fields:
             return Sample(image, item.target, item.key)
@@ -145,11 +177,27 @@ class Stream:
 
     def pass_over(self) -> Iterator[Encoded]:
         """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""
-        return self._counted(item for part in self.parts for item in part)
+        return iter(self.passing())
 
     def epoch(self, *, seed: int, epoch: int) -> Iterator[Encoded]:
         """`len` samples in the training order of (seed, epoch): shards shuffled, then samples within a buffer."""
-        return self._counted(_shuffled(self._in_training_order(seed, epoch), self.buffer, seed=seed, epoch=epoch))
+        return iter(self.passing((seed, epoch)))
+
+    def passing(self, drawn: tuple[int, int] | None = None) -> Pass:
+        """`epoch` of (seed, epoch), or `pass_over` for None, as what its samples are made of."""
+        parts = self._in_stored_order() if drawn is None else self._in_training_order(*drawn)
+        placed = [part for part in self.parts if isinstance(part, PlacedPart)]
+        if len(placed) == len(self.parts):
+            endless = self.resampled and drawn is not None
+            items: Iterator[Any] = itertools.count() if endless else iter(range(sum(map(len, placed))))
+            several = _BLOCK
+            made: Callable[[list[Any]], list[Encoded]] = _Places(parts).at
+        else:
+            items = (item._replace(visit=visit) if visit else item for part, visit in parts for item in part)
+            several, made = 1, list
+        if drawn is not None:
+            items = _shuffled(items, self.buffer, *drawn, several)
+        return Pass(self._counted(items), lambda items: self._with_targets(made(items)), several)
 
     def onto(self, matched: Matched, classes: Sequence[str]) -> Stream:
         """The same samples with a model's outputs as their classes, which `classes` names: targets are outputs."""
@@ -160,7 +208,8 @@ class Stream:
         check("limit", count, Count)
         if count >= len(self):
             return self
-        return replace(self, parts=(_First(self.parts, count),), length=count)
+        placed = all(isinstance(part, PlacedPart) for part in self.parts)
+        return replace(self, parts=((_FirstPlaced if placed else _First)(self.parts, count),), length=count)
 
     def cached(self, *, max_bytes: int = 0) -> Stream:
         """The stream itself: it is not kept in memory."""
@@ -170,11 +219,15 @@ class Stream:
         """The stream itself: bad images are met, and left out, while it is read."""
         return self
 
-    def _in_training_order(self, seed: int, epoch: int) -> Iterator[Encoded]:
+    def _in_stored_order(self) -> Iterator[tuple[Part, int]]:
+        """(part, how often it came before)."""
+        return ((part, 0) for part in self.parts)
+
+    def _in_training_order(self, seed: int, epoch: int) -> Iterator[tuple[Part, int]]:
         visits = dict.fromkeys(range(len(self.parts)), 0)
         for number in self._order_of_parts(seed, epoch):
             visit, visits[number] = visits[number], visits[number] + 1
-            yield from (item._replace(visit=visit) if visit else item for item in self.parts[number])
+            yield self.parts[number], visit
 
     def _order_of_parts(self, seed: int, epoch: int) -> Iterator[int]:
         if self.resampled:
@@ -184,41 +237,73 @@ class Stream:
         value = keyed.ranks(keyed.hashes([part.name for part in self.parts]), "shards", seed, epoch)
         yield from (int(number) for number in np.argsort(value, kind="stable"))
 
-    def _counted(self, items: Iterator[Encoded]) -> Iterator[Encoded]:
+    def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
         count = 0
         for item in islice(items, self.length):
             count += 1
-            if not self.labelled:
-                yield item if item.target is None else item._replace(target=None)
-            else:
-                yield item if self.matched is None else item._replace(target=_output(item.target, self.matched))
+            yield item
         if count < self.length:
             raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
 
+    def _with_targets(self, items: list[Encoded]) -> list[Encoded]:
+        """The samples with the targets of this stream."""
+        if not self.labelled:
+            return [item if item.target is None else item._replace(target=None) for item in items]
+        matched, kind = self.matched, KINDS[self.kind]
+        if matched is None:
+            return items
+        return [item._replace(target=kind.target(kind.onto(item.target, matched))) for item in items]
+
 
 AnyDataset = Dataset | Stream
-
-
-def _output(target: int | np.ndarray | None, matched: Matched) -> int | np.ndarray:
-    """A target as an output of a model, or as a vector over its outputs."""
-    if not isinstance(target, np.ndarray):
-        assert target is not None, "of a stream with labels"
-        return matched.positions[int(target)]
-    outputs = np.zeros(matched.outputs, dtype=target.dtype)
-    outputs[list(matched.positions)] = target
-    return outputs
 
 
 @dataclass(frozen=True)
 class _First:
     """The first samples of several parts, as one."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Any, ...]
     count: int
     name: str = "first"
 
     def __iter__(self) -> Iterator[Encoded]:
         return islice((item for part in self.parts for item in part), self.count)
+
+
+class _FirstPlaced(_First):
+    def __len__(self) -> int:
+        return self.count
+
+    def at(self, samples: np.ndarray) -> list[Encoded]:
+        return _Places((part, 0) for part in self.parts).at(samples)
+
+
+class _Places:
+    """Samples by their numbers in a pass, 0, 1, ...: those of its first part, then those of the next, and so on."""
+
+    def __init__(self, parts: Iterator[tuple[Any, int]]) -> None:
+        self._parts = parts  # (part, how often it came before)
+        self._met: list[tuple[Any, int]] = []
+        self._begins = [0]  # of each part that was met the number of its first sample, and of the next one
+
+    def at(self, items: Sequence[int] | np.ndarray) -> list[Encoded]:
+        numbers = np.asarray(items, dtype=np.int64)
+        while self._begins[-1] <= numbers.max(initial=-1):
+            self._met.append(next(self._parts))
+            self._begins.append(self._begins[-1] + len(self._met[-1][0]))
+        found: list[Any] = [None] * len(numbers)
+        owners = np.searchsorted(self._begins, numbers, side="right") - 1
+        for owner in np.unique(owners).tolist():
+            (part, visit), rows = self._met[owner], np.flatnonzero(owners == owner)
+            for row, item in zip(rows.tolist(), part.at(numbers[rows] - self._begins[owner]), strict=True):
+                found[row] = item._replace(visit=visit) if visit else item
+        return found
+
+
+def in_blocks(part: PlacedPart) -> Iterator[Encoded]:
+    """The samples of a part with places, in order."""
+    for first in range(0, len(part), _BLOCK):
+        yield from part.at(np.arange(first, min(first + _BLOCK, len(part))))
 
 
 def checked_epoch(spec: str, epoch: int | None, held: int, *, resampled: bool) -> int:
@@ -244,7 +329,7 @@ def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[i
     seen, failure = [], None
     for item in islice((item for part in parts for item in part), looks):
         try:
-            seen.append(decode(item.encoded, key=item.key))
+            seen.append(decode(as_bytes(item.encoded), key=item.key))
         except UnreadableImage as error:
             failure = error
     if not seen:
@@ -253,16 +338,17 @@ def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[i
     return (1 if all(map(is_grey, seen)) else 3), (height, width)
 
 
-def as_bytes(encoded: bytes | Path) -> bytes:
-    """The bytes of an encoded image, read where it is a file."""
-    return encoded.read_bytes() if isinstance(encoded, Path) else encoded
+def as_bytes(encoded: bytes | Path | Stored) -> bytes:
+    """The bytes of an encoded image, read where it is a file or lies in one. Raises BadInput as `Stored.read_bytes`."""
+    return encoded if isinstance(encoded, bytes) else encoded.read_bytes()
 
 
-def _shuffled(items: Iterator[Encoded], size: int, *, seed: int, epoch: int) -> Iterator[Encoded]:
+def _shuffled(items: Iterator[Any], size: int, seed: int, epoch: int, ahead: int) -> Iterator[Any]:
+    """Each next item is drawn among `size`; `ahead` items are taken at a time, which changes nothing but the speed."""
     draw = keyed.numpy("buffer", seed, epoch)
-    held: list[Encoded] = list(islice(items, size))
-    for item in items:
-        place = int(draw.integers(len(held)))
-        yield held[place]
-        held[place] = item
-    yield from (held[int(place)] for place in draw.permutation(len(held)))
+    held = list(islice(items, size))
+    while block := list(islice(items, ahead)):
+        for place, item in zip(draw.integers(len(held), size=len(block)).tolist(), block, strict=True):
+            yield held[place]
+            held[place] = item
+    yield from (held[place] for place in draw.permutation(len(held)).tolist())
