@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from leanvit.data import shard_index
+from leanvit.data.stored import index_path
 from pictures import picture, png
 
 
@@ -32,3 +37,28 @@ def write_shards(folder: Path, name: str, count: int, size: int) -> str:
     for shard in range(count):
         write_shard(folder / f"{name}-{shard}.tar", numbered(range(shard * size, (shard + 1) * size)))
     return f"{folder}/{name}-{{0..{count - 1}}}.tar"
+
+
+def rewrite_index(shard: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change the columns of a shard's index, or what it says of the shard, and seal it again."""
+    import pyarrow as pa
+
+    batch, said = shard_index._content(index_path(shard))
+    columns, about = {name: batch.column(name) for name in batch.schema.names}, asdict(said)
+    change(columns, about)
+    batch = pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    index_path(shard).write_bytes(shard_index._as_file(batch, shard_index._About(**about)))
+
+
+def exchange(one: int, other: int) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """A change by which two members lie at one another's places."""
+
+    def change(columns: dict[str, Any], about: dict[str, Any]) -> None:
+        import pyarrow as pa
+
+        for name in ("header", "data", "size"):
+            values = columns[name].to_numpy().copy()
+            values[[one, other]] = values[[other, one]]
+            columns[name] = pa.array(values)
+
+    return change

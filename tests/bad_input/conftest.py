@@ -23,6 +23,7 @@ from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, Root, compress, create, load_run, save
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
+from shards import exchange, numbered, rewrite_index, write_shard
 
 SMALL = {"img_size": 8, "patch_size": 2, "embed_dim": 12, "depth": 2, "num_heads": 1, "in_chans": 1, "num_classes": 10}
 RECIPE = 'model = "run"\ndata = "digits"\n[[method]]\nslug = "evit"\n'
@@ -175,6 +176,11 @@ def _data(folder: Path) -> None:
     _columns(folder / "columns")
     with tarfile.open(folder / "shards.tar", "w") as tar:
         tar.add(folder / "notes.txt", "notes.txt")
+    for name in ("misled", "cut"):
+        write_shard(folder / f"{name}.tar", numbered(range(12)))
+    open_dataset(f"wds:{folder}/misled.tar")
+    rewrite_index(folder / "misled.tar", exchange(0, 2))
+    os.truncate(folder / "cut.tar", 9000)
 
 
 def _columns(folder: Path) -> None:

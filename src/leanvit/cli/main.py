@@ -110,6 +110,7 @@ def program(
     if ctx.invoked_subcommand not in TOGETHER:
         require_one_process(str(ctx.invoked_subcommand))
     import_modules(modules or ())
+    ctx.with_resource(output.data_progress())
 
 
 for verb in (

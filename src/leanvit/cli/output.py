@@ -55,6 +55,20 @@ def stdout_for_result() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def data_progress() -> Iterator[None]:
+    """Inside, how far data is indexed is shown, by the first process."""
+    from leanvit.data.progress import Progress, shown_by
+
+    def meter(what: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        from leanvit.verbs import progress
+
+        return progress.meter(log)(what, total)
+
+    with shown_by(Progress(log, meter) if process()[0] == 0 else Progress()):
+        yield
+
+
+@contextlib.contextmanager
 def quiet_libraries(quiet: bool = True) -> Iterator[None]:
     """Leanvit's own warnings are one line each; those of libraries, and their logs below errors, are not shown.
 

@@ -14,7 +14,7 @@ from leanvit.data.decode import CHANNELS, UnreadableImage, decode, header_is_dee
 from leanvit.data.depth import UPPER_BYTE, PixelRange, extent, number_text, parse_range, range_text, smallest_range
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source
-from leanvit.data.stream import AnyDataset
+from leanvit.data.stream import AnyDataset, as_bytes
 from leanvit.errors import BadInput
 
 LOOKS = 8  # images of a split whose headers are looked at
@@ -124,7 +124,7 @@ def _encoded(dataset: AnyDataset, count: int) -> Iterator[tuple[str, bytes | Pat
     """(key, encoded image) of evenly spread images; of a stream, of the first."""
     if not isinstance(dataset, Dataset):
         items = (item for part in dataset.parts for item in part)
-        yield from ((item.key, item.encoded) for item in islice(items, count))
+        yield from ((item.key, as_bytes(item.encoded)) for item in islice(items, count))
         return
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)):
         try:

@@ -225,8 +225,8 @@ def loader(
     or an `Augment`) is drawn by (seed, epoch, key). With `repeats` an image comes that many times in a row, each view
     drawn by (seed, epoch, key, view), and the epoch ends after `epoch_length` of them. Flips are left out where
     `dataset.mirror` is false. Without `train`, the data set's own order and no augmentation. `workers` processes decode
-    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (a stream reads
-    over them, without decoding).
+    (0: this one). `skip` leaves out the first batches of the epoch, for resuming, without reading them (streamed data
+    and compressed shards are read over, without decoding).
 
     `on_bad`: "error" raises for an image that cannot be read; "skip" leaves it out of its batch, and adds it to
     `dataset.bad`; None is the data set's own choice. While training, a batch without any image left raises.
@@ -314,7 +314,7 @@ def view_parts(seed: int, epoch: int, key: str, view: int) -> tuple[int | str, .
 
 @dataclass(frozen=True)
 class _Cuts:
-    """The batches of a stream as lists of encoded samples: read in the main process, decoded where they are sent."""
+    """The batches of a stream as lists of encoded samples, or of their places: decoded where they are sent."""
 
     stream: Stream
     order: tuple[int, int] | None  # (seed, epoch) of training; None is the stored order
@@ -357,6 +357,8 @@ class _Fetch:
         erasing = augment.erasing() if augment else ()
         spatial = any(one.spatial for one in loader.dataset.fields.values())
         joint = JointTransform.of(preprocess, augment) if spatial else None
+        if isinstance(loader.dataset, Stream):  # what a worker is sent: samples come to it one by one
+            loader = replace(loader, dataset=replace(loader.dataset, parts=()), batches=())
         return _Fetch(loader, preprocess.u8_transform(augment), erasing, joint)
 
     def __getitem__(self, items: Any) -> Batch | LeanvitError:

@@ -12,11 +12,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,67 +25,117 @@ from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
 from leanvit.data.labels import RowLocations
+from leanvit.data.shard_index import Indexes, ShardIndex
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
+from leanvit.data.stored import INDEX, Stored
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
-from leanvit.data.tars import IMAGES, LABELS
+from leanvit.data.tars import IMAGES, LABELS, SAMPLED
 from leanvit.errors import BadInput
 
 _FIELDS = ("label", "labels", "cls", "class", "target")  # of a json member
+_BLOCK = 1024  # samples whose entries are made at a time
 Label = str | tuple[str, ...]  # of one sample
+FURTHER = "further images of a sample, of which the first is taken"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Scan:
-    """What the headers and labels of one shard hold."""
+    """The labels of a shard: the different ones, and which of them each sample has."""
 
-    path: Path
-    keys: tuple[str, ...]
-    labels: tuple[Label, ...]
-    left_out: Mapping[str, int]
-    other_labels: frozenset[str] = frozenset()  # endings of members that could be labels, too
+    index: ShardIndex
+    labels: tuple[Label, ...] = ()
+    first: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # the first sample that has each
+    which: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))  # (N,) int32
 
     @property
     def locations(self) -> RowLocations:
-        return RowLocations(f"shard {self.path.name},", lambda row: f"sample {self.keys[row]!r}")
+        """Of the different labels."""
+        return _locations(self.index, self.first)
+
+
+class Targets(Protocol):
+    """The targets of the samples of a shard."""
+
+    def __getitem__(self, samples: slice, /) -> list[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Classes:
+    """(N,) int32: the class of each sample."""
+
+    of: np.ndarray
+
+    def __getitem__(self, samples: slice, /) -> list[int]:
+        return self.of[samples].tolist()
+
+
+@dataclass(frozen=True, eq=False)
+class _Vectors:
+    """Vectors of 0 and 1 over the classes: of the different labels the classes, one after another, from `begins` on."""
+
+    which: np.ndarray  # (N,) int32, of the different labels
+    begins: np.ndarray
+    classes: np.ndarray
+    width: int
+
+    def __getitem__(self, samples: slice, /) -> list[np.ndarray]:
+        return list(map(self._vector, self.which[samples].tolist()))
+
+    def _vector(self, label: int) -> np.ndarray:
+        vector = np.zeros(self.width, dtype=np.float32)
+        vector[self.classes[self.begins[label] : self.begins[label + 1]]] = 1.0
+        return vector
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One tar file; iterating reads it from front to back."""
+class _None:
+    """Without labels."""
 
-    path: Path
-    label: str | None  # None: without labels
-    classes: tuple[str, ...]
-    multi_label: bool
+    def __getitem__(self, samples: slice, /) -> list[None]:
+        return [None] * len(range(samples.start, samples.stop))
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One tar file. Iterating gives the places of its samples; whoever decodes them reads (`Stored`).
+
+    A shard that is compressed is read from front to back.
+    """
+
+    index: ShardIndex
+    targets: Targets
     prefix: str = ""  # put in front of keys that other shards have, too
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.index.path.name
 
     def __iter__(self) -> Iterator[Encoded]:
-        known: dict[Label, int | np.ndarray] = {}
-        for sample in _samples(self.path):
-            image = next((sample[ending] for ending in sample if ending in IMAGES), None)
-            if image is not None and self.label is None:
-                yield Encoded(image, None, self.prefix + sample["__key__"])
-            if image is None or self.label is None:
-                continue
-            member = self.label.split(".")[0]
-            if member not in sample:
-                continue
-            locations = _locations(self.path, sample["__key__"])
-            label = _label(sample[member], self.label, locations, 0)
-            if label not in known:
-                known[label] = self._target(label, locations)
-            target = known[label]
-            yield Encoded(image, target if isinstance(target, int) else target.copy(), self.prefix + sample["__key__"])
+        count = len(self.index)
+        images = self._stored() if self.index.seekable else self._read()
+        for first in range(0, count, _BLOCK):
+            targets = self.targets[first : min(first + _BLOCK, count)]
+            for target, (key, image) in zip(targets, islice(images, len(targets)), strict=True):
+                yield Encoded(image, target, self.prefix + key)
 
-    def _target(self, label: Label, locations: RowLocations) -> int | np.ndarray:
-        if self.multi_label:
-            return labelling.label_vectors([[label] if isinstance(label, str) else label], self.classes, locations)[0]
-        return int(labelling.class_targets([str(label)], self.classes, locations)[0])
+    def _stored(self) -> Iterator[tuple[str, bytes | Stored]]:
+        images = self.index.images()
+        for first in range(0, len(images), _BLOCK):
+            yield from ((one.key, one) for one in self.index.stored(images[first : first + _BLOCK]))
+
+    def _read(self) -> Iterator[tuple[str, bytes | Stored]]:
+        """Raises BadInput where the shard is no longer what it was."""
+        count = 0
+        for sample in _samples(self.index.path):
+            image = next((sample[ending] for ending in sample if ending in IMAGES), None)
+            if image is None:
+                continue
+            key = sample["__key__"]
+            if count == len(self.index) or key != self.index.key(count):
+                raise BadInput(f"shard {self.name} was changed while it was in use: open the data again")
+            count += 1
+            yield key, image
 
 
 def shards_source(spec: Spec) -> Source:
@@ -104,43 +155,53 @@ def shards_source(spec: Spec) -> Source:
     elif (named := canonical_split(re.split(r"[-_.{*\[]", Path(spec.where).name)[0])) is not None:
         patterns = {named: spec.where}
     files = {split: _files(spec, pattern) for split, pattern in patterns.items()}
-    label = _chosen_label(spec, next(iter(files.values()))) if spec.labelled else None
-    scans = {split: [_scan(path, label) for path in paths] for split, paths in files.items()}
+    indexes = Indexes()
+    label = _chosen_label(spec, next(iter(files.values())), indexes) if spec.labelled else None
+    indexes.of_all([path for paths in files.values() for path in paths])
+    scans = {split: [_scan(indexes.of(path), label) for path in paths] for split, paths in files.items()}
     every = [scan for of_split in scans.values() for scan in of_split]
     multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
     classes = [] if label is None else _classes(spec, every, label)
     opened = {
-        split: partial(_open, spec, split, tuple(of_split), label, classes, multi) for split, of_split in scans.items()
+        split: partial(_open, spec, split, tuple(of_split), label, classes, multi, indexes.note)
+        for split, of_split in scans.items()
     }
     return Source(spec.text, opened, "webdataset shards")
 
 
 def _open(
-    spec: Spec, split: str, scans: tuple[_Scan, ...], label: str | None, classes: list[str], multi: bool
+    spec: Spec,
+    split: str,
+    scans: tuple[_Scan, ...],
+    label: str | None,
+    classes: list[str],
+    multi: bool,
+    about_indexes: str,
 ) -> Stream:
-    keys = Counter(key for scan in scans for key in scan.keys)
-    twice = len(keys) < sum(keys.values())
-    others = sorted(set().union(*(scan.other_labels for scan in scans)))
-    prefixes = _prefixes([scan.path for scan in scans]) if twice else [""] * len(scans)
-    parts = tuple(
-        Shard(scan.path, label, tuple(classes), multi, prefix) for scan, prefix in zip(scans, prefixes, strict=True)
-    )
+    indexes = [scan.index for scan in scans]
+    held = sum(map(len, indexes))
+    if not held:
+        what = "no image" if label is None else f"no image with a {label} label"
+        raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold {what}")
+    twice = _distinct_keys(indexes) < held
+    prefixes = _prefixes([index.path for index in indexes]) if twice else [""] * len(scans)
+    targets = _targets(scans, classes, multi) if label else [_None()] * len(scans)
+    parts = tuple(map(Shard, indexes, targets, prefixes))
     given = [label for scan in scans for label in scan.labels]
     every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
+    others = sorted({one for index in indexes for one in index.endings if one in LABELS} - {_ending(label)})
     notes = (
         "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
         f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others and label else "",
         "keys are not unique over the shards: each has its shard's name in front" if twice else "",
-        "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in scans) else "",
+        "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in indexes) else "",
+        about_indexes,
     )
     left_out: Counter[str] = Counter()
-    for scan in scans:
-        left_out.update(scan.left_out)
-        left_out.update({} if scan.keys else {"shards without a sample": 1})
-    held = sum(keys.values())
-    if not held:
-        what = "no image" if label is None else f"no image with a {label} label"
-        raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold {what}")
+    for index in indexes:
+        left_out.update(index.left_out)
+        left_out.update({FURTHER: len(index.rows(IMAGES)) - len(index)})
+        left_out.update({"shards without a sample": not len(index)})
     channels, image_size = probe_stream(parts)
     whole = Stream(
         name=re.split(r"[-_.]?[{*\[\d]", Path(spec.where).name)[0] or "shards",
@@ -153,7 +214,7 @@ def _open(
         image_size=image_size,
         multi_label=multi,
         note="; ".join(filter(None, notes)),
-        left_out=dict(left_out),
+        left_out=dict(+left_out),
         labelled=label is not None,
     )
     return in_epochs(whole, spec)
@@ -172,7 +233,9 @@ def _files(spec: Spec, pattern: str) -> list[Path]:
         raise BadInput(f"data {spec.text!r}: {pattern!r} is no pattern of shards: {error}") from None
     found: list[Path] = []
     for name in names:
-        matches = sorted(glob(name)) if any(mark in name for mark in "*[") and not Path(name).exists() else [name]
+        matches = [name]
+        if any(mark in name for mark in "*[") and not Path(name).exists():
+            matches = sorted(match for match in glob(name) if not match.endswith(INDEX))
         found += map(Path, matches)
     missing = [path.name for path in found if not path.is_file()]
     if missing or not found:
@@ -202,76 +265,107 @@ def _samples(path: Path) -> Iterator[dict[str, Any]]:
     with tars.damage(path), path.open("rb") as stream:
         members = tar_file_expander(
             iter([{"url": str(path), "stream": stream}]),
-            select_files=lambda name: tars.ending_of(name) in (*IMAGES, *LABELS),
+            select_files=lambda name: tars.ending_of(name) in SAMPLED,
             rename_files=tars.normal_name,
         )
         yield from group_by_keys(members)
 
 
-def _scan(path: Path, label: str | None) -> _Scan:
-    """Keys and labels of a shard; seeks over the images. Raises BadInput for pickles and unlabelled images."""
-    left_out: Counter[str] = Counter()
-    keys: list[str] = []
-    labels: list[Label] = []
-    without: list[str] = []
-    locations = RowLocations(f"shard {path.name},", lambda row: f"sample {keys[row]!r}")
-    ending = "" if label is None else label.split(".")[0]
-    others: set[str] = set()
-    for key, members in tars.samples(path, left_out):
-        keys.append(key)
-        others |= {one for one in members if one in LABELS and one != ending}
-        left_out["further images of a sample, of which the first is taken"] += sum(one in IMAGES for one in members) - 1
-        if label is None:
-            continue
-        if ending not in members:
-            without.append(key)
-            continue
-        labels.append(_label(_read(members, ending, locations, len(keys) - 1), label, locations, len(keys) - 1))
-    if without:
-        links = f" ({left_out['links']} members are links, which are not followed)" if left_out["links"] else ""
+def _scan(index: ShardIndex, label: str | None) -> _Scan:
+    """The labels of a shard. Raises BadInput for images without one, and for what is no label."""
+    if label is None:
+        return _Scan(index)
+    members = index.members(_ending(label))
+    with_label = np.flatnonzero(members >= 0)
+    texts = _texts(index, members[with_label]).dictionary_encode()
+    which = texts.indices.to_numpy(zero_copy_only=True)
+    first = with_label[np.unique(which, return_index=True)[1]]
+    locations = _locations(index, first)
+    labels = tuple(_label(text, label, locations, row) for row, text in enumerate(texts.dictionary.to_pylist()))
+    if len(with_label) < len(index):
+        without = np.flatnonzero(members < 0)
+        count = index.left_out.get("links", 0)
+        links = f" ({count} members are links, which are not followed)" if count else ""
         raise BadInput(
-            f"shard {path.name}: {len(without)} of {len(keys)} images have no {ending} member, {without[0]!r} the "
-            f"first{links}; ?labels=none opens all without labels"
+            f"shard {index.path.name}: {len(without)} of {len(index)} images have no {_ending(label)} member, "
+            f"{index.key(int(without[0]))!r} the first{links}; ?labels=none opens all without labels"
         )
-    return _Scan(path, tuple(keys), tuple(labels), dict(+left_out), frozenset(others))
+    return _Scan(index, labels, first, which)
 
 
-def _locations(path: Path, key: str) -> RowLocations:
-    return RowLocations(f"shard {path.name},", lambda _: f"sample {key!r}")
+def _locations(index: ShardIndex, samples: np.ndarray) -> RowLocations:
+    return RowLocations(f"shard {index.path.name},", lambda row: f"sample {index.key(int(samples[row]))!r}")
 
 
-def _read(members: tars.Members, ending: str, locations: RowLocations, row: int) -> bytes:
-    """A label's bytes. Raises BadInput where there are too many; those were not read."""
-    member = members[ending]
-    if member.content is None:
+def _ending(label: str | None) -> str:
+    """The ending of the member that holds the label."""
+    return "" if label is None else label.split(".")[0]
+
+
+def _texts(index: ShardIndex, rows: np.ndarray) -> Any:
+    """pyarrow array of the contents of labels. Raises BadInput where there are too many bytes; those are not read."""
+    sizes = index.sizes(rows)
+    if (too_large := np.flatnonzero(sizes > tars.LABEL_BYTES)).size:
+        row = rows[too_large[:1]]
+        (member,) = index.stored(row)
         raise BadInput(
-            f"{locations(row)}: its {ending} member has {member.size} bytes: too large for a label; accepted: up to "
-            f"{tars.LABEL_BYTES}"
+            f"shard {index.path.name}, sample {member.key!r}: its {member.ending} member has {member.size} bytes: too "
+            f"large for a label; accepted: up to {tars.LABEL_BYTES}"
         )
-    return member.content
+    texts = index.texts(rows)
+    if not texts.null_count:
+        return texts
+    members = index.stored(rows)
+    given = (one if one is not None else members[row].read_bytes() for row, one in enumerate(texts.to_pylist()))
+    return require("pyarrow").array(list(given), type=texts.type)
 
 
-def _chosen_label(spec: Spec, paths: Sequence[Path]) -> str:
+def _distinct_keys(indexes: Sequence[ShardIndex]) -> int:
+    """How many different keys there are in all."""
+    pa, compute = require("pyarrow"), require("pyarrow.compute")
+    keys = pa.chunked_array([index.keys for index in indexes])
+    return compute.count_distinct(keys, memory_pool=pa.system_memory_pool()).as_py()  # which gives memory back
+
+
+def _targets(scans: Sequence[_Scan], classes: Sequence[str], multi: bool) -> list[Targets]:
+    """The targets of each shard: a class of each sample, or vectors over the classes."""
+    position = {name: number for number, name in enumerate(classes)}
+    if not multi:
+        of_labels = (np.array([position[str(one)] for one in scan.labels], dtype=np.int32) for scan in scans)
+        return [_Classes(numbers[scan.which]) for numbers, scan in zip(of_labels, scans, strict=True)]
+    return [_vectors(scan, position) for scan in scans]
+
+
+def _vectors(scan: _Scan, position: Mapping[str, int]) -> _Vectors:
+    names = [(one,) if isinstance(one, str) else one for one in scan.labels]
+    begins = np.cumsum([0, *map(len, names)])
+    numbers = np.array([position[name] for several in names for name in several], dtype=np.int32)
+    return _Vectors(scan.which, begins, numbers, len(position))
+
+
+def _chosen_label(spec: Spec, paths: Sequence[Path], indexes: Indexes) -> str:
     """Which member holds the label: `label=`, else the first of cls, json, txt that the first image has."""
     given = spec.options.get("label")
     if given is not None:
         if given.split(".")[0] not in LABELS:
             raise BadInput(f"data {spec.text!r}: label={given!r}; accepted: {', '.join(LABELS)} or json.FIELD")
         return given
-    for path, key, members in ((one, *sample) for one in paths for sample in tars.samples(one, Counter())):
-        locations = _locations(path, key)
-        if "cls" in members:
-            return "cls"
-        if "json" in members and (field := _field_of(_read(members, "json", locations, 0))):
-            return f"json.{field}"
-        if "txt" in members:
-            return "txt"
-        raise BadInput(
-            f"shard {path.name}: sample {key!r} has no label (it has {', '.join(members)}); accepted: a cls or txt "
-            f"member, or json with one of {', '.join(_FIELDS)}; ?labels=none opens the images without labels"
-        )
-    names = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
-    raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
+    index = next((index for index in map(indexes.of, paths) if len(index)), None)
+    if index is None:
+        names = paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
+    rows = np.intersect1d(np.flatnonzero(index.samples == 0), index.rows(SAMPLED))
+    members = {one.ending: row for one, row in zip(index.stored(rows), rows, strict=True)}
+    if "cls" in members:
+        return "cls"
+    if "json" in members and (field := _field_of(_texts(index, members["json"][None])[0].as_py())):
+        return f"json.{field}"
+    if "txt" in members:
+        return "txt"
+    raise BadInput(
+        f"shard {index.path.name}: sample {index.key(0)!r} has no label (it has {', '.join(members)}); accepted: a cls "
+        f"or txt member, or json with one of {', '.join(_FIELDS)}; ?labels=none opens the images without labels"
+    )
 
 
 def _field_of(encoded: bytes) -> str | None:
@@ -309,7 +403,7 @@ def _label(encoded: bytes, label: str, locations: RowLocations, row: int) -> Lab
 
 def _classes(spec: Spec, scans: Sequence[_Scan], label: str) -> list[str]:
     classes = labelling.names_of((scan.labels, scan.locations) for scan in scans)
-    held = sum(len(scan.labels) for scan in scans)
+    held = sum(len(scan.index) for scan in scans)
     if label == "txt" and len(classes) > 50 and len(classes) > held // 2:
         raise BadInput(
             f"data {spec.text!r}: the txt members hold {len(classes)} different texts for {held} images: captions, not "

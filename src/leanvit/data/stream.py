@@ -4,8 +4,10 @@ The contract is weaker than `Dataset`'s in one point: the order of an epoch foll
 their order and sizes, so the same images cut into other shards come in another order. The rest holds: order and
 augmentation do not depend on workers or processes, and a resumed run sees exactly the batches that were left.
 
-Encoded samples are read by one process, in order, and decoded by the workers. So any number of workers goes with any
-number of shards: none is read twice, none is left out, and no worker idles for want of a shard.
+Each process goes through the samples in order, and the workers decode them. So any number of workers goes with any
+number of shards: none is read twice, none is left out, and no worker idles for want of a shard. Of shards with an
+index, only the places of samples go that way: what is not decoded (the share of another process, what a resume leaves
+out) is not read.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, i
 from leanvit.data.depth import PixelRange
 from leanvit.data.fields import LABEL, Field
 from leanvit.data.specs import Spec
+from leanvit.data.stored import Stored
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
 
@@ -34,10 +37,11 @@ BUFFER = 1000  # samples among which the next one is drawn
 class Encoded(NamedTuple):
     """One sample as it lies in the stream; `visit` counts how often an epoch has come to its shard before.
 
+    encoded: the image, or the place that it is read from where it is decoded (`as_bytes`).
     fields: values as they lie there, by the names of `Stream.fields`.
     """
 
-    encoded: bytes
+    encoded: bytes | Stored
     target: int | np.ndarray | None
     key: str
     visit: int = 0
@@ -130,7 +134,7 @@ class Stream:
 
     def read(self, item: Encoded) -> Sample:
         """Decode one sample. Raises UnreadableImage."""
-        image = decode(item.encoded, key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
+        image = decode(as_bytes(item.encoded), key=item.key, max_pixels=self.max_pixels, plain_bands=self.channels == 4)
         image = as_sample_image(image, self.channels, key=item.key, pixel_range=self.pixel_range)
         if not self.fields:
             return Sample(image, item.target, item.key)
@@ -239,7 +243,7 @@ def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[i
     seen, failure = [], None
     for item in islice((item for part in parts for item in part), looks):
         try:
-            seen.append(decode(item.encoded, key=item.key))
+            seen.append(decode(as_bytes(item.encoded), key=item.key))
         except UnreadableImage as error:
             failure = error
     if not seen:
@@ -248,9 +252,9 @@ def probe_stream(parts: Sequence[Part], *, looks: int = 8) -> tuple[int, tuple[i
     return (1 if all(map(is_grey, seen)) else 3), (height, width)
 
 
-def as_bytes(encoded: bytes | Path) -> bytes:
-    """The bytes of an encoded image, read where it is a file."""
-    return encoded.read_bytes() if isinstance(encoded, Path) else encoded
+def as_bytes(encoded: bytes | Path | Stored) -> bytes:
+    """The bytes of an encoded image, read where it is a file or lies in one. Raises BadInput as `Stored.read_bytes`."""
+    return encoded if isinstance(encoded, bytes) else encoded.read_bytes()
 
 
 def _shuffled(items: Iterator[Encoded], size: int, *, seed: int, epoch: int) -> Iterator[Encoded]:

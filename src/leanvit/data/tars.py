@@ -1,4 +1,4 @@
-"""Tar files that may come from anyone: samples by their headers, in order. Nothing is extracted, no link followed.
+"""Tar files that may come from anyone: members by their headers, in order. Nothing is extracted, no link followed.
 
 A tar that is cut short at the border of a member reads like a whole one; here it must end with its end mark.
 """
@@ -11,17 +11,18 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 from leanvit.data.decode import EXTENSIONS
 from leanvit.errors import BadInput
 
 LABELS = ("cls", "json", "txt")  # in the order in which they are looked for
 IMAGES = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
+SAMPLED = frozenset((*IMAGES, *LABELS))  # endings that make a sample; the members of other endings belong to one
 MEMBER_BYTES = 2**28  # a member that is larger is refused before it is read
 LABEL_BYTES = 2**20  # likewise of a label
 MOST_SHARDS = 100_000  # that a pattern may name
@@ -30,57 +31,59 @@ _BOOKKEEPING = re.compile(r"__[^/]*__($|/)")  # webdataset passes over these
 _END = 2 * tarfile.BLOCKSIZE
 
 
-@dataclass(frozen=True)
-class Member:
-    """An image or a label in a tar. A label's content was read on the way, an image was passed over."""
+class Member(NamedTuple):
+    """A member of a sample. `header`: byte at which its header begins, its extended headers included."""
 
+    key: str
+    ending: str  # in lower case
+    header: int
+    data: int  # byte at which its content begins
     size: int
-    content: bytes | None = None  # None: an image, or larger than `LABEL_BYTES`
+    text: bytes | None  # the content of a label; None: another member, or a longer label
+    sparse: bool  # its content does not lie in one piece
 
 
-Members = Mapping[str, Member]  # by ending, in lower case
+def members(
+    path: Path, left_out: Counter[str], *, text_bytes: int, passed: Callable[[int], object] = lambda offset: None
+) -> Iterator[Member]:
+    """The members of a tar that have a key, in order; contents are passed over, but for labels of up to `text_bytes`.
 
+    Counts in `left_out` the links and devices; `passed` hears of each member the byte at which it lies.
 
-def samples(path: Path, left_out: Counter[str]) -> Iterator[tuple[str, Members]]:
-    """(key, members) of each sample with an image: members that are images or labels, side by side, of one key.
-
-    Counts in `left_out` what is no sample: links, devices, samples without an image.
-
-    Raises BadInput, naming shard and member, for pickles, members that are too large or come twice, samples whose
-    members are apart, and for what is no whole tar file.
+    Raises BadInput, naming shard and member, for pickles, members that are too large, images and labels that come twice
+    or apart from those of their key, and for what is no whole tar file.
     """
-    key, members = "", dict[str, Member]()
-    seen, without = set[str](), set[str]()
+    key, endings, seen = "", set[str](), set[str]()
     with damage(path), tarfile.open(path) as tar:
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # else all headers of the file stay in memory
+            passed(member.offset)
             stem, ending = _checked(path, member, left_out)
             if not stem:
                 continue
-            if ending not in (*IMAGES, *LABELS):
-                without.add(stem)
-                continue
-            if stem != key:
-                if members:
-                    yield from _whole(key, members, without)
-                if stem in seen:
-                    raise _odd(path, member, f"sample {stem!r} comes twice, or its members are not side by side")
-                key, members = stem, {}
-                seen.add(stem)
-            if ending in members:
-                raise _odd(path, member, "comes twice")
-            members[ending] = _member(tar, member, ending)
-        _require_end(path, tar)  # before the last sample, which may lack what was cut off
-        if members:
-            yield from _whole(key, members, without)
-    if without:
-        left_out["samples without an image"] += len(without)
+            if ending in SAMPLED:
+                if stem != key:
+                    if stem in seen:
+                        raise _odd(path, member, f"sample {stem!r} comes twice, or its members are not side by side")
+                    key, endings = stem, set()
+                    seen.add(stem)
+                if ending in endings:
+                    raise _odd(path, member, "comes twice")
+                endings.add(ending)
+            text = _text(tar, member) if ending in LABELS and member.size <= text_bytes else None
+            yield Member(stem, ending, member.offset, member.offset_data, member.size, text, bool(member.issparse()))
+        _require_end(path, tar)
 
 
 def is_compressed(path: Path) -> bool:
     """Whether a tar is compressed by gzip, bzip2 or xz."""
     with path.open("rb") as stream:
         return stream.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ"))
+
+
+def is_pickle(ending: str) -> bool:
+    """Whether an ending in lower case is that of a pickle."""
+    return ending.rsplit(".", 1)[-1] in _PICKLES
 
 
 def normal_name(name: str) -> str:
@@ -143,7 +146,7 @@ def _checked(path: Path, member: tarfile.TarInfo, left_out: Counter[str]) -> tup
     """(key, ending) of a member; an empty key for what is no part of a sample. Raises BadInput."""
     name = normal_name(member.name)
     ending = ending_of(name)
-    if ending.rsplit(".", 1)[-1] in _PICKLES:
+    if is_pickle(ending):
         raise BadInput(
             f"shard {path.name}: member {member.name!r} is a pickle, which can run code when it is read: refused; "
             f"accepted: images and {', '.join(LABELS)}"
@@ -154,24 +157,14 @@ def _checked(path: Path, member: tarfile.TarInfo, left_out: Counter[str]) -> tup
         return "", ""
     if _BOOKKEEPING.match(member.name):
         return "", ""
-    if ending in (*IMAGES, *LABELS) and member.size > MEMBER_BYTES:
+    if ending in SAMPLED and member.size > MEMBER_BYTES:
         raise _odd(path, member, f"has {member.size} bytes; accepted: up to {MEMBER_BYTES}")
     return key_of(name), ending
 
 
-def _whole(key: str, members: Members, without: set[str]) -> Iterator[tuple[str, Members]]:
-    if any(ending in IMAGES for ending in members):
-        without.discard(key)
-        yield key, members
-    else:
-        without.add(key)
-
-
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> Member:
-    if ending not in LABELS or member.size > LABEL_BYTES:
-        return Member(member.size)
+def _text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     stream = tar.extractfile(member)
-    return Member(member.size, stream.read() if stream else b"")
+    return stream.read() if stream else b""
 
 
 def _require_end(path: Path, tar: tarfile.TarFile) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
+from leanvit.data.progress import Meter
 from leanvit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from leanvit.training import FitConfig, Objective, Run
 
 T = TypeVar("T")
-Meter = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows how far counted work is: `with meter("choosing thresholds", 40) as done: done(1); done(2)`."""
 _STAGE = re.compile(r"[a-z][a-z0-9_-]*")
 
 

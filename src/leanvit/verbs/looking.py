@@ -19,6 +19,7 @@ from leanvit.data.decode import decode, header
 from leanvit.data.preprocess import own_settings
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
+from leanvit.data.stream import as_bytes
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
 from leanvit.verbs.field_contents import Contents
@@ -113,7 +114,7 @@ def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]
     """`count` images chosen by the seed (of a stream the first), all for None."""
     if isinstance(dataset, Stream):
         for index, item in enumerate(islice(dataset.pass_over(), count)):
-            yield _Item(item.key, item.target, item.encoded, index, item.fields)
+            yield _Item(item.key, item.target, as_bytes(item.encoded), index, item.fields)
         return
     chosen = np.arange(len(dataset))
     if count is not None and count < len(dataset):

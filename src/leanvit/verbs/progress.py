@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from leanvit.recipe.learning import Meter
+from leanvit.data.progress import Meter
 from leanvit.recipe.training_steps import counted
 from leanvit.training import ProgressBar, Run
 from leanvit.training.callbacks import METRICS
