@@ -11,11 +11,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from glob import glob
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ import numpy as np
 from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
+from leanvit.data.columns import fields_of_members, note_of, with_fields
+from leanvit.data.dataset import NO_FIELDS
+from leanvit.data.fields import Field
 from leanvit.data.labels import RowLocations
 from leanvit.data.shard_index import Indexes, ShardIndex
 from leanvit.data.specs import Spec
@@ -31,7 +34,7 @@ from leanvit.data.splits import Source, canonical_split
 from leanvit.data.stored import INDEX, Stored
 from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
 from leanvit.data.tars import IMAGES, LABELS, SAMPLED
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, nearest
 
 _FIELDS = ("label", "labels", "cls", "class", "target")  # of a json member
 _BLOCK = 1024  # samples whose entries are made at a time
@@ -106,6 +109,7 @@ class Shard:
     index: ShardIndex
     targets: Targets
     prefix: str = ""  # put in front of keys that other shards have, too
+    fields: Mapping[str, str] = field(default_factory=dict)  # name of a field -> ending of its member
 
     @property
     def name(self) -> str:
@@ -113,29 +117,42 @@ class Shard:
 
     def __iter__(self) -> Iterator[Encoded]:
         count = len(self.index)
-        images = self._stored() if self.index.seekable else self._read()
+        samples = self._stored() if self.index.seekable else self._read()
         for first in range(0, count, _BLOCK):
             targets = self.targets[first : min(first + _BLOCK, count)]
-            for target, (key, image) in zip(targets, islice(images, len(targets)), strict=True):
-                yield Encoded(image, target, self.prefix + key)
+            for target, (key, image, fields) in zip(targets, islice(samples, len(targets)), strict=True):
+                yield Encoded(image, target, self.prefix + key, fields=fields)
 
-    def _stored(self) -> Iterator[tuple[str, bytes | Stored]]:
-        images = self.index.images()
+    def _stored(self) -> Iterator[tuple[str, bytes | Stored, Mapping[str, Any]]]:
+        images = self.index.images(besides=self.fields.values())
+        rows = {name: self.index.members(ending) for name, ending in self.fields.items()}
         for first in range(0, len(images), _BLOCK):
-            yield from ((one.key, one) for one in self.index.stored(images[first : first + _BLOCK]))
+            places = self.index.stored(images[first : first + _BLOCK])
+            values = {name: self._values(of_field[first : first + _BLOCK]) for name, of_field in rows.items()}
+            for number, place in enumerate(places):
+                yield place.key, place, {name: of[number] for name, of in values.items()} if values else NO_FIELDS
 
-    def _read(self) -> Iterator[tuple[str, bytes | Stored]]:
+    def _values(self, rows: np.ndarray) -> list[bytes | Stored | None]:
+        """The contents of members, or where they are read; None for a row of -1."""
+        found: list[bytes | Stored | None] = [None] * len(rows)
+        held = np.flatnonzero(rows >= 0)
+        texts = self.index.texts(rows[held]).to_pylist()
+        for number, text, place in zip(held.tolist(), texts, self.index.stored(rows[held]), strict=True):
+            found[number] = place if text is None else text
+        return found
+
+    def _read(self) -> Iterator[tuple[str, bytes | Stored, Mapping[str, Any]]]:
         """Raises BadInput where the shard is no longer what it was."""
-        count = 0
-        for sample in _samples(self.index.path):
-            image = next((sample[ending] for ending in sample if ending in IMAGES), None)
+        count, endings = 0, frozenset(self.fields.values())
+        for sample in _samples(self.index.path, endings):
+            image = next((sample[ending] for ending in sample if ending in IMAGES and ending not in endings), None)
             if image is None:
                 continue
             key = sample["__key__"]
             if count == len(self.index) or key != self.index.key(count):
                 raise BadInput(f"shard {self.name} was changed while it was in use: open the data again")
             count += 1
-            yield key, image
+            yield key, image, {name: sample.get(ending) for name, ending in self.fields.items()} or NO_FIELDS
 
 
 def shards_source(spec: Spec) -> Source:
@@ -143,12 +160,13 @@ def shards_source(spec: Spec) -> Source:
 
     The headers and labels of all shards are read once, which gives the number of samples, the classes and the keys.
     Options: `resampled`, `epoch=N` (samples an epoch, of train), `buffer=N` (samples shuffled among),
-    `label=cls|json|txt` or `label=json.FIELD`; `labels=none`.
+    `label=cls|json|txt` or `label=json.FIELD`; `labels=none`. Members may become fields, see `columns`.
 
-    Raises BadInput for patterns without files, shards without labelled images, with pickles, or that are damaged or
-    cut short; MissingExtra without webdataset.
+    Raises BadInput for patterns without files, members of fields that there are not, shards without labelled images,
+    with pickles, or that are damaged or cut short; MissingExtra without webdataset.
     """
     require("webdataset")
+    fields = fields_of_members(spec)
     patterns = {"all": spec.where}
     if "val" in spec.options:
         patterns = {"train": spec.where, "val": spec.options["val"]}
@@ -163,7 +181,7 @@ def shards_source(spec: Spec) -> Source:
     multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
     classes = [] if label is None else _classes(spec, every, label)
     opened = {
-        split: partial(_open, spec, split, tuple(of_split), label, classes, multi, indexes.note)
+        split: partial(_open, spec, split, tuple(of_split), label, classes, multi, indexes.note, fields)
         for split, of_split in scans.items()
     }
     return Source(spec.text, opened, "webdataset shards")
@@ -177,8 +195,11 @@ def _open(
     classes: list[str],
     multi: bool,
     about_indexes: str,
+    fields: Mapping[str, tuple[str, Field]],
 ) -> Stream:
     indexes = [scan.index for scan in scans]
+    endings = {name: ending for name, (ending, _) in fields.items()}
+    _check_members(spec, split, indexes, endings)
     held = sum(map(len, indexes))
     if not held:
         what = "no image" if label is None else f"no image with a {label} label"
@@ -186,10 +207,11 @@ def _open(
     twice = _distinct_keys(indexes) < held
     prefixes = _prefixes([index.path for index in indexes]) if twice else [""] * len(scans)
     targets = _targets(scans, classes, multi) if label else [_None()] * len(scans)
-    parts = tuple(map(Shard, indexes, targets, prefixes))
+    parts = tuple(map(Shard, indexes, targets, prefixes, repeat(endings)))
     given = [label for scan in scans for label in scan.labels]
     every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
-    others = sorted({one for index in indexes for one in index.endings if one in LABELS} - {_ending(label)})
+    used = {_ending(label), *endings.values()}
+    others = sorted({one for index in indexes for one in index.endings if one in LABELS} - used)
     notes = (
         "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
         f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others and label else "",
@@ -200,7 +222,7 @@ def _open(
     left_out: Counter[str] = Counter()
     for index in indexes:
         left_out.update(index.left_out)
-        left_out.update({FURTHER: len(index.rows(IMAGES)) - len(index)})
+        left_out.update({FURTHER: len(index.rows({*IMAGES} - used)) - len(index)})
         left_out.update({"shards without a sample": not len(index)})
     channels, image_size = probe_stream(parts)
     whole = Stream(
@@ -217,7 +239,26 @@ def _open(
         left_out=dict(+left_out),
         labelled=label is not None,
     )
-    return in_epochs(whole, spec)
+    kinds = {name: kind for name, (_, kind) in fields.items()}
+    return in_epochs(with_fields(whole, kinds, note_of(spec)), spec)
+
+
+def _check_members(spec: Spec, split: str, indexes: Sequence[ShardIndex], endings: Mapping[str, str]) -> None:
+    """Raises BadInput for the ending of a field that no member has, and for members that are too large to be read."""
+    for name, ending in endings.items():
+        rows = [index.rows([ending]) for index in indexes]
+        if not sum(map(len, rows)):
+            known = {one for index in indexes for one in index.endings}
+            raise BadInput(
+                f"data {spec.text!r}, {split}: {name}={spec.columns[name]}: no member ends in .{ending}: "
+                f"{nearest(ending, known)}"
+            )
+        for index, of_index in zip(indexes, rows, strict=True):
+            if (index.sizes(of_index) > tars.MEMBER_BYTES).any():
+                raise BadInput(
+                    f"shard {index.path.name}: a {ending} member has {index.sizes(of_index).max()} bytes; accepted: up "
+                    f"to {tars.MEMBER_BYTES}"
+                )
 
 
 def _files(spec: Spec, pattern: str) -> list[Path]:
@@ -258,14 +299,17 @@ def _prefixes(paths: Sequence[Path]) -> list[str]:
     return [f"{stem}/" for stem in stems]
 
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of a shard in webdataset's terms: `__key__`, and the bytes of its members by their ending."""
+def _samples(path: Path, endings: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Samples of a shard in webdataset's terms: `__key__`, and the bytes of its members by their ending.
+
+    endings: of members that are read beside images and labels.
+    """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     with tars.damage(path), path.open("rb") as stream:
         members = tar_file_expander(
             iter([{"url": str(path), "stream": stream}]),
-            select_files=lambda name: tars.ending_of(name) in SAMPLED,
+            select_files=lambda name: tars.ending_of(name) in SAMPLED | endings,
             rename_files=tars.normal_name,
         )
         yield from group_by_keys(members)
@@ -356,11 +400,12 @@ def _chosen_label(spec: Spec, paths: Sequence[Path], indexes: Indexes) -> str:
         raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
     rows = np.intersect1d(np.flatnonzero(index.samples == 0), index.rows(SAMPLED))
     members = {one.ending: row for one, row in zip(index.stored(rows), rows, strict=True)}
+    taken = spec.columns.values()
     if "cls" in members:
         return "cls"
-    if "json" in members and (field := _field_of(_texts(index, members["json"][None])[0].as_py())):
+    if "json" in members and (field := _field_of(_texts(index, members["json"][None])[0].as_py(), taken)):
         return f"json.{field}"
-    if "txt" in members:
+    if "txt" in members and "txt" not in taken:
         return "txt"
     raise BadInput(
         f"shard {index.path.name}: sample {index.key(0)!r} has no label (it has {', '.join(members)}); accepted: a cls "
@@ -368,12 +413,14 @@ def _chosen_label(spec: Spec, paths: Sequence[Path], indexes: Indexes) -> str:
     )
 
 
-def _field_of(encoded: bytes) -> str | None:
+def _field_of(encoded: bytes, taken: Collection[str]) -> str | None:
+    """The value of a JSON member that is a label by its name; none of those that are fields."""
     try:
         value = json.loads(encoded)
     except (ValueError, RecursionError):
         return None
-    return next((name for name in _FIELDS if isinstance(value, dict) and name in value), None)
+    names = (name for name in _FIELDS if f"json.{name}" not in taken)
+    return next((name for name in names if isinstance(value, dict) and name in value), None)
 
 
 def _label(encoded: bytes, label: str, locations: RowLocations, row: int) -> Label:
