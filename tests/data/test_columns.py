@@ -240,6 +240,18 @@ def test_cells_that_cannot_be_the_field_name_file_and_line(folder):
         ("objects=x", "[1, 2", "'[1, 2' is no JSON: "),
         ("objects=x", "3", "objects are 3; accepted: "),
         ("objects=x", '{"box": []}', "objects with box; accepted: "),
+        ("objects=x", '{"bbox": 3}', "objects are {'bbox': 3}; accepted: "),
+        (
+            "objects=x",
+            '{"bbox": [[1, 1, 2, 2]], "category": 3}',
+            "objects are {'bbox': [[1, 1, 2, 2]], 'category': 3}; ac",
+        ),
+        ("objects=x", '{"bbox": null}', "is missing; accepted: an empty list where there is no object"),
+        (
+            "objects=x",
+            '[{"bbox": [1, 1, 2, 2], "category": {}}]',
+            "the category of box 0 is {}; accepted: a name",
+        ),
         ("objects=x", "[[1, 2, 3]]", "box 0 is [1, 2, 3]; accepted: 4 numbers"),
         ("objects=x", '[[1, 2, 3, "4"]]', "box 0 is [1, 2, 3, '4']; accepted: 4 numbers"),
         (
@@ -279,6 +291,8 @@ def test_cells_that_cannot_be_the_field_name_file_and_line(folder):
         folder, "objects=x", x="[[0.25, 0.25, 0.5, 0.5]]"
     )
     assert "(boxes=xyxy: left, top, right, bottom)" in said(folder, "objects=x", x="[[5, 2, 6, 4]]")
+    numbers = '{"bbox": [[1, 1, 2, 2], [1, 1, 2, 2]], "category": ["1", "01"]}'
+    assert "column 'x': classes '01' and '1' are one number in two spellings" in said(folder, "objects=x", x=numbers)
     mixed = '{"bbox": [[1, 1, 2, 2], [1, 1, 2, 2]], "category": [1, "ant"]}'
     assert "some categories of column 'x' are names (ant), others numbers" in said(folder, "objects=x", x=mixed)
 

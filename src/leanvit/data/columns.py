@@ -77,7 +77,7 @@ class Pixels:
         if isinstance(cell, Mapping):
             path = None if self.below else cell.get("path")
             cell = cell.get("bytes") or (Path(path) if path else None)
-        if cell is None or cell in ("", b""):
+        if cell is None or (isinstance(cell, str | bytes) and not cell):
             raise BadInput("is missing")
         if isinstance(cell, str):
             return self._file(cell)
@@ -229,7 +229,10 @@ def object_classes(
             f"data {spec.text!r}: some categories of column {spec.columns['objects']!r} are names "
             f"({', '.join(sorted(found)[:3])}), others numbers; accepted: one kind, or object_classes=NAME,NAME"
         )
-    names = tuple(sorted_names(found))
+    try:
+        names = tuple(sorted_names(found))
+    except BadInput as error:
+        raise BadInput(f"data {spec.text!r}, column {spec.columns['objects']!r}: {error}") from None
     shown = ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
     note = f"classes of objects are the names in the data, sorted: {shown} (object_classes=NAME,NAME sets the order)"
     return names, note if names else ""
@@ -288,7 +291,8 @@ def _reads(dataset: AnyDataset) -> Iterator[Callable[[], Sample]]:
         for index in np.unique(np.linspace(0, len(dataset) - 1, min(LOOKS, len(dataset))).astype(int)):
             yield partial(dataset.__getitem__, int(index))
     else:
-        yield from (partial(dataset.read, item) for item in islice(dataset.pass_over(), LOOKS))
+        first = islice((item for part in dataset.parts for item in part), LOOKS)
+        yield from (partial(dataset.read, item) for item in first)
 
 
 def _box_form(spec: Spec) -> str:
@@ -370,7 +374,10 @@ def _boxes_and_categories(cell: Any) -> tuple[list[Any], list[Any] | None]:
     if isinstance(cell, str) and cell.strip():
         cell = _from_json(cell)
     if isinstance(cell, Mapping):
-        return _of_record(cell)
+        boxes, categories = _of_record(cell)
+        if not isinstance(boxes, list | tuple) or not isinstance(categories, list | tuple | None):
+            raise BadInput(f"objects are {cell!r:.80}; accepted: {_OBJECTS}")
+        return list(boxes), categories if categories is None else list(categories)
     if not isinstance(cell, list | tuple):
         raise BadInput(
             "is missing; accepted: an empty list where there is no object"
