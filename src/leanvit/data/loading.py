@@ -329,14 +329,17 @@ class _Cuts:
         return self.count
 
     def __iter__(self) -> Iterator[Any]:
-        stream, order = self.stream, self.order
-        items = stream.pass_over() if order is None else stream.epoch(seed=order[0], epoch=order[1])
+        epoch = self.stream.passing(self.order)
         views = range(self.repeats)
-        items = (item._replace(visit=item.visit * self.repeats + view) for item in items for view in views)
-        items = islice(items, self.skip * self.size, None)
+        items = islice(((item, view) for item in epoch.items for view in views), self.skip * self.size, None)
         for _ in range(self.count):
             batch = list(islice(items, self.size))
-            yield [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
+            own = [batch[row] for row in share_rows(len(batch), *self.share, self.pairing)]
+            samples = epoch.made([item for item, _ in own])
+            yield [
+                sample._replace(visit=sample.visit * self.repeats + view)
+                for sample, (_, view) in zip(samples, own, strict=True)
+            ]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from glob import glob
-from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +31,11 @@ from leanvit.data.shard_index import Indexes, ShardIndex
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
 from leanvit.data.stored import INDEX, Stored
-from leanvit.data.stream import Encoded, Stream, in_epochs, probe_stream
+from leanvit.data.stream import Encoded, Stream, in_blocks, in_epochs, probe_stream
 from leanvit.data.tars import IMAGES, LABELS, SAMPLED
 from leanvit.errors import BadInput, nearest
 
 _FIELDS = ("label", "labels", "cls", "class", "target")  # of a json member
-_BLOCK = 1024  # samples whose entries are made at a time
 Label = str | tuple[str, ...]  # of one sample
 FURTHER = "further images of a sample, of which the first is taken"
 
@@ -58,19 +56,17 @@ class _Scan:
 
 
 class Targets(Protocol):
-    """The targets of the samples of a shard."""
+    """The targets of samples of a shard, which are given by their numbers."""
 
-    def __getitem__(self, samples: slice, /) -> list[Any]: ...
+    def of(self, samples: np.ndarray) -> list[Any]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Classes:
-    """(N,) int32: the class of each sample."""
+    numbers: np.ndarray  # (N,) int32: the class of each sample
 
-    of: np.ndarray
-
-    def __getitem__(self, samples: slice, /) -> list[int]:
-        return self.of[samples].tolist()
+    def of(self, samples: np.ndarray) -> list[int]:
+        return self.numbers[samples].tolist()
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +78,7 @@ class _Vectors:
     classes: np.ndarray
     width: int
 
-    def __getitem__(self, samples: slice, /) -> list[np.ndarray]:
+    def of(self, samples: np.ndarray) -> list[np.ndarray]:
         return list(map(self._vector, self.which[samples].tolist()))
 
     def _vector(self, label: int) -> np.ndarray:
@@ -92,19 +88,14 @@ class _Vectors:
 
 
 @dataclass(frozen=True)
-class _None:
-    """Without labels."""
-
-    def __getitem__(self, samples: slice, /) -> list[None]:
-        return [None] * len(range(samples.start, samples.stop))
+class _Unlabelled:
+    def of(self, samples: np.ndarray) -> list[None]:
+        return [None] * len(samples)
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One tar file. Iterating gives the places of its samples; whoever decodes them reads (`Stored`).
-
-    A shard that is compressed is read from front to back.
-    """
+    """One tar file whose samples are given by their places: whoever decodes them reads (`Stored`)."""
 
     index: ShardIndex
     targets: Targets
@@ -115,22 +106,22 @@ class Shard:
     def name(self) -> str:
         return self.index.path.name
 
-    def __iter__(self) -> Iterator[Encoded]:
-        count = len(self.index)
-        samples = self._stored() if self.index.seekable else self._read()
-        for first in range(0, count, _BLOCK):
-            targets = self.targets[first : min(first + _BLOCK, count)]
-            for target, (key, image, fields) in zip(targets, islice(samples, len(targets)), strict=True):
-                yield Encoded(image, target, self.prefix + key, fields=fields)
+    def __len__(self) -> int:
+        return len(self.index)
 
-    def _stored(self) -> Iterator[tuple[str, bytes | Stored, Mapping[str, Any]]]:
-        images = self.index.images(besides=self.fields.values())
-        rows = {name: self.index.members(ending) for name, ending in self.fields.items()}
-        for first in range(0, len(images), _BLOCK):
-            places = self.index.stored(images[first : first + _BLOCK])
-            values = {name: self._values(of_field[first : first + _BLOCK]) for name, of_field in rows.items()}
-            for number, place in enumerate(places):
-                yield place.key, place, {name: of[number] for name, of in values.items()} if values else NO_FIELDS
+    def __iter__(self) -> Iterator[Encoded]:
+        return in_blocks(self)
+
+    def at(self, samples: np.ndarray) -> list[Encoded]:
+        images, targets = self.index.stored(self._images[samples]), self.targets.of(samples)
+        found = [Encoded(one, target, self.prefix + one.key) for one, target in zip(images, targets, strict=True)]
+        if not self.fields:
+            return found
+        values = {name: self._values(rows[samples]) for name, rows in self._members.items()}
+        return [
+            one._replace(fields={name: of_field[number] for name, of_field in values.items()})
+            for number, one in enumerate(found)
+        ]
 
     def _values(self, rows: np.ndarray) -> list[bytes | Stored | None]:
         """The contents of members, or where they are read; None for a row of -1."""
@@ -141,18 +132,43 @@ class Shard:
             found[number] = place if text is None else text
         return found
 
-    def _read(self) -> Iterator[tuple[str, bytes | Stored, Mapping[str, Any]]]:
+    @cached_property
+    def _images(self) -> np.ndarray:
+        return self.index.images(besides=self.fields.values())
+
+    @cached_property
+    def _members(self) -> dict[str, np.ndarray]:
+        """By field the member of each sample, -1 for none."""
+        return {name: self.index.members(ending) for name, ending in self.fields.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class PackedShard:
+    """A compressed tar file, or one with sparse members: it is read from front to back."""
+
+    index: ShardIndex
+    targets: Targets
+    prefix: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.index.path.name
+
+    def __iter__(self) -> Iterator[Encoded]:
         """Raises BadInput where the shard is no longer what it was."""
-        count, endings = 0, frozenset(self.fields.values())
-        for sample in _samples(self.index.path, endings):
-            image = next((sample[ending] for ending in sample if ending in IMAGES and ending not in endings), None)
+        sample, endings = 0, frozenset(self.fields.values())
+        for members in _samples(self.index.path, endings):
+            image = next((members[one] for one in members if one in IMAGES and one not in endings), None)
             if image is None:
                 continue
-            key = sample["__key__"]
-            if count == len(self.index) or key != self.index.key(count):
+            key = members["__key__"]
+            if sample == len(self.index) or key != self.index.key(sample):
                 raise BadInput(f"shard {self.name} was changed while it was in use: open the data again")
-            count += 1
-            yield key, image, {name: sample.get(ending) for name, ending in self.fields.items()} or NO_FIELDS
+            (target,) = self.targets.of(np.array([sample]))
+            fields = {name: members.get(ending) for name, ending in self.fields.items()} or NO_FIELDS
+            yield Encoded(image, target, self.prefix + key, fields=fields)
+            sample += 1
 
 
 def shards_source(spec: Spec) -> Source:
@@ -206,17 +222,22 @@ def _open(
         raise BadInput(f"data {spec.text!r}, {split}: its {len(scans)} shards hold {what}")
     twice = _distinct_keys(indexes) < held
     prefixes = _prefixes([index.path for index in indexes]) if twice else [""] * len(scans)
-    targets = _targets(scans, classes, multi) if label else [_None()] * len(scans)
-    parts = tuple(map(Shard, indexes, targets, prefixes, repeat(endings)))
+    targets = _targets(scans, classes, multi) if label else [_Unlabelled()] * len(scans)
+    parts = tuple(
+        (Shard if index.seekable else PackedShard)(index, target, prefix, endings)
+        for index, target, prefix in zip(indexes, targets, prefixes, strict=True)
+    )
     given = [label for scan in scans for label in scan.labels]
     every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
+    packed = [tars.is_compressed(index.path) for index in indexes if not index.seekable]
     used = {_ending(label), *endings.values()}
     others = sorted({one for index in indexes for one in index.endings if one in LABELS} - used)
     notes = (
         "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
         f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others and label else "",
         "keys are not unique over the shards: each has its shard's name in front" if twice else "",
-        "compressed shards are unpacked in every pass" if any(tars.is_compressed(one.path) for one in indexes) else "",
+        "compressed shards are unpacked in every pass" if any(packed) else "",
+        "shards with sparse members are read from front to back" if not all(packed) else "",
         about_indexes,
     )
     left_out: Counter[str] = Counter()

@@ -12,11 +12,12 @@ out) is not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
 
 BUFFER = 1000  # samples among which the next one is drawn
+_BLOCK = 1024  # samples that are numbered, or made of their numbers, at a time
 
 
 class Encoded(NamedTuple):
@@ -55,6 +57,31 @@ class Part(Protocol):
     def name(self) -> str: ...
 
     def __iter__(self) -> Iterator[Encoded]: ...
+
+
+@runtime_checkable
+class PlacedPart(Part, Protocol):
+    """A part whose samples are reached by their numbers, and read by whoever decodes them."""
+
+    def __len__(self) -> int: ...
+
+    def at(self, samples: np.ndarray) -> list[Encoded]: ...
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The samples of a pass or an epoch, in order, as `items` that `made` turns into samples, several at a time.
+
+    Of parts with places they are numbers: what is left out of them costs nothing. Else they are samples.
+    """
+
+    items: Iterator[Any]
+    made: Callable[[list[Any]], list[Encoded]]
+    several: int
+
+    def __iter__(self) -> Iterator[Encoded]:
+        while items := list(islice(self.items, self.several)):
+            yield from self.made(items)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,11 +171,27 @@ class Stream:
 
     def pass_over(self) -> Iterator[Encoded]:
         """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""
-        return self._counted(item for part in self.parts for item in part)
+        return iter(self.passing())
 
     def epoch(self, *, seed: int, epoch: int) -> Iterator[Encoded]:
         """`len` samples in the training order of (seed, epoch): shards shuffled, then samples within a buffer."""
-        return self._counted(_shuffled(self._in_training_order(seed, epoch), self.buffer, seed=seed, epoch=epoch))
+        return iter(self.passing((seed, epoch)))
+
+    def passing(self, drawn: tuple[int, int] | None = None) -> Pass:
+        """`epoch` of (seed, epoch), or `pass_over` for None, as what its samples are made of."""
+        parts = self._in_stored_order() if drawn is None else self._in_training_order(*drawn)
+        placed = [part for part in self.parts if isinstance(part, PlacedPart)]
+        if len(placed) == len(self.parts):
+            endless = self.resampled and drawn is not None
+            items: Iterator[Any] = itertools.count() if endless else iter(range(sum(map(len, placed))))
+            several = _BLOCK
+            made: Callable[[list[Any]], list[Encoded]] = _Places(parts).at
+        else:
+            items = (item._replace(visit=visit) if visit else item for part, visit in parts for item in part)
+            several, made = 1, list
+        if drawn is not None:
+            items = _shuffled(items, self.buffer, *drawn, several)
+        return Pass(self._counted(items), lambda items: self._with_targets(made(items)), several)
 
     def onto(self, matched: Matched, classes: Sequence[str]) -> Stream:
         """The same samples with a model's outputs as their classes, which `classes` names: targets are outputs."""
@@ -159,7 +202,8 @@ class Stream:
         check("limit", count, Count)
         if count >= len(self):
             return self
-        return replace(self, parts=(_First(self.parts, count),), length=count)
+        placed = all(isinstance(part, PlacedPart) for part in self.parts)
+        return replace(self, parts=((_FirstPlaced if placed else _First)(self.parts, count),), length=count)
 
     def cached(self, *, max_bytes: int = 0) -> Stream:
         """The stream itself: it is not kept in memory."""
@@ -169,11 +213,15 @@ class Stream:
         """The stream itself: bad images are met, and left out, while it is read."""
         return self
 
-    def _in_training_order(self, seed: int, epoch: int) -> Iterator[Encoded]:
+    def _in_stored_order(self) -> Iterator[tuple[Part, int]]:
+        """(part, how often it came before)."""
+        return ((part, 0) for part in self.parts)
+
+    def _in_training_order(self, seed: int, epoch: int) -> Iterator[tuple[Part, int]]:
         visits = dict.fromkeys(range(len(self.parts)), 0)
         for number in self._order_of_parts(seed, epoch):
             visit, visits[number] = visits[number], visits[number] + 1
-            yield from (item._replace(visit=visit) if visit else item for item in self.parts[number])
+            yield self.parts[number], visit
 
     def _order_of_parts(self, seed: int, epoch: int) -> Iterator[int]:
         if self.resampled:
@@ -183,16 +231,20 @@ class Stream:
         value = keyed.ranks(keyed.hashes([part.name for part in self.parts]), "shards", seed, epoch)
         yield from (int(number) for number in np.argsort(value, kind="stable"))
 
-    def _counted(self, items: Iterator[Encoded]) -> Iterator[Encoded]:
+    def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
         count = 0
         for item in islice(items, self.length):
             count += 1
-            if not self.labelled:
-                yield item if item.target is None else item._replace(target=None)
-            else:
-                yield item if self.matched is None else item._replace(target=_output(item.target, self.matched))
+            yield item
         if count < self.length:
             raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
+
+    def _with_targets(self, items: list[Encoded]) -> list[Encoded]:
+        """The samples with the targets of this stream."""
+        if not self.labelled:
+            return [item if item.target is None else item._replace(target=None) for item in items]
+        matched = self.matched
+        return items if matched is None else [item._replace(target=_output(item.target, matched)) for item in items]
 
 
 AnyDataset = Dataset | Stream
@@ -212,12 +264,48 @@ def _output(target: int | np.ndarray | None, matched: Matched) -> int | np.ndarr
 class _First:
     """The first samples of several parts, as one."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Any, ...]
     count: int
     name: str = "first"
 
     def __iter__(self) -> Iterator[Encoded]:
         return islice((item for part in self.parts for item in part), self.count)
+
+
+class _FirstPlaced(_First):
+    def __len__(self) -> int:
+        return self.count
+
+    def at(self, samples: np.ndarray) -> list[Encoded]:
+        return _Places((part, 0) for part in self.parts).at(samples)
+
+
+class _Places:
+    """Samples by their numbers in a pass, 0, 1, ...: those of its first part, then those of the next, and so on."""
+
+    def __init__(self, parts: Iterator[tuple[Any, int]]) -> None:
+        self._parts = parts  # (part, how often it came before)
+        self._met: list[tuple[Any, int]] = []
+        self._begins = [0]  # of each part that was met the number of its first sample, and of the next one
+
+    def at(self, items: Sequence[int] | np.ndarray) -> list[Encoded]:
+        numbers = np.asarray(items, dtype=np.int64)
+        while self._begins[-1] <= numbers.max(initial=-1):
+            self._met.append(next(self._parts))
+            self._begins.append(self._begins[-1] + len(self._met[-1][0]))
+        found: list[Any] = [None] * len(numbers)
+        owners = np.searchsorted(self._begins, numbers, side="right") - 1
+        for owner in np.unique(owners).tolist():
+            (part, visit), rows = self._met[owner], np.flatnonzero(owners == owner)
+            for row, item in zip(rows.tolist(), part.at(numbers[rows] - self._begins[owner]), strict=True):
+                found[row] = item._replace(visit=visit) if visit else item
+        return found
+
+
+def in_blocks(part: PlacedPart) -> Iterator[Encoded]:
+    """The samples of a part with places, in order."""
+    for first in range(0, len(part), _BLOCK):
+        yield from part.at(np.arange(first, min(first + _BLOCK, len(part))))
 
 
 def checked_epoch(spec: str, epoch: int | None, held: int, *, resampled: bool) -> int:
@@ -257,11 +345,12 @@ def as_bytes(encoded: bytes | Path | Stored) -> bytes:
     return encoded if isinstance(encoded, bytes) else encoded.read_bytes()
 
 
-def _shuffled(items: Iterator[Encoded], size: int, *, seed: int, epoch: int) -> Iterator[Encoded]:
+def _shuffled(items: Iterator[Any], size: int, seed: int, epoch: int, ahead: int) -> Iterator[Any]:
+    """Each next item is drawn among `size`; `ahead` items are taken at a time, which changes nothing but the speed."""
     draw = keyed.numpy("buffer", seed, epoch)
-    held: list[Encoded] = list(islice(items, size))
-    for item in items:
-        place = int(draw.integers(len(held)))
-        yield held[place]
-        held[place] = item
-    yield from (held[int(place)] for place in draw.permutation(len(held)))
+    held = list(islice(items, size))
+    while block := list(islice(items, ahead)):
+        for place, item in zip(draw.integers(len(held), size=len(block)).tolist(), block, strict=True):
+            yield held[place]
+            held[place] = item
+    yield from (held[place] for place in draw.permutation(len(held)).tolist())

@@ -1,6 +1,6 @@
 """Tar shards by index: what it takes to open a large set, to read an epoch on two processes, and to resume one.
 
-    python benchmarks/shards.py --before CHECKOUT
+    python benchmarks/tar_shards.py --before CHECKOUT
 
 generates shards of tiny images in a temporary folder (or in --folder, where they stay) and measures this leanvit, and
 that of another checkout (of an earlier commit) where one is given. Each figure is taken in a process of its own, which
@@ -135,13 +135,13 @@ def in_process(figure: str, spec: str, part: str, checkout: Path | None) -> dict
 # --- all figures ------------------------------------------------------------------------------------------------------
 
 
-def row_of(name: str, spec: str, size: int, checkout: Path | None) -> dict[str, Any]:
-    """The figures of one side."""
+def row_of(name: str, spec: str, size: int, checkout: Path | None, openings: int) -> dict[str, Any]:
+    """The figures of one side; `openings`: how often the shards are opened."""
 
     def figure(what: str, part: str = "") -> dict[str, float]:
         return in_process(what, spec, part, checkout)
 
-    opening = [figure("open") for _ in range(3)] if checkout is None else [figure("open")]
+    opening = [figure("open") for _ in range(openings)]
     shares = [figure("epoch", str(number)) for number in range(2)]
     rest = figure("resume", "rest")
     return {
@@ -163,7 +163,7 @@ OPTIONS = bench.parser(
     folder=bench.Option(help="where the shards lie, or are made", kind=Path),
     shards=bench.Option(200, "how many"),
     rows=bench.Option(1_000_000, "samples in all"),
-    out=bench.RESULTS / "shards.json",
+    out=bench.RESULTS / "tar_shards.json",
     smoke=False,
     figure=bench.Option(help=argparse.SUPPRESS, choices=list(FIGURES)),
     spec=bench.Option("", argparse.SUPPRESS),
@@ -204,9 +204,9 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).glob("train-*.tar"))
         for index in Path(folder).glob("*.index"):
             index.unlink()
-        sides = [row_of("before", spec, size, given.before)] if given.before else []
+        sides = [row_of("before", spec, size, given.before, 1)] if given.before else []
         indexing = in_process("open", spec, "", None)
-        sides.append(row_of("by index", spec, size, None))
+        sides.append(row_of("by index", spec, size, None, 1 if given.smoke else 3))
         kept = sum(path.stat().st_size for path in Path(folder).glob("*.index"))
     for row in sides:
         bench.log(row)
