@@ -55,6 +55,14 @@ CASES = [
 CLI = [
     Cli("data mask of a folder", ("data", "photos?mask=mask"), ("mask= is for data with columns; accepted: .csv and",)),
     Cli("data caption of digits", ("data", "digits?caption=text"), ("caption= is for data with columns; accepted:",)),
+    Cli(
+        "data mask of a lossy member",
+        ("data", "wds:shards.tar?mask=mask.jpg"),
+        ("mask=mask.jpg; accepted: the ending",),
+    ),
+    Cli(
+        "data objects of a text", ("data", "wds:shards.tar?objects=txt"), ("objects=txt; accepted: json.FIELD or NAME",)
+    ),
     Cli("data column not there", ("data", "columns/good.csv?depth=dept"), ("depth='dept' is no column: did you mean",)),
     Cli(
         "data without captions",

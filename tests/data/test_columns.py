@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
 import pickle
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from leanvit.data.specs import parse_spec, with_options
 from leanvit.data.stream import Encoded
 from leanvit.errors import BadInput
 from pictures import picture, png
+from shards import write_shard
 
 COLOUR = Preprocess((3, 16, 16), (0.5,) * 3, (0.25,) * 3)
 SIZE = (10, 8)  # (w, h) of the images
@@ -554,9 +557,7 @@ class Part:
 
 
 def npy(array: np.ndarray) -> bytes:
-    from io import BytesIO
-
-    stream = BytesIO()
+    stream = io.BytesIO()
     np.save(stream, array)
     return stream.getvalue()
 
@@ -624,6 +625,74 @@ def test_members_that_cannot_be_the_field(members, text):
 def test_members_that_are_refused(option, text):
     with pytest.raises(BadInput, match=text):
         fields_of_members(parse_spec(f"wds:x.tar?{option}"))
+
+
+def members_of(row: int, *, image: str = "png") -> dict[str, bytes]:
+    """The members of a sample: an image, labels, and what may be a field."""
+    stored = json.dumps({"text": caption_of(row), "objects": objects_of(row), "label": "ab"[row % 2]}).encode()
+    stream = io.BytesIO()
+    picture(row, SIZE).save(stream, {"jpg": "JPEG"}.get(image, image))
+    members = {"mask.png": encoded(mask_of(row)), "depth.npy": npy(depth_of(row)), "json": stored}
+    members = {**members, image: stream.getvalue(), "txt": caption_of(row).encode(), "cls": b"ab"[row % 2 :][:1]}
+    return {f"{row}.{ending}": content for ending, content in members.items()}
+
+
+def shards_of(folder: Path, *, compressed: bool = False, **options: Any) -> str:
+    """Two shards of six samples; their spec without options."""
+    pytest.importorskip("webdataset")
+    for shard in range(2):
+        members = [members_of(row, **options) for row in range(6 * shard, 6 * shard + 6)]
+        path = write_shard(folder / f"s-{shard}.tar", {name: one for row in members for name, one in row.items()})
+        if compressed:
+            path.write_bytes(gzip.compress(path.read_bytes()))
+    return f"wds:{folder}/s-{{0..1}}.tar"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_shards_have_fields(tmp_path, compressed):
+    options = MEMBERS.partition("?")[2]
+    spec = f"{shards_of(tmp_path, compressed=compressed)}?labels=none&{options}"
+    stream = open_dataset(spec, "train")
+    assert len(stream) == COUNT and "boxes of objects are taken as" in stream.note
+    assert [row_of(sample.key) for sample in stream if check_sample(sample) is None] == [*range(COUNT)]
+    for workers in (0, 1):
+        for batch in loader(stream, COLOUR, batch_size=4, train=True, augment="light", workers=workers):
+            rows = [row_of(key) for key in batch.keys]
+            assert batch["caption"] == [[caption_of(row)] for row in rows] and batch["mask"].shape == (4, 16, 16)
+    part = stream.limited(5)
+    assert len(part) == 5 and [check_sample(sample) for sample in part] == [None] * 5
+    assert changes(identity(stream), identity(open_dataset(spec, "train"))) == []
+
+
+def test_members_are_a_field_or_a_label_or_the_image(tmp_path):
+    spec = shards_of(tmp_path, image="jpg")
+    stream = open_dataset(f"{spec}?caption=txt&mask=mask.png", "train")
+    assert stream.classes == ["a", "b"] and "not of json" in stream.note and "txt" not in stream.note
+    assert [(one.target, one.fields["caption"]) for one in stream][:2] == [(0, [caption_of(0)]), (1, [caption_of(1)])]
+    by_json = open_dataset(f"{spec}?caption=json.text&label=json.label", "train")
+    assert by_json.classes == ["a", "b"] and next(iter(by_json)).fields["caption"] == [caption_of(0)]
+    plain = {name.replace("mask.png", "png"): one for name, one in members_of(3, image="jpg").items()}
+    del plain["3.cls"], plain["3.json"]
+    write_shard(tmp_path / "plain.tar", plain)  # the mask comes before the image
+    (sample,) = open_dataset(f"wds:{tmp_path}/plain.tar?labels=none&mask=png&ignore=9&caption=txt", "train")
+    assert np.array_equal(sample.fields["mask"], mask_of(3)) and sample.image.mode == "RGB"
+    with pytest.raises(BadInput, match="sample '3' has no label"):
+        open_dataset(f"wds:{tmp_path}/plain.tar?caption=txt")
+    with pytest.raises(BadInput, match=r"sample '0' has no image beside png"):
+        open_dataset(f"{shards_of(tmp_path)}?labels=none&mask=png")
+
+
+def test_members_that_are_missing(tmp_path):
+    spec = shards_of(tmp_path)
+    with pytest.raises(BadInput, match=r"mask=masc\.png: no member ends in \.masc\.png: did you mean 'mask\.png'"):
+        open_dataset(f"{spec}?mask=masc.png")
+    two = {name: one for row in (1, 2) for name, one in members_of(row).items() if name != "2.mask.png"}
+    write_shard(tmp_path / "gap.tar", two)
+    stream = open_dataset(f"wds:{tmp_path}/gap.tar?labels=none&mask=mask.png")
+    with pytest.raises(UnreadableImage, match="image '2' has a field 'mask' that is not accepted: is missing"):
+        list(stream)
+    skipping = open_dataset(f"{stream.spec}&on_bad=skip")
+    assert [sample.key for sample in skipping] == ["1"] and [bad.key for bad in skipping.bad] == ["2"]
 
 
 def test_cells_in_python():

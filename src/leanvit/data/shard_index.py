@@ -114,10 +114,17 @@ class ShardIndex:
         found[owners] = rows
         return found
 
-    def images(self) -> np.ndarray:
-        """(N,) int64: the image of each sample, the first one where it has several."""
-        rows = self.rows(tars.IMAGES)
-        return rows[np.unique(self.samples[rows], return_index=True)[1]]
+    def images(self, *, besides: Collection[str] = ()) -> np.ndarray:
+        """(N,) int64: the image of each sample, the first one where it has several, none with the endings `besides`.
+
+        Raises BadInput for a sample that has no other image.
+        """
+        rows = self.rows({*tars.IMAGES} - {*besides})
+        owners, first = np.unique(self.samples[rows], return_index=True)
+        if besides and len(owners) < len(self):
+            lone = self.key(int(np.setdiff1d(np.arange(len(self)), owners)[0]))
+            raise BadInput(f"shard {self.path.name}: sample {lone!r} has no image beside {', '.join(besides)}")
+        return rows[first]
 
     def stored(self, rows: np.ndarray) -> list[Stored]:
         """The places of members."""

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from glob import glob
@@ -23,15 +23,18 @@ import numpy as np
 from leanvit.data import labels as labelling
 from leanvit.data import tars
 from leanvit.data.arrow import require
+from leanvit.data.columns import fields_of_members, note_of, with_fields
+from leanvit.data.dataset import NO_FIELDS
+from leanvit.data.fields import Field
 from leanvit.data.label_kinds import ONE, SEVERAL
 from leanvit.data.labels import RowLocations
 from leanvit.data.shard_index import Indexes, ShardIndex
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
-from leanvit.data.stored import INDEX
+from leanvit.data.stored import INDEX, Stored
 from leanvit.data.stream import Encoded, Stream, in_blocks, in_epochs, probe_stream
 from leanvit.data.tars import IMAGES, LABELS, SAMPLED
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, nearest
 
 _FIELDS = ("label", "labels", "cls", "class", "target")  # of a json member
 Label = str | tuple[str, ...]  # of one sample
@@ -98,6 +101,7 @@ class Shard:
     index: ShardIndex
     targets: Targets
     prefix: str = ""  # put in front of keys that other shards have, too
+    fields: Mapping[str, str] = field(default_factory=dict)  # name of a field -> ending of its member
 
     @property
     def name(self) -> str:
@@ -111,11 +115,32 @@ class Shard:
 
     def at(self, samples: np.ndarray) -> list[Encoded]:
         images, targets = self.index.stored(self._images[samples]), self.targets.of(samples)
-        return [Encoded(one, target, self.prefix + one.key) for one, target in zip(images, targets, strict=True)]
+        found = [Encoded(one, target, self.prefix + one.key) for one, target in zip(images, targets, strict=True)]
+        if not self.fields:
+            return found
+        values = {name: self._values(rows[samples]) for name, rows in self._members.items()}
+        return [
+            one._replace(fields={name: of_field[number] for name, of_field in values.items()})
+            for number, one in enumerate(found)
+        ]
+
+    def _values(self, rows: np.ndarray) -> list[bytes | Stored | None]:
+        """The contents of members, or where they are read; None for a row of -1."""
+        found: list[bytes | Stored | None] = [None] * len(rows)
+        held = np.flatnonzero(rows >= 0)
+        texts = self.index.texts(rows[held]).to_pylist()
+        for number, text, place in zip(held.tolist(), texts, self.index.stored(rows[held]), strict=True):
+            found[number] = place if text is None else text
+        return found
 
     @cached_property
     def _images(self) -> np.ndarray:
-        return self.index.images()
+        return self.index.images(besides=self.fields.values())
+
+    @cached_property
+    def _members(self) -> dict[str, np.ndarray]:
+        """By field the member of each sample, -1 for none."""
+        return {name: self.index.members(ending) for name, ending in self.fields.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +150,7 @@ class PackedShard:
     index: ShardIndex
     targets: Targets
     prefix: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -132,16 +158,17 @@ class PackedShard:
 
     def __iter__(self) -> Iterator[Encoded]:
         """Raises BadInput where the shard is no longer what it was."""
-        sample = 0
-        for members in _samples(self.index.path):
-            image = next((members[ending] for ending in members if ending in IMAGES), None)
+        sample, endings = 0, frozenset(self.fields.values())
+        for members in _samples(self.index.path, endings):
+            image = next((members[one] for one in members if one in IMAGES and one not in endings), None)
             if image is None:
                 continue
             key = members["__key__"]
             if sample == len(self.index) or key != self.index.key(sample):
                 raise BadInput(f"shard {self.name} was changed while it was in use: open the data again")
             (target,) = self.targets.of(np.array([sample]))
-            yield Encoded(image, target, self.prefix + key)
+            fields = {name: members.get(ending) for name, ending in self.fields.items()} or NO_FIELDS
+            yield Encoded(image, target, self.prefix + key, fields=fields)
             sample += 1
 
 
@@ -150,12 +177,13 @@ def shards_source(spec: Spec) -> Source:
 
     The headers and labels of all shards are read once, which gives the number of samples, the classes and the keys.
     Options: `resampled`, `epoch=N` (samples an epoch, of train), `buffer=N` (samples shuffled among),
-    `label=cls|json|txt` or `label=json.FIELD`; `labels=none`.
+    `label=cls|json|txt` or `label=json.FIELD`; `labels=none`. Members may become fields, see `columns`.
 
-    Raises BadInput for patterns without files, shards without labelled images, with pickles, or that are damaged or
-    cut short; MissingExtra without webdataset.
+    Raises BadInput for patterns without files, members of fields that there are not, shards without labelled images,
+    with pickles, or that are damaged or cut short; MissingExtra without webdataset.
     """
     require("webdataset")
+    fields = fields_of_members(spec)
     patterns = {"all": spec.where}
     if "val" in spec.options:
         patterns = {"train": spec.where, "val": spec.options["val"]}
@@ -170,7 +198,7 @@ def shards_source(spec: Spec) -> Source:
     multi = any(not isinstance(one, str) for scan in every for one in scan.labels)
     classes = [] if label is None else _classes(spec, every, label)
     opened = {
-        split: partial(_open, spec, split, tuple(of_split), label, classes, multi, indexes.note)
+        split: partial(_open, spec, split, tuple(of_split), label, classes, multi, indexes.note, fields)
         for split, of_split in scans.items()
     }
     return Source(spec.text, opened, "webdataset shards")
@@ -184,8 +212,11 @@ def _open(
     classes: list[str],
     multi: bool,
     about_indexes: str,
+    fields: Mapping[str, tuple[str, Field]],
 ) -> Stream:
     indexes = [scan.index for scan in scans]
+    endings = {name: ending for name, (ending, _) in fields.items()}
+    _check_members(spec, split, indexes, endings)
     held = sum(map(len, indexes))
     if not held:
         what = "no image" if label is None else f"no image with a {label} label"
@@ -194,13 +225,14 @@ def _open(
     prefixes = _prefixes([index.path for index in indexes]) if twice else [""] * len(scans)
     targets = _targets(scans, classes, multi) if label else [_Unlabelled()] * len(scans)
     parts = tuple(
-        Shard(index, target, prefix) if index.seekable else PackedShard(index, target, prefix)
+        (Shard if index.seekable else PackedShard)(index, target, prefix, endings)
         for index, target, prefix in zip(indexes, targets, prefixes, strict=True)
     )
     given = [label for scan in scans for label in scan.labels]
     every = len(classes) > 1 and all(not isinstance(one, str) and len(one) == len(classes) for one in given)
     packed = [tars.is_compressed(index.path) for index in indexes if not index.seekable]
-    others = sorted({one for index in indexes for one in index.endings if one in LABELS} - {_ending(label)})
+    used = {_ending(label), *endings.values()}
+    others = sorted({one for index in indexes for one in index.endings if one in LABELS} - used)
     notes = (
         "every image has every label: a list names the labels of an image, it is no vector of 0 and 1" if every else "",
         f"labels are those of {label}, not of {', '.join(others)} (label=… takes another)" if others and label else "",
@@ -212,7 +244,7 @@ def _open(
     left_out: Counter[str] = Counter()
     for index in indexes:
         left_out.update(index.left_out)
-        left_out.update({FURTHER: len(index.rows(IMAGES)) - len(index)})
+        left_out.update({FURTHER: len(index.rows({*IMAGES} - used)) - len(index)})
         left_out.update({"shards without a sample": not len(index)})
     channels, image_size = probe_stream(parts)
     whole = Stream(
@@ -229,7 +261,26 @@ def _open(
         left_out=dict(+left_out),
         labelled=label is not None,
     )
-    return in_epochs(whole, spec)
+    kinds = {name: kind for name, (_, kind) in fields.items()}
+    return in_epochs(with_fields(whole, kinds, note_of(spec)), spec)
+
+
+def _check_members(spec: Spec, split: str, indexes: Sequence[ShardIndex], endings: Mapping[str, str]) -> None:
+    """Raises BadInput for the ending of a field that no member has, and for members that are too large to be read."""
+    for name, ending in endings.items():
+        rows = [index.rows([ending]) for index in indexes]
+        if not sum(map(len, rows)):
+            known = {one for index in indexes for one in index.endings}
+            raise BadInput(
+                f"data {spec.text!r}, {split}: {name}={spec.columns[name]}: no member ends in .{ending}: "
+                f"{nearest(ending, known)}"
+            )
+        for index, of_index in zip(indexes, rows, strict=True):
+            if (index.sizes(of_index) > tars.MEMBER_BYTES).any():
+                raise BadInput(
+                    f"shard {index.path.name}: a {ending} member has {index.sizes(of_index).max()} bytes; accepted: up "
+                    f"to {tars.MEMBER_BYTES}"
+                )
 
 
 def _files(spec: Spec, pattern: str) -> list[Path]:
@@ -270,14 +321,17 @@ def _prefixes(paths: Sequence[Path]) -> list[str]:
     return [f"{stem}/" for stem in stems]
 
 
-def _samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of a shard in webdataset's terms: `__key__`, and the bytes of its members by their ending."""
+def _samples(path: Path, endings: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """Samples of a shard in webdataset's terms: `__key__`, and the bytes of its members by their ending.
+
+    endings: of members that are read beside images and labels.
+    """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     with tars.damage(path), path.open("rb") as stream:
         members = tar_file_expander(
             iter([{"url": str(path), "stream": stream}]),
-            select_files=lambda name: tars.ending_of(name) in SAMPLED,
+            select_files=lambda name: tars.ending_of(name) in SAMPLED | endings,
             rename_files=tars.normal_name,
         )
         yield from group_by_keys(members)
@@ -368,11 +422,12 @@ def _chosen_label(spec: Spec, paths: Sequence[Path], indexes: Indexes) -> str:
         raise BadInput(f"shard {names} holds no image; accepted endings: {' '.join(sorted(IMAGES))}")
     rows = np.intersect1d(np.flatnonzero(index.samples == 0), index.rows(SAMPLED))
     members = {one.ending: row for one, row in zip(index.stored(rows), rows, strict=True)}
+    taken = spec.columns.values()
     if "cls" in members:
         return "cls"
-    if "json" in members and (field := _field_of(_texts(index, members["json"][None])[0].as_py())):
+    if "json" in members and (field := _field_of(_texts(index, members["json"][None])[0].as_py(), taken)):
         return f"json.{field}"
-    if "txt" in members:
+    if "txt" in members and "txt" not in taken:
         return "txt"
     raise BadInput(
         f"shard {index.path.name}: sample {index.key(0)!r} has no label (it has {', '.join(members)}); accepted: a cls "
@@ -380,12 +435,14 @@ def _chosen_label(spec: Spec, paths: Sequence[Path], indexes: Indexes) -> str:
     )
 
 
-def _field_of(encoded: bytes) -> str | None:
+def _field_of(encoded: bytes, taken: Collection[str]) -> str | None:
+    """The value of a JSON member that is a label by its name; none of those that are fields."""
     try:
         value = json.loads(encoded)
     except (ValueError, RecursionError):
         return None
-    return next((name for name in _FIELDS if isinstance(value, dict) and name in value), None)
+    names = (name for name in _FIELDS if f"json.{name}" not in taken)
+    return next((name for name in names if isinstance(value, dict) and name in value), None)
 
 
 def _label(encoded: bytes, label: str, locations: RowLocations, row: int) -> Label:
