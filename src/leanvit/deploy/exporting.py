@@ -110,8 +110,8 @@ def export(
     with evaluating(model), torch.no_grad():
         images = random_images(preprocess.input_size, batch, pixels=pixels is not None)
         want = on_cpu(Logits(model, pixels), images, batch)
-        check_outputs(want, labels, task)
         heads = _heads_of(want, task, to, labels)
+        check_outputs(want, labels, task)
         program = trace(model, preprocess.input_size, batch, pixels=pixels, heads=heads)
 
     def fill(folder: Path) -> dict[str, Any]:

@@ -86,12 +86,14 @@ def export(
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
     knobs.check("--batch", batch, Batch | None)
-    task = read_task(task)
-    require_task(task)
+    told: Task | None = read_task(task)
+    require_task(told)
     settings = own_settings(mean, std, crop_pct, interpolation)
     one = load_model(
         run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, log=log
     )
+    if told is not None:
+        told.check("export", model=one.model)
     if out is None and one.home is not None:
         out = artefact_folder(one.home, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), log=log)
@@ -104,7 +106,7 @@ def export(
             preprocess=one.preprocess,
             batch=batch,
             input_type=input_type,
-            task=task,
+            task=told,
             opset=opset,
             overwrite=overwrite,
         )
