@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -171,8 +172,37 @@ def _data(folder: Path) -> None:
     (folder / "renamed.parquet").write_bytes(_weights_of(folder / "run").read_bytes())
     (folder / "parquets").mkdir()
     (folder / "parquets/train.parquet").write_text("[]")
+    _columns(folder / "columns")
     with tarfile.open(folder / "shards.tar", "w") as tar:
         tar.add(folder / "notes.txt", "notes.txt")
+
+
+def _columns(folder: Path) -> None:
+    """Tables whose columns could be fields, each with one fault but `good.csv`: masks of 0 and 1, boxes as COCO's."""
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (8, 8), (60 * number, 90, 10)).save(folder / f"{number}.png")
+        Image.new("L", (8, 8), number % 2).save(folder / f"mask{number}.png")
+        Image.new("L", (8, 8), number % 2).save(folder / f"lossy{number}.jpg")
+        Image.new("L", (4, 4), number % 2).save(folder / f"small{number}.png")
+    good = {"mask": "mask{}.png", "text": "a picture", "boxes": "[[1, 1, 4, 4]]", "depth": "mask{}.png"}
+    for name, cells in {
+        "good": {},
+        "lossy": {"mask": "lossy{}.jpg"},
+        "small": {"mask": "small{}.png", "depth": "small{}.png"},
+        "gone": {"mask": "gone{}.png", "text": "", "boxes": ""},
+        "flat": {"boxes": "[[1, 1, 4, 0]]"},
+        "outside": {"boxes": "[[1, 1, 4, 7.02]]"},
+        "fractions": {"boxes": "[[0.1, 0.1, 0.5, 0.5]]"},
+        "no-json": {"boxes": "1 1 4 4"},
+        "colour": {"mask": "{}.png"},
+    }.items():
+        columns = {**good, **cells}
+        with (folder / f"{name}.csv").open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["image", "label", *columns])
+            rows = [[f"{n}.png", "ab"[n % 2], *(cell.format(n) for cell in columns.values())] for n in range(4)]
+            writer.writerows(rows)
 
 
 def _recipes(folder: Path) -> None:

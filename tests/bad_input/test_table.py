@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import table_columns
 import table_compare
 import table_dhvt
 import table_fields
@@ -34,6 +35,7 @@ TABLES = (
     table_compare,
     table_dhvt,
     table_fields,
+    table_columns,
     table_parts,
 )
 CASES: list[Case] = [case for table in TABLES for case in table.CASES]

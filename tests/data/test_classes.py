@@ -100,7 +100,7 @@ def test_targets_follow_in_data_sets_of_both_kinds() -> None:
     assert [turned.classes[t] for t in turned.targets] == [digits.classes[t] for t in digits.targets]
     from dataclasses import replace
 
-    several = replace(digits, targets=np.eye(10, dtype=np.float32)[digits.targets], multi_label=True)
+    several = replace(digits, targets=np.eye(10, dtype=np.float32)[digits.targets])
     turned = several.onto(Matched(tuple(range(2, 12)), 12), [str(i) for i in range(12)])
     assert turned.targets.shape == (8, 12)
     assert (turned.targets[:, 2:] == several.targets).all() and not turned.targets[:, :2].any()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from leanvit.data import open_dataset
-from leanvit.data.dataset import rank_within
+from leanvit.data.label_kinds import rank_within
 from leanvit.errors import BadInput
 
 

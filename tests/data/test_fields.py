@@ -300,7 +300,7 @@ def test_every_verb_keeps_fields_with_their_samples(digits, verb):
 
 
 def test_labels_of_both_kinds_with_fields():
-    several = replace(open_dataset("digits", "train", limit=30), multi_label=True)
+    several = open_dataset("digits", "train", limit=30)
     several = with_codes(replace(several, targets=np.eye(10, dtype=np.float32)[several.targets]))
     for made in (several.few_shot(1), several.only_classes([3, 5]), several.limited(7)):
         assert len(made) and all(sample.fields["code"] == code(sample.key) for sample in made)
@@ -437,6 +437,42 @@ def test_files_and_bytes_of_masks(tmp_path, digits):
     assert fields["mask"].ravel().tolist() == list(range(64)) and fields["depth"].ravel()[3] == 3000.0
 
 
+def test_classes_of_masks_and_boxes_are_checked(digits):
+    one = digits.take([4])
+
+    def said(field):
+        with pytest.raises(UnreadableImage) as caught:
+            one.with_field("it", field)[0]
+        return str(caught.value)
+
+    mask = np.zeros((8, 8), dtype=np.int64)
+    mask[0], mask[1] = 2, 255
+    assert "a mask with the value 2, which is no class; accepted: 0 to 1 (a, b), or 255" in said(
+        Masks([mask], classes=("a", "b"))
+    )
+    assert "a mask with the value 255, which is no class" in said(Masks([mask], classes=("a", "b", "c"), ignore=9))
+    assert "the value -1" in said(Masks([mask - 1], classes=("a", "b"), ignore=254))
+    assert np.array_equal(one.with_field("it", Masks([mask], classes=("a", "b", "c")))[0].fields["it"], mask)
+    assert "a box of class 2; accepted: 0 to 1" in said(
+        Boxes([{"boxes": [[0, 0, 1, 1]], "labels": [2]}], classes=("a", "b"))
+    )
+
+
+def test_boxes_of_another_form_and_scaled_depths(digits):
+    boxes = Boxes([[[1, 2, 3, 4], [0, 0, 8, 8]]], form="xywh")
+    depth = np.full((8, 8), 500, dtype=np.uint16).astype(np.float32)
+    depth[0] = np.nan
+    one = digits.take([4]).with_field("box", boxes).with_field("depth", Depths([depth], scale=0.001, missing=-1.0))
+    fields = one[0].fields
+    assert fields["box"]["boxes"].tolist() == [[1, 2, 4, 6], [0, 0, 8, 8]]
+    assert (fields["depth"][0] == -1).all() and fields["depth"][1:].tolist() == [[0.5] * 8] * 7
+    text = r"box 0, \[1.0, 2.0, 0.0, 4.0\], is inverted or empty, 8x8; accepted: left, top, width, height"
+    with pytest.raises(UnreadableImage, match=text):
+        digits.take([4]).with_field("box", Boxes([[[1, 2, 0, 4]]], form="xywh"))[0]
+    with pytest.raises(BadInput, match="unknown form of boxes 'cxcywh'"):
+        Boxes([], form="cxcywh")
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -449,5 +485,9 @@ def test_identity_covers_fields_and_is_as_it_was_without(digits):
     for other in (with_codes(digits), masked(with_codes(digits), ignore=7)):
         assert changes(fielded, identity(other)) == ["data: the fields changed: mask"]
     assert changes(plain, fielded) == ["data: the fields changed: code, mask"]
+    plain_kinds = [kind.settings() for kind in (Masks(), Boxes(), Depths())]
+    assert plain_kinds == ["Masks ignore=255", "Boxes", "Depths missing=0.0"]  # of runs that are resumed
+    named = [Masks(classes=("a",)), Boxes(classes=("a",)), Boxes(form="xywh"), Depths(scale=2.0)]
+    assert not {kind.settings() for kind in named} & {*plain_kinds}
     wrong = digits.with_field("code", Values([code(key) + 1 for key in digits.keys]))
     assert changes(identity(with_codes(digits)), identity(wrong)) == ["data: the fields changed: code"]

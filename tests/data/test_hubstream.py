@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from leanvit.data import Preprocess, Stream, loader, open_dataset
@@ -53,3 +54,72 @@ def test_paths_that_come_twice_make_no_keys(tmp_path):
     stream = open_dataset(f"hf:{tmp_path / 'd'}?streaming")
     assert [s.key for s in stream] == ["same.png", "all-00000-of-00001/00000001", "all-00000-of-00001/00000002"]
     assert [s.target for s in stream] == [1, 0, 1]
+
+
+def with_columns(root):
+    """Sets of `datasets` with a column of masks, captions and objects."""
+    from PIL import Image
+
+    def mask(n):
+        return png(Image.fromarray(np.full((20, 24), n, dtype=np.uint8)))
+
+    whole = datasets.Value("int64")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "mask": datasets.Image(),
+            "files": datasets.Value("string"),
+            "text": datasets.List(datasets.Value("string")),
+            "objects": {
+                "bbox": datasets.List(datasets.List(datasets.Value("float32"))),
+                "category": datasets.List(datasets.ClassLabel(names=["ant", "bee"])),
+            },
+            "named": datasets.List({"bbox": datasets.List(whole), "category": datasets.Value("string")}),
+        }
+    )
+    rows = {
+        "image": [{"bytes": png(picture(n)), "path": f"{n}.png"} for n in range(6)],
+        "mask": [{"bytes": mask(n), "path": None} for n in range(6)],
+        "files": [f"{n}.png" for n in range(6)],
+        "text": [[f"no {n}", "again"] for n in range(6)],
+        "objects": [{"bbox": [[n, 1, 2, 3]], "category": [n % 2]} for n in range(6)],
+        "named": [[{"bbox": [n, 1, 2, 3], "category": "ba"[n % 2]}] for n in range(6)],
+    }
+    for n in range(6):
+        Image.fromarray(np.full((20, 24), n, dtype=np.uint8)).save(root / f"{n}.png")
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows, features=features)}).save_to_disk(root / "d")
+    return f"hf:{root / 'd'}"
+
+
+def test_columns_are_fields_whole_and_streamed(tmp_path):
+    spec = f"{with_columns(tmp_path)}?labels=none&mask=mask&caption=text&objects=objects"
+    for opened in (open_dataset(spec), open_dataset(f"{spec}&streaming")):
+        assert opened.field_names == ("caption", "mask", "objects") and opened.fields["objects"].classes == (
+            "ant",
+            "bee",
+        )
+        assert "boxes of objects are taken as" in opened.note and "not of mask" not in opened.note
+        seen = 0
+        for number, sample in enumerate(opened):
+            assert (sample.fields["mask"] == number).all() and sample.fields["caption"] == [f"no {number}", "again"]
+            assert sample.fields["objects"]["boxes"].tolist() == [[number, 1, number + 2, 4]]
+            assert sample.fields["objects"]["labels"].tolist() == [number % 2]
+            seen += 1
+        batch = next(iter(loader(opened, SMALL, batch_size=3, train=True, augment="light", workers=1)))
+        assert seen == 6 and batch["mask"].shape == (3, 16, 16)
+
+
+def test_columns_of_paths_and_of_names(tmp_path):
+    spec = f"{with_columns(tmp_path)}?labels=none"
+    for streaming in ("", "&streaming"):
+        with pytest.raises(BadInput, match="mask column 'files' holds paths; accepted: encoded pictures, or root=DIR"):
+            open_dataset(f"{spec}&mask=files{streaming}")
+        found = open_dataset(f"{spec}&mask=files&root={tmp_path}{streaming}")
+        assert [int(sample.fields["mask"].max()) for sample in found] == [*range(6)]
+        named = open_dataset(f"{spec}&objects=named&object_classes=b,a{streaming}")
+        assert [int(sample.fields["objects"]["labels"][0]) for sample in named] == [0, 1] * 3
+        with pytest.raises(BadInput, match="depth='deep' is no column"):
+            open_dataset(f"{spec}&depth=deep{streaming}")
+    assert open_dataset(f"{spec}&objects=named").fields["objects"].classes == ("a", "b")
+    with pytest.raises(BadInput, match="the categories of column 'named' are names, which a stream does not know"):
+        open_dataset(f"{spec}&objects=named&streaming")

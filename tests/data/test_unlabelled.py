@@ -210,3 +210,10 @@ def test_a_look_at_it(flat, tmp_path):
 def test_predicting_and_calibrating_need_none(flat):
     answers = lv.predict(_model(), open_dataset(flat, labels=False), preprocess=COLOUR)
     assert len(answers) == 20 and torch.tensor([answer.probabilities[0] for answer in answers]).isfinite().all()
+
+
+def test_images_to_predict_are_found_without_their_fields(flat):
+    """A caption that is missing does not keep an image from being predicted."""
+    (flat / "t.csv").write_text("image,text\n00.png,a\n01.png,\n")
+    found = find_images(f"{flat}/t.csv?labels=none&caption=text", channels=3)
+    assert [sample.key for part in found.parts for sample in part] == ["00.png", "01.png"]

@@ -42,6 +42,12 @@ LEFT_OUT = {
     "README.md": {"make": "sets up an environment of its own; tests/verbs/test_demonstration.py runs the demo"},
     "docs/quickstart.md": {"block 1": "installs the package that is under test"},
     "docs/own-method.md": {"block 1": "the file itself, included whole: tests/docs/test_own_method.py runs it"},
+    "docs/own-task.md": {
+        "block 1": "the file itself, included whole: tests/docs/test_own_task.py runs it",
+        "block 2": "tests/docs/test_own_task.py runs these commands",
+        "block 3": "tests/docs/test_own_task.py does the same",
+        "block 4": "tests/tracers/test_heads.py does the same",
+    },
 }
 
 

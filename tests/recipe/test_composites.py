@@ -39,6 +39,7 @@ from leanvit.recipe import (
 )
 from leanvit.recipe.roots import described, root_from_json
 from leanvit.runs.token_maps import trace_tokens
+from leanvit.tasks import Task, task
 from leanvit.training import CrossEntropy, FitConfig, fit
 from leanvit.verbs.models import row_name
 
@@ -168,14 +169,15 @@ def test_methods_reach_parts_through_the_whole(tmp_path: Path, digits: Data) -> 
     assert load_run(tmp_path / "lean").model.history == lean.history
 
 
+@task("one_of_three")
 @dataclass(frozen=True)
-class OneOfThree:
+class OneOfThree(Task):
     """The task of the tests: one class an image, told by these two functions alone."""
 
     def loss(self, outputs: Tensor, batch: Any) -> Tensor:
         return F.cross_entropy(outputs, batch.targets)
 
-    def divergence(self, outputs: Tensor, taught: Tensor, batch: Any) -> Tensor:
+    def divergence(self, outputs: Tensor, taught: Tensor, batch: Any, *, temperature: float = 1.0) -> Tensor:
         return F.kl_div(outputs.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True)
 
 

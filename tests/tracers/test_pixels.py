@@ -21,7 +21,7 @@ import leanvit as lv
 from leanvit.anatomy.composite import Composite, OpenPart, Wiring, part, wiring
 from leanvit.data import Masks, loader
 from leanvit.recipe import Recovery
-from leanvit.tasks import Task
+from leanvit.tasks import Task, task
 from leanvit.training import TaskLoss
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
@@ -59,6 +59,7 @@ HEAD = lv.Root("tracer_pixel_head", {"channels": 24, "classes": 3})
 PREPROCESS = lv.Preprocess((1, 16, 16), mean=(0.5,), std=(0.5,), interpolation="bicubic", crop_pct=1.0)
 
 
+@task("tracer_per_pixel")
 class PerPixel(Task):
     """The task: background, faint ink or full ink, of all pixels but those in between (255)."""
 

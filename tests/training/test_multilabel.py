@@ -20,7 +20,7 @@ def several(count: int, **kw):
     vectors = np.zeros((count, 4), dtype=np.float32)
     vectors[np.arange(count), data.targets] = 1
     vectors[:, 3] = data.targets < 2
-    return replace(data, targets=vectors, multi_label=True)
+    return replace(data, targets=vectors)
 
 
 def test_a_run_learns_the_labels():

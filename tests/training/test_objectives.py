@@ -10,7 +10,8 @@ from torch import nn
 
 from leanvit.data import Batch, loader
 from leanvit.errors import BadInput
-from leanvit.training import CrossEntropy, HardDistillation, Loss, Objective, SoftDistillation, objectives
+from leanvit.tasks import objectives
+from leanvit.training import CrossEntropy, HardDistillation, Loss, Objective, SoftDistillation
 
 
 class Fixed(nn.Module):

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from leanvit.data import Batch, loader
 from leanvit.data.loading import share_rows
 from leanvit.errors import BadInput, Refused
+from leanvit.tasks import Classification, Task, task
 from leanvit.training import CrossEntropy, FitConfig, Loss, Objective, TaskLoss, WholeBatch, fit, join_world
 
 SGD = FitConfig(epochs=1, batch_size=24, lr=0.05, optimizer="sgd")  # AdamW makes steps of the rounding of zeros
@@ -292,7 +293,8 @@ def test_a_step_of_nothing_has_loss_0_and_no_gradient(found, name):
 
 
 def test_a_task_may_say_what_its_mean_is_over():
-    class Halves:
+    @task("halves")
+    class Halves(Task):
         def loss(self, outputs, batch):
             return F.cross_entropy(outputs[: len(outputs) // 2], batch.targets[: len(outputs) // 2])
 
@@ -303,7 +305,7 @@ def test_a_task_may_say_what_its_mean_is_over():
     args = {"preprocess": make_preprocess(), "config": replace(SGD, accumulate=2), "callbacks": [steps]}
     fit(make_model(), make_data(96), objective=TaskLoss(Halves()), **args)
     assert [row["terms"] for row in steps.rows] == [24, 24]
-    assert TaskLoss(object()).terms(Batch(torch.zeros(1), torch.zeros(1), [""])) is None
+    assert TaskLoss(Classification()).terms(Batch(torch.zeros(1), torch.zeros(1), [""])) is None
 
 
 def test_pieces_add_up_to_their_sum(found):

@@ -104,7 +104,11 @@ def test_streams_several_labels_and_embedded_data(tmp_path, sick):
     assert (found.form, split.images, split.counted, sum(split.per_class.values())) == ("webdataset shards", 10, 7, 7)
     (sick / "t.csv").write_text("image,a,b\ntrain/cat/001.png,1,0\ntrain/puppy/001.png,0,0\n")
     several = look(f"{sick}/t.csv")
-    assert several.multi_label and several.splits[0].unlabelled == 1 and several.splits[0].per_class == {"a": 1, "b": 0}
+    assert (
+        several.label_kind == "several"
+        and several.splits[0].unlabelled == 1
+        and several.splits[0].per_class == {"a": 1, "b": 0}
+    )
     digits = look("digits?classes=1,2", sample=5)
     assert digits.classes == ("1", "2") and digits.splits[0].modes == {"L": 5} and not digits.leak.pairs
 
@@ -125,6 +129,59 @@ def test_the_grid_shows_every_class(sick, tmp_path):
             look(str(sick), grid=tmp_path / wrong)
     with pytest.raises(BadInput, match="there is no folder"):
         look(str(sick), grid=tmp_path / "no" / "g.png")
+
+
+@pytest.fixture
+def scenes(tmp_path) -> Path:
+    """A table of eight grey images with masks (0, 1 and, below, 255), a box, captions and depth; one has no caption."""
+    lines = ["image,mask,text,objects,depth"]
+    for n in range(8):
+        Image.new("RGB", (24, 20), (90, 90, 90)).save(tmp_path / f"{n}.png")
+        mask = np.zeros((20, 24), dtype=np.uint8)
+        mask[:, :6], mask[15:] = 1, 255
+        Image.fromarray(mask).save(tmp_path / f"mask{n}.png")
+        Image.fromarray(np.where(mask == 1, 0, 100 + n).astype(np.uint16)).save(tmp_path / f"depth{n}.png")
+        box = f'"{{""bbox"": [[{2 * n}, 3, 4, 6]], ""category"": [{n % 2}]}}"'
+        lines.append(f"{n}.png,mask{n}.png,{'' if n == 5 else 'two words'},{box},depth{n}.png")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_what_fields_hold_is_counted(scenes):
+    spec = f"{scenes}/t.csv?labels=none&mask=mask&mask_classes=a,b,c&caption=text&objects=objects&depth=depth"
+    found = look(spec, every=True)
+    (split,) = found.splits
+    assert [bad.key for bad in split.bad] == ["5.png"] and "'text', t.csv line 7): is missing" in split.bad[0].reason
+    mask, boxes, text, depth = (split.fields[name] for name in ("mask", "objects", "caption", "depth"))
+    assert mask.counts == {"a": 7 * 15 * 18, "b": 7 * 15 * 6, "c": 0} and mask.numbers == {"ignored_share": 0.25}
+    assert boxes.counts == {"0": 4, "1": 3} and boxes.numbers == {"boxes_per_image": 1.0}
+    assert text.numbers == {"texts_per_image": 1.0, "words_per_text": 2.0} and text.samples == 7
+    assert depth.numbers["nearest"] == 100 and depth.numbers["farthest"] == 107
+    assert depth.numbers["missing_share"] == pytest.approx(90 / 480)
+    assert json.loads(json.dumps(found.to_json()))["splits"][0]["fields"]["objects"]["counts"] == {"0": 4, "1": 3}
+    shown = text_of(found)
+    for part in (
+        "all: field mask (Masks) of 7 images: ignored share 25.0%",
+        "│ a             │ 75.0%",
+        "all: field objects (Boxes) of 7 images: boxes per image 1",
+        "all: field depth (Depths) of 7 images: nearest 100, farthest 107, missing share 18.8%",
+    ):
+        assert part in shown, part
+    unnamed = look(f"{scenes}/t.csv?labels=none&mask=mask", every=True).splits[0].fields["mask"]
+    assert list(unnamed.counts) == ["0", "1"]
+
+
+def test_masks_and_boxes_are_drawn_over_the_grid(scenes, tmp_path):
+    def pixels(options):
+        look(f"{scenes}/t.csv?labels=none{options}", sample=1, grid=tmp_path / "g.png", overwrite=True)
+        with Image.open(tmp_path / "g.png") as image:
+            return np.asarray(image.convert("RGB")).astype(int)
+
+    plain, masked, boxed = pixels(""), pixels("&mask=mask"), pixels("&objects=objects")
+    assert np.ptp(plain[40:], axis=2).max() == 0 and plain.shape == masked.shape == boxed.shape
+    changed = (masked != plain).any(axis=2)
+    tile = slice(34, 146), slice(190, 302)  # the first one; the image is 4 times as large in it, 96x80
+    assert changed[tile].sum() == 96 * 60 and (boxed[tile] != plain[tile]).any(axis=2).sum() == (4 * 6 - 2 * 4) * 16
 
 
 def test_it_must_read_something():

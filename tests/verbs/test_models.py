@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 import leanvit as lv
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.recipe import Root, create, save
+from leanvit.tasks import MultiLabel
 from leanvit.verbs.compressing import compress
 from leanvit.verbs.fitting import require_fit
 from leanvit.verbs.models import load_model
@@ -45,7 +46,7 @@ def test_what_is_made_from_a_multi_label_model_says_so(tmp_path) -> None:
     compress(tmp_path / "older", [lv.ToMe(r=2)], out=tmp_path / "run")
     compress(NAME, [lv.ToMe(r=2)], data, model_args=args, measured=False, out=tmp_path / "name")
     for made in (tmp_path / "run", tmp_path / "name"):
-        assert load_model(made).multi_label and lv.load(made).multi_label
+        assert load_model(made).task == MultiLabel() == lv.load(made).task
 
 
 def test_weights_are_loaded_strictly(tmp_path) -> None:

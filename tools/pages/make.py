@@ -19,10 +19,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 EXAMPLE = re.compile(r"(<!-- the example, by `make pages` -->\n).*?(<!-- end of the example -->)", re.DOTALL)
 
 
-def _with_example(text: str) -> str:
-    """A page with the example of a method in its block."""
-    code = (ROOT / "examples" / "head_importance.py").read_text(encoding="utf-8")
-    why = "the file itself, included whole: tests/docs/test_own_method.py runs it"
+def _with_example(text: str, example: str, test: str) -> str:
+    """A page with an example in its block."""
+    code = (ROOT / "examples" / example).read_text(encoding="utf-8")
+    why = f"the file itself, included whole: tests/docs/{test} runs it"
     block = f'<!-- test: skip="{why}" -->\n```python\n{code}```\n'
     return EXAMPLE.sub(lambda found: found[1] + block + found[2], text)
 
@@ -37,7 +37,10 @@ PAGES: dict[str, Callable[[], dict[str, str]]] = {
     "headlines": lambda: {str(file.relative_to(ROOT)): text for file, text in headlines.headlines().items()},
     "readme": lambda: _renewed("README.md", readme.renewed),
     "methods": lambda: {f"docs/{path}": text for path, text in docs_pages.method_pages(RESULTS).items()},
-    "own-method": lambda: _renewed("docs/own-method.md", _with_example),
+    "own-method": lambda: _renewed(
+        "docs/own-method.md", lambda text: _with_example(text, "head_importance.py", "test_own_method.py")
+    ),
+    "own-task": lambda: _renewed("docs/own-task.md", lambda text: _with_example(text, "amount.py", "test_own_task.py")),
     "references": lambda: {"docs/references.md": references.page()},
     "performance": lambda: {"docs/performance.md": performance.page(RESULTS)},
     "support": lambda: {"docs/support.md": support.page(list(support.cells()))},

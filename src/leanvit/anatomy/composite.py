@@ -103,7 +103,7 @@ class Composite(OpenModel):
                 if lost := part.lost_traits():
                     raise Refused(f"wiring {wired.name} needs of its part {name!r} what it does not have: {lost[0]}")
         self.num_classes = classes
-        self.classifies = wired.classifies and classes > 0
+        self.tells_classes = wired.classifies and classes > 0
 
     @property
     def parts(self) -> dict[str, nn.Module]:

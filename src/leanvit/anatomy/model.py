@@ -29,7 +29,7 @@ class OpenModel(Opened, ABC):
     isotropic: ClassVar[bool] = False  # whether all blocks see tokens of one grid and one width
     hierarchical: ClassVar[bool] = False  # whether blocks lie in stages, between which patches merge and widen
     PLAIN: ClassVar[bool] = False  # see `plain`; not inherited
-    classifies = True  # whether outputs are logits of classes of images
+    tells_classes = True  # whether outputs are logits of classes of images, where no task says otherwise
     num_classes: int
     num_prefix_tokens: int
     grad_checkpointing: bool
@@ -44,6 +44,11 @@ class OpenModel(Opened, ABC):
         self.task: Any = None  # what the outputs mean (`leanvit.tasks.Task`); None: one class an image
         self.preprocess: Any = None  # the `Preprocess` that it was made with; None: from timm's configuration
         self._source = (source,)  # in a tuple, so that the closed model is not a child of the opened one
+
+    @property
+    def classifies(self) -> bool:
+        """Whether outputs are logits of classes of images, which have names and are matched with those of data."""
+        return self.tells_classes and (self.task is None or bool(self.task.label_kind))
 
     # --- running -----------------------------------------------------------------
 

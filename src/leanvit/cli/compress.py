@@ -61,6 +61,7 @@ def command(
             help="Of a model of parts, the part that methods are applied to.",
         ),
     ] = "",
+    task: options.TaskName = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted compression in --out, one that trains.")
     ] = False,
@@ -118,6 +119,7 @@ def command(
             measured=measured,
             out=out,
             part=part,
+            task=task,
             resume=resume,
             overwrite=overwrite,
             log=output.log,

@@ -74,6 +74,14 @@ ClassNames = Annotated[
         show_default=False,
     ),
 ]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What outputs mean: a task and its fields, segmentation:ignore=11 (default: as the run says).",
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Take only N images of each split, even over the classes.")
 ]

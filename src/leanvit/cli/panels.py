@@ -10,8 +10,8 @@ from typer.core import TyperCommand, TyperGroup
 PANELS = {
     "Model": ("model", "adapt", "model_arg", "pretrained", "weights", "convert"),
     "Data": (
-        *("data", "split", "class_names", "classes", "shots", "limit", "on_bad", "grid", "every", "sample", "workers"),
-        *("interpolation", "crop_pct", "mean", "std"),
+        *("data", "split", "task", "class_names", "classes", "shots", "limit", "on_bad", "grid", "every"),
+        *("sample", "workers", "interpolation", "crop_pct", "mean", "std"),
     ),
     "Methods": ("with_", "part", "recipe", "macs", "tolerance", "controls"),
     "Training": ("epochs", "samples", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),

@@ -7,21 +7,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanvit.data import labels as labelling
+from leanvit.data.columns import BOX_NAMES, CATEGORY_NAMES, Column
 from leanvit.data.labels import RowLocations
-from leanvit.errors import BadInput, MissingExtra
+from leanvit.errors import BadInput, MissingExtra, nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _IMAGE_NAMES = ("image", "img", "pixel_values", "jpg", "png")
 _LABEL_NAMES = ("label", "labels", "target", "class", "cls", "fine_label")
+_PIXELS = "encoded pictures (binary, or a struct with the field bytes), paths of files, or lists of rows of"
+_ACCEPTED = {  # what a column may hold that becomes a field
+    "caption": "a text, or a list of texts",
+    "mask": f"{_PIXELS} whole numbers",
+    "objects": "a struct of bbox (lists of 4 numbers) and category (whole numbers or texts), a list of such structs, a "
+    "list of boxes, or JSON text",
+    "depth": f"{_PIXELS} numbers",
+}
 
 
 def require(package: str) -> Any:
@@ -46,26 +55,57 @@ class Columns:
     note: str = ""
 
 
-def find_columns(schema: pa.Schema, *, where: str, labelled: bool = True) -> Columns:
+def field_columns(schema: pa.Schema, wanted: Mapping[str, str], *, where: str) -> dict[str, Column]:
+    """The columns that become fields, by field. Raises BadInput for one that there is not, or of another type."""
+    features = _features(schema)
+    found = {}
+    for name, column in wanted.items():
+        if column not in schema.names:
+            raise BadInput(f"{where}: {name}={column!r} is no column: {nearest(column, schema.names)}")
+        kind = schema.field(column).type
+        form = _form(name, _plain_type(kind))
+        if form is None:
+            raise BadInput(f"{where}: {name} column {column!r} is of type {kind}; accepted: {_ACCEPTED[name]}")
+        names = tuple(labelling.distinct_names(_category_names(features.get(column)))) or None
+        found[name] = Column(column, form, names, form == "json" or _has_texts(_plain_type(kind)))
+    return found
+
+
+def one_form(columns: Iterable[Mapping[str, Column]], *, where: str) -> dict[str, Column]:
+    """The columns of fields that several files or splits have alike. Raises BadInput where they differ."""
+    every = list(columns)
+    for name in every[0]:
+        if len({one[name] for one in every}) > 1:
+            forms = ", ".join(sorted({one[name].form for one in every}))
+            raise BadInput(
+                f"{where}: its files or splits hold column {every[0][name].column!r} in different types ({forms}), or "
+                "state different names of classes"
+            )
+    return dict(every[0])
+
+
+def find_columns(schema: pa.Schema, *, where: str, labelled: bool = True, taken: Collection[str] = ()) -> Columns:
     """The image and label columns, by the features of HF `datasets` in the schema if present, by name and type if not.
 
-    labelled: whether a label column is looked for, too. Raises BadInput, listing the columns, when one is missing or of
-    a type that holds no encoded images or labels.
+    labelled: whether a label column is looked for, too. taken: columns that are fields, and neither of both. Raises
+    BadInput, listing the columns, when one is missing or of a type that holds no encoded images or labels.
     """
+    for name in filter(schema.names.__contains__, taken):
+        schema = schema.remove(schema.get_field_index(name))
     features = _features(schema)
     images = [name for name in _of_feature(features, "Image", "image") if name in schema.names]
     labels = [name for name in _of_feature(features, "ClassLabel", "label") if name in schema.names]
     images = images or _images_by_type(schema)
     if not labelled:
         if not images:
-            raise BadInput(_no_column(schema, where, "image", _IMAGE_NAMES))
+            raise BadInput(_no_column(schema, where, "image", _IMAGE_NAMES, taken))
         _require_images(schema, images[0], where)
         return Columns(images[0], None, None, _of_several("images", images))
     labels = labels or [name for name in _LABEL_NAMES if name in schema.names]
     for role, found, known in (("image", images, _IMAGE_NAMES), ("class label", labels, _LABEL_NAMES)):
         if not found:
             mend = "" if role == "image" else "; ?labels=none opens the images without labels"
-            raise BadInput(f"{_no_column(schema, where, role, known)}{mend}")
+            raise BadInput(f"{_no_column(schema, where, role, known, taken)}{mend}")
     _require_images(schema, images[0], where)
     _require_labels(schema, labels[0], where)
     names = features.get(labels[0], {}).get("names")
@@ -80,8 +120,9 @@ def find_columns(schema: pa.Schema, *, where: str, labelled: bool = True) -> Col
     return Columns(images[0], labels[0], tuple(distinct) or None, "; ".join(notes))
 
 
-def _no_column(schema: pa.Schema, where: str, role: str, known: Sequence[str]) -> str:
-    return f"{where}: no {role} column; columns: {', '.join(schema.names)}; accepted: one of {', '.join(known)}"
+def _no_column(schema: pa.Schema, where: str, role: str, known: Sequence[str], taken: Collection[str]) -> str:
+    others = f"columns beside those of fields ({', '.join(taken)})" if taken else "columns"
+    return f"{where}: no {role} column; {others}: {', '.join(schema.names)}; accepted: one of {', '.join(known)}"
 
 
 def _of_several(what: str, found: Sequence[str]) -> str:
@@ -149,7 +190,8 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         return {}  # foreign metadata: fall back on names and types
     items = features.items() if isinstance(features, dict) else ()
-    return {name: feature for name, feature in items if isinstance(feature, dict)}
+    of_lists = ((name, {"feature": one[0]} if isinstance(one, list) and one else one) for name, one in items)
+    return {name: feature for name, feature in of_lists if isinstance(feature, dict)}
 
 
 def _of_feature(features: dict[str, dict[str, Any]], kind: str, prefer: str) -> list[str]:
@@ -205,3 +247,101 @@ def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     return any(check(kind) for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+# --- columns that become fields ---------------------------------------------------------------------------------------
+
+
+def _form(name: str, kind: Any) -> str | None:
+    """How the cells of a field's column are held; None for a type that the field cannot be."""
+    import pyarrow as pa
+
+    if name == "caption":
+        return "texts" if _is_text(kind) or _is_text(_element(kind)) else None
+    if name == "objects":
+        if _is_text(kind):
+            return "json"
+        return "objects" if _is_boxes(kind) or _is_objects(kind) or _is_objects(_element(kind)) else None
+    held = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if _is_bytes(held):
+        return "encoded"
+    if _is_text(kind):
+        return "paths"
+    pixel = _element(_element(kind))
+    return "numbers" if pa.types.is_integer(pixel) or (name == "depth" and _is_number(pixel)) else None
+
+
+def _plain_type(kind: Any) -> Any:
+    """The type of the values of a dictionary, or of what an extension type is stored as."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _element(kind: Any) -> Any:
+    """The type of a list's elements; null for what is no list."""
+    import pyarrow as pa
+
+    return kind.value_type if _is_list(kind) else pa.null()
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(check(kind) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _is_number(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_boxes(kind: Any) -> bool:
+    return _is_number(_element(_element(kind)))
+
+
+def _is_objects(kind: Any) -> bool:
+    """Whether a struct holds boxes, or one box, and categories, if it has any, of texts or whole numbers."""
+    import pyarrow as pa
+
+    boxes = _member(kind, BOX_NAMES)
+    category = _category(kind)
+    known = category is None or _is_text(category) or pa.types.is_integer(category) or pa.types.is_null(category)
+    return boxes is not None and (_is_boxes(boxes) or _is_number(_element(boxes))) and bool(known)
+
+
+def _has_texts(kind: Any) -> bool:
+    """Whether the categories of objects are texts."""
+    category = _category(kind) or _category(_element(kind))
+    return category is not None and _is_text(category)
+
+
+def _category(kind: Any) -> Any:
+    """The type of one category in a struct; None where there is none."""
+    held = _member(kind, CATEGORY_NAMES)
+    return None if held is None else _plain_type(_element(held) if _is_list(held) else held)
+
+
+def _member(kind: Any, names: Sequence[str]) -> Any:
+    """The type of the first of the named fields that a struct has."""
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind):
+        return None
+    return next((kind.field(name).type for name in names if kind.get_field_index(name) >= 0), None)
+
+
+def _category_names(feature: Any) -> list[str]:
+    """The names of a `ClassLabel` among the features of objects, below any lists."""
+    if not isinstance(feature, dict):
+        return []
+    found = next((feature[name] for name in CATEGORY_NAMES if name in feature), None)
+    while isinstance(found, dict) and "feature" in found:
+        found = found["feature"]
+    if isinstance(found, dict) and found.get("_type") == "ClassLabel":
+        names = found.get("names")
+        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    return _category_names(feature.get("feature"))

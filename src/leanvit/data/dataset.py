@@ -17,7 +17,7 @@ from leanvit.data.classes import Matched
 from leanvit.data.decode import MAX_PIXELS, BadImage, UnreadableImage, decode, is_grey, with_channels
 from leanvit.data.depth import PixelRange
 from leanvit.data.fields import LABEL, RESERVED, Field
-from leanvit.data.labels import rarest_label
+from leanvit.data.label_kinds import KINDS, Labelled, kind_of, rank_within
 from leanvit.errors import BadInput, nearest
 from leanvit.knobs import Count, check
 
@@ -57,7 +57,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
+class Dataset(Labelled):
     """A map-style set of images; `ds[i]` is a `Sample`. Immutable: every verb returns a new one.
 
     Each image has one class, in a multi-label set any number of them, or there are no labels: then `classes` is empty
@@ -76,7 +76,6 @@ class Dataset:
     image_size: tuple[int, int]  # typical (h, w)
     mirror: bool = True  # whether a mirrored image keeps its class (not so for digits)
     note: str = ""  # how the split came about, when it is not what the source calls it
-    multi_label: bool = False
     on_bad: str = "error"  # or "skip": what loaders do with an image that cannot be read
     max_pixels: int = MAX_PIXELS  # an image with more cannot be read
     pixel_range: PixelRange | None = None  # values of black and white of images with more than 8 bits
@@ -92,7 +91,7 @@ class Dataset:
             raise IndexError(f"sample {index} of {len(self)}")
         target: Any = None
         if self.targets is not None:
-            target = self.targets[index] if self.multi_label else int(self.targets[index])
+            target = KINDS[self.label_kind].target(self.targets[index])
         image, key = self._image(index), self.keys[index]
         if not self.fields:
             return Sample(image, target, key)
@@ -118,7 +117,7 @@ class Dataset:
     @property
     def label_kind(self) -> str:
         """What labels say of an image: "one" class, "several", or "" where there are none."""
-        return ("several" if self.multi_label else "one") if self.labelled else ""
+        return "" if self.targets is None else kind_of(self.targets)
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -137,7 +136,7 @@ class Dataset:
 
     def without_labels(self) -> Dataset:
         """The same samples without their classes."""
-        return replace(self, classes=[], targets=None, multi_label=False)
+        return replace(self, classes=[], targets=None)
 
     @cached_property
     def key_hashes(self) -> np.ndarray:
@@ -178,27 +177,15 @@ class Dataset:
             what = f"{self.classes[twice]!r} comes twice" if twice is not None else "is empty"
             raise BadInput(f"classes={','.join(map(str, classes))}: {what}; accepted: distinct classes")
         names = [self.classes[index] for index in wanted]
-        if self.multi_label:
-            targets = np.ascontiguousarray(labels[:, wanted])
-            kept = targets.any(axis=1)
-        else:
-            targets = np.full(len(self.classes), -1, dtype=np.int64)
-            targets[wanted] = np.arange(len(wanted))
-            targets = targets[labels]
-            kept = targets >= 0
+        targets, kept = KINDS[self.label_kind].chosen(labels, wanted, len(self.classes))
         if not kept.any():
             raise BadInput(f"data {self.spec!r}, {self.split}: no image has one of the classes {', '.join(names)}")
         return replace(self, classes=names, targets=targets).take(np.flatnonzero(kept))
 
     def onto(self, matched: Matched, classes: Sequence[str]) -> Dataset:
         """The same images with a model's outputs as their classes, which `classes` names: targets are outputs."""
-        positions = np.asarray(matched.positions, dtype=np.int64)
         labels = require_labels(self, "the classes of a model").targets
-        if not self.multi_label:
-            return replace(self, classes=list(classes), targets=positions[labels])
-        targets = np.zeros((len(self), matched.outputs), dtype=labels.dtype)
-        targets[:, positions] = labels
-        return replace(self, classes=list(classes), targets=targets)
+        return replace(self, classes=list(classes), targets=KINDS[self.label_kind].onto(labels, matched))
 
     def few_shot(self, shots: int, *, seed: int = 0) -> Dataset:
         """`shots` images of each class (all of a smaller one), chosen by (seed, key), order kept.
@@ -209,12 +196,7 @@ class Dataset:
         check("shots", shots, Count)
         labels = require_labels(self, "shots=").targets
         value = keyed.ranks(self.key_hashes, "shots", seed)
-        if not self.multi_label:
-            return self.take(np.flatnonzero(rank_within(labels, value) < shots))
-        order = np.argsort(value, kind="stable")
-        ranked = labels[order] > 0
-        first = ranked & (np.cumsum(ranked, axis=0) <= shots)
-        return self.take(np.sort(order[first.any(axis=1)]))
+        return self.take(KINDS[self.label_kind].first_of_each(labels, value, shots))
 
     def cached(self, *, max_bytes: int = 2**31) -> Dataset:
         """The same data set, decoded once into memory; as it is if that takes more than `max_bytes` (an estimate).
@@ -245,7 +227,7 @@ class Dataset:
     def _groups(self) -> np.ndarray:
         if self.targets is None:
             return np.zeros(len(self), dtype=np.int64)
-        return rarest_label(self.targets) if self.multi_label else self.targets
+        return KINDS[self.label_kind].groups(self.targets)
 
     def _class(self, given: str | int) -> int:
         if isinstance(given, str) and given in self.classes:
@@ -326,17 +308,6 @@ def as_sample_image(
         return with_channels(image, channels, pixel_range)
     except BadInput as error:
         raise UnreadableImage.of(key, f"is not accepted: {error}") from None
-
-
-def rank_within(groups: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """(N,) rank, from 0, of each element among those of its group when sorted by `value`."""
-    order = np.lexsort((value, groups))
-    grouped = groups[order]
-    first = np.r_[True, grouped[1:] != grouped[:-1]]
-    starts = np.maximum.accumulate(np.where(first, np.arange(len(groups)), 0))
-    rank = np.empty(len(groups), dtype=np.int64)
-    rank[order] = np.arange(len(groups)) - starts
-    return rank
 
 
 def probe(images: Images, count: int, *, looks: int = 8) -> tuple[int, tuple[int, int]]:

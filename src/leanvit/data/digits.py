@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from leanvit.data import keyed
-from leanvit.data.dataset import Dataset, rank_within
+from leanvit.data.dataset import Dataset
+from leanvit.data.label_kinds import rank_within
 from leanvit.data.splits import Source
 
 VAL_SHARE = 0.2  # of every class; 359 images, so that an accuracy is known to about 2 points

@@ -15,7 +15,7 @@ sample out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from leanvit.data.decode import UnreadableImage, with_channels
 from leanvit.data.geometry import Geometry
-from leanvit.errors import BadInput
+from leanvit.errors import BadInput, unknown
 
 if TYPE_CHECKING:
     from leanvit.data.augment import Augment
@@ -37,12 +37,22 @@ if TYPE_CHECKING:
 LABEL = "label"  # the name of the class label or label vector, which `target` and `targets` hold
 RESERVED = ("image", "images", "key", "keys", "target", "targets", LABEL)
 _LOSSLESS = ("PNG", "TIFF", "BMP", "PPM")  # Pillow's names of formats that a mask or a depth map is read from
+_NPY = b"\x93NUMPY"  # how a .npy file begins
 _LOOKS = 8  # rows that are looked at for the shape of a value
 _MOVES = ("auto_augment", "erase")  # of `Augment`: what changes an image in ways that no field follows
 
 
+BOX_FORMS = {  # how a box is written -> what is accepted; the second is COCO's
+    "xyxy": "left, top, right, bottom with 0 <= left < right <= width and 0 <= top < bottom <= height",
+    "xywh": "left, top, width, height of a box inside the image, with width > 0 and height > 0",
+}
+
+
 class Source(Protocol):
-    """Values by row. Raise any exception for a row that cannot be read; travels to other processes by pickle."""
+    """Values by row. Raise any exception for a row that cannot be read; travels to other processes by pickle.
+
+    One that also has `located(row) -> str` says where the value of a row stands, for errors ("t.csv line 7").
+    """
 
     def __getitem__(self, row: int, /) -> Any: ...
 
@@ -54,6 +64,7 @@ class Field:
     source: Source | None = None  # None: in a stream, the values come with its samples (`Encoded.fields`)
     keys: Sequence[str] | None = field(default=None, kw_only=True)  # of the rows; None: row i is that of sample i
     rows: np.ndarray | None = field(default=None, kw_only=True)  # (N,) row of each sample; `with_field` sets it
+    parse: Callable[[Any], Any] | None = field(default=None, kw_only=True)  # a stored value -> what `checked` takes
 
     parted_by: ClassVar[tuple[str, ...]] = ()  # fields of `Augment` that would part a value from its image
     spatial: ClassVar[bool] = False  # whether a value is moved with the image
@@ -100,16 +111,20 @@ class Field:
 
         Raises UnreadableImage.
         """
+        row = None
         try:
             if self.source is not None:
-                given = self.source[int(self.rows[index]) if self.rows is not None else self._row(name, key)]
+                row = int(self.rows[index]) if self.rows is not None else self._row(name, key)
+                given = self.source[row]
             elif given is None:
                 raise BadInput("is missing")
-            return self.checked(given, size)
+            return self.checked(given if self.parse is None else self.parse(given), size)
         except BadInput as error:
-            raise UnreadableImage.of(key, f"has a field {name!r} that is not accepted: {error}") from None
+            what = f"has a field {name!r} that is not accepted{self._located(row)}: {error}"
+            raise UnreadableImage.of(key, what) from None
         except Exception as error:  # whatever a source raises
-            raise UnreadableImage.of(key, f"has a field {name!r} that cannot be read: {_reason(error)}") from error
+            what = f"has a field {name!r} that cannot be read{self._located(row)}: {_reason(error)}"
+            raise UnreadableImage.of(key, what) from error
 
     def settings(self) -> str:
         """What identifies the kind, for a run that is resumed."""
@@ -129,16 +144,22 @@ class Field:
             raise BadInput(f"field {name!r} has no value for the sample {key!r} (it has {len(self._row_of)} keys)")
         return row
 
+    def _located(self, row: int | None) -> str:
+        located = getattr(self.source, "located", None)
+        return "" if row is None or located is None else f" ({located(row)})"
+
 
 @dataclass(frozen=True, eq=False)
 class Masks(Field):
     """A whole number for each pixel: (H, W), or (T, H, W) of a clip; in a batch (B, ..., H, W) int64.
 
     A value is an array, a tensor, a picture with one channel of whole numbers (of a palette, its indices), or such a
-    picture encoded: bytes or a file. Resizing takes the nearest pixel. `ignore` is what padding gets.
+    picture or NumPy array encoded: bytes or a file. Resizing takes the nearest pixel. `ignore` is what padding gets,
+    and the value of pixels that count for nothing. `classes` names the values 0, 1, ...; then others are refused.
     """
 
     ignore: int = field(default=255, kw_only=True)
+    classes: tuple[str, ...] = field(default=(), kw_only=True)
 
     parted_by: ClassVar[tuple[str, ...]] = _MOVES
     spatial: ClassVar[bool] = True
@@ -147,7 +168,16 @@ class Masks(Field):
         found = _plane(value, size, "mask", leading=True)
         if found.dtype.kind not in "uib":
             raise BadInput(f"a mask of {found.dtype}; accepted: whole numbers")
-        return found.astype(np.int64)
+        found = found.astype(np.int64)
+        if self.classes:
+            other = found[((found < 0) | (found >= len(self.classes))) & (found != self.ignore)]
+            if other.size:
+                raise BadInput(
+                    f"a mask with the value {other[0]}, which is no class; accepted: 0 to {len(self.classes) - 1} "
+                    f"({', '.join(self.classes[:8])}{', …' if len(self.classes) > 8 else ''}), or {self.ignore} for "
+                    "pixels that count for nothing"
+                )
+        return found
 
     def moved(self, value: np.ndarray, geometry: Geometry, preprocess: Preprocess) -> np.ndarray:
         return geometry.gathered(value, outside=self.ignore)
@@ -159,18 +189,21 @@ class Masks(Field):
         return np.zeros(preprocess.input_size[1:], dtype=np.int64)
 
     def settings(self) -> str:
-        return f"{type(self).__name__} ignore={self.ignore}"
+        named = f" classes={','.join(self.classes)}" if self.classes else ""
+        return f"{type(self).__name__} ignore={self.ignore}{named}"
 
 
 @dataclass(frozen=True, eq=False)
 class Depths(Field):
-    """A distance for each pixel, in the unit of the source: (H, W); in a batch (B, H, W) float32.
+    """A distance for each pixel, (H, W), in the unit of the source times `scale`; in a batch (B, H, W) float32.
 
-    A value is an array, a tensor, or a picture of one channel, encoded or not. Resizing takes the nearest pixel, so
-    that no distance is made up between an object and what lies behind it. `missing` is what padding gets.
+    A value is an array, a tensor, or a picture of one channel or a NumPy array, encoded or not. Resizing takes the
+    nearest pixel, so that no distance is made up between an object and what lies behind it. `missing` is what padding
+    gets, and what a number that is not finite becomes.
     """
 
     missing: float = field(default=0.0, kw_only=True)
+    scale: float = field(default=1.0, kw_only=True)  # 0.001: millimetres are stored, metres come out
 
     parted_by: ClassVar[tuple[str, ...]] = _MOVES
     spatial: ClassVar[bool] = True
@@ -179,7 +212,9 @@ class Depths(Field):
         found = _plane(value, size, "depth map")
         if found.dtype.kind not in "uif":
             raise BadInput(f"a depth map of {found.dtype}; accepted: numbers")
-        return found.astype(np.float32)
+        depth = found.astype(np.float32)
+        depth = depth if self.scale == 1 else depth * np.float32(self.scale)
+        return depth if np.isfinite(depth).all() else np.where(np.isfinite(depth), depth, np.float32(self.missing))
 
     def moved(self, value: np.ndarray, geometry: Geometry, preprocess: Preprocess) -> np.ndarray:
         return geometry.gathered(value, outside=self.missing)
@@ -191,7 +226,8 @@ class Depths(Field):
         return np.zeros(preprocess.input_size[1:], dtype=np.float32)
 
     def settings(self) -> str:
-        return f"{type(self).__name__} missing={self.missing}"
+        scaled = f" scale={self.scale}" if self.scale != 1 else ""
+        return f"{type(self).__name__} missing={self.missing}{scaled}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,19 +235,35 @@ class Boxes(Field):
     """Boxes around objects, in pixels of the image: in a batch a list of {"boxes": (n, 4) float32 xyxy, "labels": (n,)
     int64}, in pixels of the transformed image, as torchvision's detection models take them.
 
-    A value is such a mapping of arrays or tensors, or boxes alone, whose labels are 0; n may be 0. Boxes are cut off
-    at the borders; what is left of less than a pixel a side is removed with its label (`geometry.MIN_BOX`).
+    A value is such a mapping of arrays or tensors, or boxes alone, whose labels are 0; n may be 0. `form` says how its
+    boxes are written: "xyxy", or "xywh" (left, top, width, height). `classes` names the labels 0, 1, ...; then others
+    are refused. Boxes are cut off at the borders; what is left of less than a pixel a side is removed with its label
+    (`geometry.MIN_BOX`).
     """
+
+    classes: tuple[str, ...] = field(default=(), kw_only=True)
+    form: str = field(default="xyxy", kw_only=True)  # one of `BOX_FORMS`
 
     parted_by: ClassVar[tuple[str, ...]] = _MOVES
     spatial: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        if self.form not in BOX_FORMS:
+            raise unknown("form of boxes", self.form, BOX_FORMS)
+
     def checked(self, value: Any, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         given = value if isinstance(value, Mapping) else {"boxes": value}
-        boxes = _array(given.get("boxes")).astype(np.float32).reshape(-1, 4)
-        labels = _array(given.get("labels", np.zeros(len(boxes)))).astype(np.int64)
-        if labels.shape != (len(boxes),):
-            raise BadInput(f"{len(boxes)} boxes with labels of shape {labels.shape}; accepted: one label for each box")
+        stored = _array(given.get("boxes")).astype(np.float32).reshape(-1, 4)
+        labels = _array(given.get("labels", np.zeros(len(stored)))).astype(np.int64)
+        if labels.shape != (len(stored),):
+            raise BadInput(f"{len(stored)} boxes with labels of shape {labels.shape}; accepted: one label for each box")
+        if self.classes and (other := labels[(labels < 0) | (labels >= len(self.classes))]).size:
+            raise BadInput(f"a box of class {other[0]}; accepted: 0 to {len(self.classes) - 1}, its classes")
+        boxes = stored if self.form == "xyxy" else np.hstack([stored[:, :2], stored[:, :2] + stored[:, 2:]])
+        self._check_inside(boxes, stored, size)
+        return {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+
+    def _check_inside(self, boxes: np.ndarray, stored: np.ndarray, size: tuple[int, int]) -> None:
         height, width = size
         left, top, right, bottom = boxes.T
         outside = (left < 0) | (top < 0) | (right > width) | (bottom > height) | ~np.isfinite(boxes).all(axis=1)
@@ -219,11 +271,8 @@ class Boxes(Field):
         for what, wrong in (("is outside the image", outside), ("is inverted or empty", inverted)):
             if wrong.any():
                 row = int(np.flatnonzero(wrong)[0])
-                raise BadInput(
-                    f"box {row}, {[round(float(n), 3) for n in boxes[row]]}, {what}, {width}x{height}; accepted: "
-                    "left, top, right, bottom with 0 <= left < right <= width and 0 <= top < bottom <= height"
-                )
-        return {"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)}
+                numbers = [round(float(n), 3) for n in stored[row]]
+                raise BadInput(f"box {row}, {numbers}, {what}, {width}x{height}; accepted: {BOX_FORMS[self.form]}")
 
     def moved(
         self, value: dict[str, torch.Tensor], geometry: Geometry, preprocess: Preprocess
@@ -233,6 +282,10 @@ class Boxes(Field):
 
     def blank(self, preprocess: Preprocess) -> dict[str, torch.Tensor]:
         return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+
+    def settings(self) -> str:
+        named = f" classes={','.join(self.classes)}" if self.classes else ""
+        return f"{type(self).__name__}{named}{'' if self.form == 'xyxy' else f' form={self.form}'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +312,8 @@ class Values(Field):
         for row in range(_LOOKS if rows is None else min(_LOOKS, len(rows))):
             try:
                 if source is not None:
-                    return torch.zeros_like(self.checked(source[row if rows is None else int(rows[row])], (0, 0)))
+                    value = source[row if rows is None else int(rows[row])]
+                    return torch.zeros_like(self.checked(value if self.parse is None else self.parse(value), (0, 0)))
             except Exception:  # named when its sample is met
                 continue
         return torch.zeros(())
@@ -346,7 +400,7 @@ def _stacked(values: Iterable[Any], what: str) -> torch.Tensor:
 def _plane(value: Any, size: tuple[int, int], what: str, *, leading: bool = False) -> np.ndarray:
     """(H, W), with `leading` also (T, H, W). Raises BadInput for another size than the image's."""
     if isinstance(value, bytes | Path):
-        value = _picture(value)
+        value = _stored(value, what)
     if isinstance(value, Image.Image) and len(value.getbands()) > 1:
         raise BadInput(f"a {what} of {len(value.getbands())} channels (mode {value.mode}); accepted: one channel")
     found = _array(value)
@@ -356,10 +410,22 @@ def _plane(value: Any, size: tuple[int, int], what: str, *, leading: bool = Fals
     return found
 
 
-def _picture(encoded: bytes | Path) -> Image.Image:
-    """The pixels as they are stored: values of a mask are no intensities, and no orientation is applied."""
-    with Image.open(BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=_LOSSLESS) as image:
-        image.load()
+def _stored(encoded: bytes | Path, what: str) -> Image.Image | np.ndarray:
+    """The values as they are stored: those of a mask are no intensities, and no orientation is applied.
+
+    Raises BadInput for what is neither a lossless picture nor a NumPy array.
+    """
+    content = encoded.read_bytes() if isinstance(encoded, Path) else encoded
+    if content.startswith(_NPY):
+        return np.load(BytesIO(content), allow_pickle=False)
+    try:
+        with Image.open(BytesIO(content), formats=_LOSSLESS) as image:
+            image.load()
+    except UnidentifiedImageError:
+        raise BadInput(
+            f"a {what} that is no picture of a lossless format; accepted: {', '.join(_LOSSLESS)}, or a .npy array (a "
+            "JPEG changes the values)"
+        ) from None
     return image
 
 

@@ -35,12 +35,14 @@ def check_fits(
     convert: bool = False,
     class_names: str = "by-name",
     trains: bool = False,
+    classes: bool = True,
 ) -> None:
     """Raise BadInput that lists every mismatch of resolution, channels and classes, with the argument that mends it.
 
     Resolution: `preprocess` must give what the model takes, and the data's images may grow at most twofold per side.
     Channels: those of `preprocess` and of the data must be the model's. Classes: those of the data, where it has
     labels, are among those of the model (`classes.match_classes`); `trains`: a model without names needs as many.
+    Without `classes`, outputs are none of the data's classes.
     With `convert`, what preprocessing can bridge is accepted: images enlarged, grey repeated or colour averaged away.
     """
     problems = [
@@ -48,7 +50,7 @@ def check_fits(
         *([] if convert else _image_problems(model, preprocess, dataset)),
         *_channel_problems(preprocess, dataset, convert=convert),
         *_range_problems(preprocess, dataset),
-        *_class_problems(model, dataset, class_names, trains),
+        *(_class_problems(model, dataset, class_names, trains) if classes else ()),
     ]
     if problems:
         name = _model_name(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from leanvit.data import arrow
+from leanvit.data.columns import Column, check_options, fields_of, note_of, object_classes, with_fields
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import UnreadableImage, decode
+from leanvit.data.hubtables import columns_of, encoded, field_columns
 from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source, canonical_split
@@ -26,8 +29,11 @@ from leanvit.errors import BadInput
 def hub_source(parsed: Spec) -> Source:
     """The splits of a `datasets` name or folder (also one written by `save_to_disk`).
 
+    Columns may become fields, see `columns`; those of paths take `root=DIR`.
+
     Raises MissingExtra without `datasets`, BadInput when the name cannot be loaded or is not image classification.
     """
+    check_options(parsed)
     library = arrow.require("datasets")
     spec, streaming = parsed.text, parsed.on("streaming")
     if not streaming and (given := {"epoch", "resampled", "buffer"} & set(parsed.options)):
@@ -38,12 +44,8 @@ def hub_source(parsed: Spec) -> Source:
         from leanvit.data.hubstream import streamed_source
 
         return streamed_source(parsed, tables)
-    columns = {
-        split: arrow.find_columns(
-            table.features.arrow_schema, where=f"data {spec!r}, {split}", labelled=parsed.labelled
-        )
-        for split, table in tables.items()
-    }
+    columns = {split: columns_of(parsed, split, table) for split, table in tables.items()}
+    fields = _Fields.of(parsed, tables)
     names = arrow.same_names(columns.values(), where=f"data {spec!r}")
     labels = {
         split: [] if (label := columns[split].label) is None else _arrow_column(table, label).to_pylist()
@@ -52,10 +54,50 @@ def hub_source(parsed: Spec) -> Source:
     locations = {split: RowLocations(f"data {spec!r}, {split}", "row {}".format) for split in tables}
     classes = arrow.class_names(names, labels, locations) if parsed.labelled else []
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes)
+        split: partial(_open, spec, parsed.where, split, table, columns[split], labels[split], classes, fields)
         for split, table in tables.items()
     }
     return Source(spec, opened, "HF datasets")
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """What the fields of all splits have in common."""
+
+    spec: Spec
+    columns: dict[str, Column]
+    root: Path | None
+    classes: tuple[str, ...]  # of objects
+    note: str
+
+    @staticmethod
+    def of(spec: Spec, tables: dict[str, Any]) -> _Fields:
+        columns, root = field_columns(spec, tables)
+        cells = (_arrow_column(table, spec.columns["objects"]).to_pylist() for table in tables.values())
+        return _Fields(spec, columns, root, *object_classes(spec, columns.get("objects"), lambda: chain(*cells)))
+
+    def added(self, dataset: Dataset, table: Any) -> Dataset:
+        """The data set with the fields."""
+        cells = {name: _Cells(encoded(table, one.column), one.column) for name, one in self.columns.items()}
+        fields = fields_of(self.spec, cells, folder=self.root, below=False, classes=self.classes)
+        return with_fields(dataset, fields, note_of(self.spec), self.note)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of a column that is a field, by row."""
+
+    table: Any  # datasets.Dataset of the column alone, not decoded
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int, /) -> Any:
+        return self.table[row][self.column]
+
+    def located(self, row: int) -> str:
+        return f"column {self.column!r}, row {row}"
 
 
 @dataclass(frozen=True)
@@ -118,19 +160,23 @@ def _arrow_column(table: Any, column: str) -> Any:
 
 
 def _open(
-    spec: str, where: str, split: str, table: Any, columns: arrow.Columns, labels: list[object], classes: list[str]
+    spec: str,
+    where: str,
+    split: str,
+    table: Any,
+    columns: arrow.Columns,
+    labels: list[object],
+    classes: list[str],
+    fields: _Fields,
 ) -> Dataset:
-    library = arrow.require("datasets")
-    images_only = table.select_columns([columns.image])
-    if isinstance(table.features[columns.image], library.Image):
-        images_only = images_only.cast_column(columns.image, library.Image(decode=False))
+    images_only = encoded(table, columns.image)
     paths = arrow.image_paths(_arrow_column(images_only, columns.image))
     keys, note = arrow.keys_of(paths, len(table), split=split)
     locations = RowLocations(f"data {spec!r}, {split}", lambda row: f"row {row}, image {keys[row]!r}")
     images = _Rows(images_only, columns.image, keys)
     channels, image_size = probe(images, len(table)) if len(table) else (3, (0, 0))
     targets = None if columns.label is None else arrow.targets_of(labels, classes, columns.names, locations)
-    return Dataset(
+    dataset = Dataset(
         name=Path(where).name,
         spec=spec,
         split=split,
@@ -143,3 +189,4 @@ def _open(
         image_size=image_size,
         note="; ".join(filter(None, (columns.note, note))),
     )
+    return fields.added(dataset, table)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leanvit.data import arrow
+from leanvit.data.columns import fields_of, note_of, object_classes, with_fields
+from leanvit.data.dataset import NO_FIELDS
+from leanvit.data.fields import Field
+from leanvit.data.hubtables import columns_of, encoded, field_columns
 from leanvit.data.labels import RowLocations
 from leanvit.data.specs import Spec
 from leanvit.data.splits import Source
@@ -20,7 +24,7 @@ from leanvit.errors import BadInput
 class HubShard:
     """One shard of a streamed `datasets` split."""
 
-    table: Any  # datasets.IterableDataset of image (not decoded) and label columns
+    table: Any  # datasets.IterableDataset of image (not decoded), label and field columns
     shards: int
     index: int
     image: str
@@ -28,6 +32,7 @@ class HubShard:
     classes: tuple[str, ...]
     named: bool  # by the data set's record: then whole numbers are indices
     split: str
+    fields: Mapping[str, str] = field(default_factory=dict)  # name of a field -> its column
 
     @property
     def name(self) -> str:
@@ -47,7 +52,8 @@ class HubShard:
             same = (type(label), label)
             if same not in known:
                 known[same] = self._target(label, row, key)
-            yield Encoded(encoded or b"", known[same], key)
+            fields = {name: line[column] for name, column in self.fields.items()} if self.fields else NO_FIELDS
+            yield Encoded(encoded or b"", known[same], key, fields=fields)
 
     def _target(self, label: object, row: int, key: str) -> int | None:
         if self.label is None:
@@ -62,6 +68,8 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     Where the data set's record does not say how many images a split has, or what its classes are, the label column is
     read once. Keys are the images' paths; shard and row for images without a path, or with one that came before.
     """
+    tables = {split: table if table.features else table._resolve_features() for split, table in tables.items()}
+    fields = _fields(spec, tables)
     splits = {split: _columns(spec, split, table) for split, table in tables.items()}
     counts: dict[str, int] = {}
     values: dict[str, list[object]] = {}
@@ -79,27 +87,44 @@ def streamed_source(spec: Spec, tables: dict[str, Any]) -> Source:
     locations = {split: RowLocations(f"data {spec.text!r}, {split}", "row {}".format) for split in values}
     classes = arrow.class_names(names, values, locations) if spec.labelled else []
     opened = {
-        split: partial(_open, spec, split, table, columns, classes, counts[split])
+        split: partial(_open, spec, split, table, columns, classes, counts[split], fields)
         for split, (table, columns) in splits.items()
     }
     return Source(spec.text, opened, "HF datasets, streamed")
 
 
+def _fields(spec: Spec, tables: dict[str, Any]) -> dict[str, Field]:
+    """The fields, whose values come with the samples. Raises BadInput where names of categories would have to be
+    looked for."""
+    columns, root = field_columns(spec, tables)
+    objects = columns.get("objects")
+    if objects is not None and objects.form == "objects" and objects.texts and "object_classes" not in spec.options:
+        raise BadInput(
+            f"data {spec.text!r}: the categories of column {objects.column!r} are names, which a stream does not know "
+            "before it is read; add object_classes=NAME,NAME"
+        )
+    classes, _ = object_classes(spec, objects, tuple)
+    return fields_of(spec, dict.fromkeys(columns), folder=root, below=False, classes=classes)
+
+
 def _columns(spec: Spec, split: str, table: Any) -> tuple[Any, arrow.Columns]:
-    library = arrow.require("datasets")
-    table = table if table.features else table._resolve_features()
-    where = f"data {spec.text!r}, {split}"
-    columns = arrow.find_columns(table.features.arrow_schema, where=where, labelled=spec.labelled)
-    table = table.select_columns([columns.image, *([columns.label] if columns.label is not None else [])])
-    if isinstance(table.features[columns.image], library.Image):
-        table = table.cast_column(columns.image, library.Image(decode=False))
-    return table, columns
+    columns = columns_of(spec, split, table)
+    label = [] if columns.label is None else [columns.label]
+    return encoded(table, columns.image, *label, *spec.columns.values()), columns
 
 
-def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: list[str], held: int) -> Stream:
-    shards = max(1, table.num_shards)
+def _open(
+    spec: Spec,
+    split: str,
+    table: Any,
+    columns: arrow.Columns,
+    classes: list[str],
+    held: int,
+    fields: Mapping[str, Field],
+) -> Stream:
+    shards, named = max(1, table.num_shards), columns.names is not None
     parts = tuple(
-        HubShard(table, shards, index, columns.image, columns.label, tuple(classes), columns.names is not None, split)
+        HubShard(table, shards, index, columns.image, columns.label, tuple(classes), named, split, spec.columns)
         for index in range(shards)
     )
     if not held:
@@ -117,4 +142,4 @@ def _open(spec: Spec, split: str, table: Any, columns: arrow.Columns, classes: l
         note=columns.note,
         labelled=columns.label is not None,
     )
-    return in_epochs(whole, spec)
+    return in_epochs(with_fields(whole, fields, note_of(spec)), spec)

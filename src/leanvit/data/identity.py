@@ -58,7 +58,7 @@ def _labels(dataset: Dataset) -> dict[str, str]:
 def _field(dataset: AnyDataset, name: str) -> str:
     field = dataset.fields[name]
     found = hashlib.sha256(field.settings().encode())
-    if field.rows is not None:
+    if field.rows is not None and field.keys is None:  # by key, it does not matter where a value lies
         found.update(np.ascontiguousarray(field.rows).tobytes())
     for read in _reads(dataset):
         try:

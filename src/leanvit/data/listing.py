@@ -8,12 +8,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from leanvit.data import labels as labelling
+from leanvit.data.columns import Column, check_options, fields_of, note_of, object_classes, with_fields
 from leanvit.data.dataset import Dataset, probe
 from leanvit.data.decode import EXTENSIONS, UnreadableImage, decode
 from leanvit.data.labels import RowLocations
@@ -37,6 +40,7 @@ class Listing:
     file: Path
     notes: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # cells by row, by name of the field
 
     def take(self, rows: Sequence[int]) -> Listing:
         """Some of the rows."""
@@ -45,6 +49,7 @@ class Listing:
             paths=tuple(self.paths[row] for row in rows),
             labels=tuple(self.labels[row] for row in rows),
             lines=tuple(self.lines[row] for row in rows),
+            fields={name: tuple(cells[row] for row in rows) for name, cells in self.fields.items()},
         )
 
     def without(self, rows: Sequence[int], reason: str) -> Listing:
@@ -72,10 +77,12 @@ def listing_source(spec: Spec) -> Source:
     of that name. Several labels for an image: several 0/1 columns, or one text with `|` or `;` between the labels
     (`separator=X` for another mark, `separator=space`, `separator=none` for none). Options of tables: `image=COLUMN`,
     `label=COLUMN[,COLUMN...]`, and `uncertain=error|negative|positive|skip` for blanks, -1 and nan in 0/1 columns
-    (skip: also for lines without a label).
+    (skip: also for lines without a label). Columns may become fields, see `columns`: paths in them start where those of
+    images do, and an image of several lines has the captions of all.
 
     Raises BadInput that names the file, and the line or column, for what is not understood.
     """
+    check_options(spec)
     policy = spec.options.get("uncertain", "error")
     if policy not in _UNCERTAIN:
         raise BadInput(f"data {spec.text!r}: uncertain={policy!r}; accepted: {', '.join(_UNCERTAIN)}")
@@ -95,8 +102,11 @@ def listing_source(spec: Spec) -> Source:
     if not classes and spec.labelled:
         raise BadInput(f"data {spec.text!r}: {spec.path.name} has no labels; ?labels=none opens the images without")
     splits = _noted_where_shared(splits)
+    objects = Column(spec.columns["objects"], "json", texts=True) if "objects" in spec.columns else None
+    cells = (listing.fields["objects"] for listing in splits.values())
+    named = object_classes(spec, objects, lambda: chain(*cells))
     opened: dict[str, Callable[[], Dataset]] = {
-        split: partial(_open, spec, split, listing, classes, targets.get(split), separator)
+        split: partial(_open, spec, split, listing, classes, targets.get(split), separator, named)
         for split, listing in splits.items()
     }
     return Source(spec.text, opened, "list file" if spec.kind == "list" else f"{spec.path.suffix[1:]} table")
@@ -118,8 +128,61 @@ class _Listed:
         return decode(self.encoded(row), key=self.keys[row])
 
 
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of a column that is a field, by row; of captions the list of them where an image has several lines."""
+
+    file: str
+    column: str
+    cells: tuple[Any, ...]
+    lines: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, row: int, /) -> Any:
+        return self.cells[row]
+
+    def located(self, row: int) -> str:
+        return f"column {self.column!r}, {self.file} line {self.lines[row]}"
+
+
+def _by_image(
+    fields: Mapping[str, tuple[str, ...]], paths: Sequence[str], locations: RowLocations
+) -> tuple[dict[str, tuple[Any, ...]], int]:
+    """(by field, the cells of each image in the order in which it comes first; how many lines are further captions).
+
+    Raises BadInput for an image of two lines that differ in a field other than its captions.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, path in enumerate(paths):
+        rows.setdefault(path, []).append(row)
+    for name in fields.keys() - {"caption"}:
+        for first, *more in rows.values():
+            other = next((row for row in more if fields[name][row] != fields[name][first]), None)
+            if other is not None:
+                raise BadInput(
+                    f"{locations(other)}: image {paths[other]!r} comes twice, with different {name}: it is in "
+                    f"{locations.of(first)}, too; accepted: one line with all of it"
+                )
+    found: dict[str, tuple[Any, ...]] = {
+        name: tuple(cells[held[0]] for held in rows.values()) for name, cells in fields.items()
+    }
+    if "caption" not in fields or len(rows) == len(paths):
+        return found, 0
+    captions = [list(dict.fromkeys(fields["caption"][row] for row in held)) for held in rows.values()]
+    found["caption"] = tuple(texts[0] if len(texts) == 1 else texts for texts in captions)
+    return found, sum(len(texts) - 1 for texts in captions)
+
+
 def _open(
-    spec: Spec, split: str, listing: Listing, classes: list[str], targets: np.ndarray | None, separator: str | None
+    spec: Spec,
+    split: str,
+    listing: Listing,
+    classes: list[str],
+    targets: np.ndarray | None,
+    separator: str | None,
+    objects: tuple[tuple[str, ...], str],
 ) -> Dataset:
     locations = listing.locations(spec)
     notes = [*listing.notes]
@@ -134,11 +197,17 @@ def _open(
     notes.append(f"{completed} paths have no ending: the image of that name is taken" if completed else "")
     labels = np.zeros(len(found)) if targets is None else targets
     kept = labelling.without_repeats(found, labels, locations)
-    left_out = {**listing.left_out, **({"repeated lines": len(found) - len(kept)} if len(kept) < len(found) else {})}
+    cells, gathered = _by_image(listing.fields, found, locations)
+    notes.append(f"{gathered} lines are further captions of an image" if gathered else "")
+    repeated = len(found) - len(kept) - gathered
+    left_out = {**listing.left_out, **({"repeated lines": repeated} if repeated else {})}
     paths = tuple(found[row] for row in kept)
     images = _Listed(listing.folder, paths, _keys(paths))
     channels, image_size = probe(images, len(paths))
-    return Dataset(
+    lines = tuple(listing.lines[row] for row in kept)
+    columns = {name: _Cells(listing.file.name, spec.columns[name], held, lines) for name, held in cells.items()}
+    fields = fields_of(spec, columns, folder=listing.folder, below=False, classes=objects[0])
+    dataset = Dataset(
         name=spec.path.resolve().stem,
         spec=spec.text,
         split=split,
@@ -150,9 +219,9 @@ def _open(
         channels=channels,
         image_size=image_size,
         note="; ".join(filter(None, notes)),
-        multi_label=targets is not None and targets.ndim == 2,
         left_out=left_out,
     )
+    return with_fields(dataset, fields, note_of(spec), objects[1])
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -199,7 +268,7 @@ def _read_list(spec: Spec, file: Path) -> dict[str, Listing]:
         paths.append(path)
         labels.append((label,) if spec.labelled else ())
         lines.append(number)
-    return {"all": Listing(tuple(paths), tuple(labels), (), tuple(lines), _folder(spec, file), file)}
+    return {"all": Listing(tuple(paths), tuple(labels), (), tuple(lines), spec.folder("root", file.parent), file)}
 
 
 def _cut(line: str) -> tuple[str, str]:
@@ -228,11 +297,14 @@ def _is_longer(path: str) -> bool:
 
 
 def _read_table(spec: Spec, file: Path) -> dict[str, Listing]:
-    table, image, split, chosen = chosen_columns(spec, read_table(spec, file))
-    columns = table.columns
-    labels = tuple(zip(*(columns[name] for name in chosen), strict=True)) if chosen else ((),) * len(table.lines)
-    names = chosen if len(chosen) > 1 else ()
-    found = Listing(columns[image], labels, names, table.lines, _folder(spec, file), file, table.notes)
+    table, chosen = chosen_columns(spec, read_table(spec, file))
+    columns, split = table.columns, chosen.split
+    given = [columns[name] for name in chosen.labels]
+    labels = tuple(zip(*given, strict=True)) if given else ((),) * len(table.lines)
+    names = chosen.labels if len(chosen.labels) > 1 else ()
+    fields = {name: columns[column] for name, column in chosen.fields.items()}
+    folder = spec.folder("root", file.parent)
+    found = Listing(columns[chosen.image], labels, names, table.lines, folder, file, table.notes, fields=fields)
     if split is None:
         return {"all": found}
     named = [canonical_split(text) for text in columns[split]]
@@ -252,15 +324,6 @@ def _read_table(spec: Spec, file: Path) -> dict[str, Listing]:
 def _existing(spec: Spec, path: Path, *, beside: Path) -> Path:
     """A file named by an option: as it is, else beside the list."""
     return path if path.is_file() or path.is_absolute() else beside.parent / path
-
-
-def _folder(spec: Spec, file: Path) -> Path:
-    if "root" not in spec.options:
-        return file.parent
-    folder = Path(spec.options["root"]).expanduser()
-    if not folder.is_dir():
-        raise BadInput(f"data {spec.text!r}: root={spec.options['root']!r} is no folder")
-    return folder
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

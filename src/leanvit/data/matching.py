@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from leanvit.data.classes import Matched, match_classes
+from leanvit.data.label_kinds import KINDS, ONE, SEVERAL
 from leanvit.data.stream import AnyDataset
 from leanvit.errors import BadInput
 
@@ -57,8 +58,8 @@ def unseen_classes(dataset: AnyDataset) -> list[str]:
     targets = getattr(dataset, "targets", None)
     if targets is None:
         return []
-    seen = set((targets.any(axis=0).nonzero()[0] if dataset.multi_label else targets).tolist())
-    return [name for index, name in enumerate(dataset.classes) if index not in seen]
+    counts = KINDS[dataset.label_kind].counted(targets, len(dataset.classes))
+    return [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
 
 
 def other_kind(model: object, dataset: AnyDataset) -> str:
@@ -66,7 +67,7 @@ def other_kind(model: object, dataset: AnyDataset) -> str:
 
     Empty where they are of one kind, and of a model without names of classes: nothing says what it was trained for.
     """
-    kinds = {"one": "one class an image", "several": "several labels an image"}
+    kinds = {ONE: "one class an image", SEVERAL: "several labels an image"}
     kind = getattr(getattr(model, "task", None), "label_kind", "one") if hasattr(model, "task") else ""
     if kind not in kinds or not dataset.labelled or not getattr(model, "classes", ()) or kind == dataset.label_kind:
         return ""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from leanvit.data.columns import check_values
 from leanvit.data.dataset import Dataset
 from leanvit.data.declared import as_declared
+from leanvit.data.label_kinds import KINDS, SEVERAL
 from leanvit.data.labels import alike
 from leanvit.data.specs import FORMS, Spec, check_on_bad, parse_spec, with_options
 from leanvit.data.splits import SPLITS, Source, chosen_split
@@ -33,7 +33,7 @@ def open_dataset(
     max_pixels: int | None = None,
     labels: bool = True,
 ) -> AnyDataset:
-    """Open a data set of images with one class each, or several (`multi_label`), or without labels.
+    """Open a data set of images with one class each, or several, or without labels.
 
     spec: "digits" (embedded); a folder in ImageFolder layout (`train/` and `val/` or `test/` with a folder a class, or
     just the class folders); a parquet file or a folder of `<split>.parquet` in the layout of HF `datasets`; a `.csv` or
@@ -52,7 +52,8 @@ def open_dataset(
     (`labels=none` in a spec): a folder of images in any folders below it, parquet without a label column, shards
     without labels, lists of paths. These five may stand in the spec, too; the result's `spec` has them.
     Two more stand in the spec only: `channels=1|3|4`, and `range=LOW-HIGH`, the values of black and white of images
-    with more than 8 bits (see `declared.as_declared` for what is taken where it is not given).
+    with more than 8 bits (see `declared.as_declared` for what is taken where it is not given). So do the options that
+    make columns the fields of samples: `caption=`, `mask=`, `objects=`, `depth=` (see `columns`).
 
     The result's `left_out` counts what of the source is no sample, by reason; its `note` says what was guessed, and of
     a training split which classes have no image, and where there is one class only, or one image of each.
@@ -72,6 +73,7 @@ def open_dataset(
     parsed = parse_spec(text)
     source = source_of(parsed)
     dataset = as_declared(_with_choices(chosen_split(source, split), parsed, seed), source, parsed)
+    check_values(dataset, parsed)
     return _warned(dataset if limit is None else dataset.limited(limit, seed=seed))
 
 
@@ -137,7 +139,7 @@ def _with_choices(dataset: AnyDataset, spec: Spec, seed: int) -> AnyDataset:
 def _warned(dataset: AnyDataset) -> AnyDataset:
     """The data set, with what stands in the way of learning from it in its note; of val, as it is."""
     warnings = []
-    if dataset.split != "val" and len(dataset.classes) == 1 and not dataset.multi_label:
+    if dataset.split != "val" and len(dataset.classes) == 1 and dataset.label_kind != SEVERAL:
         warnings.append(f"one class only, {dataset.classes[0]!r}: there is nothing to distinguish")
     if pairs := alike(dataset.classes):
         shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:3]) + (", …" if len(pairs) > 3 else "")
@@ -151,14 +153,14 @@ def _sparse_classes(dataset: Dataset) -> list[str]:
     if dataset.targets is None:
         return []
     size = len(dataset.classes)
-    counts = dataset.targets.sum(axis=0) if dataset.multi_label else np.bincount(dataset.targets, minlength=size)
+    counts = KINDS[dataset.label_kind].counted(dataset.targets, size)
     notes = []
     missing = [name for name, count in zip(dataset.classes, counts, strict=True) if not count]
     if missing:
         which = "class" if len(missing) == 1 else f"{len(missing)} of {size} classes:"
         names = ", ".join(map(repr, missing[:_NAMED])) + (", …" if len(missing) > _NAMED else "")
         notes.append(f"no training image of {which} {names}")
-    if counts.max(initial=0) == 1 and not dataset.multi_label:
+    if counts.max(initial=0) == 1 and dataset.label_kind != SEVERAL:
         notes.append("at most one training image a class: too few to learn from")
     return notes
 

@@ -21,19 +21,32 @@ FORMS = """accepted forms:
   hf:NAME[:CONFIG]                          HF datasets; ?streaming
 options follow `?`, joined by `&`: pets?classes=cat,dog&shots=5&on_bad=skip
   of pictures: channels=4, range=0-4095
-  without labels: labels=none"""
+  without labels: labels=none
+  fields of csv, tsv, parquet, hf: and wds: (there a member): caption=COLUMN, mask=COLUMN, objects=COLUMN, depth=COLUMN;
+    ignore=N and mask_classes=a,b of a mask; boxes=xywh|xyxy and object_classes=a,b of objects; depth_scale=N"""
+FIELDS = ("caption", "mask", "objects", "depth")  # options that make a column a field of that name
+_OF_FIELD = {  # options that say more of one
+    "ignore": "mask",
+    "mask_classes": "mask",
+    "boxes": "objects",
+    "object_classes": "objects",
+    "depth_scale": "depth",
+}
+_COLUMNS = (*FIELDS, *_OF_FIELD)
 _EVERYWHERE = ("classes", "shots", "labels", "on_bad", "max_pixels", "channels", "range")
 _OF_LABELS = ("classes", "shots", "label", "separator", "uncertain")  # options that go with labels
 _SWITCHES = ("streaming", "resampled")
+_WITH_COMMAS = ("classes", "label", "mask_classes", "object_classes", *FIELDS)  # unquoted name by name
 _BY_KIND = {
     "digits": (),
     "folder": ("layout",),
-    "parquet": (),
+    "parquet": ("root", *_COLUMNS),
     "list": ("root", "val", "separator"),
-    "csv": ("root", "val", "separator", "image", "label", "uncertain"),
-    "wds": ("val", "resampled", "epoch", "buffer", "label"),
-    "hf": ("streaming", "resampled", "epoch", "buffer"),
+    "csv": ("root", "val", "separator", "image", "label", "uncertain", *_COLUMNS),
+    "wds": ("val", "resampled", "epoch", "buffer", "label", *_COLUMNS),
+    "hf": ("streaming", "resampled", "epoch", "buffer", "root", *_COLUMNS),
 }
+_HAVE_COLUMNS = ".csv and .tsv tables, parquet, hf:NAME, wds:SHARDS"
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,20 @@ class Spec:
             raise BadInput(f"data {self.text!r}: {name} is empty; accepted: names with commas between")
         return found
 
+    def folder(self, name: str, default: Path) -> Path:
+        """An option that is a folder. Raises BadInput for what is none."""
+        if name not in self.options:
+            return default
+        folder = _path(self.options[name])
+        if not folder.is_dir():
+            raise BadInput(f"data {self.text!r}: {name}={self.options[name]!r} is no folder")
+        return folder
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that become fields, by the names of the fields."""
+        return {name: unquote(self.options[name].strip()) for name in FIELDS if name in self.options}
+
     def on(self, name: str) -> bool:
         """Whether a switch is set."""
         return name in self.options
@@ -100,14 +127,17 @@ def parse_spec(text: str) -> Spec:
     for part in filter(None, (rest or "").split("&")):
         name, equals, value = part.partition("=")
         if name not in known:
+            if name in _COLUMNS:
+                raise BadInput(f"data {text!r}: {name}= is for data with columns; accepted: {_HAVE_COLUMNS}")
             raise unknown(f"option of data {text!r}", name, known)
         switch = name in _SWITCHES
         if switch and equals and value not in ("true", "1"):
             raise BadInput(f"data {text!r}: {name} is a switch; write it without a value")
         if not switch and not value:
             raise BadInput(f"data {text!r}: option {name} needs a value, as in {name}=…")
-        options[name] = value if name in ("classes", "label") else unquote(value)
+        options[name] = value if name in _WITH_COMMAS else unquote(value)
     _check_labels(text, options)
+    _check_columns(text, options)
     return Spec(text, kind, where, options)
 
 
@@ -118,6 +148,25 @@ def _check_labels(text: str, options: Mapping[str, str]) -> None:
     other = next((name for name in _OF_LABELS if name in options), None)
     if "labels" in options and other is not None:
         raise BadInput(f"data {text!r}: {other}= is about labels, and labels=none opens images without; leave one out")
+
+
+def _check_columns(text: str, options: Mapping[str, str]) -> None:
+    """Raises BadInput for a field of several columns, two fields of one column, and what says more of no field."""
+    several = next((name for name in FIELDS if "," in options.get(name, "")), None)
+    if several is not None:
+        raise BadInput(
+            f"data {text!r}: {several}={options[several]} names several columns; accepted: one (%2C stands for a comma "
+            "in its name)"
+        )
+    taken: dict[str, str] = {}
+    for name in (*FIELDS, "label", "image"):
+        for column in options.get(name, "").split(",") if name in options else ():
+            before = taken.setdefault(column.strip(), name)
+            if before != name:
+                raise BadInput(f"data {text!r}: column {unquote(column)!r} is used twice, for {before}= and {name}=")
+    alone = next((name for name, field in _OF_FIELD.items() if name in options and field not in options), None)
+    if alone is not None:
+        raise BadInput(f"data {text!r}: {alone}= is about a field that is not there; add {_OF_FIELD[alone]}=COLUMN")
 
 
 def with_options(text: str, options: Mapping[str, object]) -> str:

@@ -114,22 +114,35 @@ def read_table(spec: Spec, file: Path) -> Table:
     return Table(file, where, columns, tuple(line for line, _ in held), (note,) if note else ())
 
 
-def chosen_columns(spec: Spec, table: Table) -> tuple[Table, str, str | None, tuple[str, ...]]:
-    """(the table with notes, image column, split column, label columns). Raises BadInput where one is not found.
+@dataclass(frozen=True)
+class Chosen:
+    """The role of each column of a table; those of no role are not read."""
+
+    image: str
+    split: str | None
+    labels: tuple[str, ...]
+    fields: dict[str, str]  # name of a field -> its column
+
+
+def chosen_columns(spec: Spec, table: Table) -> tuple[Table, Chosen]:
+    """(the table with notes, the role of its columns). Raises BadInput where one is not found, or has two roles.
 
     With `labels=none` there are no label columns.
     """
-    table, image = _image_column(spec, table)
-    split = next((name for name in table.columns if _plain(name) == "split" and name != image), None)
-    table, labels = _label_columns(spec, table, image, split) if spec.labelled else (table, ())
-    held_out = [name for name in table.columns if name not in (image, split, *labels) and _is_split_column(table, name)]
+    fields = {name: table.column(name, given) for name, given in spec.columns.items()}
+    free = replace(table, columns={name: cells for name, cells in table.columns.items() if name not in fields.values()})
+    free, image = _image_column(spec, free)
+    split = next((name for name in free.columns if _plain(name) == "split" and name != image), None)
+    free, labels = _label_columns(spec, free, image, split) if spec.labelled else (free, ())
+    table, roles = replace(free, columns=table.columns), (image, split, *labels)
+    held_out = [name for name in free.columns if name not in roles and _is_split_column(table, name)]
     if held_out:
         table = table.noted(f"not used: {_listed(held_out)} (only a column named split decides what is held out)")
     _refuse_swallowed(table, image, labels)
     empty = next((line for line, path in zip(table.lines, table.columns[image], strict=True) if not path), None)
     if empty is not None:
         raise BadInput(f"{table.where} line {empty}: no path in column {image!r}")
-    return table, image, split, labels
+    return table, Chosen(image, split, labels, fields)
 
 
 def truth(cell: str) -> bool | None:

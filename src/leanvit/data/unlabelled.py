@@ -68,13 +68,13 @@ def find_images(given: Any, *, channels: int, pixel_range: PixelRange | None = N
     folders = [one for one in several if isinstance(one, str | os.PathLike) and _is_folder(one)]
     for place, one in enumerate(several):
         if isinstance(one, Dataset | Stream):
-            sets.append(replace(one, on_bad="skip", bad=[]))
+            sets.append(_alone(replace(one, on_bad="skip", bad=[])))
         elif isinstance(one, Image.Image):
             files.add(str(place), one)
         elif not isinstance(one, str | os.PathLike):
             raise BadInput(f"images holds a {type(one).__name__}; accepted: {ACCEPTED}")
         elif split is not None or not _add_files(os.fspath(one), files, left_out, prefixed=len(folders) > 1):
-            sets += [_in_range(part, pixel_range) for part in _of_spec(os.fspath(one), split)]
+            sets += [_alone(_in_range(part, pixel_range)) for part in _of_spec(os.fspath(one), split)]
     own = [replace(_dataset(files, channels), pixel_range=pixel_range)] if files.images else []
     return Found((*own, *sets), dict(left_out))
 
@@ -253,6 +253,11 @@ def _of_spec(text: str, split: str | None) -> Sequence[AnyDataset]:
     if len(source.splits) == 1 or "?" in text:  # options are about one split
         return [open_dataset(text, on_bad="skip")]
     return [_named(opened(), name) for name, opened in source.splits.items()]
+
+
+def _alone(dataset: AnyDataset) -> AnyDataset:
+    """The images without their fields: one with a mask that cannot be read is an image all the same."""
+    return replace(dataset, fields={})
 
 
 def _in_range(dataset: AnyDataset, pixel_range: PixelRange | None) -> AnyDataset:

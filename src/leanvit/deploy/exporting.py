@@ -142,9 +142,8 @@ def export(
 
 def _task_of(model: nn.Module, given: Task | str | None) -> Task | None:
     """The task that is given, else the model's own. Raises `BadInput` or `Refused` where the model does not fit it."""
-    told = read_task(given)
-    require_task(told)
-    found: Task | None = stated(model) if told is None else told
+    found: Task | None = stated(model) if given is None else read_task(given)
+    require_task(found)
     if found is not None:
         found.check("export", model=model)
     return found

@@ -192,7 +192,9 @@ def _require_task(dense: OpenModel, methods: Sequence[Method], data: Data, recov
     if judging:
         without = " without a task (Data(task=...))" if data.task.label_kind else ""
         data.task.check(f"{' and '.join(judging)}{without}", model=dense)
-    reading = [*trained, *(["a recovery"] if recovery is not None and reads_labels(dense, data, recovery) else [])]
+    lacks = not set(data.task.reads) <= set(data.dataset.field_names)
+    reads = recovery is not None and lacks and reads_labels(dense, data, recovery)
+    reading = [*trained, *(["a recovery"] if reads else [])]
     if reading:
         data.task.check(" and ".join(reading), dataset=data.dataset)
     for m in [*methods, *(() if recovery is None else recovery.methods)]:
@@ -317,7 +319,7 @@ def _about(
     """What must be equal for a compression to be resumed (JSON)."""
     return {
         **({"part": part} if part else {}),
-        **({"task": name_of(data.task)} if "task" in data.task.recorded() else {}),
+        **({"task": name_of(data.task)} if not data.task.label_kind else {}),
         "model": dense.history.root.to_json(),
         "plans": [plan.to_json() for plan in dense.history.plans],
         "weights": fingerprint(dense),
@@ -339,6 +341,7 @@ def apply(model: OpenModel, m: Method, data: Data | None = None, *, part: str = 
     if isinstance(data, Data):
         m = chosen_for(m, data.dataset, {})
         data = data.inside(model, part)
+        require_known_task(m, data.task_of(model))
     training, target = model.training, histories.part_of(model, part)
     model.eval()
     if isinstance(m, Prepares):

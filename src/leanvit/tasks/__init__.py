@@ -48,7 +48,7 @@ def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Tas
     A model of classes of images learns, and is judged, by the labels that the data has: one class an image, or several.
     """
     own = given if given is not None else stated(model)
-    if own is not None and (not own.label_kind or own.reads != own.needs):
+    if own is not None and not own.label_kind:
         found: Task = own.fitted(dataset) if dataset is not None else own
         return found
     if dataset is not None and dataset.labelled:
@@ -82,6 +82,11 @@ def of_record(info: Mapping[str, Any]) -> Task | None:
 
 
 def require_task(given: object, name: str = "task") -> None:
-    """Raise `BadInput` unless this is a task, or None."""
+    """Raise `BadInput` unless this is a task that is registered, or None."""
     if given is not None and not isinstance(given, Task):
         raise BadInput(f"{name} is a {type(given).__name__}; accepted: a task, as leanvit.tasks.Segmentation()")
+    if isinstance(given, Task) and not given.name:
+        raise BadInput(
+            f"{name} is a {type(given).__name__}, which is not registered; accepted: a class with @task(NAME), so that "
+            "a run that has it can be loaded"
+        )

@@ -66,11 +66,14 @@ class Classification(LabelTask):
     classes: tuple[str, ...] = ()
 
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"),)
-    label_kind: ClassVar[str] = "one"
     words: ClassVar[str] = "one class an image"
     objective_words: ClassVar[str] = "a softmax"
     mixes: ClassVar[bool] = True
     distillations: ClassVar[tuple[str, ...]] = ("soft", "hard")
+
+    @property
+    def label_kind(self) -> str:  # type: ignore[override]
+        return "one" if self.field == LABEL else ""
 
     @property
     def reads(self) -> tuple[str, ...]:

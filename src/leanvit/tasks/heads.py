@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from leanvit.tasks.task import Task
 
 
 @task("heads")
+@dataclass(frozen=True)
 class Heads(Task):
     """A task for each head by its name, as the model's outputs name them: `Heads({"class": ..., "angle": ...})`.
 
@@ -24,30 +25,24 @@ class Heads(Task):
     are told beside it, as `angle.top1`.
     """
 
+    tasks: Mapping[str, Any]  # a task, or its JSON, by the name of its head
+
     words: ClassVar[str] = "of several tasks"
 
-    def __init__(self, tasks: Mapping[str, Any]) -> None:
-        """tasks: a task, or its JSON, by the name of its head. Raises `BadInput` for none, or a value that is none."""
-        if not isinstance(tasks, Mapping):
-            tasks = dict(tasks)
-        made = {name: make_of(one) for name, one in tasks.items()}
-        if not made:
-            raise BadInput("tasks is empty; accepted: a task by the name of each head")
+    def __post_init__(self) -> None:
+        """Raises `BadInput` for no head, or a value that is no task."""
+        if not isinstance(self.tasks, Mapping) or not self.tasks:
+            raise BadInput(f"tasks is {self.tasks!r:.80}; accepted: a task by the name of each head")
+        made = {name: make_of(one) for name, one in self.tasks.items()}
         for name, one in made.items():
             if not isinstance(name, str) or not name.isidentifier() or not isinstance(one, Task):
                 raise BadInput(f"tasks[{name!r}] is a {type(one).__name__}; accepted: a task by a Python name")
             if one.gathers:
                 raise BadInput(f"head {name!r}: the task {one.name} needs all rows at once, and heads are summed")
-        self.tasks: dict[str, Task] = made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Heads) and self.tasks == other.tasks
+        object.__setattr__(self, "tasks", made)
 
     def __hash__(self) -> int:
         return hash(tuple(self.tasks.items()))
-
-    def __repr__(self) -> str:
-        return f"Heads({self.tasks})"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
@@ -68,7 +63,8 @@ class Heads(Task):
         """The task of a head. Raises `BadInput` for one that there is not."""
         if name not in self.tasks:
             raise unknown("head", name, self.tasks)
-        return self.tasks[name]
+        found: Task = self.tasks[name]
+        return found
 
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
         for name, one in self.tasks.items():

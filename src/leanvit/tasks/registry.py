@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from inspect import signature
 from typing import Any, TypeVar
 
 from leanvit.cards import builders, import_code
@@ -48,7 +47,7 @@ def task_class(name: str) -> type:
 def make_task(name: str, arguments: Mapping[str, Any]) -> Any:
     """A task of its name and fields. Raises `BadInput` for an unknown name, field or value."""
     cls: Any = task_class(name)
-    accepted = [f.name for f in fields(cls)] if is_dataclass(cls) else list(signature(cls).parameters)
+    accepted = [f.name for f in fields(cls)] if is_dataclass(cls) else []
     for key in arguments:
         if key not in accepted:
             raise BadInput(f"the task {name} has no field {key!r}: {nearest(key, accepted)}")

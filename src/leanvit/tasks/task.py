@@ -29,7 +29,7 @@ class Task:
     """What outputs mean. Everything is a pure function of outputs and batch; the fields of a subclass are JSON."""
 
     name: ClassVar[str] = ""  # set by `task`: what files and `--task` call it
-    metrics: ClassVar[tuple[Metric, ...]]  # what it is judged by; the first is the score of a training
+    metrics: ClassVar[tuple[Metric, ...]] = ()  # what it is judged by; the first is the score of a training
     changes: ClassVar[str] = ""  # the metric whose paired change between two models is shown; "": the first
     needs: ClassVar[tuple[str, ...]] = ()  # fields of a sample that it reads; "label" is the class of an image
     label_kind: ClassVar[str] = ""  # of labels that it learns from: "one" class an image, "several", "": none
@@ -144,7 +144,7 @@ class Task:
     @property
     def metric(self) -> Metric:
         """What a training is judged by."""
-        return self.metrics[0]
+        return self.metrics[0] if self.metrics else Metric("score", "score", unit="")
 
     def rows(self, outputs: Any, batch: Batch) -> Rows:
         """(B, ...) what each image adds to a score, on the CPU: whole numbers, or floating point."""

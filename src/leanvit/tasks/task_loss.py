@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leanvit.data import Batch, Preprocess
 from leanvit.data.fields import LABEL
+from leanvit.errors import BadInput
 from leanvit.knobs import Fraction, Positive, check
 from leanvit.tasks.objectives import Loss, Objective, no_shared_weights, same_preprocess
 
@@ -31,6 +32,11 @@ class TaskLoss(Objective):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        if not getattr(task, "name", ""):
+            raise BadInput(
+                f"task is a {type(task).__name__}; accepted: a task, a subclass of leanvit.tasks.Task that is "
+                "registered by @task(NAME)"
+            )
         self.task, self.alpha = task, check("alpha", alpha, Fraction)
         self.temperature: float = check("temperature", temperature, Positive)  # of both, where it is of distributions
         self.needs_labels = LABEL in task.reads

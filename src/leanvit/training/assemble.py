@@ -209,8 +209,8 @@ def check_run(
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
     require_kinds(model, dataset, preprocess, config, validate)
     require_float32(model, "training")
-    check_fits(model, preprocess, dataset, convert=convert, trains=True)
     task = tasks.of(model, dataset, task)
+    check_fits(model, preprocess, dataset, convert=convert, trains=True, classes=bool(task.label_kind))
     if validate is not None:
         task.check("validate=", model=model, dataset=validate)
     if validate is not None and list(validate.classes) != list(dataset.classes):

@@ -35,6 +35,7 @@ from leanvit.training.assemble import (
     release,
     require_kinds,
     restore_progress,
+    task_of_run,
 )
 from leanvit.training.callbacks import JsonlLog, Run, check_callbacks, deploy_model, notify, preparing
 from leanvit.training.checkpoint import BEST, LOG, STATE, Position, load_state, read_weights, save_state, save_weights
@@ -134,9 +135,11 @@ def fit(
     if keep == "best" and (validate is None or out is None):
         raise BadInput("keep='best' needs validate=, which decides the best epoch, and out=, the folder of its weights")
     require_kinds(model, dataset, preprocess, config, validate)
-    if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
-        validate = for_model(validate, model, exact=True, log=lambda line: None)
-    dataset = for_model(dataset, model, exact=True)
+    task = task_of_run(model, dataset, objective, task)
+    if task.label_kind:
+        if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
+            validate = for_model(validate, model, exact=True, log=lambda line: None)
+        dataset = for_model(dataset, model, exact=True)
     run = assemble(
         model,
         dataset,

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanvit import tasks
 from leanvit.anatomy import OpenModel
-from leanvit.data import AnyDataset, require_labels
+from leanvit.data import AnyDataset
 from leanvit.data.classes import listed
 from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput
@@ -47,8 +48,9 @@ from leanvit.runs.locking import locked, refuse_if_held
 from leanvit.runs.measurements import keep
 from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.tasks import Task, read_task
 from leanvit.training.world import join_world, training_device
-from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of, with_task
 from leanvit.verbs.models import (
     Loaded,
     Log,
@@ -125,6 +127,7 @@ def compress(
     seed: int = 0,
     latency_batch: int = 8,
     measured: bool = True,
+    task: Task | str | None = None,
     out: str | Path | None = None,
     part: str = "",
     resume: bool = False,
@@ -148,6 +151,7 @@ def compress(
         recovery: train after compression.
         teacher: run folder of the model that teaches in every training; default: the dense model.
         limit: images taken of each split.
+        task: what the outputs mean, see `train`; default: as the run says, else what the labels of the data are for.
         part: of a run of a model of parts, the one that the methods are applied to; default: its main one.
         measured: compare dense, each step and all on the `val` split; needs data.
         out: run folder; default: `runs/MODEL-METHODS`. One that trains keeps its finished steps and its state in
@@ -186,18 +190,20 @@ def compress(
     target = part_of(start.model, part)
     check_order(target.traits(), methods, kept=target.kept_traits)
     check_slots(target, methods)
-    check_needs(methods, train, recovery)
+    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
+    known = validation if train is None else train
+    start = with_task(start, read_task(task), known, log=log)
+    check_needs(methods, train, recovery, start.model)
     was = saved_about(Path(out)) if resume and out else None
     given, (methods, recovery) = methods, fit_to_data(methods, recovery, train, was)
     plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
-    validation = None if data is None else open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     if validation is not None and measured:
-        require_labels(validation, MEASURING, instead="or --no-measure")
-    known = validation if train is None else train
+        tasks.of(start.model, validation).check(
+            MEASURING, model=start.model, dataset=validation, instead="or --no-measure"
+        )
     if known is not None:
-        judges = MEASURING if measured else ""
-        require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names, judges=judges)
+        require_fit(start, known, adapted=adapt, convert=convert, class_names=class_names)
         start = with_labels_of(known, with_range_of(known, start))
     train = None if train is None else with_classes_of(start, train, class_names=class_names, log=log)
     validation = validation.cached() if validation is not None else None
@@ -325,7 +331,8 @@ def _teacher(spec: str | Path, start: Loaded) -> Loaded:
 def training_images(train: AnyDataset, start: Loaded, seed: int, log: Log) -> Data:
     """What a compression of a loaded model learns from, its progress shown by the first process."""
     shows = meter(log) if join_world().first else None
-    return Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log), meter=shows)
+    told = tasks.of(start.model, train)
+    return Data(train.cached(), start.preprocess, seed=seed, callbacks=progress(log), meter=shows, task=told)
 
 
 # --- what is written ----------------------------------------------------------------------------------------------

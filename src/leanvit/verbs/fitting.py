@@ -30,6 +30,24 @@ def with_labels_of(dataset: AnyDataset, loaded: Loaded) -> Loaded:
     return loaded
 
 
+def with_task(loaded: Loaded, task: Task | None, dataset: AnyDataset | None, *, log: Log = silent) -> Loaded:
+    """A model whose outputs mean what a command says; without a task, as it is. A task of one's own is told.
+
+    Raises `BadInput` for a task of other labels than the data has.
+    """
+    tasks.require_task(task)
+    if task is not None:
+        if task.label_kind and dataset is not None and dataset.labelled and dataset.label_kind != task.label_kind:
+            has = tasks.of(None, dataset).words
+            raise BadInput(f"--task {task.name}: data {dataset.spec!r} is {has}; leave it out, or give data that fits")
+        loaded.model.task = task
+    own = loaded.task
+    if own is not None and not own.label_kind:
+        loaded.model.task = own if dataset is None else own.fitted(dataset)
+        log(f"task: {loaded.model.task}")
+    return loaded
+
+
 def require_fit(
     loaded: Loaded,
     dataset: AnyDataset,

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leanvit.data import BadImage
+from leanvit.data.label_kinds import KINDS
+from leanvit.verbs.field_contents import FieldFound, shown
 
 _SHOWN = 30  # classes with a bar
 _BAR = 40  # characters
@@ -37,6 +39,7 @@ class SplitFound:
     constant: int  # all pixels are equal
     bad: tuple[BadImage, ...]
     duplicates: tuple[tuple[str, str], ...]  # keys of images with equal content
+    fields: dict[str, FieldFound] = field(default_factory=dict)  # what the fields of the images that were read hold
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -66,14 +69,18 @@ class Looked:
     spec: str
     form: str
     classes: tuple[str, ...]
-    multi_label: bool
+    label_kind: str  # "one" class an image, "several"; "": without labels
     channels: int
     splits: tuple[SplitFound, ...]
     leak: Leak | None
     fit: str | None = None  # of the model that was given: "fits", or why not
     grid: Path | None = None
     sampled: bool = field(default=True)
-    labelled: bool = True
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have labels."""
+        return bool(self.label_kind)
 
     def to_json(self) -> dict[str, Any]:
         """JSON data; bad images as key and reason."""
@@ -82,18 +89,18 @@ class Looked:
             row["imbalance"] = split.imbalance
             row["classes_without_images"] = list(split.without)
             row["bad"] = [one._asdict() for one in split.bad]
-        return {**found, "grid": None if self.grid is None else str(self.grid)}
+        return {**found, "labelled": self.labelled, "grid": None if self.grid is None else str(self.grid)}
 
     def shown(self) -> Iterator[Any]:
         """Rich tables and lines for a person."""
-        kind = "several labels an image" if self.multi_label else "one label an image"
-        labels = f"{len(self.classes)} classes, {kind}" if self.labelled else "without labels"
+        labels = f"{len(self.classes)} classes, {KINDS[self.label_kind].words}" if self.labelled else "without labels"
         form = self.form.removesuffix(" without labels")
         colour = {1: "grey", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         yield Text(f"{self.spec}: {form}, {colour}, {labels}", style="bold")
         yield _split_table(self.splits)
         if self.labelled:
             yield _class_table(self)
+        yield from shown({split.split: split.fields for split in self.splits})
         for split in self.splits:
             yield from _findings(split, sampled=self.sampled)
         if self.leak is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from PIL import Image
 from leanvit.data import AnyDataset, BadImage, Dataset, Stream, UnreadableImage, keyed, open_dataset
 from leanvit.data.dataset import as_sample_image
 from leanvit.data.decode import decode, header
+from leanvit.data.label_kinds import KINDS
 from leanvit.data.preprocess import own_settings
 from leanvit.data.sources import source_of
 from leanvit.data.specs import parse_spec
 from leanvit.errors import BadInput
 from leanvit.knobs import Count, check
+from leanvit.verbs.field_contents import Contents
 from leanvit.verbs.fitting import require_fit
 from leanvit.verbs.looked import Leak, Looked, SplitFound
 from leanvit.verbs.models import Log, load_model, silent
@@ -49,7 +51,8 @@ def look(
     Args:
         spec: data spec, see `leanvit.data.open_dataset`.
         model: timm name or run folder: whether it fits the data, and if not, why.
-        grid: `.png` file that gets a few images of each class; of data without labels, a few of all.
+        grid: `.png` file that gets a few images of each class; of data without labels, a few of all. Masks and boxes
+            are drawn over them.
         seed: which images are read and shown.
         mean, std, crop_pct, interpolation: preprocessing of a timm name as `model`; see `train`.
 
@@ -78,8 +81,7 @@ def look(
         spec=spec,
         form=held.form,
         classes=tuple(first.classes),
-        multi_label=first.multi_label,
-        labelled=first.labelled,
+        label_kind=first.label_kind,
         channels=first.channels,
         splits=tuple(looks),
         leak=leak,
@@ -100,6 +102,7 @@ class _Item:
     target: Any
     encoded: bytes | Path | None
     index: int
+    given: Mapping[str, Any] = field(default_factory=dict)  # values of fields that come with a stream
 
 
 def _opened(spec: str, split: str | None, seed: int) -> AnyDataset:
@@ -110,7 +113,7 @@ def _items(dataset: AnyDataset, count: int | None, seed: int) -> Iterator[_Item]
     """`count` images chosen by the seed (of a stream the first), all for None."""
     if isinstance(dataset, Stream):
         for index, item in enumerate(islice(dataset.pass_over(), count)):
-            yield _Item(item.key, item.target, item.encoded, index)
+            yield _Item(item.key, item.target, item.encoded, index, item.fields)
         return
     chosen = np.arange(len(dataset))
     if count is not None and count < len(dataset):
@@ -127,6 +130,7 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, log: Log) -> SplitF
     rotated = animated = constant = read = 0
     seen: dict[bytes, str] = {}
     duplicates, targets = [], []
+    contents = {name: Contents(kind) for name, kind in dataset.fields.items()}
     for item in _items(dataset, count, seed):
         read += 1
         targets.append(item.target)
@@ -141,10 +145,13 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, log: Log) -> SplitF
             head = header(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
             image = decode(item.encoded or b"", key=item.key, max_pixels=dataset.max_pixels)
             image = as_sample_image(image, dataset.channels, key=item.key, pixel_range=dataset.pixel_range)
+            values = _values(dataset, item, image)
             constant += _is_constant(image)
         except UnreadableImage as error:
             bad.append(BadImage(item.key, str(error)))
             continue
+        for name, value in values.items():
+            contents[name].add(value)
         formats[head.format] += 1
         modes[head.mode] += 1
         sizes.append(head.size)
@@ -173,7 +180,17 @@ def _look(dataset: AnyDataset, count: int | None, seed: int, log: Log) -> SplitF
         constant=constant,
         bad=tuple(bad),
         duplicates=tuple(duplicates),
+        fields={name: one.found() for name, one in contents.items()},
     )
+
+
+def _values(dataset: AnyDataset, item: _Item, image: Image.Image) -> dict[str, Any]:
+    """The checked values of a sample's fields. Raises UnreadableImage."""
+    size, row = (image.height, image.width), item.index if isinstance(dataset, Dataset) else None
+    return {
+        name: one.read(name, item.key, size, index=row, given=item.given.get(name))
+        for name, one in dataset.fields.items()
+    }
 
 
 def _is_constant(image: Image.Image) -> bool:
@@ -185,11 +202,9 @@ def _balance(dataset: AnyDataset, seen: list[Any]) -> tuple[dict[str, int], int]
     if not dataset.labelled:
         return {}, 0
     targets: Any = dataset.targets if isinstance(dataset, Dataset) else np.array(seen)
-    if dataset.multi_label:
-        counts, unlabelled = targets.sum(axis=0).astype(int), int((~targets.any(axis=1)).sum())
-    else:
-        counts, unlabelled = np.bincount(targets, minlength=len(dataset.classes)), 0
-    return dict(zip(dataset.classes, map(int, counts), strict=True)), unlabelled
+    kind = KINDS[dataset.label_kind]
+    counts = kind.counted(targets, len(dataset.classes))
+    return dict(zip(dataset.classes, map(int, counts), strict=True)), kind.without(targets)
 
 
 def _spread(values: list[int]) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from leanvit.anatomy import OpenModel
 from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset, require_labels
+from leanvit.data.label_kinds import SEVERAL
 from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.knobs import Count, Index, check
@@ -123,7 +124,7 @@ def load_model(
             architecture, kwargs, pretrained and source is None, held, log, adapt=adapt_to is not None, source=source
         )
     loaded = _with_settings(loaded, preprocess_settings, log)
-    if adapt_to is not None:
+    if adapt_to is not None and len(adapt_to.classes) == loaded.model.num_classes:
         loaded = replace(loaded, classes=tuple(adapt_to.classes))
     loaded.model.classes = loaded.classes
     return loaded
@@ -203,7 +204,7 @@ def _in_words(dataset: AnyDataset) -> str:
     shards = ""
     if isinstance(dataset, Stream):
         shards = f" {'drawn from' if dataset.resampled else 'in'} {len(dataset.parts)} shards"
-    classes = f"{len(dataset.classes)} {'labels' if dataset.label_kind == 'several' else 'classes'}"
+    classes = f"{len(dataset.classes)} {'labels' if dataset.label_kind == SEVERAL else 'classes'}"
     classes = classes if dataset.labelled else "without labels"
     images = f"{len(dataset)} images{shards}"
     return f"{dataset.spec}, {dataset.split}: {images}, typically {size}, {kind}, {classes}"

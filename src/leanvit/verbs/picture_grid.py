@@ -1,9 +1,10 @@
-"""A picture of a data set: a few images of each class, with its name."""
+"""A picture of a data set: a few images of each class, with its name, their masks and boxes drawn over them."""
 
 from __future__ import annotations
 
+import colorsys
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from leanvit.data import AnyDataset, Dataset, UnreadableImage, keyed
+from leanvit.data import AnyDataset, Boxes, Dataset, Field, Masks, Sample, UnreadableImage, keyed
+from leanvit.data.label_kinds import KINDS
 from leanvit.files import write_atomic
 
 COLUMNS = 8  # images of a class
@@ -24,7 +26,8 @@ _PAPER, _INK, _FRAME = (250, 250, 250), (30, 30, 30), (225, 225, 225)
 def write_grid(path: Path, dataset: AnyDataset, *, seed: int = 0) -> None:
     """Write a PNG: a row a class (up to `ROWS`), `COLUMNS` images chosen by the seed, whole, none stretched.
 
-    Of data without labels, one row.
+    Of data without labels, one row. Classes of masks and boxes have a colour each; pixels of a mask that count for
+    nothing are as they were.
 
     Images that cannot be read are passed over. Raises LeanvitError where the file cannot be written.
     """
@@ -65,13 +68,13 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
     else:
         found: dict[int, list[Image.Image]] = {target: [] for target in chosen}
         for number, item in enumerate(dataset.pass_over()):
-            carried = np.flatnonzero(item.target) if dataset.multi_label else [item.target or 0]
-            wanted = [int(t) for t in carried if int(t) in found and len(found[int(t)]) < COLUMNS]
+            carried = [0] if item.target is None else KINDS[dataset.label_kind].carried(item.target)
+            wanted = [target for target in carried if target in found and len(found[target]) < COLUMNS]
             if number >= _STREAMED:
                 break
             for target in wanted:
                 try:
-                    found[target].append(dataset.read(item).image)
+                    found[target].append(_drawn_over(dataset.read(item), dataset.fields))
                 except UnreadableImage:
                     break
         rows = [found[target] for target in chosen]
@@ -80,19 +83,53 @@ def _rows(dataset: AnyDataset, seed: int) -> tuple[list[str], list[list[Image.Im
 
 def _of_class(dataset: Dataset, target: int, seed: int) -> Iterator[Image.Image]:
     targets: Any = dataset.targets
-    carries = targets[:, target] > 0 if dataset.multi_label else targets == target
-    indices = np.flatnonzero(carries)
+    indices = np.flatnonzero(KINDS[dataset.label_kind].carries(targets, target))
     value = keyed.ranks(dataset.key_hashes[indices], "grid", seed)
     taken = 0
     for index in indices[np.argsort(value, kind="stable")]:
         if taken == COLUMNS:
             return
         try:
-            image = dataset[int(index)].image
+            image = _drawn_over(dataset[int(index)], dataset.fields)
         except UnreadableImage:
             continue
         taken += 1
         yield image
+
+
+def _drawn_over(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
+    """The image of a sample with its masks and boxes."""
+    image = sample.image
+    for name, kind in fields.items():
+        value = sample.fields[name]
+        if isinstance(kind, Masks) and value.ndim == 2:
+            image = _masked(image.convert("RGB"), value, kind.ignore)
+        elif isinstance(kind, Boxes):
+            image = _boxed(image.convert("RGB"), value["boxes"].tolist(), value["labels"].tolist())
+    return image
+
+
+def _masked(image: Image.Image, mask: np.ndarray, ignore: int) -> Image.Image:
+    values, place = np.unique(mask, return_inverse=True)
+    colours = np.array([_colour(int(value)) for value in values], dtype=np.uint8)[place.reshape(mask.shape)]
+    blended = Image.blend(image, Image.fromarray(colours), 0.5)
+    blended.paste(image, mask=Image.fromarray(mask == ignore))
+    return blended
+
+
+def _boxed(image: Image.Image, boxes: list[list[float]], labels: list[int]) -> Image.Image:
+    drawn = image.copy()
+    draw = ImageDraw.Draw(drawn)
+    width = max(1, round(2 * max(image.size) / _TILE))  # two pixels of a tile
+    for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_colour(label), width=width)
+    return drawn
+
+
+def _colour(number: int) -> tuple[int, int, int]:
+    """A colour of its own for each of the first classes: hues that are the golden ratio apart."""
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9 - 0.3 * (number % 2), 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _write_name(draw: ImageDraw.ImageDraw, name: str, top: int) -> None:

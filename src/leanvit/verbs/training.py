@@ -33,7 +33,7 @@ from leanvit.training import FitConfig, FitResult, Objective, TensorBoardLog, ch
 from leanvit.training.checkpoint import STATE, read_position
 from leanvit.training.engine import KEEPS
 from leanvit.training.world import join_world, training_device
-from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_range_of, with_task
 from leanvit.verbs.models import Loaded, Log, log_bad, open_split, row_name, silent
 from leanvit.verbs.progress import progress
 from leanvit.verbs.requesting import (
@@ -368,7 +368,8 @@ def prepare(
     dataset = open_split(data, "train", seed=seed, limit=limit, log=log)
     validation = open_split(data, "val", seed=seed, limit=limit, log=log, beside=dataset)
     start = start or start_model(request, adapt_to=dataset, log=log)
-    task = tasks.of(start.model, dataset, told)
+    start = with_task(start, told, dataset, log=log)
+    task = tasks.of(start.model, dataset)
     task.check("train", model=start.model)
     if not request.methods:  # else it depends on the objective that one may bring
         task.check("train", dataset=dataset, instead="or a way to train that needs none (--with)")

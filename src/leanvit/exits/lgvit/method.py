@@ -36,7 +36,6 @@ from leanvit.knobs import (
     check_fields,
     knob,
 )
-from leanvit.recipe.compat import require_known_task
 from leanvit.recipe.learning import Data, whole_of
 from leanvit.recipe.protocol import Structure
 from leanvit.recipe.registry import method
@@ -257,7 +256,6 @@ class LGViT:
 
     def _parts(self, data: Data) -> tuple[AnyDataset, Dataset | None]:
         """(images to train on, images to choose thresholds on). Raises `BadInput` for data that does not suit."""
-        require_known_task(self, data.task_of(data.whole))
         return held_out(data.dataset, self.held_out, data.seed)
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
