@@ -26,14 +26,15 @@ def require_model(value: object, name: str = "model") -> None:
 
 
 def require_classifier(model: object, what: str, *, instead: str = "") -> None:
-    """Raise `Refused`, saying what needs one, for a model of parts whose outputs are no logits of classes of images.
+    """Raise `Refused`, saying what needs one, for an opened model whose outputs are no logits of classes of images.
 
     instead: what a user may do, in words.
     """
     if not getattr(model, "classifies", True):
-        wired: Any = getattr(model, "wiring", None)
+        wired, task = getattr(model, "wiring", None), getattr(model, "task", None)
+        whose = f"wiring {wired.name}" if wired is not None else f"a model of the task {getattr(task, 'name', '')}"
         raise Refused(
-            f"{what} needs a model that tells classes of images apart, and the outputs of wiring {wired.name} are "
+            f"{what} needs a model that tells classes of images apart, and the outputs of {whose} are "
             f"something else{instead and f': {instead}'}"
         )
 

@@ -218,3 +218,10 @@ def test_what_does_not_fit_is_refused_before_any_work(
 def test_a_classifier_tells_no_pixels(tiny: Any, place: Path) -> None:
     with pytest.raises(BadInput, match="the model gives one answer an image; accepted: one of each pixel"):
         predict(lv.open_model(tiny(img_size=16, patch_size=4)), place / "photos", task="segmentation")
+
+
+def test_a_model_of_another_task_tells_no_classes(tiny: Any, place: Path) -> None:
+    model: Any = lv.open_model(tiny(img_size=16, patch_size=4))
+    model.task = Brightness()
+    with pytest.raises(Refused, match="outputs of a model of the task predicting_brightness are something else"):
+        predict(model, place / "photos", task="classification")

@@ -156,13 +156,13 @@ def _heads_of(want: Any, task: Task | None, to: str, labels: Sequence[str]) -> t
     heads = ", ".join(map(str, want))
     if task is None:
         raise Refused(
-            f"the model gives a mapping ({heads}), and no task says what its outputs mean: give task=, or export "
-            "leanvit.tasks.Head(model, NAME), a model of one"
+            f"the model gives a mapping ({heads}), and no task says what its outputs mean: give "
+            "task=leanvit.tasks.Heads({NAME: ..., ...})"
         )
     if not hasattr(runtime_module(to), "open_outputs"):
         raise Refused(
             f"the model has several heads ({heads}), and the runtime {to} holds one output: use openvino or onnx, or "
-            "export leanvit.tasks.Head(model, NAME)"
+            "export one head by itself, model.at(NAME)"
         )
     for name in want:
         if not isinstance(name, str) or not name.isidentifier() or name == "images":
