@@ -25,13 +25,17 @@ def require_model(value: object, name: str = "model") -> None:
     raise BadInput(f"{name} is {_kind(value)}; accepted: a model, as leanvit.load or timm.create_model gives")
 
 
-def require_classifier(model: object, what: str) -> None:
-    """Raise `Refused`, saying what needs one, for a model of parts whose outputs are no logits of classes of images."""
+def require_classifier(model: object, what: str, *, instead: str = "") -> None:
+    """Raise `Refused`, saying what needs one, for an opened model whose outputs are no logits of classes of images.
+
+    instead: what a user may do, in words.
+    """
     if not getattr(model, "classifies", True):
-        wired: Any = getattr(model, "wiring", None)
+        wired, task = getattr(model, "wiring", None), getattr(model, "task", None)
+        whose = f"wiring {wired.name}" if wired is not None else f"a model of the task {getattr(task, 'name', '')}"
         raise Refused(
-            f"{what} needs a model that tells classes of images apart, and the outputs of wiring {wired.name} are "
-            "something else"
+            f"{what} needs a model that tells classes of images apart, and the outputs of {whose} are "
+            f"something else{instead and f': {instead}'}"
         )
 
 

@@ -80,7 +80,10 @@ CASES = [
     Case(
         "outputs of no classes",
         lambda: leanvit.predict(_whole(), "digits", preprocess=leanvit.Preprocess.of(_whole())),
-        ("predict needs a model that tells classes of images apart, and the outputs of wiring wrong_wiring are",),
+        (
+            "predict needs a model that tells classes of images apart, and the outputs of wiring wrong_wiring are",
+            "--task NAME, in Python task=",
+        ),
         Refused,
     ),
 ]

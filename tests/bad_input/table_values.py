@@ -414,6 +414,37 @@ CLI = [
     Cli("predict top", ("predict", "run", "digits", "--top", "0"), ("top is 0", "1 or more")),
     Cli("predict batch", ("predict", "run", "digits", "--batch", "-1"), ("batch is -1", "1 or more")),
     Cli("predict workers", ("predict", "run", "digits", "--workers", "-1"), ("workers is -1", "0 or more")),
+    Cli("predict task", ("predict", "run", "digits", "--task", "segmentatoin"), ("unknown task", "'segmentation'")),
+    Cli(
+        "predict task field",
+        ("predict", "run", "digits", "--task", "segmentation:ingore=3"),
+        ("segmentation has no field 'ingore'", "'ignore'"),
+    ),
+    Cli(
+        "predict task value",
+        ("predict", "run", "digits", "--task", "segmentation:ignore=x"),
+        ("segmentation.ignore is 'x'", "a whole number"),
+    ),
+    Cli(
+        "predict task that does not fit",
+        ("predict", "run", "digits", "--task", "segmentation", "--out", "new.csv"),
+        (r"predict \(segmentation\): the model gives one answer an image", "one of each pixel"),
+    ),
+    Cli(
+        "predict task twice",
+        ("predict", "run", "digits", "--multi-label", "--task", "multi_label"),
+        ("--multi-label is --task multi_label", "give one of both"),
+    ),
+    Cli(
+        "export task",
+        ("export", "run", "--task", "segmentatoin", "--out", "new"),
+        ("unknown task 'segmentatoin'", "did you mean 'segmentation'"),
+    ),
+    Cli(
+        "export task that does not fit",
+        ("export", "run", "--task", "segmentation", "--out", "new"),
+        (r"export \(segmentation\): the model gives one answer an image", "one of each pixel"),
+    ),
     Cli("predict split", ("predict", "run", "digits", "--split", "all"), ("unknown split 'all'", "train, val")),
     Cli("latencies batch", ("latencies", "run", "--batch", "0", "--out", "new"), ("--batch is 0", "from 1 to 65536")),
     Cli("latencies rounds", ("latencies", "run", "--rounds", "2"), ("--rounds is 2", "3 or more")),

@@ -11,6 +11,8 @@ from PIL import Image
 
 import leanvit as lv
 from leanvit.recipe import create
+from leanvit.tasks import Segmentation
+from task_models import PREPROCESS, pixels
 
 ODD = "[red]x\x1b[31m.png"  # markup, and a control sequence of terminals
 
@@ -58,3 +60,27 @@ def test_how_it_ends(place: Path, invoke, tmp_path: Path, monkeypatch, images: l
     done = invoke("predict", "run", *images, "--out", file)
     assert done.exit_code == code and said in done.output
     assert file.exists() == (code < 2)
+
+
+def test_columns_of_a_task_are_shown_and_masks_said(place: Path, invoke, tmp_path: Path) -> None:
+    model = pixels()
+    model.task = Segmentation(classes=("none", "[b]faint", "full"))
+    lv.save(model, tmp_path / "run", preprocess=PREPROCESS)
+    done = invoke("predict", tmp_path / "run", place / "photos")
+    assert done.exit_code == 0 and "share_[b]faint" in done.stdout and "22 of 23 images answered" in done.stdout
+    shown = json.loads(invoke("predict", tmp_path / "run", place / "photos" / "a.png", "--json").stdout)["answers"][0]
+    assert list(shown) == ["image", "share_none", "share_[b]faint", "share_full"]
+    written = invoke("predict", tmp_path / "run", place / "photos", "--out", tmp_path / "a.csv")
+    assert "a-masks: 22 masks, whose values are the classes: 0 none, 1 [b]faint, 2 full" in " ".join(
+        written.stderr.split()
+    )
+
+
+def test_a_task_is_said_for_a_model_that_does_not(place: Path, invoke, tmp_path: Path) -> None:
+    model = pixels(task=False)
+    lv.save(model, tmp_path / "run", preprocess=PREPROCESS)
+    refused = invoke("predict", tmp_path / "run", place / "photos")
+    assert refused.exit_code == 2 and "--task NAME" in refused.stderr
+    told = invoke("predict", tmp_path / "run", place / "photos", "--task", "segmentation:classes=[a,b,c]", "--json")
+    answer = json.loads(told.stdout)["answers"][0]
+    assert list(answer) == ["image", "share_a", "share_b", "share_c"] and told.exit_code == 0

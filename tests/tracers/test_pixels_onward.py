@@ -15,6 +15,7 @@ import leanvit as lv
 from leanvit import verbs
 from leanvit.errors import Refused
 from leanvit.recipe import Recovery
+from leanvit.tasks import Segmentation
 from leanvit.training import TaskLoss
 
 WHERE = {"data": "digits", "limit": 16}
@@ -89,6 +90,18 @@ def test_what_judges_classes_of_images_refuses_by_name(run: Path, tmp_path: Path
     with pytest.raises(Refused, match=says):
         JUDGING[what](run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_predict_answers_by_the_task(run: Path, tmp_path: Path) -> None:
+    task, model = Segmentation(classes=("none", "faint", "full")), segmenter()
+    found = verbs.predict(run, "digits?classes=3&shots=6", task=task)
+    model.task = task
+    lv.save(model, tmp_path / "told", preprocess=PREPROCESS)
+    assert verbs.predict(tmp_path / "told", "digits?classes=3&shots=6") == found and len(found) > 5
+    assert all(sum((one.columns or {}).values()) == pytest.approx(1) and one.answer.shape == (16, 16) for one in found)
+    made = verbs.export(tmp_path / "told", batch=4, out=tmp_path / "artefact")
+    again = verbs.predict(made.folder, "digits?classes=3&shots=6")
+    assert all((one.answer == other.answer).mean() > 0.99 for one, other in zip(again, found, strict=True))
 
 
 def test_what_judges_nothing_works(run: Path, tmp_path: Path) -> None:

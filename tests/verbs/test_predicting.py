@@ -118,12 +118,12 @@ def test_a_runs_own_artefact_is_used_and_one_runs_alone(place: Path, tmp_path: P
     want, model, said = predict(run, whole), lv.load(run), list[str]()
     kept = lv.export(
         model, run / "artefacts" / "onnx", to="onnx", preprocess=lv.Preprocess.of(model), batch=5, labels=NAMES,
-        multi_label=True,
+        task=lv.tasks.MultiLabel(),
     )  # fmt: skip
     found = predict(run, whole, runtime="onnx", log=said.append)
     assert [a.label for a in found] == [a.label for a in want] and not any("exporting" in line for line in said)
     assert [a.probability for a in found] == pytest.approx([a.probability for a in want], abs=1e-4)
-    by_label = predict(run, whole, multi_label=True)
+    by_label = predict(run, whole, task="multi_label")
     for artefact in (kept.path, lv.load_artefact(kept)):
         assert [set(a.classes) for a in predict(artefact, whole)] == [set(a.classes) for a in by_label]
     with pytest.raises(BadInput, match="is an artefact for onnx; leave the runtime out"):

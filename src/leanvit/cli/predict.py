@@ -10,6 +10,7 @@ import typer
 from leanvit.cli import options, output
 from leanvit.cli.loading import load_verb
 from leanvit.cli.options import key_values
+from leanvit.errors import BadInput
 
 NAME = "predict"
 
@@ -47,6 +48,15 @@ def command(
         bool,
         typer.Option("--multi-label", help="Each class by itself, for a model that does not record it (runs do)."),
     ] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="NAME[:K=V]",
+            help="What the outputs mean, like segmentation (default: as the model says).",
+            rich_help_panel="Answers",
+        ),
+    ] = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="train or val of a data spec (default: every image).")
     ] = None,
@@ -57,8 +67,13 @@ def command(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what is on images: names of classes and their probabilities. No labels are needed."""
+    """Say what is on images: names of classes and their probabilities, or what the model's task answers.
+
+    No labels are needed.
+    """
     model_args = key_values(model_arg, "--model-arg")
+    if multi_label and task is not None:
+        raise BadInput("--multi-label is --task multi_label: give one of both")
     with output.stdout_for_result(), output.progress_bar("images") as progress:
         found = load_verb("predict_file")(
             model,
@@ -67,7 +82,7 @@ def command(
             top=top,
             batch=batch,
             runtime=runtime,
-            multi_label=multi_label or None,
+            task="multi_label" if multi_label else task,
             split=split,
             workers=workers,
             model_args=model_args,

@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict
 from leanvit.data import Preprocess
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import Sealed, check_sha256, file_sha256, plain_name, read_sealed, sealed_text
+from leanvit.tasks import Task, of_record
 
 KIND = "leanvit-artefact"
-FORMAT = 4  # 1 had no input_type, 2 no segments, 3 no multi_label
+FORMAT = 5  # 1 had no input_type, 2 no segments, 3 no multi_label, 4 no task
+LABELS = 4  # what an artefact of several labels an image is written as
 CUT = 3  # what an artefact of several graphs is written as
 WHOLE = 2  # what an artefact of one graph is written as
 JSON_NAME = "artefact.json"
@@ -39,14 +41,15 @@ class Artefact:
     precision: str  # of weights and products: "f32", "int8", or "int8 simulated" (rounded values, float products)
     batch: int | None  # images in one call; None: any number
     preprocess: Preprocess
-    num_classes: int
+    num_classes: int  # of the outputs (B, classes, ...); 0: the outputs are several, or have no such axis
     labels: tuple[str, ...]  # class names in the order of the logits; empty: not known
     root: str  # timm name of the model that it was made from; empty: not known
     methods: tuple[str, ...]  # slugs of what was applied to it
     check: dict[str, Any] = field(default_factory=dict)  # what was measured against PyTorch when it was written
     made_with: dict[str, str] = field(default_factory=dict)  # package -> version
     segments: dict[str, Any] | None = None  # of a model with early exits: a graph an exit; `deploy/segments.py` has it
-    multi_label: bool = False  # each class is a question by itself (sigmoid), not one of all (softmax)
+    task: Task | None = None  # what the outputs mean; None: one class an image
+    outputs: tuple[str, ...] = ()  # names of the heads, of a graph with several outputs
     input_type: str = "float"  # "float": (B, C, H, W) float32, normalised; "u8": (B, H, W, C) uint8, framed
     files: dict[str, str] = field(default_factory=dict)  # name -> sha256
     seal: str = ""
@@ -83,6 +86,8 @@ class _File(Sealed):
     input_type: Literal["float", "u8"] = "float"
     segments: Segments | None = None
     multi_label: bool = False
+    task: dict[str, Any] | None = None
+    outputs: list[str] | None = None
     preprocess: dict[str, Any]
     fingerprint: str
     num_classes: int
@@ -145,12 +150,15 @@ def _swap(new: Path, path: Path) -> None:
 
 def _content(artefact: Artefact, check: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
     cut = {} if artefact.segments is None else {"segments": artefact.segments}
-    many = {"multi_label": True} if artefact.multi_label else {}
+    task = {} if artefact.task is None else artefact.task.recorded()
+    heads = {"outputs": list(artefact.outputs)} if artefact.outputs else {}
     return {
         "kind": KIND,
-        "format": FORMAT if many else CUT if cut else WHOLE,  # an older leanvit reads what it can read rightly
+        # an older leanvit reads what it can read rightly
+        "format": FORMAT if heads or "task" in task else LABELS if task else CUT if cut else WHOLE,
         **cut,
-        **many,
+        **task,
+        **heads,
         "runtime": artefact.runtime,
         "precision": artefact.precision,
         "batch": artefact.batch,
@@ -179,6 +187,7 @@ def read_artefact(path: str | Path) -> Artefact:
     file = _parsed(path)
     try:
         preprocess = Preprocess.from_json(file.preprocess)
+        task = of_record({"multi_label": file.multi_label, "task": file.task})
     except BadInput as error:
         raise CheckpointError(f"{path / JSON_NAME}: {error}") from error
     if preprocess.fingerprint() != file.fingerprint or list(preprocess.input_size) != file.input:
@@ -199,7 +208,8 @@ def read_artefact(path: str | Path) -> Artefact:
         made_with=file.made_with,
         segments=None if file.segments is None else file.segments.model_dump(),
         input_type=file.input_type,
-        multi_label=file.multi_label,
+        task=task,
+        outputs=tuple(file.outputs or ()),
         files=file.files,
         seal=file.seal,
     )

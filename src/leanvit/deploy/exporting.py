@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanvit.anatomy.exits.running import Exits
 from leanvit.arguments import require_model
 from leanvit.data import Preprocess
 from leanvit.data.classes import own_names
 from leanvit.deploy.artefact import INPUT_TYPES, Artefact, check_target, write_artefact
-from leanvit.deploy.runtimes import Options, check_opset, open_runtime, require_runtime, runtime_module, wanted
+from leanvit.deploy.runtimes import Call, Options, check_opset, open_runtime, require_runtime, runtime_module, wanted
 from leanvit.deploy.segments import export_segments
 from leanvit.deploy.tracing import (
     Logits,
     check_arguments,
-    check_logits,
+    check_outputs,
+    classes_of,
     compare_logits,
     evaluating,
     on_cpu,
@@ -29,6 +30,7 @@ from leanvit.deploy.tracing import (
     trace,
 )
 from leanvit.errors import BadInput, Refused, unknown
+from leanvit.tasks import Task, read_task, require_task, stated
 
 
 def export(
@@ -40,7 +42,7 @@ def export(
     batch: int | None = None,
     input_type: str = "float",
     labels: Sequence[str] | None = None,
-    multi_label: bool | None = None,
+    task: Task | str | None = None,
     opset: int | None = None,
     overwrite: bool = False,
 ) -> Artefact:
@@ -53,16 +55,17 @@ def export(
     passes, and is judged by paired accuracy and agreement on real images (`leanvit.measure.compare`).
 
     Args:
-        model: an opened model, or any module (B, C, H, W) -> (B, classes), or of each pixel (B, classes, h, w).
+        model: an opened model, or any module (B, C, H, W) -> (B, classes), or what its task reads: of each pixel
+            (B, classes, h, w), of several heads a mapping, which becomes an output by the name of each.
         out: folder to make.
         to: "openvino", "onnx" or "torch".
         preprocess: travels with the artefact and gives the input size.
         batch: images in one call; None: any number (the fixed one is faster).
         input_type: "float" takes what the model takes, (B, C, H, W) float32, normalised; "u8" takes (B, H, W, C) uint8,
             resized and cropped: the normalisation is in the graph.
-        labels: class names in the order of the logits; default: the model's own (`model.classes`).
-        multi_label: whether each class is a question by itself; it travels with the artefact, for `predict`.
-            Default: `model.multi_label`.
+        labels: class names in the order of the logits; default: the model's own (`model.classes`), else the task's.
+        task: what the outputs mean, a task of `leanvit.tasks` or its text, "multi_label"; it travels with the artefact
+            and says which answers must agree with PyTorch's. Default: `model.task`; None: the arg-max.
         opset: of ONNX, 17 to 20; None: PyTorch's choice. `operators.json` beside the graph lists what it uses.
         overwrite: replace an artefact that is there.
 
@@ -77,10 +80,8 @@ def export(
             "preprocess is missing: it travels with the artefact. leanvit.recipe.load_run(PATH).preprocess is that of "
             "a run, leanvit.Preprocess.of(model) that of a timm model"
         )
-    labels = own_names(model, labels, argument="labels")
-    multi_label = (
-        getattr(getattr(model, "task", None), "label_kind", "") == "several" if multi_label is None else multi_label
-    )
+    task = _task_of(model, task)
+    labels = own_names(model, labels, argument="labels") or (() if task is None else task.classes)
     if isinstance(getattr(model, "exits", None), Exits):
         return export_segments(
             model,
@@ -90,7 +91,7 @@ def export(
             batch=batch,
             input_type=input_type,
             labels=labels,
-            multi_label=multi_label,
+            task=task,
             opset=opset,
             overwrite=overwrite,
         )
@@ -107,17 +108,17 @@ def export(
     runtime = runtime_module(to)
     pixels = preprocess if input_type == "u8" else None
     with evaluating(model), torch.no_grad():
-        program = trace(model, preprocess.input_size, batch, pixels=pixels)
         images = random_images(preprocess.input_size, batch, pixels=pixels is not None)
-        whole = Logits(model, pixels)
-        want = torch.cat([on_cpu(whole, piece) for piece in images.split(batch or len(images))]).numpy()
-    check_logits(want, labels)
+        want = on_cpu(Logits(model, pixels), images, batch)
+        heads = _heads_of(want, task, to, labels)
+        check_outputs(want, labels, task)
+        program = trace(model, preprocess.input_size, batch, pixels=pixels, heads=heads)
 
     def fill(folder: Path) -> dict[str, Any]:
-        runtime.write_files(program, folder, **wanted(opset))
-        call = open_runtime(to, folder, Options(precision="f32"))
-        got = np.concatenate([np.array(call(piece.numpy())) for piece in images.split(batch or len(images))])
-        check = compare_logits(want, got, precision="int8" if rounded else "f32")
+        runtime.write_files(program, folder, *([heads] if heads else []), **wanted(opset))
+        call = open_runtime(to, folder, Options(precision="f32"), heads=bool(heads))
+        got = _ran(call, images.split(batch or len(images)), heads)
+        check = compare_logits(want, got, precision="int8" if rounded else "f32", task=task)
         products = runtime.integer_products(folder) if rounded else None
         counted = {"integer_products": products[0], "products": products[1]} if products else {}
         version_of = {"opset": runtime.opset_of(folder)} if to == "onnx" else {}
@@ -129,13 +130,54 @@ def export(
         precision=runtime.INT8 if rounded else "f32",
         batch=batch,
         preprocess=preprocess,
-        num_classes=want.shape[1],
+        num_classes=classes_of(want),
         labels=tuple(labels),
         input_type=input_type,
-        multi_label=multi_label,
+        task=task,
+        outputs=heads,
         **provenance(model, to),
     )
     return write_artefact(artefact, fill, overwrite=overwrite)
+
+
+def _task_of(model: nn.Module, given: Task | str | None) -> Task | None:
+    """The task that is given, else the model's own. Raises `BadInput` or `Refused` where the model does not fit it."""
+    found: Task | None = stated(model) if given is None else read_task(given)
+    require_task(found)
+    if found is not None:
+        found.check("export", model=model)
+    return found
+
+
+def _heads_of(want: Any, task: Task | None, to: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The names of outputs that are a mapping; none where they are one tensor. Raises `Refused`, `BadInput`."""
+    if not isinstance(want, Mapping):
+        return ()
+    heads = ", ".join(map(str, want))
+    if task is None:
+        raise Refused(
+            f"the model gives a mapping ({heads}), and no task says what its outputs mean: give "
+            "task=leanvit.tasks.Heads({NAME: ..., ...})"
+        )
+    if not hasattr(runtime_module(to), "open_outputs"):
+        raise Refused(
+            f"the model has several heads ({heads}), and the runtime {to} holds one output: use openvino or onnx, or "
+            "export one head by itself, model.at(NAME)"
+        )
+    for name in want:
+        if not isinstance(name, str) or not name.isidentifier() or name == "images":
+            raise BadInput(f"the model has a head {name!r}; accepted: a Python name, and not that of the input, images")
+    if labels:
+        raise BadInput(f"labels is given for several heads ({heads}); accepted: none, their tasks name classes")
+    return tuple(want)
+
+
+def _ran(call: Call, pieces: Sequence[Tensor], heads: tuple[str, ...]) -> Any:
+    """What a loaded graph gives for pieces of images, as `on_cpu` gives what the model does."""
+    if not heads:
+        return np.concatenate([np.array(call(piece.numpy())) for piece in pieces])
+    found = [[np.array(one) for one in call(piece.numpy())] for piece in pieces]
+    return {name: np.concatenate(each) for name, each in zip(heads, zip(*found, strict=True), strict=True)}
 
 
 def _refuse_segmented(model: nn.Module) -> None:

@@ -40,4 +40,5 @@ def load_artefact(source: str | Path | Artefact, *, options: Options | None = No
     options = options or Options()
     if artefact.segments is not None:
         return open_segments(artefact, options)
-    return Runner(artefact, open_runtime(artefact.runtime, artefact.path, options), options)
+    call = open_runtime(artefact.runtime, artefact.path, options, heads=bool(artefact.outputs))
+    return Runner(artefact, call, options)

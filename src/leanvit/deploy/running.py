@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class Runner:
     """A loaded artefact: float32 normalised images (B, C, H, W) -> logits (B, classes, ...) float32, on the CPU.
 
+    An artefact of several heads gives such a tensor by the name of each head. `task` says what the outputs mean; None:
+    one class an image.
+
     An artefact that takes pixels runs uint8 (B, H, W, C) as they are, and gets them back from normalised images. An
     artefact of a fixed batch takes any number of images too: they run in pieces, the last one filled up.
     """
@@ -32,14 +35,14 @@ class Runner:
         self.preprocess: Preprocess = artefact.preprocess
         self.labels = self.classes = artefact.labels
         self.num_classes = artefact.num_classes
-        self.multi_label = artefact.multi_label
+        self.task = artefact.task
         mixed = "bf16" if artefact.precision == "f32" else f"{artefact.precision}+bf16"
         self.precision = artefact.precision if options.precision == "f32" else mixed
         self._call = call
         self._transform: Any = None
 
-    def __call__(self, images: Tensor | np.ndarray) -> Tensor:
-        """Logits of images. Raises `BadInput` for another shape or kind of input."""
+    def __call__(self, images: Tensor | np.ndarray) -> Any:
+        """Logits of images, of several heads by name. Raises `BadInput` for another shape or kind of input."""
         x = np.ascontiguousarray(images.detach().cpu().numpy() if isinstance(images, Tensor) else images)
         c, h, w = self.preprocess.input_size
         takes_pixels = self.artefact.input_type == "u8"
@@ -50,12 +53,18 @@ class Runner:
         if takes_pixels and x.dtype == np.float32:
             x = pixels_of(x, self.preprocess)
         step = self.batch or len(x)
-        return torch.from_numpy(np.concatenate([self._piece(x[i : i + step]) for i in range(0, len(x), step)]))
+        pieces = [self._piece(x[i : i + step]) for i in range(0, len(x), step)]
+        if self.artefact.outputs:
+            heads = zip(self.artefact.outputs, zip(*pieces, strict=True), strict=True)
+            return {name: torch.from_numpy(np.concatenate(found)) for name, found in heads}
+        return torch.from_numpy(np.concatenate(pieces))
 
-    def _piece(self, x: np.ndarray) -> np.ndarray:
+    def _piece(self, x: np.ndarray) -> Any:
         missing = (self.batch or len(x)) - len(x)
         filled = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing else x
-        return np.array(self._call(filled)[: len(x)])  # a copy: runtimes reuse their output memory
+        found = self._call(filled)
+        # copies: runtimes reuse their output memory
+        return [np.array(one[: len(x)]) for one in found] if self.artefact.outputs else np.array(found[: len(x)])
 
     def prepare(self, images: Sequence[Image.Image]) -> Tensor:
         """PIL images of any size -> (B, C, H, W) float32, by the preprocessing that came with the artefact."""
@@ -63,8 +72,8 @@ class Runner:
             self._transform = self.preprocess.eval_transform()
         return torch.stack([self._transform(image) for image in images])
 
-    def classify(self, images: Sequence[Image.Image]) -> Tensor:
-        """Logits (B, classes) of PIL images: the same preprocessing as in evaluation, then the network."""
+    def classify(self, images: Sequence[Image.Image]) -> Any:
+        """Logits of PIL images: the same preprocessing as in evaluation, then the network."""
         if not len(images):
             raise BadInput("images is empty; accepted: one PIL image or more")
         if self.artefact.input_type == "u8":

@@ -17,7 +17,7 @@ from leanvit.knobs import Choice, Count, check_fields
 
 OPSETS = (17, 18, 19, 20)  # of ONNX
 
-Call = Callable[[np.ndarray], np.ndarray]  # what the artefact takes -> (B, classes) float32
+Call = Callable[[np.ndarray], Any]  # what the artefact takes -> (B, classes, ...) float32, of several heads a tuple
 
 _MODULES = {
     "openvino": "leanvit.deploy.openvino",
@@ -44,9 +44,10 @@ class Options:
         check_fields(self)
 
 
-def open_runtime(runtime: str, folder: Path, options: Options) -> Call:
-    """Load the files of a runtime."""
-    return runtime_module(runtime).open_files(folder, options)
+def open_runtime(runtime: str, folder: Path, options: Options, *, heads: bool = False) -> Call:
+    """Load the files of a runtime; with `heads`, those of a graph with several outputs."""
+    module = runtime_module(runtime)
+    return module.open_outputs(folder, options) if heads else module.open_files(folder, options)
 
 
 def packages_of(runtime: str) -> tuple[str, ...]:

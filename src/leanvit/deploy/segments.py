@@ -25,13 +25,14 @@ from leanvit.deploy.runtimes import Options, check_opset, require_runtime, runti
 from leanvit.deploy.tracing import (
     Logits,
     check_arguments,
-    check_logits,
+    check_outputs,
     compare_logits,
     evaluating,
     provenance,
     random_images,
 )
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
+from leanvit.tasks import Task
 
 Call = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
@@ -46,7 +47,7 @@ def export_segments(
     input_type: str,
     labels: Sequence[str],
     overwrite: bool,
-    multi_label: bool = False,
+    task: Task | None = None,
     opset: int | None = None,
 ) -> Artefact:
     """`deploy.export` of a model with exits. Every exit's logits are compared with PyTorch's, and the end's.
@@ -84,7 +85,7 @@ def export_segments(
             entering.append(x)
             logits, x = _split(part(x))
             want.append(logits.float().cpu().numpy())
-        check_logits(want[-1], labels)
+        check_outputs(want[-1], labels, task)
         programs = [_trace(part, x, batch) for part, x in zip(parts, entering, strict=True)]
 
     def fill(folder: Path) -> dict[str, Any]:
@@ -97,11 +98,12 @@ def export_segments(
         got = [_chained(calls, piece.numpy()) for piece in images.split(batch or len(images))]
         precision = "int8" if rounded else "f32"
         found = [
-            compare_logits(one, np.concatenate([piece[i] for piece in got]), precision=precision)
+            compare_logits(one, np.concatenate([piece[i] for piece in got]), precision=precision, task=task)
             for i, one in enumerate(want)
         ]
-        check: dict[str, Any] = {key: max(row[key] for row in found) for key in ("max_error", "drift")}
-        check |= {"same_answers": min(row["same_answers"] for row in found), "images": len(images), "at": "f32"}
+        worst = {"max_error": max, "drift": max, "same_answers": min}
+        check: dict[str, Any] = {key: worst[key](row[key] for row in found) for key in found[0]}
+        check |= {"images": len(images), "at": "f32"}
         counts = [runtime.integer_products(_folder(folder, i)) for i in range(len(programs))] if rounded else []
         if counts and all(counts):
             check |= {"integer_products": sum(c[0] for c in counts), "products": sum(c[1] for c in counts)}
@@ -119,7 +121,7 @@ def export_segments(
         num_classes=want[-1].shape[1],
         labels=tuple(labels),
         input_type=input_type,
-        multi_label=multi_label,
+        task=task,
         segments={
             "layers": list(policy.layers),
             "depth": policy.depth,

@@ -13,6 +13,7 @@ from leanvit.tasks.classification import Classification
 from leanvit.tasks.heads import Head, Heads, make_of
 from leanvit.tasks.metric import Metric
 from leanvit.tasks.multilabel import MultiLabel
+from leanvit.tasks.reading import answers_of, shapes_of
 from leanvit.tasks.registry import make_task, module_of, read_task, task, task_names
 from leanvit.tasks.segmentation import Segmentation
 from leanvit.tasks.task import Task
@@ -25,12 +26,15 @@ __all__ = [
     "MultiLabel",
     "Segmentation",
     "Task",
+    "answers_of",
     "make_task",
     "module_of",
     "of",
     "of_record",
     "read_task",
     "require_task",
+    "shapes_of",
+    "stated",
     "task",
     "task_names",
 ]
@@ -43,13 +47,19 @@ def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Tas
 
     A model of classes of images learns, and is judged, by the labels that the data has: one class an image, or several.
     """
-    own = given if given is not None else getattr(model, "task", None)
+    own = given if given is not None else stated(model)
     if own is not None and not own.label_kind:
         found: Task = own.fitted(dataset) if dataset is not None else own
         return found
     if dataset is not None and dataset.labelled:
         return _BY_LABELS[dataset.label_kind]
     return _BY_LABELS["one"] if own is None else own
+
+
+def stated(model: Any) -> Task | None:
+    """The task that a model says itself; None where it says none, or calls something else so."""
+    own = getattr(model, "task", None)
+    return own if isinstance(own, Task) else None
 
 
 def of_record(info: Mapping[str, Any]) -> Task | None:

@@ -118,7 +118,10 @@ class Segmentation(Task):
 
     def answers(self, outputs: Any) -> Tensor:
         """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the outputs' own size."""
-        found = torch.as_tensor(outputs).argmax(dim=1)
+        outputs = of_pixels(outputs)
+        if self.classes and outputs.shape[1] != len(self.classes):
+            raise BadInput(f"the model tells {outputs.shape[1]} classes of pixels, the task {len(self.classes)}")
+        found = outputs.argmax(dim=1)
         return found.to(torch.uint8) if outputs.shape[1] <= 256 else found
 
     def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
@@ -144,9 +147,16 @@ class Segmentation(Task):
 
 def resized(logits: Tensor, mask: Tensor) -> Tensor:
     """Logits (B, classes, h, w) at the size of masks (B, H, W). Raises `BadInput` for outputs of another form."""
-    if not isinstance(logits, Tensor) or logits.ndim != 4:
-        what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise BadInput(f"the model gave outputs {what}; accepted: logits of each pixel, (B, classes, h, w)")
+    logits = of_pixels(logits)
     if logits.shape[2:] == mask.shape[1:]:
         return logits
     return F.interpolate(logits.float(), mask.shape[1:], mode="bilinear", align_corners=False)
+
+
+def of_pixels(outputs: Any) -> Tensor:
+    """Outputs as logits (B, classes, h, w). Raises `BadInput` for those of another form."""
+    logits = torch.as_tensor(outputs) if hasattr(outputs, "shape") else outputs
+    if not isinstance(logits, Tensor) or logits.ndim != 4:
+        what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise BadInput(f"the model gave outputs {what}; accepted: logits of each pixel, (B, classes, h, w)")
+    return logits

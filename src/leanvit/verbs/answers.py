@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -13,11 +13,13 @@ from typing import IO, Any
 from rich.table import Table
 from rich.text import Text
 
-from leanvit.errors import LeanvitError, printable
+from leanvit.errors import BadInput, LeanvitError, printable
 from leanvit.recipe.training_steps import counted
 
 ENDINGS = (".csv", ".jsonl")
+OWN_COLUMNS = frozenset({"image", "exit", "mask", "error"})  # beside those of a task
 SHOWN = 20  # answers and bad images that are named one by one
+SHOWN_COLUMNS = 6  # of a task, on the terminal
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Answer:
     """What a model says of one image: names and probabilities, the most probable first.
 
     One class an image: softmax, the `top` of all. Multi-label: sigmoid of each class by itself, those above 0.5, or
-    the `top` of all; `every` then holds all of them. An image that cannot be read has an `error` and nothing else.
+    the `top` of all; `every` then holds all of them. Any other task: `answer`, as `leanvit.tasks.Task.answers` gives
+    it, and its `columns` in a table. An image that cannot be read has an `error` and nothing else.
     """
 
     image: str
@@ -34,6 +37,9 @@ class Answer:
     exit: int | None = None  # blocks that the image passed, in a model with early exits
     error: str = ""
     every: Mapping[str, float] | None = None  # of a multi-label model: the probability of each class
+    columns: Mapping[str, Any] | None = None  # of a task that is not about classes of images
+    answer: Any = field(default=None, compare=False, repr=False)  # likewise: an array, or one by the name of each head
+    mask: str = ""  # of an answer that is a map and was written: the picture, from the file of answers
 
     @property
     def label(self) -> str:
@@ -48,8 +54,12 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         if self.error:
             return {"image": self.image, "error": self.error}
-        found: dict[str, Any] = {"image": self.image, "classes": self.classes, "probabilities": self.probabilities}
+        if self.columns is None:
+            found: dict[str, Any] = {"image": self.image, "classes": self.classes, "probabilities": self.probabilities}
+        else:
+            found = {"image": self.image, **self.columns}
         found |= {} if self.exit is None else {"exit": self.exit}
+        found |= {"mask": self.mask} if self.mask else {}
         return found | ({} if self.every is None else {"every": dict(self.every)})
 
 
@@ -72,7 +82,8 @@ class Predicted:
     def shown(self) -> Iterator[Any]:
         """A short table where nothing was written, what could not be read, and the count."""
         if self.file is None:
-            yield _table(self.answers[:SHOWN])
+            shown = self.answers[:SHOWN]
+            yield _task_table(shown) if any(one.columns is not None for one in shown) else _table(shown)
             if self.images > SHOWN:
                 yield f"… and {self.images - SHOWN} more: --out answers.csv keeps all of them"
         if self.failed:
@@ -108,6 +119,29 @@ def _table(answers: Sequence[Answer]) -> Table:
         cells += [Text("")] * (1 + 2 * max(1, ranks) - len(cells))
         table.add_row(*cells, *([Text(str(answer.exit or ""))] if exits else []))
     return table
+
+
+def _task_table(answers: Sequence[Answer]) -> Table:
+    """The first columns of a task; how many more there are is the last header."""
+    names = list(dict.fromkeys(name for answer in answers for name in answer.columns or ()))
+    shown, more = names[:SHOWN_COLUMNS], len(names) - SHOWN_COLUMNS
+    table = Table("image")
+    for name in [*map(printable, shown), *([f"… {more} more"] if more > 0 else [])]:
+        table.add_column(Text(name))
+    for answer in answers:
+        cells = [printable(_cell((answer.columns or {}).get(name), digits=4)) for name in shown]
+        if answer.error:
+            table.add_row(Text(printable(answer.image)), Text("cannot be read", style="dim"))
+        else:
+            table.add_row(Text(printable(answer.image)), *map(Text, cells))
+    return table
+
+
+def _cell(value: Any, *, digits: int = 6) -> str:
+    """A JSON value in a cell: numbers shortened, text as it is, nothing for None."""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def _ranked(rank: int) -> str:
@@ -158,26 +192,40 @@ def _write_table(file: IO[str], answers: Iterator[Answer], *, top: int, every: b
         if not answer.error:
             first = answer
             break
-    names = tuple(first.every or ()) if first is not None and every else ()
-    exits = first is not None and first.exit is not None
-    ranks = [] if every else range(2, top + 1)
-    columns = ["image", "class", *([] if every else ["probability"])]
-    columns += [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
-    columns += [f"p_{name}" for name in names] + (["exit"] if exits else []) + ["error"]
+    of_task = first is not None and first.columns is not None
+    columns = list(first.columns or ()) if first is not None and of_task else _label_columns(first, top, every)
+    ends = [name for name in ("exit", "mask") if first is not None and getattr(first, name) not in (None, "")]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    rest = len(columns) - 2
-
-    def write(answer: Answer) -> None:
-        if answer.error:
-            writer.writerow([answer.image, *[""] * rest, answer.error])
-            return
-        if every:
-            cells: list[Any] = ["|".join(answer.classes), *(f"{(answer.every or {})[name]:.6g}" for name in names)]
-        else:
-            pairs = zip(answer.classes, answer.probabilities, strict=True)
-            cells = [cell for name, chance in pairs for cell in (name, f"{chance:.6g}")]
-        writer.writerow([answer.image, *cells, *([answer.exit] if exits else []), ""])
-
+    writer.writerow(["image", *columns, *ends, "error"])
     for answer in chain(waiting, answers):
-        write(answer)
+        if answer.error:
+            writer.writerow([answer.image, *[""] * (len(columns) + len(ends)), answer.error])
+            continue
+        cells = _task_cells(answer, columns) if of_task else _label_cells(answer, every)
+        writer.writerow([answer.image, *cells, *(getattr(answer, name) for name in ends), ""])
+
+
+def _label_columns(first: Answer | None, top: int, every: bool) -> list[str]:
+    names = tuple(first.every or ()) if first is not None and every else ()
+    ranks = [] if every else range(2, top + 1)
+    columns = ["class", *([] if every else ["probability"])]
+    columns += [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
+    return columns + [f"p_{name}" for name in names]
+
+
+def _label_cells(answer: Answer, every: bool) -> list[Any]:
+    if every:
+        return ["|".join(answer.classes), *(f"{chance:.6g}" for chance in (answer.every or {}).values())]
+    pairs = zip(answer.classes, answer.probabilities, strict=True)
+    return [cell for name, chance in pairs for cell in (name, f"{chance:.6g}")]
+
+
+def _task_cells(answer: Answer, columns: Sequence[str]) -> list[str]:
+    own = answer.columns or {}
+    for name in own:
+        if name not in columns:
+            raise BadInput(
+                f"{answer.image!r} has a column {name!r}, which the first image does not have; accepted: the same "
+                "columns for every image (name the classes), or a .jsonl file"
+            )
+    return [_cell(own.get(name)) for name in columns]

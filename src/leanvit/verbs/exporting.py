@@ -20,6 +20,7 @@ from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import artefact_folder
 from leanvit.runs.locking import locked
+from leanvit.tasks import Task, read_task, require_task
 from leanvit.verbs.models import Log, load_model, silent
 
 Batch = Annotated[int, Ge(1), Le(65536)]  # images a call; the most that `deploy` traces
@@ -49,6 +50,7 @@ def export(
     to: str = "openvino",
     batch: int | None = None,
     input_type: str = "float",
+    task: Task | str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -69,6 +71,7 @@ def export(
         batch: fixed batch; None: any.
         input_type: "float" (normalised images) or "u8" (pixels; the normalisation is in the graph).
         opset: of ONNX, 17 to 20; default: PyTorch's choice.
+        task: what the outputs mean, a task of `leanvit.tasks` or its text; default: that of the run.
         mean, std, crop_pct, interpolation: preprocessing of a timm name; see `train`.
         out: folder of the artefact; default: `artefacts/RUNTIME` in the run folder.
 
@@ -83,10 +86,14 @@ def export(
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
     knobs.check("--batch", batch, Batch | None)
+    told: Task | None = read_task(task)
+    require_task(told)
     settings = own_settings(mean, std, crop_pct, interpolation)
     one = load_model(
         run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, log=log
     )
+    if told is not None:
+        told.check("export", model=one.model)
     if out is None and one.home is not None:
         out = artefact_folder(one.home, to)
     folder = new_folder(out, f"{one.base}-{to}", overwrite=overwrite, holds=(JSON_NAME,), log=log)
@@ -99,7 +106,7 @@ def export(
             preprocess=one.preprocess,
             batch=batch,
             input_type=input_type,
-            multi_label=one.task is not None and one.task.label_kind == "several",
+            task=told,
             opset=opset,
             overwrite=overwrite,
         )

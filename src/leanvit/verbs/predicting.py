@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvit import tasks
 from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, Dataset, Preprocess, loader
 from leanvit.data.declared import unlike_range
@@ -23,14 +24,19 @@ from leanvit.errors import BadInput, printable, unknown
 from leanvit.files import write_atomic
 from leanvit.knobs import Count, Index, check, check_each
 from leanvit.measure.runners import evaluating, logits_of, recording
+from leanvit.recipe.training_steps import counted
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import artefact_folder
+from leanvit.tasks import Task, read_task, require_task
 from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, write_answers
+from leanvit.verbs.masks import check_masks_folder, masks_beside, masks_folder
 from leanvit.verbs.models import Loaded, Log, is_built, is_fresh, load_model, silent
 from leanvit.verbs.runtimes import RUNTIMES, Opener, backend_of, require
+from leanvit.verbs.task_answers import task_answers
 
 BATCH = 32
 THRESHOLD = 0.5  # of a label, in a multi-label model
+_NAMED = 10  # classes of masks, in the log
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
 
@@ -43,7 +49,7 @@ def predict(
     runtime: str | None = None,
     classes: Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
-    multi_label: bool | None = None,
+    task: Task | str | None = None,
     split: str | None = None,
     workers: int = 0,
     model_args: Mapping[str, Any] | None = None,
@@ -60,23 +66,26 @@ def predict(
         model: a run folder, an artefact's folder, a reference or a timm name; or an opened model, a timm model or a
             loaded artefact.
         images: paths, patterns, lists of paths, PIL images, or a data spec or data set, whose labels are ignored.
-        top: classes an image; default 1, of a multi-label model those above 0.5.
+        top: classes an image; default 1, of a multi-label model those above 0.5. Only of classes of images.
         batch: images in one call (default 32). The answers do not depend on it.
         runtime: of `leanvit.verbs.runtimes.RUNTIMES`, default torch. The run's own artefact is used where there is
             one, else one is exported for this call. An artefact runs in its own.
-        classes: names in the order of the outputs; default: those that the model brings, else numbers.
+        classes: names in the order of the outputs; default: those that the model or its task brings, else numbers.
         preprocess: of a model in memory; default: its own, or timm's configuration.
-        multi_label: whether each class is a question by itself (sigmoid); default: as the run was trained.
+        task: what the outputs mean, a task of `leanvit.tasks` or as `--task` takes it: "multi_label",
+            "segmentation:ignore=11"; default: that of the model, else one class an image.
         split: "train" or "val" of a data spec.
         workers: processes that decode; 0: this one.
         model_args, pretrained, weights: for a timm name.
 
     Raises:
-        BadInput: an argument that is not accepted, no such model or image; before any work.
+        BadInput: an argument that is not accepted, no such model or image; before any work. Outputs that the task
+            cannot read, with their shapes; at the first batch.
         CheckpointError: a damaged run or artefact.
-        MissingExtra, Refused: the runtime is not installed, or does not take the model.
+        MissingExtra, Refused: the runtime is not installed, or does not take the model; the model's outputs are not
+            classes of images, and no task says what they are.
     """
-    given = (batch, runtime, classes, preprocess, multi_label)
+    given = (batch, runtime, classes, preprocess, task)
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
     with _opened(model, images, given, top=top, split=split, workers=workers, built=built, log=log) as answering:
         return list(answering.answers(progress))
@@ -90,7 +99,7 @@ def predict_file(
     top: int | None = None,
     batch: int | None = None,
     runtime: str | None = None,
-    multi_label: bool | None = None,
+    task: Task | str | None = None,
     split: str | None = None,
     workers: int = 0,
     model_args: Mapping[str, Any] | None = None,
@@ -104,6 +113,9 @@ def predict_file(
 
     Columns: image, class, probability, class_2, probability_2, ... and error; `exit` where images leave early. Of a
     multi-label model without `top`: image, class (those above 0.5, with `|` between), `p_NAME` for each class, error.
+    Of any other task: image, the task's columns, error; an answer that is a map becomes a picture in the folder
+    `FILE-masks` beside the file, whose values are the classes, at the size that the model saw; column `mask` names it.
+    Answers that come back hold no maps: `predict` gives them.
 
     Raises what `predict` raises; BadInput for an ending that is neither, or a file that exists without `overwrite`.
     """
@@ -112,19 +124,38 @@ def predict_file(
         file = new_file(out, None, overwrite=overwrite)
         if file.suffix.lower() not in ENDINGS:
             raise BadInput(f"--out {file}: its ending chooses the format; accepted: {' or '.join(ENDINGS)}")
-    given = (batch, runtime, None, None, multi_label)
+    given = (batch, runtime, None, None, task)
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights}
     with _opened(model, images, given, top=top, split=split, workers=workers, built=built, log=log) as answering:
         if file is None:
-            answers = tuple(answering.answers(progress))
+            answers = tuple(replace(one, answer=None) for one in answering.answers(progress))
             bad = tuple(one for one in answers if one.error)
             return Predicted(None, len(answers), bad, len(bad), answers)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tally, ending = Tally(), file.suffix.lower()
-        every, ranks = answering.every, top or 1
-        noted = (tally.note(answer) for answer in answering.answers(progress))
-        write_atomic(file, lambda part: write_answers(part, noted, ending=ending, top=ranks, every=every))
+        tally = _write(answering, file, top=top or 1, overwrite=overwrite, progress=progress, log=log)
     return Predicted(file, tally.images, tuple(tally.bad), tally.failed, tuple(tally.first))
+
+
+def _write(
+    answering: _Answering, file: Path, *, top: int, overwrite: bool, progress: Progress | None, log: Log
+) -> Tally:
+    """Fill the file as answers come, and the folder of masks beside it where they are maps."""
+    by, tally = answering.by, Tally()
+    if not by.task.label_kind:
+        check_masks_folder(masks_folder(file), overwrite=overwrite)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with masks_beside(file, by.task, by.preprocess.input_size[1:]) as masks:
+
+        def fill(part: Path) -> None:
+            noted = (tally.note(masks.kept(answer)) for answer in answering.answers(progress))
+            write_answers(part, noted, ending=file.suffix.lower(), top=top, every=answering.every)
+            masks.place()
+
+        write_atomic(file, fill)
+    if masks.count:
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(by.classes[:_NAMED])) or "by number"
+        more = ", …" if len(by.classes) > _NAMED else ""
+        log(f"{masks.folder}: {counted(masks.count, 'mask')}, whose values are the classes: {named}{more}")
+    return tally
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -137,7 +168,7 @@ class _Answerer:
     runner: Any
     preprocess: Preprocess
     classes: tuple[str, ...]  # empty: not known
-    multi_label: bool
+    task: Task
     batch: int
     outputs: int | None = None  # how many there are; None: seen when it runs
 
@@ -154,7 +185,9 @@ def _opened(
     built: Mapping[str, Any],
     log: Log,
 ) -> Iterator[_Answering]:
-    batch, runtime, classes, preprocess, multi_label = given
+    batch, runtime, classes, preprocess, told = given
+    told = read_task(told)
+    require_task(told)
     check_each(Count | None, batch=batch, top=top)
     check("workers", workers, Index)
     if preprocess is not None and not isinstance(preprocess, Preprocess):
@@ -167,20 +200,18 @@ def _opened(
         if not isinstance(model, str | Path):
             if any(built.values()):
                 raise BadInput(f"{', '.join(k for k, v in built.items() if v)}: only a timm name takes these")
-            require_classifier(model, "predict")
-            one = _in_memory(model, preprocess, runtime, batch)
+            one = _in_memory(model, preprocess, runtime, batch, told)
         elif preprocess is not None:
             raise BadInput("preprocess is given for a model that brings its own; accepted: for a model in memory")
         elif _is_artefact(model):
-            one = _of_artefact(Path(model), runtime, batch)
+            one = _of_artefact(Path(model), runtime, batch, told)
         else:
-            one = _of_spec(model, runtime or "torch", batch, built, stack, log)
-        one = replace(
-            one,
-            classes=tuple(one.classes if classes is None else classes),
-            multi_label=one.multi_label if multi_label is None else multi_label,
-        )
-        _check_outputs(one.outputs, one.classes, top)
+            one = _of_spec(model, runtime or "torch", batch, built, stack, log, told)
+        if not one.task.label_kind and top is not None:
+            raise BadInput(f"top is {top}, and the task {one.task.name} ranks no classes of an image; leave it out")
+        if classes is not None or one.task.label_kind:
+            one = replace(one, classes=tuple(one.classes if classes is None else classes))
+            _check_outputs(one.outputs, one.classes, top)
         taken = one.preprocess
         found = find_images(images, channels=taken.input_size[0], pixel_range=taken.pixel_range, split=split)
         _log_images(found, taken.pixel_range, log)
@@ -199,38 +230,51 @@ def _is_artefact(model: str | Path) -> bool:
     return (Path(model) / ARTEFACT).is_file()
 
 
-def _of_artefact(path: Path, runtime: str | None, batch: int | None) -> _Answerer:
+def _of_artefact(path: Path, runtime: str | None, batch: int | None, told: Task | None) -> _Answerer:
     own = read_artefact(path)
     mine = [name for name in RUNTIMES if backend_of(name) == own.runtime]
     if runtime is not None and runtime not in mine:
         raise BadInput(f"runtime is {runtime!r}, but {path} is an artefact for {own.runtime}; leave the runtime out")
     runner = load_artefact(own.path)
-    return _Answerer(
-        runner, runner.preprocess, runner.labels, own.multi_label, batch or own.batch or BATCH, own.num_classes
-    )
+    task = _task_of(runner, told)
+    return _answerer(runner, runner.preprocess, runner.labels, task, batch or own.batch or BATCH, own.num_classes)
 
 
 def _of_spec(
-    model: str | Path, runtime: str, batch: int | None, built: Mapping[str, Any], stack: ExitStack, log: Log
+    model: str | Path,
+    runtime: str,
+    batch: int | None,
+    built: Mapping[str, Any],
+    stack: ExitStack,
+    log: Log,
+    told: Task | None,
 ) -> _Answerer:
     require(runtime)
     fresh = is_built(model)
     loaded = load_model(model, log=log, **built)
-    require_classifier(loaded.model, "predict")
+    task = _task_of(loaded.model, told)
     if is_fresh(model, built):
         log(f"{model} has fresh weights, so its answers are chance: give --pretrained, --weights, or a run")
     size = batch or _kept_batch(loaded, runtime) or BATCH
     # an artefact of a fixed batch takes any number of images, in pieces: it is opened at its own batch
     runner, _ = stack.enter_context(Opener(_kept_batch(loaded, runtime) or size, log)).open(loaded, runtime)
     classes = loaded.classes or (_timm_labels(str(model), loaded) if fresh else ())
-    return _Answerer(
-        runner,
-        loaded.preprocess,
-        tuple(classes),
-        loaded.task is not None and loaded.task.label_kind == "several",
-        size,
-        loaded.model.num_classes,
-    )
+    return _answerer(runner, loaded.preprocess, classes, task, size, loaded.model.num_classes)
+
+
+def _task_of(model: Any, told: Task | None) -> Task:
+    """The task that is told, else the model's own. Raises `BadInput` or `Refused` where the model does not fit it."""
+    if told is None and tasks.stated(model) is None:
+        require_classifier(model, "predict", instead="say what they mean: --task NAME, in Python task=")
+    task = tasks.of(model, None, told)
+    task.check("predict", model=model)
+    return task
+
+
+def _answerer(
+    runner: Any, preprocess: Preprocess, classes: Sequence[str], task: Task, batch: int, outputs: int | None
+) -> _Answerer:
+    return _Answerer(runner, preprocess, tuple(classes) or tuple(task.classes), task, batch, outputs)
 
 
 def _kept_batch(loaded: Loaded, runtime: str) -> int | None:
@@ -258,7 +302,9 @@ def _timm_labels(name: str, loaded: Loaded) -> tuple[str, ...]:
     return tuple(known.index_to_description(index) for index in range(known.num_classes()))
 
 
-def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, batch: int | None) -> _Answerer:
+def _in_memory(
+    model: Any, preprocess: Preprocess | None, runtime: str | None, batch: int | None, told: Task | None
+) -> _Answerer:
     """A model or a loaded artefact, with what it declares."""
     if not callable(model):
         raise BadInput(
@@ -274,16 +320,11 @@ def _in_memory(model: Any, preprocess: Preprocess | None, runtime: str | None, b
         raise BadInput("preprocess is needed: the model does not state how its images are prepared")
     names = getattr(model, "classes", None) or getattr(model, "labels", None) or ()
     names = tuple(names) if isinstance(names, list | tuple) and all(isinstance(n, str) for n in names) else ()
-    stated_many = (
-        model.artefact.multi_label
-        if isinstance(model, Runner)
-        else getattr(getattr(model, "task", None), "label_kind", "") == "several"
-    )
-    many = stated_many is True
+    task = _task_of(model, told)
     fixed = getattr(model, "batch", None)
     size = batch or (fixed if isinstance(fixed, int) else BATCH)
     outputs = model.artefact.num_classes if isinstance(model, Runner) else getattr(model, "num_classes", None)
-    return _Answerer(model, chosen or Preprocess.of(model), names, many, size, outputs)
+    return _answerer(model, chosen or Preprocess.of(model), names, task, size, outputs)
 
 
 # --- answering ------------------------------------------------------------------------------------------------------
@@ -301,7 +342,7 @@ class _Answering:
     @property
     def every(self) -> bool:
         """Whether answers hold the classes above 0.5, not a number of classes."""
-        return self.by.multi_label and self.top is None
+        return self.by.task.label_kind == "several" and self.top is None
 
     def answers(self, progress: Progress | None = None) -> Iterator[Answer]:
         """In the order of the images, a batch at a time."""
@@ -335,23 +376,30 @@ class _Answering:
     def _answered(self, images: Tensor, keys: list[str]) -> dict[str, Answer]:
         runner = self.by.runner
         with torch.inference_mode(), evaluating(runner), recording(runner) as work:
-            logits = logits_of(runner, images, keys)
-        _check_outputs(logits.shape[1], self.by.classes, self.top)
-        left = None if work is None or not work.at else torch.cat(work.at)[: len(keys)]
-        exits = [None] * len(keys) if left is None else [work.layers[int(number)] for number in left]
-        chances = logits.sigmoid() if self.by.multi_label else logits.softmax(dim=1)
-        names = self.by.classes or tuple(map(str, range(logits.shape[1])))
-        return {
-            key: self._answer(key, row, names, left_at) for key, row, left_at in zip(keys, chances, exits, strict=True)
-        }
+            found = list(self._ran(images, keys))
+        if work is not None and work.at:
+            left = torch.cat(work.at)[: len(keys)].tolist()
+            found = [replace(one, exit=work.layers[number]) for one, number in zip(found, left, strict=True)]
+        return dict(zip(keys, found, strict=True))
 
-    def _answer(self, key: str, row: Tensor, names: tuple[str, ...], left_at: int | None) -> Answer:
+    def _ran(self, images: Tensor, keys: list[str]) -> Iterator[Answer]:
+        by = self.by
+        if not by.task.label_kind:
+            yield from task_answers(by.task, by.runner, images, keys, by.classes)
+            return
+        logits = logits_of(by.runner, images, keys)
+        _check_outputs(logits.shape[1], by.classes, self.top)
+        chances = logits.sigmoid() if by.task.label_kind == "several" else logits.softmax(dim=1)
+        names = by.classes or tuple(map(str, range(logits.shape[1])))
+        yield from (self._answer(key, row, names) for key, row in zip(keys, chances, strict=True))
+
+    def _answer(self, key: str, row: Tensor, names: tuple[str, ...]) -> Answer:
         count = int((row > THRESHOLD).sum()) if self.every else self.top or 1
         # of equal values the first, as in arg-max
         order = row.argsort(descending=True, stable=True)[:count].tolist()
         found = tuple(names[i] for i in order), tuple(float(row[i]) for i in order)
-        every = dict(zip(names, row.tolist(), strict=True)) if self.by.multi_label else None
-        return Answer(key, *found, exit=left_at, every=every)
+        every = dict(zip(names, row.tolist(), strict=True)) if self.by.task.label_kind == "several" else None
+        return Answer(key, *found, every=every)
 
 
 def _unread(bad: Any) -> Answer:

@@ -64,7 +64,7 @@ class Compiled:
 
     def __init__(self, one: Loaded, batch: int) -> None:
         self.batch, self.preprocess, self.precision = batch, one.preprocess, precision_of(one.model)
-        self.classes, self.num_classes = one.model.classes, one.model.num_classes
+        self.classes, self.num_classes, self.task = one.model.classes, one.model.num_classes, one.task
         self._run = torch.compile(one.model, dynamic=False)
         try:
             self(torch.zeros(batch, *one.preprocess.input_size))
