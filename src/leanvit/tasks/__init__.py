@@ -44,7 +44,7 @@ def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Tas
     A model of classes of images learns, and is judged, by the labels that the data has: one class an image, or several.
     """
     own = given if given is not None else getattr(model, "task", None)
-    if own is not None and (not own.label_kind or own.reads != own.needs):
+    if own is not None and not own.by_labels:
         found: Task = own.fitted(dataset) if dataset is not None else own
         return found
     if dataset is not None and dataset.labelled:

@@ -51,6 +51,11 @@ class Task:
         """The fields of a sample that it reads."""
         return self.needs
 
+    @property
+    def by_labels(self) -> bool:
+        """Whether it goes by the data set's own labels, whose classes are found among a model's outputs by name."""
+        return bool(self.label_kind) and self.reads == self.needs
+
     def fitted(self, dataset: AnyDataset) -> Self:
         """The task with what the data says of its fields (names of classes, what is ignored) where it does not."""
         return self
@@ -196,6 +201,11 @@ class Task:
 
     def picture(self, answer: Any) -> np.ndarray | None:
         """One image's answer, or truth, as a map (h, w) of whole numbers to draw over the image; None: it is no map."""
+        return None
+
+    def per_class(self, rows: Rows) -> np.ndarray | None:
+        """(classes,) the share of `metrics[0]` that each class has of rows (N, ...), NaN where it is not there; None:
+        the task has no classes to tell apart."""
         return None
 
     def truth(self, batch: Batch) -> Any | None:
