@@ -89,7 +89,7 @@ def test_token_counts_are_a_stair_in_the_models_colour(maps) -> None:
 
 
 def test_training_shows_what_was_logged(comparison) -> None:
-    curve = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), top1_percent=())
+    curve = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), score=())
     made = figures.training_curves({"dense": curve}, Colours())
     assert list(made) == ["loss", "rate"], "no validation, no plot of it"
     steps, epochs = made["loss"]["data"]
@@ -97,8 +97,8 @@ def test_training_shows_what_was_logged(comparison) -> None:
 
 
 def test_a_training_of_one_logged_point_is_a_point(comparison) -> None:
-    long = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1), (2, 0.1)), epoch_loss=(), top1_percent=())
-    short = Curve(loss=(), lr=((4, 0.1),), epoch_loss=((4, 1.75),), top1_percent=())
+    long = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1), (2, 0.1)), epoch_loss=(), score=())
+    short = Curve(loss=(), lr=((4, 0.1),), epoch_loss=((4, 1.75),), score=())
     made = figures.training_curves({"long": long, "short": short, "none": Curve((), (), (), ())}, Colours())
     assert [(t["name"], t["mode"], t["y"]) for t in made["loss"]["data"] if "opacity" not in t] == [
         ("long", "lines", [2.0, 1.5]),

@@ -134,7 +134,7 @@ def test_a_log_of_training_gives_its_curve(tmp_path) -> None:
     curve = read_curve(path)
     assert curve.loss == ((10.0, 2.0),), "a loss that is not finite is not drawn"
     assert curve.lr == ((10.0, 0.1), (20.0, 0.2))
-    assert curve.top1_percent == ((20.0, 50.0),)
+    assert curve.score == ((20.0, 50.0),)
     assert read_curve(tmp_path / "none.jsonl") is None
 
 

@@ -1,5 +1,5 @@
-"""What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives the outputs of a task,
-as logits (B, classes).
+"""What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives outputs, as logits
+(B, classes).
 
 A module is a runner; so is an artefact of another runtime. A runner may describe itself by attributes: `runtime`,
 `precision` (text), `batch` (int: it takes exactly this many images), `device` (text or torch.device). One whose work
