@@ -35,8 +35,8 @@ from leanvit.anatomy import OpenModel
 from leanvit.errors import LeanvitError
 from leanvit.measure import count
 from leanvit.recipe import Root, create, load, parse_with, save
-from leanvit.training import fit
 from leanvit.tasks.objectives import SoftDistillation
+from leanvit.training import fit
 from reference_study import (
     SMOKE_NVIT,
     Study,

@@ -27,10 +27,10 @@ from leanvit.prune.nvit.units import layout
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Root, compress, create, load, save
 from leanvit.recipe.learning import Data
+from leanvit.tasks.objectives import CrossEntropy
 from leanvit.tokens.evit import EViT
 from leanvit.tokens.tome import ToMe
 from leanvit.training import FitConfig, fit
-from leanvit.tasks.objectives import CrossEntropy
 from leanvit.training.optimizers import make_optimizer
 from training.tiny_training import make_data, make_preprocess
 from zoo import build, build_swin, images, randomise

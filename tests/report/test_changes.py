@@ -2,12 +2,12 @@
 
 import pytest
 
-from leanvit.tasks.intervals import tango
 from leanvit.report.changes import changes, class_changes
 from leanvit.runs.disagreements import worst
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.measurements import pairs
 from leanvit.runs.thumbnails import data_uri
+from leanvit.tasks.intervals import tango
 
 CLASSES = ("cat", "dog")
 

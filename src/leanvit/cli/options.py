@@ -74,6 +74,15 @@ ClassNames = Annotated[
         show_default=False,
     ),
 ]
+OfTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="What the outputs mean: NAME or NAME:field=value, as segmentation. Default: by run and labels.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Take only N images of each split, even over the classes.")
 ]

@@ -10,7 +10,8 @@ from typer.core import TyperCommand, TyperGroup
 PANELS = {
     "Model": ("model", "adapt", "model_arg", "pretrained", "weights", "convert"),
     "Data": (
-        *("data", "split", "class_names", "classes", "shots", "limit", "on_bad", "grid", "every", "sample", "workers"),
+        *("data", "split", "task", "class_names", "classes", "shots", "limit", "on_bad"),
+        *("grid", "every", "sample", "workers"),
         *("interpolation", "crop_pct", "mean", "std"),
     ),
     "Methods": ("with_", "part", "recipe", "macs", "tolerance", "controls"),

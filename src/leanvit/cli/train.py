@@ -54,6 +54,7 @@ def command(
     adapt: options.Adapt = False,
     convert: options.Convert = False,
     class_names: options.ClassNames = "by-name",
+    task: options.OfTask = None,
     model_arg: Annotated[
         list[str] | None,
         typer.Option("--model-arg", metavar="K=V", help="Constructor argument, also of a run: img_size=32. Repeats."),
@@ -94,6 +95,7 @@ def command(
         "adapt": adapt,
         "convert": convert,
         "class_names": class_names,
+        "task": task,
         "model_args": key_values(model_arg, "--model-arg"),
         "pretrained": pretrained,
         "weights": weights,

@@ -21,6 +21,7 @@ from leanvit.measure import count, environment
 from leanvit.recipe.text import as_text
 from leanvit.recipe.training_methods import given_by
 from leanvit.recipe.training_steps import counted
+from leanvit.tasks import Task, read_task
 from leanvit.training import lr_at
 from leanvit.training.assemble import assemble, bytes_needed, release
 from leanvit.training.callbacks import Run
@@ -126,6 +127,7 @@ def dry_run(
     adapt: bool = False,
     convert: bool = False,
     class_names: str = "by-name",
+    task: Task | str | None = None,
     limit: int | None = None,
     seconds: float = SECONDS,
     log: Log = silent,
@@ -143,9 +145,10 @@ def dry_run(
     """
     wanted = training_request(name, log=log, **request)
     if data is not None:
-        ready = prepare(wanted, data, adapt=adapt, convert=convert, class_names=class_names, limit=limit, log=log)
+        fitting: dict[str, Any] = {"adapt": adapt, "convert": convert, "class_names": class_names, "task": task}
+        ready = prepare(wanted, data, **fitting, limit=limit, log=log)
     else:
-        ready = _made_up(wanted, adapt=adapt, log=log)
+        ready = _made_up(wanted, adapt=adapt, task=read_task(task), log=log)
     wanted = ready.request
     callbacks = steering(ready)
     run = assemble(
@@ -155,6 +158,7 @@ def dry_run(
         ready.config,
         objective=ready.objective,
         validate=ready.judged,
+        task=ready.task,
         convert=ready.convert,
         callbacks=callbacks,
     )
@@ -282,7 +286,7 @@ def _step(run: Run, batch: Batch) -> tuple[float, float]:
 # --- data that is made up --------------------------------------------------------------------------------------------
 
 
-def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
+def _made_up(request: TrainingRequest, *, adapt: bool, task: Task | None, log: Log) -> Ready:
     meant = None if request.recipe is None else request.recipe.data
     if meant is None:
         raise BadInput("a dry run without --data needs a recipe that names the data it is meant for (leanvit recipes)")
@@ -293,7 +297,8 @@ def _made_up(request: TrainingRequest, *, adapt: bool, log: Log) -> Ready:
     convert = require_fit(start, dataset, adapted=adapt, convert=request.convert, trains=True, class_names=by_position)
     dataset = with_classes_of(start, dataset, class_names=by_position, trains=True)
     start = with_methods(request, start, dataset, log=log)
-    task = tasks.of(start.model, dataset)
+    task = tasks.of(start.model, dataset, task)
+    task.check("train", model=start.model, dataset=dataset)
     goal, config = objective(request, start, dataset, task, log=log)
     return Ready(request, start, dataset, dataset, config, goal, convert, task)
 
