@@ -139,10 +139,10 @@ def run_seed(arguments: argparse.Namespace, seed: int) -> tuple[SideBySide, Comp
 def rows_of(result: SideBySide, comparison: Comparison, seed: int) -> Iterator[dict[str, Any]]:
     """A row for the dense model and for each method."""
     dense = comparison.row(BASELINE)
-    yield {"method": BASELINE, "seed": seed, "macs_ratio": 1.0, "top1_percent": _rounded(dense.top1_percent.value)}
+    yield {"method": BASELINE, "seed": seed, "macs_ratio": 1.0, "top1_percent": _rounded(dense.score.value)}
     for one in result.standings:
         row = comparison.row(one.name)
-        off_the_shelf, after = one.off_the_shelf_percent, row.top1_percent
+        off_the_shelf, after = one.off_the_shelf_percent, row.score
         yield {
             "method": one.name,
             "seed": seed,

@@ -32,7 +32,7 @@ def row(
         macs_per_image=macs,
         weights_bytes=None,
         disk_bytes=2**21,
-        top1_percent=Interval(top1, top1 - 3, top1 + 2, 100, "percent"),
+        scores=(Interval(top1, top1 - 3, top1 + 2, 100, "percent"),),
         change_points=None
         if first
         else Change(top1 - 90, top1 - 93, top1 - 88, 100, "points", lost=3, gained=1, p_value=0.625),
@@ -106,6 +106,6 @@ def record(comparison, maps, evidence) -> RunRecord:
         commands=(command,),
         measurements=(Measurement("measure.json", comparison, command.command, evidence, {"b": PIXEL}),),
         tokens=maps,
-        curve=Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), top1_percent=((2, 50.0),)),
+        curve=Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), score=((2, 50.0),)),
         made_with={"timm": "1.0"},
     )

@@ -25,17 +25,18 @@ def require_model(value: object, name: str = "model") -> None:
     raise BadInput(f"{name} is {_kind(value)}; accepted: a model, as leanvit.load or timm.create_model gives")
 
 
-def require_classifier(model: object, what: str, *, instead: str = "") -> None:
+def require_classifier(model: object, what: str, *, by_task: bool = True) -> None:
     """Raise `Refused`, saying what needs one, for an opened model whose outputs are no logits of classes of images.
 
-    instead: what a user may do, in words.
+    by_task: whether it would work for another task of the model.
     """
     if not getattr(model, "classifies", True):
         wired, task = getattr(model, "wiring", None), getattr(model, "task", None)
         whose = f"wiring {wired.name}" if wired is not None else f"a model of the task {getattr(task, 'name', '')}"
+        instead = ": say what they mean, --task NAME (in Python task=)" if by_task and task is None else ""
         raise Refused(
             f"{what} needs a model that tells classes of images apart, and the outputs of {whose} are "
-            f"something else{instead and f': {instead}'}"
+            f"something else{instead}"
         )
 
 

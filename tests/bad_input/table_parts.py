@@ -82,7 +82,7 @@ CASES = [
         lambda: leanvit.predict(_whole(), "digits", preprocess=leanvit.Preprocess.of(_whole())),
         (
             "predict needs a model that tells classes of images apart, and the outputs of wiring wrong_wiring are",
-            "--task NAME, in Python task=",
+            r"--task NAME \(in Python task=\)",
         ),
         Refused,
     ),

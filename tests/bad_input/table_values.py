@@ -433,7 +433,7 @@ CLI = [
     Cli(
         "predict task twice",
         ("predict", "run", "digits", "--multi-label", "--task", "multi_label"),
-        ("--multi-label is --task multi_label", "give one of both"),
+        ("--multi-label says what the outputs mean", "give one of both"),
     ),
     Cli(
         "export task",

@@ -13,6 +13,7 @@ import table_dhvt
 import table_fields
 import table_files
 import table_interrupted
+import table_judging
 import table_names
 import table_parts
 import table_paths
@@ -31,6 +32,7 @@ TABLES = (
     table_paths,
     table_files,
     table_interrupted,
+    table_judging,
     table_recipes,
     table_compare,
     table_dhvt,

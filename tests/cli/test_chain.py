@@ -96,7 +96,7 @@ def test_verbs_keep_what_the_report_shows(chain) -> None:
         evidence = Evidence.load(evidence_file(slim / measured))
         assert list(evidence.answers) == [row.name for row in comparison.rows] and len(evidence.answers) == rows
         for row in comparison.rows:
-            assert 100 * evidence.right(row.name).mean() == pytest.approx(row.top1_percent.value)
+            assert 100 * evidence.right(row.name).mean() == pytest.approx(row.score.value)
         shown = {d.key for dense, lean in pairs(comparison) for d in worst(evidence, dense, lean)}
         assert set(load_pictures(pictures_file(slim / measured))) == shown
     assert (slim / "train.jsonl").read_text().startswith('{"event": "start"'), "the recovery's course"

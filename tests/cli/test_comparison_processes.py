@@ -49,7 +49,7 @@ def assert_alike(run: Path, other: Path, *, slugs: tuple[str, ...]) -> None:
         mine, its = (load_run(path / name).model.history.plans for path in (run, other))
         assert [plan.to_json() for plan in mine] == [plan.to_json() for plan in its]
     mine, its = (json.loads((path / BASELINE / "measure.json").read_text())["rows"] for path in (run, other))
-    assert [(row["name"], row["top1_percent"]) for row in mine] == [(row["name"], row["top1_percent"]) for row in its]
+    assert [(row["name"], row["scores"]) for row in mine] == [(row["name"], row["scores"]) for row in its]
 
 
 def test_two_processes_compare_as_one_does(folder: Path, tmp_path: Path, invoke) -> None:

@@ -64,7 +64,7 @@ def test_several_labels_are_trained_compressed_and_measured(invoke, tagged) -> N
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)["comparison"]["rows"]
     assert [row["name"] for row in rows] == ["dense", "+ evit", "+ recovery", "+ int8"]
-    assert all(0 < row["map_percent"]["value"] <= 100 and row["labels_percent"]["n"] == 20 for row in rows)
+    assert all(0 < row["scores"][0]["value"] <= 100 and row["scores"][1]["n"] == 20 for row in rows)
     assert load_run(tagged / "slim").classes == ("bright", "wide")
     refused = invoke("train", "vit_tiny_patch16_224", *data, *small, "--set", "mixup=0.2", "--out", tagged / "no")
     assert refused.exit_code == 2 and "multi-label" in refused.stderr

@@ -39,7 +39,7 @@ def test_situation(name: str, tmp_path: Path, pets: Path, numbers: Path, monkeyp
 
 def top1(run: Path, data: str | Path, **more: object) -> float:
     found = verbs.measure(run, str(data), rounds=3, out="measured.json", overwrite=True, **more)
-    return found.comparison.rows[-1].top1_percent.value
+    return found.comparison.rows[-1].score.value
 
 
 def refused(call: Callable[[], object], *words: str, kind: type[LeanvitError] = BadInput) -> None:

@@ -49,7 +49,7 @@ def test_rows_hold_what_the_single_measures_say(batches, tmp_path) -> None:
     assert (found.latency_batch, found.rounds) == (4, 3)
     first, second = found.rows
     predictions = {name: predict(model, batches) for name, model in models.items()}
-    assert second.top1_percent == accuracy(predictions["lean"]).percent()
+    assert second.score == accuracy(predictions["lean"]).percent()
     assert second.change_points == accuracy_change(predictions["dense"], predictions["lean"])
     assert second.agreement_percent == agreement(predictions["dense"], predictions["lean"]).percent()
     assert (first.change_points, first.agreement_percent, first.speedup_vs_baseline) == (None, None, None)
@@ -75,7 +75,7 @@ def test_another_runtime_is_noted_and_nothing_is_guessed(batches) -> None:
     row = found.row("artefact")
     assert (row.runtime, row.precision) == ("openvino", "int8")
     assert (row.params, row.macs_per_image, row.weights_bytes, row.peak_memory_bytes) == (None, None, None, None)
-    assert row.latency_ms is not None and row.top1_percent.n == 23
+    assert row.latency_ms is not None and row.score.n == 23
     assert (row.speedup_vs_baseline, row.notes) == (None, ()), "dense was not measured in openvino"
     assert found.without_reference() == ["openvino"]
 
@@ -100,7 +100,7 @@ def test_a_fixed_batch_decides_the_batch_of_latency(batches) -> None:
     assert found.latency_batch == 6 and artefact.sizes == {6}
     other = compare({"dense": dense(), "artefact": artefact}, batches, latency_batch=2, **QUICK)
     row = other.row("artefact")
-    assert artefact.sizes == {6} and row.top1_percent.n == 23
+    assert artefact.sizes == {6} and row.score.n == 23
     assert (row.latency_ms, row.images_per_s, row.speedup_vs_baseline, row.samples_s) == (None, None, None, ())
     assert "takes batch 6 only, timed at batch 2" in row.notes[0]
     with pytest.raises(BadInput, match="row 'artefact' has no latency"):

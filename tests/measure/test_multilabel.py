@@ -58,7 +58,7 @@ def test_images_and_labels_that_are_right():
 def test_predictions_of_several_labels_come_back(answers, tmp_path):
     answers.save(tmp_path / "p")
     again = Predictions.load(tmp_path / "p")
-    assert again.multi_label and torch.equal(again.targets, answers.targets)
+    assert again.task.label_kind == "several" and torch.equal(again.targets, answers.targets)
     with pytest.raises(BadInput, match="must be 0 or 1"):
         Predictions(answers.logits, answers.targets + 0.5, answers.keys)
     with pytest.raises(BadInput, match="no image carries a class"):

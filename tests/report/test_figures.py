@@ -1,11 +1,15 @@
 """Plots as data."""
 
+from dataclasses import replace
+
 import pytest
 
-from leanvit.report import figures
+from leanvit.measure import Change, Interval, Row
+from leanvit.report import figures, rows
 from leanvit.report.figures import Colours
 from leanvit.report.pareto import Point, accuracy_against_cost, frontier
 from leanvit.runs.logs import Curve
+from leanvit.tasks import Metric
 
 
 def costs(comparison):
@@ -73,6 +77,41 @@ def test_each_runtime_has_its_own_frontier(comparison) -> None:
 
 def test_the_frontier_leaves_out_what_is_beaten_in_both() -> None:
     assert frontier([(3, 80), (1, 70), (2, 60), (3, 90), (4, 90)]) == [(1, 70), (3, 90)]
+    assert frontier([(3, 8), (1, 9), (2, 9.5), (3, 7), (4, 7)], "lower") == [(1, 9), (3, 7)]
+
+
+def test_a_figure_in_metres_is_shown_in_metres(make_row, compare_rows) -> None:
+    def distance(name: str, value: float, ms: float) -> Row:
+        change = None if name == "dense" else Change(value - 0.5, value - 0.6, value - 0.4, 100, "m")
+        score = Interval(value, value - 0.1, value + 0.1, 100, "m")
+        return replace(make_row(name, ms=ms), scores=(score,), change_points=change, agreement_percent=None)
+
+    metric = Metric("rmse", "RMSE", "lower", "m")
+    found = compare_rows(distance("dense", 0.5, 10.0), distance("slim", 0.75, 5.0), distance("poor", 0.9, 8.0))
+    found = replace(found, task="distance", metrics=(metric,))
+    figure = costs(found)["latency"]
+    assert figure["layout"]["yaxis"]["title"]["text"] == "RMSE [m]"
+    stair = next(trace for trace in figure["data"] if trace["mode"] == "lines")
+    assert stair["y"] == [0.75, 0.5], "poor is slower and worse than slim"
+    text = points(figure)[1]["hovertemplate"]
+    assert "RMSE 0.75 m (0.65 … 0.85)" in text and "change +0.25 m (+0.15 … +0.35)" in text
+    table = rows.table(found)
+    assert table.headings[1:3] == (("RMSE", "m, lower is better"), ("change", "m"))
+    assert [cell.text for cell in table.groups[0].lines[1].cells[1:3]] == ["0.75", "+0.25"]
+    headline = rows.headline(found, "slim")
+    assert (headline.score, headline.change, headline.interval) == ("RMSE", "+0.25 m", "+0.15 … +0.35")
+
+
+def test_trainings_of_other_metrics_are_drawn_apart() -> None:
+    metres = Curve((), (), ((2, 1.0),), ((2, 0.5),), Metric("rmse", "RMSE", "lower", "m"))
+    made = figures.training_curves({"a": Curve((), (), ((2, 1.0),), ((2, 50.0),)), "b": metres}, Colours())
+    titles = {key: figure["layout"]["yaxis"]["title"]["text"] for key, figure in made.items()}
+    assert titles == {
+        "loss": "training loss",
+        "validation top-1": "validation top-1 [%]",
+        "validation RMSE": "validation RMSE [m]",
+    }
+    assert [trace["y"] for trace in made["validation RMSE"]["data"]] == [[0.5]]
 
 
 def test_nothing_to_plot_gives_nothing(make_row, compare_rows) -> None:
@@ -89,7 +128,7 @@ def test_token_counts_are_a_stair_in_the_models_colour(maps) -> None:
 
 
 def test_training_shows_what_was_logged(comparison) -> None:
-    curve = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), top1_percent=())
+    curve = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1),), epoch_loss=((2, 1.75),), score=())
     made = figures.training_curves({"dense": curve}, Colours())
     assert list(made) == ["loss", "rate"], "no validation, no plot of it"
     steps, epochs = made["loss"]["data"]
@@ -97,8 +136,8 @@ def test_training_shows_what_was_logged(comparison) -> None:
 
 
 def test_a_training_of_one_logged_point_is_a_point(comparison) -> None:
-    long = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1), (2, 0.1)), epoch_loss=(), top1_percent=())
-    short = Curve(loss=(), lr=((4, 0.1),), epoch_loss=((4, 1.75),), top1_percent=())
+    long = Curve(loss=((1, 2.0), (2, 1.5)), lr=((1, 0.1), (2, 0.1)), epoch_loss=(), score=())
+    short = Curve(loss=(), lr=((4, 0.1),), epoch_loss=((4, 1.75),), score=())
     made = figures.training_curves({"long": long, "short": short, "none": Curve((), (), (), ())}, Colours())
     assert [(t["name"], t["mode"], t["y"]) for t in made["loss"]["data"] if "opacity" not in t] == [
         ("long", "lines", [2.0, 1.5]),

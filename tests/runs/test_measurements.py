@@ -134,8 +134,27 @@ def test_a_log_of_training_gives_its_curve(tmp_path) -> None:
     curve = read_curve(path)
     assert curve.loss == ((10.0, 2.0),), "a loss that is not finite is not drawn"
     assert curve.lr == ((10.0, 0.1), (20.0, 0.2))
-    assert curve.top1_percent == ((20.0, 50.0),)
+    assert curve.score == ((20.0, 50.0),)
     assert read_curve(tmp_path / "none.jsonl") is None
+
+
+@pytest.mark.parametrize(
+    ("start", "key", "score", "title"),
+    [
+        ({}, "map", 50.0, "mAP"),
+        ({"metric": {"name": "miou", "title": "mean IoU", "better": "higher", "unit": "%"}}, "miou", 50.0, "mean IoU"),
+        ({"metric": {"name": "rmse", "title": "RMSE", "better": "lower", "unit": "m"}}, "rmse", 0.5, "RMSE"),
+    ],
+)
+def test_a_log_says_its_metric(tmp_path, start, key, score, title) -> None:
+    rows = [{"event": "start", "step": 0, **start}, {"event": "epoch", "step": 20, "loss": 1.9, key: 0.5}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    curve = read_curve(path)
+    assert (curve.score, curve.metric.title) == (((20.0, score),), title)
+    path.write_text(json.dumps({"event": "start", "metric": {"name": "a"}}) + "\n")
+    with pytest.raises(CheckpointError, match=r"train\.jsonl is not a log of training"):
+        read_curve(path)
 
 
 def test_a_damaged_log_is_named(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What comes after the tracer of pixels: several processes, runtimes, and verbs, which know no task of pixels yet."""
+"""What comes after the tracer of pixels: several processes, runtimes, and verbs that are told no task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_pixels import BACKBONE, HEAD, PREPROCESS, PerPixel, Segmenter, digits,
 
 import leanvit as lv
 from leanvit import verbs
-from leanvit.errors import Refused
+from leanvit.errors import BadInput, Refused
 from leanvit.recipe import Recovery
 from leanvit.tasks import Segmentation
 from leanvit.training import TaskLoss
@@ -70,25 +70,25 @@ JUDGING: dict[str, Call] = {
     "training without an objective": lambda run, out: lv.fit(
         segmenter(), digits("train"), preprocess=PREPROCESS, config=lv.FitConfig(epochs=1), out=out
     ),
-    "validate=": lambda run, out: lv.fit(
-        segmenter(),
-        digits("train"),
-        preprocess=PREPROCESS,
-        config=lv.FitConfig(epochs=1),
-        objective=TaskLoss(PerPixel()),
-        validate=lv.open_dataset("digits", "val"),
-        out=out,
-    ),
 }
 
 
 @pytest.mark.parametrize("what", JUDGING)
-def test_what_judges_classes_of_images_refuses_by_name(run: Path, tmp_path: Path, what: str) -> None:
+def test_without_a_task_what_judges_refuses_by_name(run: Path, tmp_path: Path, what: str) -> None:
     says = (
         rf"{what.removesuffix(' in memory')}.* needs a model that tells classes .* wiring tracer_pixels are something"
     )
     with pytest.raises(Refused, match=says):
         JUDGING[what](run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_the_masks_of_its_task_is_refused(tmp_path: Path) -> None:
+    config, plain = lv.FitConfig(epochs=1), lv.open_dataset("digits", "val")
+    for task, says in ((Segmentation(), r"\(segmentation\) needs"), (PerPixel(), r"\(tracer_per_pixel\) needs")):
+        given = {"preprocess": PREPROCESS, "config": config, "objective": TaskLoss(task), "validate": plain}
+        with pytest.raises(BadInput, match=rf"validate= {says} the field 'mask' .* data 'digits' has label"):
+            lv.fit(segmenter(), digits("train"), **given, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -54,7 +54,7 @@ def pets(tmp_path_factory) -> Path:
 
 
 def top1(measured: verbs.Measured) -> float:
-    return measured.comparison.rows[-1].top1_percent.value
+    return measured.comparison.rows[-1].score.value
 
 
 def test_a_part_of_the_classes_is_scored_among_themselves_and_said(pets: Path, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_names_in_another_order_are_matched_by_name(pets: Path, tmp_path: Path) 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         wrong = lv.compare({"run": run.model}, val, rounds=3)
-    assert wrong.rows[0].top1_percent.value == 0 and "another order" in str(said[0].message)
+    assert wrong.rows[0].score.value == 0 and "another order" in str(said[0].message)
 
 
 @pytest.mark.parametrize("verb", ["measure", "compress", "compare", "train", "publish", "python"])
@@ -132,7 +132,7 @@ def test_a_recovery_learns_the_classes_by_their_names(pets: Path, tmp_path: Path
     assert str(said[1].message).startswith(
         "no training image of 1 of the 3 classes of the model (cat): what is trained"
     )
-    assert lv.compare({"lean": lean}, open_dataset(pets / "data", "val"), rounds=3).rows[0].top1_percent.value > 60
+    assert lv.compare({"lean": lean}, open_dataset(pets / "data", "val"), rounds=3).rows[0].score.value > 60
 
 
 def test_python_keeps_tag_preprocessing_and_names(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_loaders_and_teachers_are_matched_by_name_too(pets: Path, tmp_path: Path
     assert accuracy(answers).value == 1.0
     with pytest.warns(UserWarning, match="another order"):
         compared = lv.compare({"run": run.model}, loader(other, run.preprocess, batch_size=4), rounds=3)
-    assert compared.rows[0].top1_percent.value == 100.0 and compared.classes == ("newt", "dog", "cat")
+    assert compared.rows[0].score.value == 100.0 and compared.classes == ("newt", "dog", "cat")
     with pytest.raises(BadInput, match="x, y, z"):
         predict(run.model, loader(replace(other, classes=["x", "y", "z"]), run.preprocess, batch_size=4))
 
@@ -221,7 +221,7 @@ def test_a_model_without_names_beside_one_with_names_is_said(pets: Path) -> None
 
     with pytest.warns(UserWarning) as said:
         found = lv.compare({"run": run.model, "wrapped": wrapped, "nameless": Nameless()}, other, rounds=3)
-    assert [row.top1_percent.value for row in found.rows[:2]] == [100.0, 100.0]
+    assert [row.score.value for row in found.rows[:2]] == [100.0, 100.0]
     payload = [str(one.message) for one in said]
     assert any(line.startswith("nameless: the outputs of the model have no names") for line in payload)
 
@@ -233,5 +233,5 @@ def test_a_closed_model_keeps_what_was_said_of_it(pets: Path) -> None:
     assert (closed.classes, closed.preprocess) == (("cat", "dog", "newt"), run.preprocess)
     other = open_dataset(f"{pets / 'data'}?classes=newt,dog,cat", "val")
     with pytest.warns(UserWarning, match="another order"):
-        assert lv.compare({"closed": closed}, other, rounds=3).rows[0].top1_percent.value == 100.0
+        assert lv.compare({"closed": closed}, other, rounds=3).rows[0].score.value == 100.0
     assert lv.open_model(closed).classes == ("cat", "dog", "newt")

@@ -88,7 +88,7 @@ def test_the_recovery_changed_the_weights_and_off_the_shelf_is_before_it(compare
     (alone,) = again.result.standings
     before = next(one for one in compared.result.standings if one.name == "tome")
     assert alone.off_the_shelf_percent == before.off_the_shelf_percent
-    assert again.comparison.row("tome").top1_percent == alone.off_the_shelf_percent
+    assert again.comparison.row("tome").score == alone.off_the_shelf_percent
 
 
 def _without_training() -> dict[str, object]:

@@ -36,8 +36,8 @@ def test_the_record_is_what_can_be_measured_again(stages: Stages) -> None:
     run, copy = load_run(stages.second), load_run(stages.published.folder)
     val = open_dataset("digits", "val", limit=LIMIT)
     before, after = (predict(r.model, loader(val, run.preprocess, batch_size=32)) for r in (run, copy))
-    assert 30 < record.accuracy_percent[0] == round(100 * accuracy(before).value, 2), "better than chance"
-    assert record.stored_percent[0] == round(100 * accuracy(after).value, 2)
+    assert 30 < record.score[0] == round(100 * accuracy(before).value, 2), "better than chance"
+    assert record.stored_score[0] == round(100 * accuracy(after).value, 2)
     assert record.agreement_percent == round(100 * agreement(before, after).value, 2)
     cost = count(run.model, run.preprocess.input_size)
     assert (record.parameters, record.macs, record.images) == (cost.params, cost.macs, len(val))

@@ -84,7 +84,7 @@ def test_it_can_be_trained_on(named: Stages) -> None:
 def test_the_program_lists_it(named: Stages) -> None:
     shown = run("references").stdout
     record = named.published.record
-    assert "leanvit/tiny" in shown and f"top-1 {record.stored_percent[0]:.2f} %" in shown
+    assert "leanvit/tiny" in shown and f"top-1 {record.stored_score[0]:.2f} %" in shown
     (row,) = json.loads(run("references", "--json").stdout)
     assert row["name"] == "leanvit/tiny" and row["weights_sha256"] == record.weights_sha256
     one = run("references", "tiny").stdout
@@ -140,7 +140,7 @@ def test_a_packaged_reference_is_as_good_as_its_record_says(packaged: Reference,
     loaded = load_run(packaged.spec)
     sample = open_dataset(str(folder), "val", limit=400)
     found = 100 * accuracy(predict(loaded.model, loader(sample, loaded.preprocess, batch_size=50))).value
-    said = packaged.record.stored_percent[0]
+    said = packaged.record.stored_score[0]
     assert abs(found - said) <= 400 * (said / 100 * (1 - said / 100) / 400) ** 0.5
 
 

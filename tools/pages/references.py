@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from leanvit.recipe import Reference, references
+from leanvit.recipe import Record, Reference, references
 
 INTRO = """# References
 
@@ -37,7 +37,7 @@ def _table(listed: Sequence[Reference]) -> Iterator[str]:
         cells = (
             f"`{one.spec}`",
             record.data,
-            f"{record.metric} {record.stored_percent[0]:.2f} %",
+            record.figure(record.stored_score),
             f"{record.parameters / 1e6:.2f} M",
             f"{record.macs / 1e6:.0f} M",
             f"{one.size_bytes / 1e6:.1f} MB",
@@ -61,10 +61,11 @@ def _facts(one: Reference) -> Iterator[tuple[str, str]]:
     size = " x ".join(map(str, record.input_size))
     yield "model", f"`{record.model}`{''.join(f' + `{slug}`' for slug in record.methods)}, input {size}"
     yield "data", f"{record.data}, {record.images} images of {record.split}"
-    yield "accuracy", f"{record.metric} {_interval(record.stored_percent)}"
+    yield "accuracy", _interval(record, record.stored_score)
     if record.stored_as:
-        before, alike = _interval(record.accuracy_percent), f"{record.agreement_percent:.2f} % of the answers are alike"
-        yield f"before rounding to {record.stored_as}", f"{record.metric} {before}; {alike}"
+        same = record.agreement_percent
+        alike = "" if same is None else f"; {same:.2f} % of the answers are alike"
+        yield f"before rounding to {record.stored_as}", f"{_interval(record, record.score)}{alike}"
     yield "trained", f"{record.epochs} epochs, {record.training_seconds / 3600:.1f} h on {record.trained_on}"
     yield "measured on", record.measured_on
     yield "recipes", ", ".join(f"`{name}`" for name in record.presets) or "none: the options below"
@@ -74,8 +75,8 @@ def _facts(one: Reference) -> Iterator[tuple[str, str]]:
     yield "data from", record.data_source or "not stated"
 
 
-def _interval(percent: tuple[float, float, float]) -> str:
-    return f"{percent[0]:.2f} % (95 %: {percent[1]:.2f} … {percent[2]:.2f})"
+def _interval(record: Record, score: tuple[float, float, float]) -> str:
+    return f"{record.figure(score)} (95 %: {record.number(score[1])} … {record.number(score[2])})"
 
 
 def _cell(text: str) -> str:

@@ -15,6 +15,7 @@ from leanvit.anatomy.opened import Opened
 from leanvit.anatomy.parts.maps import MapSizes, mixing, taken
 from leanvit.anatomy.state import State
 from leanvit.errors import BadInput, Refused, is_whole
+from leanvit.tasks import Head
 
 
 class OpenModel(Opened, ABC):
@@ -80,6 +81,11 @@ class OpenModel(Opened, ABC):
     @abstractmethod
     def classify(self, x: Any, state: State) -> tuple[Any, State]:
         """Tokens after the last block to logits. The seam after the last block."""
+
+    def at(self, task: str) -> nn.Module:
+        """A runner of one head by its name, where the task of the model is several (`leanvit.tasks.Heads`): all of the
+        model runs, and what comes back is judged by that head's task. Raises `BadInput`."""
+        return Head(self, task)
 
     # --- feature maps ------------------------------------------------------------
 

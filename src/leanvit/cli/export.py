@@ -24,15 +24,7 @@ def command(
     opset: Annotated[
         int | None, typer.Option("--opset", metavar="N", help="ONNX operator set, 17 to 20 (default: PyTorch's).")
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            metavar="NAME[:K=V]",
-            help="What the outputs mean, like segmentation (default: as the run says).",
-            rich_help_panel="Deployment",
-        ),
-    ] = None,
+    task: options.TaskName = None,
     model_arg: options.ModelArgs = None,
     pretrained: options.Pretrained = False,
     weights: options.Weights = None,

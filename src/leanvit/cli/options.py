@@ -79,7 +79,8 @@ TaskName = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="What outputs mean: a task and its fields, segmentation:ignore=11 (default: as the run says).",
+        help="What the outputs mean: NAME or NAME:field=value, as segmentation. Default: by run and labels.",
+        show_default=False,
     ),
 ]
 Limit = Annotated[

@@ -10,8 +10,9 @@ from typer.core import TyperCommand, TyperGroup
 PANELS = {
     "Model": ("model", "adapt", "model_arg", "pretrained", "weights", "convert"),
     "Data": (
-        *("data", "split", "task", "class_names", "classes", "shots", "limit", "on_bad", "grid", "every"),
-        *("sample", "workers", "interpolation", "crop_pct", "mean", "std"),
+        *("data", "split", "task", "class_names", "classes", "shots", "limit", "on_bad"),
+        *("grid", "every", "sample", "workers"),
+        *("interpolation", "crop_pct", "mean", "std"),
     ),
     "Methods": ("with_", "part", "recipe", "macs", "tolerance", "controls"),
     "Training": ("epochs", "samples", "lr", "batch_size", "set_", "keep", "tensorboard", "dry"),
@@ -20,7 +21,7 @@ PANELS = {
     "Measuring": ("measured", "against", "runtime", "all_runtimes", "int8", "batch", "rounds", "threads", "check"),
     "Deployment": ("to", "input_type", "opset"),
     "Record": ("store", "title", "preset", "licence", "data_source", "trained_on", "most_mb"),
-    "Answers": ("top", "multi_label"),
+    "Answers": ("top", "several"),
     "Output": ("out", "resume", "overwrite", "wide", "open_"),
     "General": ("seed", "as_json", "modules", "debug", "version", "help"),
 }

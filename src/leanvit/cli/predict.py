@@ -44,19 +44,11 @@ def command(
             "--runtime", metavar="NAME", help="torch, openvino, onnx, ... (default torch; an artefact has its own)."
         ),
     ] = None,
-    multi_label: Annotated[
+    several: Annotated[
         bool,
         typer.Option("--multi-label", help="Each class by itself, for a model that does not record it (runs do)."),
     ] = False,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            metavar="NAME[:K=V]",
-            help="What the outputs mean, like segmentation (default: as the model says).",
-            rich_help_panel="Answers",
-        ),
-    ] = None,
+    task: options.TaskName = None,
     split: Annotated[
         str | None, typer.Option("--split", metavar="NAME", help="train or val of a data spec (default: every image).")
     ] = None,
@@ -72,8 +64,8 @@ def command(
     No labels are needed.
     """
     model_args = key_values(model_arg, "--model-arg")
-    if multi_label and task is not None:
-        raise BadInput("--multi-label is --task multi_label: give one of both")
+    if several and task is not None:
+        raise BadInput(f"--multi-label says what the outputs mean, and so does --task {task}: give one of both")
     with output.stdout_for_result(), output.progress_bar("images") as progress:
         found = load_verb("predict_file")(
             model,
@@ -82,7 +74,7 @@ def command(
             top=top,
             batch=batch,
             runtime=runtime,
-            task="multi_label" if multi_label else task,
+            task=_several_labels() if several else task,
             split=split,
             workers=workers,
             model_args=model_args,
@@ -97,3 +89,10 @@ def command(
     else:
         output.print_rich(*found.shown())
     found.require_some()
+
+
+def _several_labels() -> object:
+    """What `--multi-label` stands for, imported now."""
+    from leanvit.tasks import MultiLabel
+
+    return MultiLabel()

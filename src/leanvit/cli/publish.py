@@ -37,6 +37,7 @@ def command(
         float | None, typer.Option("--most-mb", metavar="N", help="Write nothing that takes more million bytes.")
     ] = None,
     class_names: options.ClassNames = "by-name",
+    task: options.TaskName = None,
     limit: options.Limit = None,
     classes: options.Classes = None,
     on_bad: options.OnBad = None,
@@ -57,6 +58,7 @@ def command(
             trained_on=trained_on,
             most_mb=most_mb,
             class_names=class_names,
+            task=task,
             limit=limit,
             overwrite=overwrite,
             log=output.log,
@@ -66,8 +68,9 @@ def command(
         output.print_json(result.to_json())
         return
     found = result.record
+    before = f"{found.number(found.score[0])} {found.unit}".rstrip()
+    alike = f"{found.agreement_percent:.2f} % of {found.images} answers alike" if found.agreement_percent else ""
     output.show(
-        f"{result.folder}: {result.size_bytes / 1e6:.2f} MB in {found.stored_as or 'float32'}, {found.metric} "
-        f"{found.stored_percent[0]:.2f} % (the run {found.accuracy_percent[0]:.2f} %), "
-        f"{found.agreement_percent:.2f} % of {found.images} answers alike"
+        f"{result.folder}: {result.size_bytes / 1e6:.2f} MB in {found.stored_as or 'float32'}, "
+        + ", ".join(filter(None, (f"{found.figure(found.stored_score)} (the run {before})", alike)))
     )

@@ -45,7 +45,7 @@ def _all(found: list[Reference]) -> None:
         table.add_row(
             one.spec,
             f"{record.data}, {record.images} images",
-            f"{record.metric} {record.stored_percent[0]:.2f} %",
+            record.figure(record.stored_score),
             f"{record.parameters / 1e6:.2f} M",
             f"{record.macs / 1e6:.0f} M",
             f"{one.size_bytes / 1e6:.1f} MB",

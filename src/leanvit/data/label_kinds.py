@@ -40,8 +40,8 @@ class LabelKind(Protocol):
     def chosen(self, labels: np.ndarray, wanted: Sequence[int], classes: int) -> tuple[np.ndarray, np.ndarray]:
         """(labels among the classes `wanted`, which images carry one of them)."""
 
-    def onto(self, labels: np.ndarray, matched: Matched) -> np.ndarray:
-        """The labels as outputs of a model."""
+    def onto(self, labels: Any, matched: Matched) -> Any:
+        """Labels, or the one of a sample, as outputs of a model."""
 
     def first_of_each(self, labels: np.ndarray, value: np.ndarray, shots: int) -> np.ndarray:
         """The images with the `shots` smallest values of each class, ascending."""

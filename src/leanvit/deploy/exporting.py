@@ -30,7 +30,7 @@ from leanvit.deploy.tracing import (
     trace,
 )
 from leanvit.errors import BadInput, Refused, unknown
-from leanvit.tasks import Task, read_task, require_task, stated
+from leanvit.tasks import Task, read_task, stated
 
 
 def export(
@@ -64,8 +64,8 @@ def export(
         input_type: "float" takes what the model takes, (B, C, H, W) float32, normalised; "u8" takes (B, H, W, C) uint8,
             resized and cropped: the normalisation is in the graph.
         labels: class names in the order of the logits; default: the model's own (`model.classes`), else the task's.
-        task: what the outputs mean, a task of `leanvit.tasks` or its text, "multi_label"; it travels with the artefact
-            and says which answers must agree with PyTorch's. Default: `model.task`; None: the arg-max.
+        task: what the outputs mean, a task of `leanvit.tasks` or its text, "segmentation"; it travels with the
+            artefact and says which answers must agree with PyTorch's. Default: `model.task`; None: the arg-max.
         opset: of ONNX, 17 to 20; None: PyTorch's choice. `operators.json` beside the graph lists what it uses.
         overwrite: replace an artefact that is there.
 
@@ -142,8 +142,7 @@ def export(
 
 def _task_of(model: nn.Module, given: Task | str | None) -> Task | None:
     """The task that is given, else the model's own. Raises `BadInput` or `Refused` where the model does not fit it."""
-    found: Task | None = stated(model) if given is None else read_task(given)
-    require_task(found)
+    found = stated(model) if given is None else read_task(given)
     if found is not None:
         found.check("export", model=model)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanvit import tasks
 from leanvit.arguments import require_dataset, require_named_models
 from leanvit.errors import BadInput, unknown
 from leanvit.measure.comparison import Comparison
 from leanvit.measure.counting import count, parameters
 from leanvit.measure.energy import ROUNDS, Energy, find_meter, paired_energy
+from leanvit.measure.judged import MOST_ANSWERS_BYTES, Judged, judge_all
 from leanvit.measure.latency import Latency, Spread, paired_latency
 from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
 from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
-from leanvit.measure.multilabel import label_accuracy, map_interval
 from leanvit.measure.predictions import Batch, Predictions, dataset_of, matched_outputs, predict_all
 from leanvit.measure.rows import Row
 from leanvit.measure.runners import (
@@ -35,7 +37,8 @@ from leanvit.measure.runners import (
     run_in_torch,
     runtime_of,
 )
-from leanvit.measure.scoring import accuracy, accuracy_change, agreement
+from leanvit.tasks import Task, read_task
+from leanvit.tasks.intervals import Interval
 
 
 def compare(
@@ -53,12 +56,15 @@ def compare(
     progress: Callable[[str], None] | None = None,
     meter: Meter | NoMeter | None = None,
     on_predictions: Callable[[dict[str, Predictions]], None] | None = None,
+    on_judged: Callable[[dict[str, Judged]], None] | None = None,
     class_names: str = "by-name",
+    task: Task | str | None = None,
 ) -> Comparison:
     """Measure every model on the same images, and its speed in rounds where the models take turns.
 
     Args:
-        models: name -> module or other runner: images (B, C, H, W) float32 -> logits (B, classes).
+        models: name -> module or other runner: images (B, C, H, W) float32 -> outputs of the task, as logits
+            (B, classes).
         data: a loader (iterable of batches with `images`, `targets`, `keys`), or a data set of `leanvit.data`.
         preprocess: for a data set: how images become tensors; by default each runner's own (`runner.preprocess`, or
             timm's data config of a module). A loader has its own already.
@@ -76,9 +82,12 @@ def compare(
         class_names: how the classes of a data set, or of a loader's, are found among a model's outputs: "by-name"
             where the model has names (`model.classes`), or "by-position" (`data.match_classes`). A part of a model's
             classes is scored among themselves.
-        on_predictions: called once with what each model answered, by name: for those who keep it.
+        on_predictions: called once with what each model answered, by name: for those who keep it. Of labels of images
+            only.
+        on_judged: called once with each model's rows and answers, by name, of any task.
+        task: what the outputs are judged by, a task or its text; default: that of the models and the data (`tasks.of`).
 
-    Raises BadInput before any work when names, baseline, batch sizes, files, devices or classes do not fit.
+    Raises BadInput before any work when names, baseline, batch sizes, files, devices, tasks or classes do not fit.
     """
     require_named_models(models)
     require_dataset(data, "data", "val", loaders=True)
@@ -93,22 +102,24 @@ def compare(
         if not isinstance(value, int) or value < least:
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
+    task = _common_task(models, data, task)
     sources = _sources(models, data, preprocess, batch, class_names)
-    outputs = matched_outputs(models, data, class_names, log=progress)
+    outputs = matched_outputs(models, data, class_names, log=progress) if task.label_kind else None
 
     tell(f"accuracy of {', '.join(models)}")
     with ExitStack() as stack:
         works = {name: stack.enter_context(recording(model)) for name, model in models.items()}
-        predictions, images = _predict(models, sources, outputs, baseline)
-    if on_predictions is not None:
-        on_predictions(predictions)
+        judged, images = _judge(task, models, sources, outputs, baseline, on_predictions)
+    if on_judged is not None:
+        on_judged(judged)
+    first = judged[baseline]
     x = _cycled(images, latency_batch).to(device)  # (latency_batch, C, H, W)
     tell(f"latency: {rounds} rounds at batch {latency_batch}")
     timed = {name: m for name, m in models.items() if fixed_batch_of(m) in (None, latency_batch)}
     times = paired_latency(timed, lambda _: x, batch=latency_batch, rounds=rounds, min_seconds=min_seconds)
     energy = _energy(timed, x, meter or find_meter(device), rounds, tell)
     tell("MACs and memory")
-    notes = {name: _notes(m, latency_batch) + _left(works[name]) for name, m in models.items()}
+    notes = {name: _notes(m, latency_batch) + _left(works[name]) + _unkept(judged[name]) for name, m in models.items()}
     rows = (
         Row(
             name=name,
@@ -116,10 +127,9 @@ def compare(
             runtime=runtime_of(model),
             precision=precision_of(model),
             disk_bytes=sizes.get(name),
-            top1_percent=accuracy(predictions[name]).percent(),
+            scores=_scores(name, judged[name]),
             **(_torch_costs(model, x, fits=name in timed, notes=notes[name]) | _mean_macs(works[name])),
-            **_of_labels(predictions[name]),
-            **_against(predictions[name], None if name == baseline else predictions[baseline]),
+            **_against(judged[name], None if name == baseline else first),
             **_speed(times.get(name)),
             **_joules(energy, name),
         )
@@ -127,32 +137,36 @@ def compare(
     )
     return Comparison(
         baseline=baseline,
-        images=len(predictions[baseline]),
+        images=len(first),
         input_size=tuple(x.shape[1:]),
         latency_batch=latency_batch,
         rounds=rounds,
         rows=tuple(rows),
         environment=environment(),
-        multi_label=predictions[baseline].multi_label,
+        task=first.task.name,
+        metrics=first.task.metrics,
+        changes=first.task.changes,
         idle_watts=energy.idle_watts if isinstance(energy, Energy) else None,
-        classes=tuple(getattr(dataset_of(data), "classes", ())),
+        classes=tuple(getattr(dataset_of(data), "classes", ())) if task.label_kind else tuple(task.classes),
     )
 
 
 # --- the columns of a row -------------------------------------------------------------------------------------------
 
 
-def _against(own: Predictions, reference: Predictions | None) -> dict[str, Any]:
+def _scores(name: str, own: Judged) -> tuple[Interval, ...]:
+    found = tuple(own.interval(metric.name).shown() for metric in own.task.metrics)
+    for metric, score in zip(own.task.metrics, found, strict=True):
+        if not all(map(math.isfinite, (score.value, score.low, score.high))):
+            raise BadInput(f"{name}: {metric.title} is {score.value} ({score.low} … {score.high}), which is no figure")
+    return found
+
+
+def _against(own: Judged, reference: Judged | None) -> dict[str, Any]:
     if reference is None:
         return {"change_points": None, "agreement_percent": None}
-    same = agreement(reference, own).percent()
-    return {"change_points": accuracy_change(reference, own), "agreement_percent": same}
-
-
-def _of_labels(own: Predictions) -> dict[str, Any]:
-    if not own.multi_label:
-        return {}
-    return {"map_percent": map_interval(own).percent(), "labels_percent": label_accuracy(own).percent()}
+    same = reference.agreement(own)
+    return {"change_points": reference.change(own), "agreement_percent": None if same is None else same.percent()}
 
 
 def _speed(own: Latency | None) -> dict[str, Any]:
@@ -203,6 +217,12 @@ def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]
 def _mean_macs(work: Any) -> dict[str, Any]:
     """Of a model whose work depends on the image: the mean over all images that were predicted."""
     return {"macs_per_image": round(work.mean_macs)} if work is not None and work.macs else {}
+
+
+def _unkept(own: Judged) -> tuple[str, ...]:
+    if own.answers is not None:
+        return ()
+    return (f"no agreement: its answers take more than {MOST_ANSWERS_BYTES / 2**20:.0f} MiB",)
 
 
 def _left(work: Any) -> tuple[str, ...]:
@@ -271,25 +291,42 @@ def _own_preprocess(name: str, model: Runner) -> Any:
     return stated if stated is not None else Preprocess.of(model)
 
 
-def _predict(
+def _judge(
+    task: Task,
     models: Mapping[str, Runner],
     sources: list[tuple[list[str], Iterable[Batch]]],
-    outputs: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int, ...]] | None,
     baseline: str,
-) -> tuple[dict[str, Predictions], Tensor]:
-    """Everyone's predictions, and the first batch of images as the baseline saw it."""
-    predictions: dict[str, Predictions] = {}
+    on_predictions: Callable[[dict[str, Predictions]], None] | None,
+) -> tuple[dict[str, Judged], Tensor]:
+    """What everyone gave, and the first batch of images as the baseline saw it. outputs: of labels of images."""
     kept: dict[str, Tensor] = {}
+    batches = [(names, _keeping(names, loader, kept)) for names, loader in sources]  # matched: of no data set any more
+    if outputs is None:
+        found = [judge_all(task, {name: models[name] for name in names}, loader) for names, loader in batches]
+        return {name: own for part in found for name, own in part.items()}, kept[baseline]
+    predictions: dict[str, Predictions] = {}
+    for names, loader in batches:
+        predictions |= predict_all({name: models[name] for name in names}, loader, outputs=outputs)
+    _require_same_classes(predictions, baseline)
+    if on_predictions is not None:
+        on_predictions(predictions)
+    return {name: Judged.of(own) for name, own in predictions.items()}, kept[baseline]
 
-    def keeping(names: list[str], loader: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in loader:
-            kept.update({name: batch.images for name in names if name not in kept})
-            yield batch
 
-    for names, loader in sources:
-        some = {name: models[name] for name in names}  # matched already: `keeping` says nothing of its data set
-        predictions |= predict_all(some, keeping(names, loader), outputs=outputs)
-    return predictions, kept[baseline]
+def _keeping(names: list[str], loader: Iterable[Batch], kept: dict[str, Tensor]) -> Iterator[Batch]:
+    for batch in loader:
+        kept.update({name: batch.images for name in names if name not in kept})
+        yield batch
+
+
+def _require_same_classes(predictions: Mapping[str, Predictions], baseline: str) -> None:
+    wanted = predictions[baseline].logits.shape[1]
+    for name, own in predictions.items():
+        if own.logits.shape[1] != wanted:
+            raise BadInput(
+                f"models are compared on the same classes, {baseline} has {wanted} and {name} {own.logits.shape[1]}"
+            )
 
 
 def _cycled(images: Tensor, batch: int) -> Tensor:
@@ -305,6 +342,23 @@ def _check_models(models: Mapping[str, Runner]) -> None:
     for name, model in models.items():
         if not isinstance(name, str) or not callable(model):
             raise BadInput(f"models must map names to callables, got {name!r}: {type(model).__name__}")
+
+
+def _common_task(models: Mapping[str, Runner], data: Any, given: Task | str | None) -> Task:
+    """The task of all models; those that say nothing of theirs go by the others."""
+    given = read_task(given)
+    dataset = dataset_of(data)
+    found = {name: tasks.of(m, dataset, given) for name, m in models.items() if hasattr(m, "task")}
+    if not found:
+        return tasks.of(None, dataset, given)
+    first, own = next(iter(found.items()))
+    for name, other in found.items():
+        if other != own and (type(other) is not type(own) or other.to_json() != own.to_json()):
+            raise BadInput(
+                f"models are compared by one task, that of {first} is {own!r} and that of {name} {other!r}: measure "
+                "them one by one, or give the task"
+            )
+    return own
 
 
 def _checked_baseline(models: Mapping[str, Runner], baseline: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leanvit.errors import CheckpointError
 from leanvit.files import read_strict
 from leanvit.measure.rows import FORMAT, Rows
+from leanvit.tasks import Classification, MultiLabel, Task
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,15 +28,15 @@ class Comparison(Rows):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
-        """Read `to_json`'s text. An unknown, missing or mistyped key, or another format, raises CheckpointError."""
-        _check_format(text)
-        found = read_strict(cls, text, "not a comparison")
+        """Read `to_json`'s text, or format 1's. An unknown, missing or mistyped key, or another format, raises
+        CheckpointError."""
+        found = read_strict(cls, _newest(text), "not a comparison")
         for where, reason in _implausible(found):
             raise CheckpointError(f"not a comparison: {where}: {reason}")
         return found
 
     def table(self, *, wide: bool = True) -> Table:
-        """A rich table; every column names its unit. Not wide: model, top-1, change, latency and speed-up."""
+        """A rich table; every column names its unit. Not wide: model, score, change, latency and speed-up."""
         from leanvit.measure.table import comparison_table, short_table
 
         return comparison_table(self) if wide else short_table(self)
@@ -58,11 +59,14 @@ def _implausible(comparison: Comparison) -> Iterator[tuple[str, str]]:
             yield key, "not a positive number that can be"
     if len(content["input_size"]) != 3 or not all(1 <= n <= LARGEST for n in content["input_size"]):
         yield "input_size", "not channels, height and width"
+    percent = [one.unit == "%" for one in comparison.metrics]
     timed = {len(row["samples_s"]) for row in content["rows"] if row["samples_s"]}
     if len(timed) > 1 or timed & {1}:
         yield "rows", f"samples_s of {sorted(timed)} rounds; accepted: as many in every row, 2 or more"
     for i, row in enumerate(content["rows"]):
         yield from ((f"rows.{i}.{key}", reason) for key, reason in _implausible_figures(row))
+        if any(of and not _is_share(score) for of, score in zip(percent, row["scores"], strict=True)):
+            yield f"rows.{i}.scores", "not between 0 and 100 %"
 
 
 def _implausible_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -74,13 +78,16 @@ def _implausible_figures(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield key, "not above 0"
         elif key in _COUNTS and any(number < 0 for number in numbers):
             yield key, "below 0"
-        elif key in _SHARES and value and not all(0 <= value[part] <= 100 for part in ("low", "value", "high")):
+        elif key == "agreement_percent" and value and not _is_share(value):
             yield key, "not between 0 and 100 %"
+
+
+def _is_share(interval: dict[str, Any]) -> bool:
+    return all(0 <= interval[part] <= 100 for part in ("low", "value", "high"))
 
 
 _TIMES = ("images_per_s", "latency_ms", "samples_s", "speedup_vs_baseline")
 _COUNTS = ("params", "macs_per_image", "weights_bytes", "disk_bytes", "peak_memory_bytes")
-_SHARES = ("top1_percent", "agreement_percent", "map_percent", "labels_percent")
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -93,11 +100,33 @@ def _numbers(value: Any) -> Iterator[float]:
         yield from _numbers(one)
 
 
-def _check_format(text: str | bytes) -> None:
+def _newest(text: str | bytes) -> str | bytes:
+    """Format 1, which had figures of labels of images by name, as format 2; format 2 as it is."""
     try:
-        found = json.loads(text)
-        number = found["format"]
+        content = json.loads(text)
+        number = content["format"]
     except (ValueError, TypeError, KeyError, RecursionError):
         raise CheckpointError("not a comparison: the text is no JSON object with a format number") from None
-    if number != FORMAT:
-        raise CheckpointError(f"comparison of format {number!r}; this leanvit reads format {FORMAT}")
+    if number == FORMAT:
+        return text
+    if number != 1:
+        raise CheckpointError(f"comparison of format {number!r}; this leanvit reads formats 1 and {FORMAT}")
+    try:
+        return json.dumps(_from_format_1(content), allow_nan=False)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"not a comparison: format 1 with {error!r}") from None
+    except ValueError as error:
+        raise CheckpointError(f"not a comparison: {error}") from None
+
+
+def _from_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    several = content.pop("multi_label", False)
+    if not isinstance(several, bool):
+        raise TypeError("multi_label is neither true nor false")
+    task: Task = MultiLabel() if several else Classification()
+    own = ("map_percent", "labels_percent", "top1_percent")  # as `MultiLabel.metrics` are
+    for row in content["rows"]:
+        figures = {key: row.pop(key, None) for key in own}
+        row["scores"] = [figures[key] for key in own] if several else [figures["top1_percent"]]
+    metrics = [asdict(one) for one in task.metrics]
+    return {**content, "format": FORMAT, "task": task.name, "metrics": metrics, "changes": task.changes}

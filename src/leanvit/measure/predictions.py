@@ -19,6 +19,7 @@ from torch import Tensor
 
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.measure.runners import Runner, evaluating, logits_of
+from leanvit.tasks import Classification, MultiLabel, Task
 
 _FORMAT = "leanvit.predictions/1"
 
@@ -48,17 +49,13 @@ class Predictions:
 
     def __post_init__(self) -> None:
         n = len(self.keys)
-        if n == 0:
-            raise BadInput("predictions must hold at least one image")
+        require_keys(self.keys)
         accepted = [(n,), tuple(self.logits.shape)]
         if self.logits.ndim != 2 or self.logits.shape[0] != n or tuple(self.targets.shape) not in accepted:
             shapes = f"logits {tuple(self.logits.shape)}, targets {tuple(self.targets.shape)}"
             raise BadInput(f"predictions of {n} keys need logits ({n}, classes) and targets ({n},), got {shapes}")
-        if len(set(self.keys)) != n:
-            twice = next(key for key, times in Counter(self.keys).items() if times > 1)
-            raise BadInput(f"key {twice!r} comes twice: each image counts once")
         classes = self.logits.shape[1]
-        if self.multi_label:
+        if self.targets.ndim == 2:
             if not bool(((self.targets == 0) | (self.targets == 1)).all()):
                 raise BadInput("multi-label targets must be 0 or 1")
             return
@@ -73,27 +70,21 @@ class Predictions:
         return len(self.keys)
 
     @property
-    def multi_label(self) -> bool:
-        """Whether an image may carry several classes."""
-        return self.targets.ndim == 2
+    def task(self) -> Task:
+        """What the targets are: one class an image, or several."""
+        return MultiLabel() if self.targets.ndim == 2 else Classification()
 
     @property
     def answers(self) -> Tensor:
         """The class of the largest logit (N,) int64; multi-label: which have probability > 1/2, (N, classes) bool."""
-        return self.logits > 0 if self.multi_label else self.logits.argmax(dim=1)
+        found: Tensor = self.task.answers(self.logits)
+        return found
 
     def ordered_by(self, keys: tuple[str, ...]) -> Predictions:
         """The same predictions in the order of `keys`. Raises BadInput naming the first key that only one side has."""
         if keys == self.keys:
             return self
-        rows = {key: i for i, key in enumerate(self.keys)}
-        missing = next((key for key in keys if key not in rows), None)
-        if missing is not None:
-            raise BadInput(f"predictions cannot be paired: key {missing!r} is missing on one side")
-        if len(keys) != len(self.keys):
-            extra = min(set(self.keys) - set(keys), key=rows.__getitem__)
-            raise BadInput(f"predictions cannot be paired: key {extra!r} is missing on one side")
-        order = torch.tensor([rows[key] for key in keys])
+        order = places(self.keys, keys)
         return Predictions(self.logits[order], self.targets[order], keys)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -129,6 +120,30 @@ class Predictions:
             raise BadInput(f"no predictions at {path}") from None
         except (SafetensorError, BadInput, KeyError, ValueError, OSError) as error:
             raise CheckpointError(f"{path} cannot be read as predictions: {error}") from error
+
+
+def places(known: Sequence[str], keys: Sequence[str]) -> list[int]:
+    """Where each of `keys` is among the known ones, which are the same in another order.
+
+    Raises BadInput naming the first key that only one side has.
+    """
+    rows = {key: i for i, key in enumerate(known)}
+    missing = next((key for key in keys if key not in rows), None)
+    if missing is not None:
+        raise BadInput(f"predictions cannot be paired: key {missing!r} is missing on one side")
+    if len(keys) != len(known):
+        extra = min(set(known) - set(keys), key=rows.__getitem__)
+        raise BadInput(f"predictions cannot be paired: key {extra!r} is missing on one side")
+    return [rows[key] for key in keys]
+
+
+def require_keys(keys: Sequence[str]) -> None:
+    """Raise BadInput for no key, or one that comes twice."""
+    if not keys:
+        raise BadInput("predictions must hold at least one image")
+    if len(set(keys)) != len(keys):
+        twice = next(key for key, times in Counter(keys).items() if times > 1)
+        raise BadInput(f"key {twice!r} comes twice: each image counts once")
 
 
 def predict(

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 from leanvit.errors import BadInput, unknown
 from leanvit.measure.latency import Spread
-from leanvit.measure.scoring import Change
-from leanvit.tasks.intervals import Interval
+from leanvit.tasks import Classification
+from leanvit.tasks.intervals import Change, Interval
+from leanvit.tasks.metric import Metric, metric_of
 
-FORMAT = 1  # of the JSON of a `Comparison`
+FORMAT = 2  # of the JSON of a `Comparison`; 1 knew labels of images only
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,15 @@ class Row:
     macs_per_image: int | None
     weights_bytes: int | None  # parameters and buffers in memory
     disk_bytes: int | None
-    top1_percent: Interval  # multi-label: images all of whose labels are right at probability 1/2
-    change_points: Change | None  # against the baseline, paired
-    agreement_percent: Interval | None  # with the baseline's answers
+    scores: tuple[Interval, ...]  # one for each of `Rows.metrics`: in percent where its unit is "%", else in its unit
+    change_points: Change | None  # of the metric `Rows.changes` against the baseline, paired: in points, or its unit
+    agreement_percent: Interval | None  # with the baseline's answers; None also where they have no decisions to share
     latency_ms: Spread | None  # of one batch
     images_per_s: float | None
     speedup_vs_baseline: Spread | None  # time of `Comparison.reference` (in this runtime) / this time
     peak_memory_bytes: int | None  # above the start of one call, weights excluded
     samples_s: tuple[float, ...]  # latency round by round, the same rounds in every row
     notes: tuple[str, ...]
-    map_percent: Interval | None = None  # multi-label: mean average precision
-    labels_percent: Interval | None = None  # multi-label: single labels decided rightly at probability 1/2
     joules_per_image: Spread | None = None  # counted, idle power included; never an estimate
     energy_source: str = ""  # what was read and what is in it, or "not measurable here: ..."; "": not asked for
     model: str = ""  # what ran: rows of one model in several runtimes share it; by default the name without the runtime
@@ -46,6 +45,11 @@ class Row:
             own = re.fullmatch(rf"(.+) \(({re.escape(self.runtime)}(?:-\w+)?)\)", self.name) if self.runtime else None
             object.__setattr__(self, "model", own[1] if own else self.name)
             object.__setattr__(self, "runtime", own[2] if own else self.runtime)
+
+    @property
+    def score(self) -> Interval:
+        """The first of `scores`: what the task judges by."""
+        return self.scores[0]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,9 @@ class Rows:
     rounds: int
     rows: tuple[Row, ...]
     environment: dict[str, Any]
-    multi_label: bool = False
+    task: str = Classification.name  # by which the models are judged
+    metrics: tuple[Metric, ...] = Classification.metrics  # of that task; the first is the score
+    changes: str = ""  # the metric whose paired change the rows have; "": the first
     format: int = FORMAT
     idle_watts: Spread | None = None  # of what `energy_source` counts, while the machine was idle
     classes: tuple[str, ...] = ()  # that the images were scored on, by name; empty: not recorded
@@ -86,6 +92,7 @@ class Rows:
         if len(set(names)) != len(names) or self.baseline not in names:
             shown = f"{names[:20]}{' …' if len(names) > 20 else ''}"
             raise BadInput(f"a comparison needs distinct names and the baseline {self.baseline!r} among them: {shown}")
+        self._check_metrics()
         object.__setattr__(self, "rows", _distinguished(self.rows))
         rows = tuple(replace(row, **self._by_the_rule(row)) for row in self.rows)
         object.__setattr__(self, "rows", rows)
@@ -105,10 +112,29 @@ class Rows:
         except (ValueError, ArithmeticError):  # rounds that are not: `from_json` refuses them by name
             return {"speedup_vs_baseline": None, "notes": notes}
 
+    def _check_metrics(self) -> None:
+        names = [one.name for one in self.metrics]
+        if not names or len(set(names)) != len(names):
+            raise BadInput(f"a comparison needs metrics of distinct names, got {names}")
+        if self.changes and self.changes not in names:
+            raise unknown("metric", self.changes, names)
+        for row in self.rows:
+            if len(row.scores) != len(names):
+                raise BadInput(f"row {row.name!r} has {len(row.scores)} scores; accepted: {len(names)}, one a metric")
+
     @property
-    def score_name(self) -> str:
-        """What `top1_percent` is called: of several labels an image, the share of images with all of them right."""
-        return "all labels right" if self.multi_label else "top-1"
+    def metric(self) -> Metric:
+        """What `Row.score` is of."""
+        return self.metrics[0]
+
+    @property
+    def changed(self) -> Metric:
+        """What `Row.change_points` is of."""
+        return metric_of(self.metrics, self.changes)
+
+    def score_of(self, row: Row, metric: str) -> Interval:
+        """A row's figure of a metric by its name. Raises BadInput for an unknown one."""
+        return row.scores[self.metrics.index(metric_of(self.metrics, metric))]
 
     def row(self, name: str) -> Row:
         """The row of a name. Raises BadInput, with the nearest names, for one that is not there."""

@@ -1,4 +1,5 @@
-"""What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives logits (B, classes).
+"""What measure knows about a runner: any callable that takes images (B, C, H, W) float32 and gives outputs, as logits
+(B, classes).
 
 A module is a runner; so is an artefact of another runtime. A runner may describe itself by attributes: `runtime`,
 `precision` (text), `batch` (int: it takes exactly this many images), `device` (text or torch.device). One whose work
@@ -7,8 +8,9 @@ depends on the image has `exits`, with `recording()`: a context that gives what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -98,13 +100,58 @@ def logits_of(runner: Runner, images: Tensor, keys: Sequence[str]) -> Tensor:
     A runner of a fixed batch gets its batch: longer input in pieces, the last filled up with copies of its last image.
     Raises BadInput for an output of another type or shape, or with NaN or infinity; the text names the batch's keys.
     """
+    pieces = _pieces(runner, images)
+    logits = torch.cat([_one_call(runner, piece, keys) for piece in pieces])[: len(images)]
+    _require_finite("logits", logits, keys)
+    return logits
+
+
+def outputs_of(runner: Runner, images: Tensor, keys: Sequence[str], run: Callable[[Any, Tensor], Any]) -> Any:
+    """One batch through a runner whose outputs are of any form: tensors whose first axis is the image, or tuples, lists
+    and mappings of such. On the CPU, floating point as float32, checked as `logits_of` checks.
+
+    run: what gives the outputs of (runner, images), as `Task.run`.
+    """
+    made = [_each(partial(_leaf, len(piece), keys), run(runner, piece)) for piece in _pieces(runner, images)]
+    whole = made[0] if len(made) == 1 else _each(lambda *parts: torch.cat(parts), *made)
+    outputs = _each(lambda out: out[: len(images)], whole)
+    _each(lambda out: _require_finite("outputs", out, keys), outputs)
+    return outputs
+
+
+def _each(change: Callable[..., Any], *outputs: Any) -> Any:
+    """Outputs of one form with each tensor changed; of several, those in the same place together."""
+    first = outputs[0]
+    if isinstance(first, Mapping):
+        return {name: _each(change, *(one[name] for one in outputs)) for name in first}
+    if isinstance(first, list | tuple):
+        return tuple(_each(change, *parts) for parts in zip(*outputs, strict=True))
+    return change(*outputs)
+
+
+def _leaf(images: int, keys: Sequence[str], out: Any) -> Tensor:
+    if not hasattr(out, "shape") or not len(out.shape) or out.shape[0] != images:
+        got = f"shape {tuple(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        raise BadInput(
+            f"a runner must return outputs whose first axis is the image, {images} of them, it returned {got} "
+            f"(keys {_shortened(keys)})"
+        )
+    tensor = torch.as_tensor(out).detach()
+    return tensor.to("cpu", torch.float32) if tensor.is_floating_point() else tensor.cpu()
+
+
+def _pieces(runner: Runner, images: Tensor) -> list[Tensor]:
+    """The images as the runner takes them: of a fixed batch in pieces, the last filled up with its last image."""
     fixed = fixed_batch_of(runner)
     pieces = [images] if fixed is None else [_filled(piece, fixed) for piece in images.split(fixed)]
-    logits = torch.cat([_one_call(runner, _as_taken(runner, piece), keys) for piece in pieces])[: len(images)]
-    if not bool(torch.isfinite(logits).all()):
-        bad = [key for key, row in zip(keys, logits, strict=True) if not bool(torch.isfinite(row).all())]
-        raise BadInput(f"logits are not finite for {len(bad)} of {len(keys)} images: {_shortened(bad)}")
-    return logits
+    return [_as_taken(runner, piece) for piece in pieces]
+
+
+def _require_finite(what: str, outputs: Tensor, keys: Sequence[str]) -> None:
+    if bool(torch.isfinite(outputs).all()):
+        return
+    bad = [key for key, row in zip(keys, outputs, strict=True) if not bool(torch.isfinite(row).all())]
+    raise BadInput(f"{what} are not finite for {len(bad)} of {len(keys)} images: {_shortened(bad)}")
 
 
 def _as_taken(runner: Runner, images: Tensor) -> Tensor:

@@ -5,22 +5,12 @@ An image of multi-label data counts as right when every one of its labels is, at
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, eq
 
 from leanvit.errors import BadInput
+from leanvit.measure.judged import Judged
 from leanvit.measure.predictions import Predictions
-from leanvit.tasks.intervals import Interval, mcnemar_exact, tango, wilson
-
-
-@dataclass(frozen=True)
-class Change(Interval):
-    """A paired difference of accuracy: `lost` and `gained` images, and McNemar's exact two-sided p."""
-
-    lost: int  # right before, wrong after
-    gained: int  # wrong before, right after
-    p_value: float
+from leanvit.tasks.intervals import Change, Interval, wilson
 
 
 def accuracy(predictions: Predictions, *, topk: int = 1, level: float = 0.95) -> Interval:
@@ -31,10 +21,10 @@ def accuracy(predictions: Predictions, *, topk: int = 1, level: float = 0.95) ->
     classes = predictions.logits.shape[1]
     if not isinstance(topk, int) or not 1 <= topk <= classes:
         raise BadInput(f"topk must be an integer between 1 and the {classes} classes, got {topk!r}")
-    if predictions.multi_label:
-        if topk != 1:
-            raise BadInput(f"topk={topk}: multi-label images have no top-k accuracy; accepted: 1")
-        return wilson(int(_hits(predictions).sum()), len(predictions), level=level)
+    if topk == 1:
+        return Judged.of(predictions).interval(predictions.task.changes, level=level)
+    if predictions.targets.ndim == 2:
+        raise BadInput(f"topk={topk}: multi-label images have no top-k accuracy; accepted: 1")
     best = predictions.logits.topk(topk, dim=1).indices  # (N, topk)
     hits = (best == predictions.targets[:, None]).any(dim=1)
     return wilson(int(hits.sum()), len(hits), level=level)
@@ -42,7 +32,7 @@ def accuracy(predictions: Predictions, *, topk: int = 1, level: float = 0.95) ->
 
 def accuracy_per_class(predictions: Predictions, *, level: float = 0.95) -> dict[int, Interval]:
     """Top-1 accuracy of each class that occurs among the targets; multi-label: the share of its images that find it."""
-    if predictions.multi_label:
+    if predictions.targets.ndim == 2:
         found = {c: predictions.answers[predictions.targets[:, c] > 0, c] for c in range(predictions.targets.shape[1])}
         return {c: wilson(int(h.sum()), len(h), level=level) for c, h in found.items() if len(h)}
     hits = _hits(predictions)
@@ -57,21 +47,7 @@ def accuracy_change(before: Predictions, after: Predictions, *, level: float = 0
     image changed (after 500 images without a change it still reaches ±0.76 points). Raises BadInput when the keys or
     the targets differ, naming the first key.
     """
-    after = _paired(before, after)
-    hits_before, hits_after = _hits(before), _hits(after)
-    gained, lost = int((hits_after & ~hits_before).sum()), int((hits_before & ~hits_after).sum())
-    n = len(before)
-    low, high = tango(gained, lost, n, level=level)
-    return Change(
-        value=100 * (gained - lost) / n,
-        low=100 * low,
-        high=100 * high,
-        n=n,
-        unit="points",
-        lost=lost,
-        gained=gained,
-        p_value=mcnemar_exact(gained, lost),
-    )
+    return Judged.of(before).change(Judged.of(_paired(before, after)), level=level)
 
 
 def agreement(a: Predictions, b: Predictions, *, level: float = 0.95) -> Interval:
@@ -79,12 +55,13 @@ def agreement(a: Predictions, b: Predictions, *, level: float = 0.95) -> Interva
     b = _paired(a, b)
     if a.logits.shape[1] != b.logits.shape[1]:
         raise BadInput(f"agreement needs the same classes, got {a.logits.shape[1]} and {b.logits.shape[1]}")
-    return wilson(int(_row_equal(a.answers, b.answers).sum()), len(a), level=level)
+    found: Interval = Judged.of(a).agreement(Judged.of(b), level=level)  # type: ignore[assignment]
+    return found
 
 
 def _paired(a: Predictions, b: Predictions) -> Predictions:
     b = b.ordered_by(a.keys)
-    if a.multi_label != b.multi_label:
+    if a.targets.ndim != b.targets.ndim:
         raise BadInput("predictions cannot be paired: one side is multi-label, the other is not")
     different = (~_row_equal(a.targets, b.targets)).nonzero().flatten()
     if len(different):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,18 +15,19 @@ from rich.text import Text
 from leanvit.measure.latency import Spread
 from leanvit.measure.rows import Row, Rows
 from leanvit.tasks.intervals import Interval
+from leanvit.tasks.metric import Metric
 
 NONE = "–"  # not measurable, or the baseline itself
 _TEXT_COLUMNS = ("model", "runtime", "precision")
 
 
 def short_table(comparison: Rows) -> Table:
-    """Model, top-1, change, latency and speed-up: one line a model, a heading for each runtime."""
+    """Model, score, change, latency and speed-up: one line a model, a heading for each runtime."""
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=_lines(_short_caption(comparison)), caption_justify="left"
     )
     table.add_column("model", overflow="fold", min_width=12)
-    for heading in (f"{_score(comparison)} [%]", "change [points]", "latency [ms]", "speed-up"):
+    for heading in (titled(comparison.metric), _change_title(comparison), "latency [ms]", "speed-up"):
         table.add_column(Text(heading), justify="right")
     groups = comparison.by_runtime()
     for place, rows in groups.items():
@@ -37,26 +39,54 @@ def short_table(comparison: Rows) -> Table:
     return table
 
 
-def _score(comparison: Rows) -> str:
-    return "mAP" if comparison.multi_label else "top-1"
+def titled(metric: Metric) -> str:
+    """A metric with its unit: "top-1 [%]"."""
+    return f"{metric.title} [{metric.unit}]" if metric.unit else metric.title
+
+
+def change_unit(metric: Metric) -> str:
+    """The unit of the difference of two figures."""
+    return "points" if metric.unit == "%" else metric.unit
+
+
+def figure(value: float, unit: str, *, sign: bool = False, digits: int = 2) -> str:
+    """A figure of an interval in its unit: percent and points with two decimals, others with four digits in all."""
+    plus = "+" if sign else ""
+    return f"{value:{plus}.{digits}f}" if unit in ("percent", "points") else f"{value:{plus}.{digits + 2}g}"
+
+
+def _change_title(comparison: Rows) -> str:
+    unit = change_unit(comparison.changed)
+    return f"change [{unit}]" if unit else "change"
 
 
 def _short_cells(comparison: Rows, row: Row) -> tuple[str, str, str, str]:
-    score, change, faster = row.top1_percent, row.change_points, row.speedup_vs_baseline
-    if comparison.multi_label and row.map_percent is not None:
-        score = row.map_percent
+    score, change, faster = row.score, row.change_points, row.speedup_vs_baseline
     return (
-        f"{score.value:.2f}",
-        NONE if change is None else f"{change.value:+.2f} ({change.low:+.1f} … {change.high:+.1f})",
+        figure(score.value, score.unit),
+        NONE if change is None else _short_change(change),
         NONE if row.latency_ms is None else _number(row.latency_ms.median),
         NONE if faster is None else f"{faster.median:.2f}x",
     )
 
 
+def _short_change(change: Interval) -> str:
+    low, high = (figure(end, change.unit, sign=True, digits=1) for end in (change.low, change.high))
+    return f"{figure(change.value, change.unit, sign=True)} ({low} … {high})"
+
+
+def metric_lines(comparison: Rows) -> Iterator[str]:
+    """What the change is of, where that is not the score, and which figures are the better the lower they are."""
+    if comparison.changed != comparison.metric:
+        yield f"change: of {comparison.changed.title}"
+    for metric in comparison.metrics:
+        if metric.better == "lower":
+            yield f"{metric.title}: lower is better"
+
+
 def _short_caption(comparison: Rows) -> Iterator[str]:
     yield f"{comparison.images} images, changes with 95 % intervals; latency of a batch of {comparison.latency_batch}"
-    if comparison.multi_label:
-        yield "change: of images with all labels right"
+    yield from metric_lines(comparison)
     yield from speed_lines(comparison)
     yield from (f"{row.name}: {note}" for row in comparison.rows for note in row.notes)
 
@@ -109,10 +139,8 @@ def _columns(comparison: Rows) -> dict[str, Callable[[Row], str]]:
         "model": lambda r: r.name,
         "runtime": lambda r: r.runtime or NONE,
         "precision": lambda r: r.precision or NONE,
-        "mAP [%]": lambda r: _interval(r.map_percent),
-        "labels right [%]": lambda r: _interval(r.labels_percent),
-        f"{comparison.score_name} [%]": lambda r: _interval(r.top1_percent),
-        "change [points]": lambda r: _interval(r.change_points, sign=True),
+        **{titled(metric): partial(_score, number) for number, metric in enumerate(comparison.metrics)},
+        _change_title(comparison): lambda r: _interval(r.change_points, sign=True),
         "agreement [%]": lambda r: _interval(r.agreement_percent),
         "params [M]": lambda r: _number(r.params, 1e6),
         "MACs [G/image]": lambda r: _number(r.macs_per_image, 1e9),
@@ -131,6 +159,7 @@ def _caption(comparison: Rows) -> Iterator[str]:
     size = "x".join(map(str, comparison.input_size))
     yield f"{comparison.images} images of {size}, 95 % intervals; medians and quartiles of {comparison.rounds} rounds"
     yield f"{machine.get('cpu')}, {machine.get('threads')} threads of torch"
+    yield from metric_lines(comparison)
     yield from speed_lines(comparison)
     yield from energy_lines(comparison)
     for row in comparison.rows:
@@ -159,8 +188,12 @@ def _number(value: float | None, unit: float = 1) -> str:
 def _interval(interval: Interval | None, *, sign: bool = False) -> str:
     if interval is None:
         return NONE
-    shape = "+.2f" if sign else ".2f"
-    return f"{interval.value:{shape}}\n({interval.low:{shape}} … {interval.high:{shape}})"
+    value, low, high = (figure(v, interval.unit, sign=sign) for v in (interval.value, interval.low, interval.high))
+    return f"{value}\n({low} … {high})"
+
+
+def _score(number: int, row: Row) -> str:
+    return _interval(row.scores[number])
 
 
 def _spread(spread: Spread | None) -> str:

@@ -21,6 +21,7 @@ PREFIX = "leanvit/"  # no timm name holds a slash
 FOLDER = Path(leanvit.__file__).parent / "references"
 RECORD = "reference.toml"
 RUN = "leanvit.json"
+_OLD_NAMES = {"accuracy_percent": "score", "stored_percent": "stored_score"}  # of older records
 MOST_BYTES = 12_000_000  # of one reference, all files: every installation carries them
 
 
@@ -38,11 +39,12 @@ class Record:
     data: str  # name of the data set
     split: str  # as the data set says, with its note
     images: int  # measured
-    metric: str  # of `accuracy_percent` and `stored_percent`: "top-1" or "mAP"
-    accuracy_percent: tuple[float, float, float]  # before the parameters were rounded: value, 95 % interval
+    metric: str  # what `score` and `stored_score` are: "top-1", "mAP", ...
+    unit: str = "%"  # of both
+    score: tuple[float, float, float]  # before the parameters were rounded: value, 95 % interval
     stored_as: str  # "": not rounded
-    stored_percent: tuple[float, float, float]  # of what is in the folder
-    agreement_percent: float  # images on which both answer alike
+    stored_score: tuple[float, float, float]  # of what is in the folder
+    agreement_percent: float | None = None  # of answers that are alike; None: the task does not say, or too many
     measured_on: str  # CPU
     presets: tuple[str, ...]  # of `leanvit train --recipe`, a stage each; () where options alone were given
     commands: tuple[str, ...]  # that made the run, oldest first
@@ -57,11 +59,19 @@ class Record:
     weights_sha256: str  # binds the record to the weights
 
     def to_toml(self) -> str:
-        """The record as the text of `reference.toml`."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items())
+        """The record as the text of `reference.toml`; TOML has no null."""
+        return "".join(f"{key} = {_toml(value)}\n" for key, value in asdict(self).items() if value is not None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def figure(self, score: tuple[float, float, float]) -> str:
+        """A score in words: "top-1 75.11 %"."""
+        return f"{self.metric} {self.number(score[0])} {self.unit}".rstrip()
+
+    def number(self, value: float) -> str:
+        """A figure of the metric: percent with two decimals, others with four digits in all."""
+        return f"{value:.2f}" if self.unit == "%" else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = {_OLD_NAMES.get(key, key): value for key, value in content.items()}
         known = [field.name for field in fields(Record)]
         for key in content.keys() - set(known):
             raise CheckpointError(f"{path}: unknown key {key!r}: {nearest(key, known)}")

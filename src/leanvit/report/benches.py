@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from leanvit.report.pareto import Point
 from leanvit.report.series import Series
 from leanvit.runs.record import Measurement, RunRecord
+from leanvit.tasks import Metric
 
 Measured = tuple[RunRecord, Measurement]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Measurements that share images, input size, batch and machine: their points may stand in one plot."""
+    """Measurements that share images, metric, input size, batch and machine: their points may stand in one plot."""
 
+    metric: Metric
     input_size: tuple[int, ...]
     batch: int
     machine: str
@@ -65,10 +67,15 @@ def _data_key(record: RunRecord, measurement: Measurement) -> tuple[str, int, st
 
 
 def _benches(measured: Sequence[Measured]) -> tuple[Bench, ...]:
-    found: dict[tuple[tuple[int, ...], int, str], list[Measured]] = {}
+    found: dict[tuple[Metric, tuple[int, ...], int, str], list[Measured]] = {}
     for one in measured:
         comparison = one[1].comparison
-        key = (tuple(comparison.input_size), comparison.latency_batch, _machine(comparison.environment))
+        key = (
+            comparison.metric,
+            tuple(comparison.input_size),
+            comparison.latency_batch,
+            _machine(comparison.environment),
+        )
         found.setdefault(key, []).append(one)
     return tuple(Bench(*key, _newest(members)) for key, members in found.items())
 

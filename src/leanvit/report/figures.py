@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from leanvit.measure import Comparison, Reliability, reliability
+from leanvit.measure.table import titled
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.logs import Curve, Points
 from leanvit.runs.token_maps import TokenMaps
+from leanvit.tasks import Metric
 
 
 class Colours(dict[str, int]):
@@ -73,12 +76,17 @@ def token_counts(maps: Sequence[tuple[str, TokenMaps]], colours: Colours) -> Fig
 
 
 def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, Figure]:
-    """Loss, validation accuracy and learning rate by step, a colour a run; only what some run logged."""
-    wanted = {
-        "loss": ("training loss", lambda c: c.loss, "%{y:.4g}"),
-        "accuracy": ("validation top-1 [%]", lambda c: c.top1_percent, "%{y:.2f} %"),
-        "rate": ("learning rate", lambda c: c.lr, "%{y:.3g}"),
+    """Loss, validation score and learning rate by step, a colour a run; only what some run logged. Of runs of several
+    metrics a figure for each."""
+    wanted: dict[str, tuple[str, Callable[[Curve], Points], str]] = {
+        "loss": ("training loss", lambda c: c.loss, "%{y:.4g}")
     }
+    metrics = dict.fromkeys(curve.metric for curve in curves.values())
+    for metric in metrics:
+        key = "accuracy" if len(metrics) == 1 else f"validation {metric.title}"
+        shape = "%{y:.2f} %" if metric.unit == "%" else f"%{{y:.4g}} {plain(metric.unit)}".rstrip()
+        wanted[key] = (f"validation {plain(titled(metric))}", partial(_score_of, metric), shape)
+    wanted["rate"] = ("learning rate", lambda c: c.lr, "%{y:.3g}")
     made = {}
     for key, (title, points, shown) in wanted.items():
         traces, known = [], []
@@ -97,7 +105,7 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
                 trace = {**trace, "x": [x for x, _ in mean], "y": [y for _, y in mean]}
                 trace["hovertemplate"] = f"mean of the epoch to step %{{x}}: {shown}<extra>{plain(name)}</extra>"
             alone = len(trace["x"]) == 1  # no line joins one point
-            traces.append({**trace, "mode": "lines+markers" if key == "accuracy" or alone else "lines"})
+            traces.append({**trace, "mode": "lines" if key in ("loss", "rate") and not alone else "lines+markers"})
         if traces:
             made[key] = {
                 "data": traces,
@@ -105,6 +113,10 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
                 "legend": [entry(name, series=colours[name], group=f"model:{name}") for name in known],
             }
     return made
+
+
+def _score_of(metric: Metric, curve: Curve) -> Points:
+    return curve.score if curve.metric == metric else ()
 
 
 def calibration(

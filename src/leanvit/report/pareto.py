@@ -1,4 +1,4 @@
-"""Accuracy against cost: one plot whose cost axis is chosen on the page."""
+"""Score against cost: one plot whose cost axis is chosen on the page."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanvit.measure import Comparison, Row
+from leanvit.measure.table import figure, titled
 from leanvit.report.figures import SYMBOLS, Colours, Figure, Trace, entry, plain
-from leanvit.report.rows import signed
+from leanvit.report.rows import change_words, reach, signed_in
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
             ],
             "layout": {
                 "xaxis": {"title": {"text": axis.title(points[0].comparison)}, **_scale(known, axis)},
-                "yaxis": {"title": {"text": f"{points[0].comparison.score_name} [%]"}},
+                "yaxis": {"title": {"text": titled(points[0].comparison.metric)}},
             },
             "legend": [
                 *(entry(name, series=colours[key], group=f"model:{name}") for name, key in models.items()),
@@ -80,11 +81,13 @@ def accuracy_against_cost(points: Sequence[Point], colours: Colours) -> dict[str
     return views
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The (cost, accuracy) points that no other beats in both, from cheap to accurate."""
+def frontier(points: Sequence[tuple[float, float]], better: str = "higher") -> list[tuple[float, float]]:
+    """The (cost, score) points that no other beats in both, from cheap to good. better: which score is, higher or
+    lower."""
+    sign = 1 if better == "higher" else -1
     best: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
-        if not best or y > best[-1][1]:
+    for x, y in sorted(points, key=lambda p: (p[0], -sign * p[1])):
+        if not best or sign * y > sign * best[-1][1]:
             best.append((x, y))
     return best
 
@@ -100,14 +103,14 @@ def _scale(points: Sequence[Point], axis: _Axis) -> dict[str, Any]:
 
 
 def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
-    row, top1 = point.row, point.row.top1_percent
+    row, score = point.row, point.row.score
     trace: Trace = {
         "type": "scatter",
         "mode": "markers",
         "name": plain(point.model),
         "x": [axis.value(row)],
-        "y": [top1.value],
-        "error_y": _error(top1.high - top1.value, top1.value - top1.low),
+        "y": [score.value],
+        "error_y": _error(score.high - score.value, score.value - score.low),
         "marker": {"size": 12, "symbol": SYMBOLS[runtime % len(SYMBOLS)]},
         "meta": {"series": series, "groups": [f"model:{point.model}", f"runtime:{point.runtime_label}"]},
         "hovertemplate": "<br>".join(map(plain, _details(point))).replace("%{", "% {") + "<extra></extra>",
@@ -120,14 +123,16 @@ def _marker(point: Point, axis: _Axis, series: int, runtime: int) -> Trace:
 
 def _details(point: Point) -> list[str]:
     """The hover text of a row."""
-    comparison, row, top1 = point.comparison, point.row, point.row.top1_percent
+    comparison, row, score = point.comparison, point.row, point.row.score
+    value, low, high = (figure(one, score.unit) for one in (score.value, score.low, score.high))
     lines = [
         f"{point.model}, {point.runtime_label} {row.precision or ''}".strip(),
-        f"{comparison.score_name} {top1.value:.2f} % ({top1.low:.2f} … {top1.high:.2f})",
+        f"{comparison.metric.title} {' '.join(filter(None, (value, comparison.metric.unit)))} ({low} … {high})",
     ]
     if row.change_points is not None:
         change = row.change_points
-        lines.append(f"change {signed(change.value)} points ({signed(change.low)} … {signed(change.high)})")
+        words = " ".join(filter(None, (signed_in(change.value, change.unit), change_words(comparison))))
+        lines.append(f"change {words} ({reach(change)})")
     if row.latency_ms is not None:
         lines.append(f"{row.latency_ms.median:.4g} ms / batch of {comparison.latency_batch}")
     faster, reference = row.speedup_vs_baseline, comparison.reference(row)
@@ -142,8 +147,8 @@ def _details(point: Point) -> list[str]:
 
 
 def _stair(points: Sequence[Point], axis: _Axis, runtime: str, number: int) -> Trace:
-    own = [(axis.value(p.row) or 0.0, p.row.top1_percent.value) for p in points if p.runtime_label == runtime]
-    best = frontier(own)
+    own = [(axis.value(p.row) or 0.0, p.row.score.value) for p in points if p.runtime_label == runtime]
+    best = frontier(own, points[0].comparison.metric.better)
     return {
         "type": "scatter",
         "mode": "lines",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from leanvit.measure import Comparison, Interval, Row
+from leanvit.measure import Change, Comparison, Interval, Row
 from leanvit.measure.latency import Spread
 from leanvit.measure.rows import RuntimeChange, runtime_name
-from leanvit.measure.table import energy_lines
+from leanvit.measure.table import change_unit, energy_lines, figure
+from leanvit.tasks import Metric
 
 NONE = "–"
 
@@ -85,9 +86,8 @@ def _headings(comparison: Comparison) -> list[tuple[str, str]]:
     """(heading, unit) of each column after the name."""
     return [
         ("precision", ""),
-        (comparison.score_name, "%"),
-        ("mAP", "%"),
-        ("change", "points"),
+        *((metric.title, _unit(metric)) for metric in comparison.metrics),
+        ("change", change_words(comparison)),
         ("agreement", "% same answer"),
         ("MACs", "M / image"),
         ("params", "M"),
@@ -138,9 +138,9 @@ def headline(comparison: Comparison, model: str = "") -> Headline | None:
         reference=_with_precision(reference) if apart else reference.model,
         runtime=comparison.runtime_label(row),
         speedup=f"{faster.median:.2f}×",
-        score=comparison.score_name,
-        change=NONE if change is None else f"{signed(change.value)} points",
-        interval="" if change is None else f"{signed(change.low)} … {signed(change.high)}",
+        score=comparison.changed.title,
+        change=NONE if change is None else f"{signed_in(change.value, change.unit)} {change.unit}".rstrip(),
+        interval="" if change is None else reach(change),
         images=comparison.images,
         batch=comparison.latency_batch,
         model=row.model,
@@ -176,16 +176,9 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
     change = row.change_points
     return (
         Cell(row.precision or NONE),
-        _interval(row.top1_percent),
-        _interval(row.map_percent),
-        Cell()
-        if change is None
-        else Cell(
-            signed(change.value),
-            f"{signed(change.low)} … {signed(change.high)}",
-            f"{change.lost} images lost, {change.gained} gained; McNemar p = {change.p_value:.3g}",
-        ),
-        _interval(row.agreement_percent),
+        *map(interval_cell, row.scores),
+        change_cell(change),
+        interval_cell(row.agreement_percent),
         Cell(_number(twin.macs_per_image, 1e6), title=own if twin.macs_per_image else ""),
         Cell(_number(twin.params, 1e6), title=own if twin.params else ""),
         _spread(row.latency_ms),
@@ -222,10 +215,32 @@ def _number(value: float | None, unit: float) -> str:
     return f"{scaled:,.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
 
 
-def _interval(interval: Interval | None) -> Cell:
+def interval_cell(interval: Interval | None) -> Cell:
+    """A figure and its interval."""
     if interval is None:
         return Cell()
-    return Cell(f"{interval.value:.2f}", f"{interval.low:.2f} … {interval.high:.2f}")
+    value, low, high = (figure(one, interval.unit) for one in (interval.value, interval.low, interval.high))
+    return Cell(value, f"{low} … {high}")
+
+
+def change_cell(change: Change | None) -> Cell:
+    """A change and its interval; the images behind it where it is of images that are right or wrong."""
+    if change is None:
+        return Cell()
+    p = "" if change.p_value is None else f"; McNemar p = {change.p_value:.3g}"
+    images = "" if change.lost is None else f"{change.lost} images lost, {change.gained} gained{p}"
+    return Cell(signed_in(change.value, change.unit), reach(change), images)
+
+
+def change_words(comparison: Comparison) -> str:
+    """The unit of a change, and what it is of where that is not the score."""
+    metric = comparison.changed
+    of = "" if metric == comparison.metric else f" of {metric.title}"
+    return f"{change_unit(metric)}{of}".strip()
+
+
+def _unit(metric: Metric) -> str:
+    return f"{metric.unit}, lower is better".lstrip(", ") if metric.better == "lower" else metric.unit
 
 
 def _spread(spread: Spread | None) -> Cell:
@@ -238,9 +253,14 @@ def _digits(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def signed(value: float) -> str:
-    """Two decimals, always with a sign."""
-    return f"{value:+.2f}".replace("-", "−")
+def signed_in(value: float, unit: str) -> str:
+    """A figure of an interval in its unit, always with a sign."""
+    return figure(value, unit, sign=True).replace("-", "−")
+
+
+def reach(change: Interval) -> str:
+    """The interval of a change."""
+    return f"{signed_in(change.low, change.unit)} … {signed_in(change.high, change.unit)}"
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from leanvit.errors import CheckpointError, LeanvitError
 from leanvit.report import figures, rows, side_by_side, widths
+from leanvit.report.answer_pictures import MapAnswers, map_answers
 from leanvit.report.benches import Bench, DataGroup, by_data
 from leanvit.report.changes import Changes, changes
 from leanvit.report.pareto import accuracy_against_cost
@@ -19,6 +20,7 @@ from leanvit.runs.commands import Command
 from leanvit.runs.compared import COMPARED, MethodComparison
 from leanvit.runs.record import Measurement, RunRecord
 from leanvit.runs.token_maps import TokenMaps
+from leanvit.tasks import Classification
 
 Views = dict[str, figures.Figure]
 
@@ -74,6 +76,7 @@ class Answers:
 class BenchPart:
     """One plot and the measurements in it."""
 
+    title: str
     conditions: str
     plot: str
     views: tuple[str, ...]
@@ -90,6 +93,7 @@ class DataPart:
     benches: tuple[BenchPart, ...]
     answers: tuple[Answers, ...]
     without_answers: tuple[str, ...]  # commands that would make them
+    maps: tuple[MapAnswers, ...]
 
 
 @dataclass(frozen=True)
@@ -247,7 +251,12 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup], seri
         without_answers=tuple(
             m.command or f"leanvit measure {record.folder} --data {group.data or 'DATA'}"
             for record, m in group.measured
-            if m.evidence is None
+            if m.evidence is None and m.comparison.task == Classification.name
+        ),
+        maps=tuple(
+            map_answers(f"{record.folder.name} · {m.file}" if several else "", m.comparison, m.maps)
+            for record, m in group.measured
+            if m.maps is not None
         ),
     )
 
@@ -262,6 +271,7 @@ def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) ->
             "across them with care; accuracies, MACs and sizes compare as they are."
         )
     return BenchPart(
+        title=f"{bench.metric.title} against cost",
         conditions=f"images of {size}, batch {bench.batch}, {bench.machine}",
         plot=plots.add(views),
         views=tuple(views),

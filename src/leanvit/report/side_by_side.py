@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from leanvit.measure import Change, Comparison, Interval, Row
+from leanvit.measure import Comparison, Interval, Row
 from leanvit.measure.rows import runtime_name
-from leanvit.measure.table import speed_lines
+from leanvit.measure.table import change_unit, speed_lines, titled
+from leanvit.measure.table import figure as number
 from leanvit.report.figures import Colours, Figure, Trace, entry, plain
-from leanvit.report.rows import NONE, signed
+from leanvit.report.rows import NONE, Cell, change_cell, interval_cell
 from leanvit.runs.compared import BASELINE, INT8, MethodResult, SideBySide
 from leanvit.runs.saving import RECOVERED, ways_of
 
@@ -39,10 +40,11 @@ class Line:
 
 def most_accurate(result: SideBySide, comparison: Comparison) -> str:
     """The method that is best at the end; a control only where there is nothing else. "" where none was measured."""
-    known = {row.name: row.top1_percent.value for row in comparison.rows}
+    known = {row.name: comparison.score_of(row, comparison.changes).value for row in comparison.rows}
     found = [one for one in result.standings if one.name in known]
     found = [one for one in found if one.knobs.get("select") not in ("random", "lowest")] or found
-    return max(found, key=lambda one: known[one.name]).name if found else ""
+    best = min if comparison.changed.better == "lower" else max
+    return best(found, key=lambda one: known[one.name]).name if found else ""
 
 
 def recovery_in_words(result: SideBySide) -> str:
@@ -65,33 +67,57 @@ def columns(comparison: Comparison) -> list[Column]:
 
 def headings(result: SideBySide, comparison: Comparison) -> list[tuple[str, str]]:
     """(heading, unit) of each column after the name."""
-    after = [(f"{comparison.score_name}, recovered", "%"), ("change", "points")] if result.recovery else []
+    metric = comparison.changed
+    change = ("change", change_unit(metric))
+    after = [(f"{metric.title}, recovered", metric.unit), change] if result.recovery else []
     speeds = [(c.title, f"× {BASELINE}, batch {comparison.latency_batch}") for c in columns(comparison)]
     return [
         ("MACs", f"× {BASELINE}"),
-        (f"{comparison.score_name}, off the shelf", "%"),
-        ("change", "points"),
+        (f"{metric.title}, off the shelf", metric.unit),
+        change,
         *after,
         *speeds,
     ]
 
 
 def lines(result: SideBySide, comparison: Comparison) -> list[Line]:
-    """The baseline, then the methods from the most accurate to the least."""
+    """The baseline, then the methods from the best to the worst."""
     first = comparison.row(comparison.baseline)
-    made = [_line(result, comparison, one) for one in sorted(result.standings, key=lambda s: -_score(comparison, s))]
-    own = [("1", ""), _accuracy(first.top1_percent), (NONE, ""), *([(NONE, "")] * 2 if result.recovery else [])]
+    made = [_line(result, comparison, one) for one in _ranked(result, comparison)]
+    own = [
+        ("1", ""),
+        _texts(interval_cell(_score(comparison, first))),
+        (NONE, ""),
+        *([(NONE, "")] * 2 if result.recovery else []),
+    ]
     return [Line(BASELINE, (*own, *(_rate(comparison, BASELINE, c) for c in columns(comparison)))), *made]
 
 
-def _score(comparison: Comparison, method_result: MethodResult) -> float:
-    return comparison.row(method_result.name).top1_percent.value
+def _score(comparison: Comparison, row: Row) -> Interval:
+    """Of the metric that the changes are of: off the shelf it is that one, too."""
+    return comparison.score_of(row, comparison.changes)
+
+
+def _ranked(result: SideBySide, comparison: Comparison) -> list[MethodResult]:
+    """The methods from the best at the end to the worst."""
+    sign = 1 if comparison.changed.better == "lower" else -1
+
+    def place(one: MethodResult) -> float:
+        return sign * _score(comparison, comparison.row(one.name)).value
+
+    return sorted(result.standings, key=place)
+
+
+def _texts(cell: Cell) -> tuple[str, str]:
+    return cell.text, cell.small
 
 
 def _line(result: SideBySide, comparison: Comparison, one: MethodResult) -> Line:
     row = comparison.row(one.name)
-    off_the_shelf = [_accuracy(one.off_the_shelf_percent), _change(one.off_the_shelf_change)]
-    after = [_accuracy(row.top1_percent), _change(row.change_points)] if one.recovered else [(NONE, "")] * 2
+    cells = (interval_cell(one.off_the_shelf_percent), change_cell(one.off_the_shelf_change))
+    off_the_shelf = [_texts(cell) for cell in cells]
+    cells = (interval_cell(_score(comparison, row)), change_cell(row.change_points))
+    after = [_texts(cell) for cell in cells] if one.recovered else [(NONE, "")] * 2
     after = after if result.recovery else []
     speeds = [_speed(comparison, one.name, column) for column in columns(comparison)]
     return Line(one.name, ((f"{macs_ratio(comparison, one.name):.3f}", ""), *off_the_shelf, *after, *speeds))
@@ -126,42 +152,38 @@ def _rate(comparison: Comparison, name: str, column: Column) -> tuple[str, str]:
     return (NONE, "") if row is None or not row.images_per_s else ("1", f"{row.images_per_s:,.0f} images/s")
 
 
-def _accuracy(interval: Interval) -> tuple[str, str]:
-    return f"{interval.value:.2f}", f"{interval.low:.2f} … {interval.high:.2f}"
-
-
-def _change(change: Change | None) -> tuple[str, str]:
-    return (NONE, "") if change is None else (signed(change.value), f"{signed(change.low)} … {signed(change.high)}")
-
-
 def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figure:
-    """A line for each method, from its accuracy off the shelf to that after the recovery; the baseline dotted."""
-    ranked = sorted(result.standings, key=lambda one: _score(comparison, one))
-    first = comparison.row(comparison.baseline).top1_percent.value
+    """A line for each method, from its score off the shelf to that after the recovery; the baseline dotted."""
+    ranked, metric = _ranked(result, comparison)[::-1], comparison.changed
+    first = _score(comparison, comparison.row(comparison.baseline))
+
+    def said(score: Interval) -> str:
+        return f"{number(score.value, score.unit)} {metric.unit}".rstrip()
+
     traces: list[Trace] = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": BASELINE,
-            "x": [first, first],
+            "x": [first.value, first.value],
             "y": [plain(ranked[0].name), plain(ranked[-1].name)],
             "line": {"dash": "dot", "width": 1.5},
-            "hovertemplate": f"{BASELINE} {first:.2f} %<extra></extra>",
+            "hovertemplate": f"{BASELINE} {plain(said(first))}<extra></extra>",
             "meta": {"series": -1, "groups": []},
         }
     ]
     for one in ranked:
-        after, off_the_shelf = comparison.row(one.name).top1_percent.value, one.off_the_shelf_percent.value
+        after, off_the_shelf = _score(comparison, comparison.row(one.name)), one.off_the_shelf_percent
         traces.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": plain(one.name),
-                "x": [off_the_shelf, after],
+                "x": [off_the_shelf.value, after.value],
                 "y": [plain(one.name)] * 2,
                 "marker": {"size": 10, "symbol": ["circle-open", "circle"]},
                 "line": {"width": 2},
-                "hovertemplate": f"{off_the_shelf:.2f} % off the shelf, {after:.2f} % at the end"
+                "hovertemplate": f"{plain(said(off_the_shelf))} off the shelf, {plain(said(after))} at the end"
                 f"<extra>{plain(one.name)}</extra>",
                 "meta": {"series": colours[one.name], "groups": [f"model:{one.name}"]},
             }
@@ -170,7 +192,7 @@ def figure(result: SideBySide, comparison: Comparison, colours: Colours) -> Figu
     return {
         "data": traces,
         "layout": {
-            "xaxis": {"title": {"text": f"{comparison.score_name} [%], from off the shelf (ring) to the end (dot)"}},
+            "xaxis": {"title": {"text": f"{titled(metric)}, from off the shelf (ring) to the end (dot)"}},
             "yaxis": {
                 "title": {"text": ""},
                 "categoryorder": "array",
@@ -211,7 +233,7 @@ def terminal_table(result: SideBySide, comparison: Comparison) -> Table:
     table = Table(caption=Text("\n".join(caption)), caption_justify="left")
     table.add_column("method")
     for heading, unit in headings(result, comparison):
-        table.add_column(Text(f"{heading} [{unit}]"), justify="right")
+        table.add_column(Text(f"{heading} [{unit}]" if unit else heading), justify="right")
     for line in lines(result, comparison):
         table.add_row(Text(line.name), *(Text(f"{text}\n{small}" if small else text) for text, small in line.cells))
     _add_left_out(table, result)

@@ -22,6 +22,7 @@ _LEFT = (  # in the order in which it is removed: what makes a run of it, or can
     latencies_file("*"),
     "predictions*.safetensors",
     "disagreements*.json",
+    "maps*.json",
     TOKENS,
     COMMANDS,
     RECORD,

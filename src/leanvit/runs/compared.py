@@ -37,8 +37,8 @@ class MethodResult:
     name: str  # of its row, and of its run folder
     method: str  # slug
     knobs: dict[str, Any]
-    off_the_shelf_percent: Interval  # accuracy before the recovery
-    off_the_shelf_change: Change | None  # against the baseline, in points
+    off_the_shelf_percent: Interval  # before the recovery, what the changes are of: in percent, or its metric's unit
+    off_the_shelf_change: Change | None  # against the baseline, in points, or that unit
     learns: bool  # whether the method trains by itself: off the shelf it has seen images already
     recovered: bool  # whether the recovery followed
     seconds: float  # that applying, training and recovering took

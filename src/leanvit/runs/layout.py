@@ -40,6 +40,11 @@ def pictures_file(measured: Path) -> Path:
     return measured.with_name(measured.stem.replace("measure", "disagreements", 1) + ".json")
 
 
+def answer_maps_file(measured: Path) -> Path:
+    """`maps.json` of `measure.json`, and so on."""
+    return measured.with_name(measured.stem.replace("measure", "maps", 1) + ".json")
+
+
 def latencies_file(runtime: str) -> str:
     """The name of a table of latencies."""
     return f"latencies-{runtime}.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 
 from leanvit.errors import CheckpointError
 from leanvit.files import write_atomic
+from leanvit.measure import Comparison
 from leanvit.runs.layout import EARLIER_LOG, MEASURED, TRAINING_LOG
+from leanvit.tasks import Classification, Metric, MultiLabel
 
 MOST_BYTES = 64 * 2**20
 MOST_STEPS = 800  # drawn; of more, evenly many are left out
@@ -34,9 +35,10 @@ def trained_on_labels(folder: Path) -> bool:
         if found:
             return '"map":' in found[-1]
     measured = folder / MEASURED
-    return (
-        measured.is_file() and re.search(r'"multi_label":\s*true', measured.read_text("utf-8", "replace")) is not None
-    )
+    try:
+        return measured.is_file() and Comparison.from_json(measured.read_bytes()).task == MultiLabel.name
+    except CheckpointError:  # damaged: the report names it
+        return False
 
 
 def keep_logs(source: Path | None, target: Path) -> None:
@@ -54,7 +56,8 @@ class Curve:
     loss: Points
     lr: Points
     epoch_loss: Points
-    top1_percent: Points  # of the validation split
+    score: Points  # of the validation split: in percent where the metric's unit is "%", else in its unit
+    metric: Metric = Classification.metrics[0]  # of the score
 
 
 def read_curve(path: Path) -> Curve | None:
@@ -71,15 +74,34 @@ def read_curve(path: Path) -> Curve | None:
         rows = [json.loads(line) for line in lines[:-1] if line.strip()]
         steps = [row for row in rows if row["event"] == "step"]
         epochs = [row for row in rows if row["event"] == "epoch"]
+        metric = _metric(rows)
         curve = Curve(
             loss=_points(steps, "loss"),
             lr=_points(steps, "lr"),
             epoch_loss=_points(epochs, "loss"),
-            top1_percent=tuple((step, 100 * share) for step, share in _points(epochs, "top1") if 0 <= share <= 1),
+            score=_scores(epochs, metric),
+            metric=metric,
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a log of training: {error}") from error
     return curve if curve.loss or curve.epoch_loss else None
+
+
+def _metric(rows: list[dict[str, Any]]) -> Metric:
+    """The metric of a log: as its start says; else the one of labels of images that its epochs have."""
+    stated = next((row["metric"] for row in reversed(rows) if row["event"] == "start" and "metric" in row), None)
+    if stated is not None:
+        return Metric(**{key: str(stated[key]) for key in ("name", "title", "better", "unit")})  # type: ignore[arg-type]
+    of_labels = (*Classification.metrics, *MultiLabel.metrics)
+    known = (one for one in of_labels if any(row["event"] == "epoch" and one.name in row for row in rows))
+    return next(known, of_labels[0])
+
+
+def _scores(epochs: list[dict[str, Any]], metric: Metric) -> Points:
+    found = _points(epochs, metric.name)
+    if metric.unit != "%":
+        return found
+    return tuple((step, metric.shown(share)) for step, share in found if 0 <= share <= 1)
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> Points:

@@ -15,10 +15,19 @@ from leanvit.measure import Comparison
 from leanvit.recipe.catalogue import PREFIX
 from leanvit.recipe.roots import described
 from leanvit.recipe.store import JSON_NAME, RunFile, read_run_file
+from leanvit.runs.answer_maps import AnswerMaps
 from leanvit.runs.commands import Command, commands_of
 from leanvit.runs.disagreements import load_pictures
 from leanvit.runs.evidence import Evidence
-from leanvit.runs.layout import COMMANDS, TOKENS, TRAINING_LOG, evidence_file, measurement_files, pictures_file
+from leanvit.runs.layout import (
+    COMMANDS,
+    TOKENS,
+    TRAINING_LOG,
+    answer_maps_file,
+    evidence_file,
+    measurement_files,
+    pictures_file,
+)
 from leanvit.runs.logs import Curve, read_curve
 from leanvit.runs.saving import TargetRow, asked_rows, ways_of
 from leanvit.runs.token_maps import TokenMaps
@@ -37,6 +46,7 @@ class Measurement:
     command: str
     evidence: Evidence | None = None
     pictures: dict[str, str] = field(default_factory=dict)  # by key; base64
+    maps: AnswerMaps | None = None  # of a task whose answers are maps
     at: str = ""  # when it was made (ISO 8601, UTC), where the record of commands says so
     earlier: tuple[str, ...] = ()  # files of earlier measurements of the same rows
 
@@ -136,8 +146,9 @@ def _measurement(path: Path, commands: tuple[Command, ...], reader: _Reader) -> 
         raise CheckpointError(f"{path}: {error}") from None
     evidence = reader.read(evidence_file(path).name, lambda _: _evidence(path, content, comparison), None)
     pictures = reader.read(pictures_file(path).name, load_pictures, {}) if evidence else {}
+    maps = reader.read(answer_maps_file(path).name, lambda file: _answer_maps(file, content, comparison), None)
     command, at = (made[-1].command, made[-1].at) if made else ("", "")
-    return Measurement(path.name, comparison, command, evidence, pictures, at)
+    return Measurement(path.name, comparison, command, evidence, pictures, maps, at)
 
 
 def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | None:
@@ -154,6 +165,17 @@ def _evidence(path: Path, content: bytes, comparison: Comparison) -> Evidence | 
             f"{file} does not hold the answers of {path.name}: {missing or 'another number of images'}"
         )
     return evidence
+
+
+def _answer_maps(file: Path, content: bytes, comparison: Comparison) -> AnswerMaps | None:
+    """Those kept beside a comparison; None if there are none, or they are those of one that was replaced."""
+    found = AnswerMaps.load(file)
+    if found is None or found.of != hashlib.sha256(content).hexdigest():
+        return None
+    names = {name for one in found.pictures for name in one.answers} | {*found.per_class}
+    if unknown := names - {row.name for row in comparison.rows}:
+        raise CheckpointError(f"{file} holds answers of {sorted(unknown)}, which were not measured")
+    return found
 
 
 def _commands(path: Path) -> tuple[Command, ...]:

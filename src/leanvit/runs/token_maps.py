@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import read_strict, write_atomic
 from leanvit.runs.layout import TOKENS
-from leanvit.runs.thumbnails import encoded
+from leanvit.runs.thumbnails import encoded_pixels
 
 if TYPE_CHECKING:
     from leanvit.anatomy import OpenModel
@@ -156,7 +156,12 @@ def _shown_class(target: Any) -> int:
 def _pictures(dataset: AnyDataset, preprocess: Preprocess, answers: Mapping[str, int]) -> tuple[Picture, ...]:
     transform = preprocess.u8_transform()
     return tuple(
-        Picture(sample.key, _shown_class(sample.target), answers[sample.key], _encoded(transform(sample.image)))
+        Picture(
+            sample.key,
+            _shown_class(sample.target),
+            answers[sample.key],
+            encoded_pixels(transform(sample.image), side=SIDE),
+        )
         for sample in dataset
         if sample.key in answers  # the loader leaves out what preprocessing cannot take
     )
@@ -172,12 +177,3 @@ def _newest(text: str | bytes) -> str | bytes:
         return json.dumps({**content, "format": FORMAT, "pictures": named})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return text
-
-
-def _encoded(pixels: Any) -> str:
-    """(H, W, C) uint8 -> a small picture as base64."""
-    import numpy as np
-    from PIL import Image
-
-    values = np.asarray(pixels)
-    return encoded(Image.fromarray(values[..., 0] if values.ndim == 3 and values.shape[-1] == 1 else values), side=SIDE)

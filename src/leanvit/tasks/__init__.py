@@ -14,7 +14,7 @@ from leanvit.tasks.heads import Head, Heads, make_of
 from leanvit.tasks.metric import Metric
 from leanvit.tasks.multilabel import MultiLabel
 from leanvit.tasks.reading import answers_of, shapes_of
-from leanvit.tasks.registry import make_task, module_of, read_task, task, task_names
+from leanvit.tasks.registry import make_task, module_of, task, task_names, task_of_text
 from leanvit.tasks.segmentation import Segmentation
 from leanvit.tasks.task import Task
 
@@ -64,7 +64,7 @@ def stated(model: Any) -> Task | None:
 
 def of_record(info: Mapping[str, Any]) -> Task | None:
     """The task that a saved run says it is of; None: one class an image. Raises `BadInput` for an unknown one."""
-    if info.get("multi_label") is True:
+    if info.get(MultiLabel.name) is True:
         return _BY_LABELS["several"]
     found = info.get("task")
     if found is None:
@@ -79,6 +79,13 @@ def of_record(info: Mapping[str, Any]) -> Task | None:
         )
     made: Task = make_of(found)
     return made
+
+
+def read_task(given: Task | str | None, name: str = "task") -> Task | None:
+    """A task, or one of its text (`NAME` or `NAME:field=value,...`), or None. Raises `BadInput` for anything else."""
+    found: Task | None = task_of_text(given) if isinstance(given, str) else given
+    require_task(found, name)
+    return found
 
 
 def require_task(given: object, name: str = "task") -> None:

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from leanvit.errors import BadInput
-from leanvit.tasks.metric import Metric, Rows, count, resamples
+from leanvit.tasks.metric import RESAMPLES, Metric, Rows, count, resamples
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Change(Interval):
 Scores = Callable[[np.ndarray | None], np.ndarray]  # weights (R, N), or None for each image once -> scores (R,)
 
 
-def bootstrapped(scores: Scores, rows: Rows, metric: Metric, *, level: float = 0.95) -> Interval:
+def bootstrapped(
+    scores: Scores, rows: Rows, metric: Metric, *, level: float = 0.95, times: int = RESAMPLES
+) -> Interval:
     """A score with the percentile interval of a bootstrap over images, always of the same draws."""
     n = count(rows)
     value = float(scores(None)[0])
-    low, high = _quantiles(scores(resamples(n)), level)
+    low, high = _quantiles(scores(resamples(n, times)), level)
     unit = "fraction" if metric.unit == "%" else metric.unit
     return Interval(value, min(value, low), max(value, high), n, unit)
 

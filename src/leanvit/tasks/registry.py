@@ -57,11 +57,9 @@ def make_task(name: str, arguments: Mapping[str, Any]) -> Any:
         raise BadInput(f"task {name}: {error}") from error
 
 
-def read_task(given: Any) -> Any:
-    """A task of its text, `NAME` or `NAME:field=value,...`; a task, or None, as it is. Raises `BadInput`."""
-    if not isinstance(given, str):
-        return given
-    name, colon, rest = given.partition(":")
+def task_of_text(text: str) -> Any:
+    """A task of `NAME` or `NAME:field=value,...`. Raises `BadInput`."""
+    name, colon, rest = text.partition(":")
     arguments: dict[str, Any] = {}
     for part in split_values(rest) if colon else ():
         key, value = read_pair(part, f"--task {name} takes field=value")

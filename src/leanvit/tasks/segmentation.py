@@ -112,9 +112,13 @@ class Segmentation(Task):
         hits, answered, truth = totals(rows, weights).transpose(1, 0, 2)  # (R, classes) each
         if metric_of(self.metrics, metric).name == "pixels":
             return np.asarray(hits.sum(axis=1) / np.maximum(truth.sum(axis=1), 1))
-        union = answered + truth - hits
-        share = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0)
-        return np.asarray(share.sum(axis=1) / np.maximum((union > 0).sum(axis=1), 1))
+        share, occurs = _iou(hits, answered, truth)
+        return np.asarray(share.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1))
+
+    def per_class(self, rows: Any) -> np.ndarray:
+        """The IoU of each class; NaN for one that is in no mask and no answer."""
+        share, occurs = _iou(*totals(rows, None)[0])
+        return np.where(occurs, share, np.nan)
 
     def answers(self, outputs: Any) -> Tensor:
         """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the outputs' own size."""
@@ -143,6 +147,12 @@ class Segmentation(Task):
 
     def _counted(self, mask: Tensor) -> Tensor:
         return mask != self.ignored
+
+
+def _iou(hits: np.ndarray, answered: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection over union of each class, and whether there is one, of pixels of the same shape."""
+    union = answered + truth - hits
+    return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0), union > 0
 
 
 def resized(logits: Tensor, mask: Tensor) -> Tensor:

@@ -198,6 +198,11 @@ class Task:
         """One image's answer, or truth, as a map (h, w) of whole numbers to draw over the image; None: it is no map."""
         return None
 
+    def per_class(self, rows: Rows) -> np.ndarray | None:
+        """(classes,) the share of `metrics[0]` that each class has of rows (N, ...), NaN where it is not there; None:
+        the task has no classes to tell apart."""
+        return None
+
     def truth(self, batch: Batch) -> Any | None:
         """(B, ...) what the batch says, in the form of `answers`; None where it has no such form."""
         return None

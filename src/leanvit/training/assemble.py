@@ -49,7 +49,7 @@ def assemble(
     validate: AnyDataset | None,
     convert: bool = False,
     callbacks: Sequence[object] = (),
-    task: Task | None = None,
+    task: Task | str | None = None,
 ) -> Run:
     """Build optimiser, averaged model and mixing for a run. Raises BadInput for what does not fit together.
 
@@ -99,10 +99,9 @@ def assemble(
         raise
 
 
-def task_of_run(model: nn.Module, dataset: AnyDataset, objective: Objective | None, given: Task | None) -> Task:
+def task_of_run(model: nn.Module, dataset: AnyDataset, objective: Objective | None, given: Task | str | None) -> Task:
     """What a run learns and is judged by: the task that is given, the objective's, the model's, or the data's."""
-    tasks.require_task(given)
-    return tasks.of(model, dataset, given or getattr(objective, "task", None))
+    return tasks.of(model, dataset, tasks.read_task(given) or getattr(objective, "task", None))
 
 
 def release(model: nn.Module, callbacks: Sequence[object], flags: Mapping[str, bool]) -> None:
@@ -204,15 +203,15 @@ def check_run(
     config: FitConfig,
     validate: AnyDataset | None = None,
     convert: bool = False,
-    task: Task | None = None,
+    task: Task | str | None = None,
 ) -> int:
     """Raise BadInput unless model, data and recipe fit, as `fit` will; returns the steps of an epoch."""
     require_kinds(model, dataset, preprocess, config, validate)
     require_float32(model, "training")
-    task = tasks.of(model, dataset, task)
-    check_fits(model, preprocess, dataset, convert=convert, trains=True, classes=bool(task.label_kind))
+    own = tasks.of(model, dataset, tasks.read_task(task))
+    check_fits(model, preprocess, dataset, convert=convert, trains=True, classes=bool(own.label_kind))
     if validate is not None:
-        task.check("validate=", model=model, dataset=validate)
+        own.check("validate=", model=model, dataset=validate)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "
@@ -233,10 +232,10 @@ def check_run(
     if config.mixes:
         require_labels(dataset, "mixup and cutmix")
         check_mixing(dataset.fields)
-    if config.mixes and not task.mixes:
+    if config.mixes and not own.mixes:
         raise BadInput(
             f"mixup={config.mixup} and cutmix={config.cutmix} mix images of one class each, but {dataset.spec!r} is "
-            f"{task.words}: set both to 0"
+            f"{own.words}: set both to 0"
         )
     world = join_world()
     _require_divisible(config, world)

@@ -38,7 +38,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -241,7 +241,9 @@ class JsonlLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path, lambda temporary: temporary.write_text(text))
         self._file = self.path.open("a")
-        self._write({"event": "start", "step": run.step, "total_steps": run.total_steps, **run.config.to_json()})
+        said = {} if run.task.label_kind else {"metric": asdict(run.task.metric)}
+        row = {"event": "start", "step": run.step, "total_steps": run.total_steps, **run.config.to_json(), **said}
+        self._write(row)
 
     def after_step(self, run: Run) -> None:
         """Write the step's learning rate and losses."""

@@ -96,7 +96,7 @@ def fit(
     convert: bool = False,
     keep: str = "last",
     about: Mapping[str, Any] | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
 ) -> FitResult[M]:
     """Train `model` in place on the device that it is on; under torchrun, on all processes together.
 

@@ -6,24 +6,27 @@ Under torchrun all processes apply and recover; the first one judges, saves and,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.errors import LeanvitError
-from leanvit.measure import Comparison, Predictions, accuracy, accuracy_change, compare, predict
+from leanvit.measure import Comparison, Predictions, compare, predict
+from leanvit.measure.judged import Judged, judge_all
 from leanvit.recipe import Data, Recovery, clear_steps, is_resumable, knobs_of, make_method
 from leanvit.recipe import compress as compress_model
 from leanvit.recipe.steps import ABOUT as STEPS_ABOUT
 from leanvit.recipe.store import JSON_NAME
+from leanvit.runs.answer_maps import answer_maps
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.compared import BASELINE, INT8, MethodResult
 from leanvit.runs.layout import MEASURED
 from leanvit.runs.measurements import keep
 from leanvit.runs.saving import TargetRow, asked_rows, save_compressed
 from leanvit.runs.token_maps import keep_tokens
+from leanvit.tasks import Task
 from leanvit.training.world import join_world
 from leanvit.verbs.candidates import Candidate
 from leanvit.verbs.compressing import target_rows, training_images
@@ -48,16 +51,23 @@ class Conditions:
     command: str
     data: str
     class_names: str
+    task: Task
 
     def images(self) -> Data | None:
-        return None if self.train is None else training_images(self.train, self.start, self.seed, self.log)
+        if self.train is None:
+            return None
+        found = training_images(self.train, self.start, self.seed, self.log)
+        return found if self.task.label_kind else replace(found, task=self.task)
 
-    def judged(self, model: Any) -> Predictions:
+    def judged(self, model: Any) -> Judged:
+        batches = loader(self.val, self.start.preprocess, batch_size=64)
+        if not self.task.label_kind:
+            return judge_all(self.task, {"model": model}, batches)["model"]
         outputs = matched_with(self.start.model, self.val, class_names=self.class_names).positions
-        return predict(model, loader(self.val, self.start.preprocess, batch_size=64), outputs=outputs)
+        return Judged.of(predict(model, batches, outputs=outputs))
 
     @cached_property
-    def baseline_answers(self) -> Predictions:
+    def baseline_answers(self) -> Judged:
         return self.judged(self.start.model)
 
 
@@ -136,10 +146,10 @@ def _method_result(shared: Conditions, one: Candidate) -> MethodResult:
 
 
 def _off_the_shelf(shared: Conditions, model: Any) -> dict[str, Any]:
-    """Accuracy before the recovery, as fields of `MethodResult`."""
+    """Score before the recovery, as fields of `MethodResult`."""
     answers = shared.judged(model)
-    change = accuracy_change(shared.baseline_answers, answers)
-    return {"off_the_shelf_percent": accuracy(answers).percent(), "off_the_shelf_change": change}
+    change = shared.baseline_answers.change(answers)
+    return {"off_the_shelf_percent": answers.interval(answers.task.changes).shown(), "off_the_shelf_change": change}
 
 
 def _save(
@@ -206,6 +216,7 @@ def measure_all(
     files: dict[str, Path] = {}
     same: dict[str, str] = {}
     answers: dict[str, Predictions] = {}
+    judged: dict[str, Judged] = {}
     with Opener(latency_batch, shared.log) as opener:
         for row, folder, runtime in wanted:
             key = row if runtime == "torch" else f"{row} ({runtime})"
@@ -224,7 +235,10 @@ def measure_all(
             baseline=BASELINE,
             progress=shared.log,
             on_predictions=answers.update,
+            on_judged=judged.update,
             class_names=shared.class_names,
+            task=shared.task,
         )
-    keep(comparison, answers, shared.val, shared.folder / BASELINE / MEASURED)
+        maps = answer_maps(comparison, runners, judged, shared.val)
+    keep(comparison, answers, shared.val, shared.folder / BASELINE / MEASURED, maps=maps)
     return comparison

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
+from leanvit import tasks
 from leanvit.anatomy.composite import Composite
 from leanvit.data import AnyDataset
 from leanvit.data.identity import identity
@@ -34,6 +35,7 @@ from leanvit.runs.compared import (
 from leanvit.runs.folders import new_folder, require_writable
 from leanvit.runs.layout import MEASURED
 from leanvit.runs.locking import locked, refuse_if_held
+from leanvit.tasks import Task, read_task
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.applying import Conditions, apply_all, keep_baseline, measure_all, round_all
 from leanvit.verbs.candidates import checked, choose
@@ -87,6 +89,7 @@ def compare_methods(
     adapt: bool = False,
     convert: bool = False,
     class_names: str = "by-name",
+    task: Task | str | None = None,
     limit: int | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -107,6 +110,7 @@ def compare_methods(
         candidates: as `--with` takes them, without the knob that the share decides: `evit`, `diffrate:max_steps=300`.
             Default: every method that reduces tokens or leaves early and has such a knob; what does not fit the model
             is left out, with the reason, and so is what fails later: the others go on.
+        task: what the outputs mean, see `measure`; methods and recovery learn by it.
         macs: the share, above 0 and below 1. A method whose nearest setting is farther off than `tolerance` (of the
             share) is left out with the share that it reaches.
         controls: beside EViT, as many tokens at random, and those that the class token attends to least.
@@ -128,6 +132,7 @@ def compare_methods(
     check("--batch", latency_batch, Count)
     check("--rounds", rounds, Rounds)
     check("tolerance", tolerance, Annotated[float, Gt(0), Le(0.5)])
+    given = read_task(task)
     others = _other_runtimes(runtimes, int8)
     with world.together():
         if out is not None and world.first:
@@ -135,7 +140,7 @@ def compare_methods(
     if resume:
         _check_resume(out)
     train, no_training_split = _training_split(data, seed, limit, log)
-    val = open_split(data, "val", seed=seed, limit=limit, log=log, beside=train, labels_for="compare-methods")
+    val = open_split(data, "val", seed=seed, limit=limit, log=log, beside=train)
     some = val if train is None else train
     start = load_model(
         model,
@@ -146,9 +151,13 @@ def compare_methods(
         seed=seed,
         log=log,
     )
-    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges="compare-methods")
+    judges = "compare-methods"
+    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges=judges, task=given)
     _refuse_parts(start)
+    judged_by = tasks.of(start.model, val, given)
     start = with_labels_of(some, with_range_of(some, start))
+    if not judged_by.label_kind:
+        start.model.task = judged_by
     learned = with_classes_of(start, some, class_names=class_names, log=log)
     train = None if train is None else learned
     chosen, left_out = choose(start, candidates, macs, tolerance=tolerance, controls=controls, log=log)
@@ -167,6 +176,7 @@ def compare_methods(
         "recovery": None if recovery is None else recovery.to_json(),
         "methods": {one.name: {"slug": one.method.slug, **knobs_of(one.method)} for one in chosen},
         "class_names": class_names,
+        **({} if given is None else {"task": judged_by.to_json()}),
         "weights": fingerprint(start.model),
         "images": {one.split: identity(one) for one in (train, val) if one is not None},
     }
@@ -185,7 +195,9 @@ def compare_methods(
         for line in plan:
             log(line)
         kept_train = None if train is None else train.cached()
-        shared = Conditions(start, kept_train, val.cached(), recovery, seed, folder, log, command, data, class_names)
+        shared = Conditions(
+            start, kept_train, val.cached(), recovery, seed, folder, log, command, data, class_names, judged_by
+        )
         kept = f"finished methods, and the state of a training, are in {folder}"
         with explains_how_to_resume(folder, command, verb="compare-methods", about=ABOUT, kept=kept):
             keep_baseline(shared)

@@ -20,7 +20,7 @@ from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import artefact_folder
 from leanvit.runs.locking import locked
-from leanvit.tasks import Task, read_task, require_task
+from leanvit.tasks import Task, read_task
 from leanvit.verbs.models import Log, load_model, silent
 
 Batch = Annotated[int, Ge(1), Le(65536)]  # images a call; the most that `deploy` traces
@@ -86,8 +86,7 @@ def export(
     if input_type not in INPUT_TYPES:
         raise unknown("input type", input_type, INPUT_TYPES)
     knobs.check("--batch", batch, Batch | None)
-    told: Task | None = read_task(task)
-    require_task(told)
+    told = read_task(task)
     settings = own_settings(mean, std, crop_pct, interpolation)
     one = load_model(
         run, model_args=model_args, pretrained=pretrained, weights=weights, preprocess_settings=settings, log=log

@@ -13,12 +13,15 @@ from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison, Predictions, compare
+from leanvit.measure.judged import Judged
+from leanvit.runs.answer_maps import answer_maps
 from leanvit.runs.commands import Stopwatch
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import MEASURED, TOKENS
 from leanvit.runs.measurements import keep
 from leanvit.runs.token_maps import keep_tokens
-from leanvit.verbs.fitting import require_fit, with_classes_of
+from leanvit.tasks import Task, read_task
+from leanvit.verbs.fitting import common_task, require_fit, with_classes_of
 from leanvit.verbs.models import (
     Loaded,
     Log,
@@ -59,6 +62,7 @@ def measure(
     rounds: int = 15,
     convert: bool = False,
     class_names: str = "by-name",
+    task: Task | str | None = None,
     model_args: Mapping[str, Any] | None = None,
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -82,6 +86,8 @@ def measure(
         all_runtimes: all of them in one comparison; what is not installed, or does not take a model, is left out and
             named with the reason (`Measured.left_out`).
         convert: see `train`. class_names: "by-name" or "by-position", see `data.match_classes`.
+        task: what the outputs mean, as a task or its text (`NAME:field=value`); default: what the runs say, and the
+            labels of the data.
         model_args, pretrained, weights, mean, std, crop_pct, interpolation: for the timm names among them; see `train`.
         out: file; default: `measure.json` of the run folder, or `measure-2.json` and so on when there is one.
 
@@ -93,22 +99,27 @@ def measure(
     chosen, left_out = _chosen_runtimes(runtimes, all_runtimes)
     check("--batch", latency_batch, Count)
     check("--rounds", rounds, Rounds)
+    given = read_task(task)
     settings = own_settings(mean, std, crop_pct, interpolation)
     for what, reason in left_out.items():
         log(f"{what} is left out: {reason}")
-    validation = open_split(data, "val", limit=limit, log=log, labels_for="measure")
+    validation = open_split(data, "val", limit=limit, log=log)
     if settings and not any(map(is_built, (*against, run))):
         raise BadInput(f"{', '.join(settings)} can only be given with a timm name: a run has its own preprocessing")
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}
     loaded = [_load(spec, built, log) for spec in (*against, run)]
+    fitting: dict[str, Any] = {"convert": convert, "adaptable": False, "class_names": class_names}
     for one in loaded:
-        require_fit(one, validation, convert=convert, adaptable=False, class_names=class_names, judges="measure")
+        require_fit(one, validation, **fitting, judges="measure", task=given)
     _require_one_size(loaded)
+    judges = common_task(loaded, validation, given)
     own = loaded[-1]
     default = own.home / MEASURED if own.home else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
 
+    inside = file is not None and own.home is not None and file.parent == own.home
     answers: dict[str, Predictions] = {}
+    judged: dict[str, Judged] = {}
     with Opener(latency_batch, log) as opener:
         lines = _runners(loaded, chosen, opener, lenient=all_runtimes)
         left_out |= lines.left_out
@@ -121,12 +132,14 @@ def measure(
             model_names=lines.models,
             progress=log,
             on_predictions=answers.update,
+            on_judged=judged.update,
             class_names=class_names,
+            task=judges,
         )
-    inside = file is not None and own.home is not None and file.parent == own.home
+        maps = answer_maps(comparison, lines.runners, judged, validation) if inside else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        keep(comparison, answers if inside else {}, validation, file)
+        keep(comparison, answers if inside else {}, validation, file, maps=maps)
     if own.home is not None and os.access(own.home, os.W_OK):  # with --out, the run may be read-only
         if not (own.home / TOKENS).exists():
             shown = with_classes_of(own, validation, class_names=class_names)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leanvit.anatomy import OpenModel
-from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset, require_labels
+from leanvit.data import AnyDataset, Preprocess, Stream, adapted_kwargs, keyed, open_dataset
 from leanvit.data.label_kinds import SEVERAL
 from leanvit.data.splits import COUNTED_TOGETHER
 from leanvit.errors import BadInput, LeanvitError
@@ -162,15 +162,13 @@ def open_split(
     limit: int | None = None,
     log: Log = silent,
     beside: AnyDataset | None = None,
-    labels_for: str = "",
 ) -> AnyDataset:
     """`open_dataset`, with what the data set has to say said aloud.
 
     Of a spec with `on_bad=skip` every image is decoded once, and those that cannot be read are left out from the start
     (a stream leaves them out as they come).
 
-    beside: the other split, opened before: what both have to say alike is not said twice. labels_for: what needs its
-    labels, which refuses data without.
+    beside: the other split, opened before: what both have to say alike is not said twice.
     """
     if not isinstance(spec, str | Path) or not str(spec).strip():
         raise BadInput(f"data is {spec!r}; accepted: digits, a folder, a file, or hf:NAME (leanvit train --help)")
@@ -182,8 +180,6 @@ def open_split(
         raise BadInput(f"data {spec!r} cannot be read: {error.strerror or error}{_at(error)}") from error
     except UnicodeEncodeError as error:
         raise BadInput(f"data {spec!r} holds a name that is not UTF-8 text: {error.object!r}") from error
-    if labels_for:
-        require_labels(dataset, labels_for)
     if dataset.on_bad == "skip":
         dataset = dataset.readable()
     log(f"data: {_in_words(dataset)}")

@@ -27,7 +27,7 @@ from leanvit.measure.runners import evaluating, logits_of, recording
 from leanvit.recipe.training_steps import counted
 from leanvit.runs.folders import new_file
 from leanvit.runs.layout import artefact_folder
-from leanvit.tasks import Task, read_task, require_task
+from leanvit.tasks import Task, read_task
 from leanvit.verbs.answers import ENDINGS, Answer, Predicted, Tally, write_answers
 from leanvit.verbs.masks import check_masks_folder, masks_beside, masks_folder
 from leanvit.verbs.models import Loaded, Log, is_built, is_fresh, load_model, silent
@@ -72,7 +72,7 @@ def predict(
             one, else one is exported for this call. An artefact runs in its own.
         classes: names in the order of the outputs; default: those that the model or its task brings, else numbers.
         preprocess: of a model in memory; default: its own, or timm's configuration.
-        task: what the outputs mean, a task of `leanvit.tasks` or as `--task` takes it: "multi_label",
+        task: what the outputs mean, a task of `leanvit.tasks` or as `--task` takes it, like
             "segmentation:ignore=11"; default: that of the model, else one class an image.
         split: "train" or "val" of a data spec.
         workers: processes that decode; 0: this one.
@@ -187,7 +187,6 @@ def _opened(
 ) -> Iterator[_Answering]:
     batch, runtime, classes, preprocess, told = given
     told = read_task(told)
-    require_task(told)
     check_each(Count | None, batch=batch, top=top)
     check("workers", workers, Index)
     if preprocess is not None and not isinstance(preprocess, Preprocess):
@@ -265,7 +264,7 @@ def _of_spec(
 def _task_of(model: Any, told: Task | None) -> Task:
     """The task that is told, else the model's own. Raises `BadInput` or `Refused` where the model does not fit it."""
     if told is None and tasks.stated(model) is None:
-        require_classifier(model, "predict", instead="say what they mean: --task NAME, in Python task=")
+        require_classifier(model, "predict")
     task = tasks.of(model, None, told)
     task.check("predict", model=model)
     return task

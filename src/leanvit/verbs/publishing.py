@@ -13,12 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from leanvit import tasks
 from leanvit.data import AnyDataset, loader, matched_with
 from leanvit.data.classes import Matched
 from leanvit.errors import BadInput, CheckpointError, Refused, unknown
 from leanvit.files import file_sha256, write_atomic
 from leanvit.knobs import Positive, check
-from leanvit.measure import Interval, Predictions, accuracy, agreement, count, environment, map_interval, predict_all
+from leanvit.measure import Interval, count, environment, predict_all
+from leanvit.measure.judged import Judged, judge_all
 from leanvit.recipe import Record, load_run, save
 from leanvit.recipe.catalogue import RECORD
 from leanvit.recipe.store import JSON_NAME, STORED_AS
@@ -28,6 +30,7 @@ from leanvit.runs.folders import new_folder
 from leanvit.runs.layout import RUN
 from leanvit.runs.locking import locked
 from leanvit.runs.logs import training_logs
+from leanvit.tasks import Task, read_task
 from leanvit.verbs.fitting import require_fit
 from leanvit.verbs.models import Loaded, Log, is_built, load_model, log_bad, open_split, silent
 
@@ -60,6 +63,7 @@ def publish(
     trained_on: str = "",
     most_mb: float | None = None,
     class_names: str = "by-name",
+    task: Task | str | None = None,
     limit: int | None = None,
     overwrite: bool = False,
     log: Log = silent,
@@ -76,7 +80,7 @@ def publish(
         title, licence, data_source: texts of the record. presets: names of the recipes that it was trained by, a
             stage each; default: from the run's record.
         trained_on: the machine; default: from the run's record.
-        class_names: see `measure`.
+        class_names, task: see `measure`.
         most_mb: refuse to write more than so many million bytes.
 
     Raises:
@@ -87,6 +91,7 @@ def publish(
     if store not in PRECISIONS:
         raise unknown("--store", store, PRECISIONS)
     check("--most-mb", most_mb, Positive | None)
+    given = read_task(task)
     if isinstance(presets, str):
         raise BadInput(f"presets is {presets!r}; accepted: a list of names")
     one = None if is_built(run) else load_model(run)
@@ -97,10 +102,11 @@ def publish(
         )
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
-    validation = open_split(data, "val", limit=limit, log=log, labels_for="publish")
-    require_fit(one, validation, class_names=class_names, judges="publish")
-    matched = matched_with(one.model, validation, class_names=class_names)
-    if matched.note and not matched.same:
+    validation = open_split(data, "val", limit=limit, log=log)
+    require_fit(one, validation, class_names=class_names, judges="publish", task=given)
+    judges = tasks.of(one.model, validation, given)
+    matched = matched_with(one.model, validation, class_names=class_names) if judges.label_kind else None
+    if matched is not None and matched.note and not matched.same:
         log(matched.note)
     folder = new_folder(out, one.base, overwrite=overwrite, log=log)
 
@@ -111,7 +117,7 @@ def publish(
         save(one.model, made, preprocess=one.preprocess, info=info, stored_as=stored_as)
         log(f"measuring the run and its copy in {store} on {len(validation)} images")
         record = replace(
-            _measured(one, made, validation, matched),
+            _measured(one, made, validation, judges, matched),
             title=title or f"{one.model.history.root.name} on {_placeless(data)}",
             data=_placeless(data),
             presets=tuple(presets) or _recipes(one.info),
@@ -131,13 +137,18 @@ def publish(
     return Published(folder, size, record)
 
 
-def _measured(one: Loaded, made: Path, validation: AnyDataset, matched: Matched) -> Record:
-    """Both models on the same images, and the run's record of its training."""
+def _measured(one: Loaded, made: Path, validation: AnyDataset, task: Task, matched: Matched | None) -> Record:
+    """Both models on the same images, and the run's record of its training. matched: of labels of images."""
     copy = load_run(made)
     batches = loader(validation, one.preprocess, batch_size=64)
     both = {"run": one.model, "copy": copy.model}
-    answers = predict_all(both, batches, outputs=dict.fromkeys(both, matched.positions))
-    part = matched.note if len(matched.positions) < matched.outputs else ""
+    if matched is None:
+        answers = judge_all(task, both, batches)
+    else:
+        predictions = predict_all(both, batches, outputs=dict.fromkeys(both, matched.positions))
+        answers = {name: Judged.of(own) for name, own in predictions.items()}
+    alike = answers["run"].agreement(answers["copy"])
+    part = matched.note if matched is not None and len(matched.positions) < matched.outputs else ""
     note = "; ".join(filter(None, (validation.note, part)))
     cost = count(one.model, one.preprocess.input_size)
     trainings = [_training(log) for log in training_logs(one.folder or made)]
@@ -152,11 +163,12 @@ def _measured(one: Loaded, made: Path, validation: AnyDataset, matched: Matched)
         data="",
         split=f"{validation.split} ({note})" if note else validation.split,
         images=len(answers["run"]),
-        metric="mAP" if validation.multi_label else "top-1",
-        accuracy_percent=_percent(_score(answers["run"])),
+        metric=task.metric.title,
+        unit=task.metric.unit,
+        score=_figures(answers["run"].interval()),
         stored_as=copy.stored_as,
-        stored_percent=_percent(_score(answers["copy"])),
-        agreement_percent=_percent(agreement(answers["run"], answers["copy"]))[0],
+        stored_score=_figures(answers["copy"].interval()),
+        agreement_percent=None if alike is None else _figures(alike)[0],
         measured_on=str(environment()["cpu"]),
         presets=(),
         commands=tuple(_placeless_command(c.command) for c in one.commands),
@@ -178,13 +190,12 @@ def _recipes(info: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in named if name)
 
 
-def _score(answers: Predictions) -> Interval:
-    return map_interval(answers) if answers.multi_label else accuracy(answers)
-
-
-def _percent(found: Interval) -> tuple[float, float, float]:
-    percent = found.percent()
-    return round(percent.value, 2), round(percent.low, 2), round(percent.high, 2)
+def _figures(found: Interval) -> tuple[float, float, float]:
+    """Value and interval: percent with two decimals, others with six digits in all."""
+    shown = found.shown()
+    figures = (shown.value, shown.low, shown.high)
+    value, low, high = (round(one, 2) if shown.unit == "percent" else float(f"{one:.6g}") for one in figures)
+    return value, low, high
 
 
 # --- training logs ----------------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def prepare(
 
     batch: the batch size of a training that is gone on with, where none is given.
     """
-    told: Task | None = read_task(task)
+    told = read_task(task)
     seed = request.config.seed
     start = None if adapt else start_model(request, adapt_to=None, log=log)
     dataset = open_split(data, "train", seed=seed, limit=limit, log=log)

@@ -194,7 +194,7 @@ class SiT:
 
     def check_teacher(self, model: OpenModel, teacher: nn.Module) -> None:
         """Raise `Refused` for a teacher whose tokens those of `model` cannot be compared with, or no classifier."""
-        require_classifier(model, "sit")
+        require_classifier(model, "sit", by_task=False)
         if self.token_weight:
             check_pair(model, teacher)
 

@@ -1,0 +1,115 @@
+"""Tracer: two tasks on one backbone, each measured, counted, calibrated; one and several processes learn alike."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import leanvit as lv
+from leanvit.anatomy.composite import Composite, OpenPart, Wiring, part, wiring
+from leanvit.data import Values, loader
+from leanvit.recipe import Recovery
+from leanvit.tasks import Classification, Heads
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from processes import run_on
+
+
+@part("tracer_linear_head")
+class LinearHead(OpenPart):
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Any) -> Any:
+        return self.ops.linear("fc", self.fc, x)
+
+
+@wiring("tracer_two_heads")
+@dataclass(frozen=True)
+class TwoHeads(Wiring):
+    required: ClassVar[tuple[str, ...]] = ("digit_head", "ink_head")
+    keeps: ClassVar[Mapping[str, frozenset[str]]] = {"backbone": frozenset({"width"})}
+
+    def run(self, model: Composite, images: Any, **context: Any) -> Any:
+        features, state = model.main_part.trace(images, **context)
+        return {name: model.parts[f"{name}_head"](features) for name in ("digit", "ink")}, state
+
+
+SIZES = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1, "num_classes": 0}
+PREPROCESS = lv.Preprocess((1, 8, 8), mean=(0.5,), std=(0.5,), interpolation="bicubic", crop_pct=1.0)
+TASK = Heads({"digit": Classification(), "ink": Classification(field="ink", classes=("little", "some", "much"))})
+
+
+def digits(split: str) -> Any:
+    """Digits, and as a second label how much ink they have: a third of them each."""
+    found: Any = lv.open_dataset("digits", split, limit=480)
+    ink = np.array([np.asarray(sample.image, dtype=float).mean() for sample in found])
+    return found.with_field("ink", Values(np.searchsorted(np.quantile(ink, [1 / 3, 2 / 3]), ink).tolist()))
+
+
+def made() -> Any:
+    torch.manual_seed(0)
+    heads = {
+        "digit_head": lv.Root("tracer_linear_head", {"width": 24, "classes": 10}),
+        "ink_head": lv.Root("tracer_linear_head", {"width": 24, "classes": 3}),
+    }
+    model = lv.compose(TwoHeads(), {"backbone": lv.Root("vit_tiny_patch16_224", SIZES), **heads})
+    model.task = TASK
+    return model
+
+
+def train(out: Path, epochs: int = 10) -> Any:
+    config = lv.FitConfig(epochs=epochs, batch_size=32, lr=3e-3)
+    result = lv.fit(made(), digits("train"), preprocess=PREPROCESS, config=config, out=out, validate=digits("val"))
+    assert result.task == TASK and result.history[-1]["digit.top1"] == result.last_score
+    return result.model
+
+
+def outputs_of(model: Any) -> dict[str, Tensor]:
+    batch = next(iter(loader(digits("val"), PREPROCESS, batch_size=359)))
+    with torch.no_grad():
+        found: dict[str, Tensor] = model(batch.images)
+    return found
+
+
+@pytest.mark.e2e
+def test_each_head_is_measured_counted_and_calibrated(one_thread: None, tmp_path: Path) -> None:
+    dense, size = train(tmp_path), PREPROCESS.input_size
+    data = lv.Data(digits("train"), PREPROCESS)
+    methods = [lv.ToMe(r=4), lv.NViT(macs=0.8, interval=4, max_steps=12, batch_size=32)]
+    lean = lv.compress(dense, methods, data, recovery=Recovery(epochs=2, batch_size=32, lr=1e-3))
+    rounded = lean
+    for name in ("backbone", "digit_head", "ink_head"):
+        rounded = lv.compress(rounded, [lv.Int8(images=64)], data, part=name)
+    sites = {plan.part: len(plan.structure["sites"]) for plan in rounded.history.plans if plan.slug == "int8"}
+    assert sites["digit_head"] == sites["ink_head"] == 1 < sites["backbone"]
+    lv.save(rounded, tmp_path / "run", preprocess=PREPROCESS)
+    loaded = lv.load(tmp_path / "run")
+    assert loaded.task == TASK and all(
+        torch.equal(tensor, outputs_of(loaded)[name]) for name, tensor in outputs_of(rounded).items()
+    )
+    macs = {name: lv.count(model, size).macs for name, model in (("dense", dense), ("lean", lean))}
+    assert lv.count(dense.at("ink"), size).macs == macs["dense"] > macs["lean"]
+    table = lv.compare({"dense": dense, "rounded": rounded}, digits("val"), rounds=3)
+    assert [metric.name for metric in table.metrics] == ["digit.top1", "ink.top1"]
+    for head, score in zip(("digit", "ink"), table.row("dense").scores, strict=True):
+        alone = lv.compare({"dense": dense.at(head), "lean": lean.at(head)}, digits("val"), rounds=3)
+        assert alone.row("dense").score == score and score.value > 60
+    assert min(score.value for score in table.row("rounded").scores) > 60
+
+
+@pytest.mark.e2e
+def test_one_and_two_processes_learn_and_judge_alike(one_thread: None, tmp_path: Path) -> None:
+    assert run_on(1, train, tmp_path / "1", 1) == [0] and run_on(2, train, tmp_path / "2", 1) == [0, 0]
+    one, two = (json.loads((tmp_path / n / "train.jsonl").read_text().splitlines()[-1]) for n in "12")
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5) and two["digit.top1"] == one["digit.top1"]
