@@ -75,7 +75,7 @@ def test_the_commands_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert 0 < dense["value"] < 2.2 and dense["unit"] == "steps", "a constant is off by 2.5"
     answers = (tmp_path / "answers.csv").read_text().splitlines()
     assert answers[0].split(",")[:2] == ["image", "amount"] and len(answers) > 300
-    assert "mean absolute error" in (tmp_path / "report.html").read_text()
+    assert "mean absolute error" in (tmp_path / "runs/amount/report.html").read_text()
     assert 'metric = "mean absolute error"' in (tmp_path / "published/reference.toml").read_text()
     page = CliRunner().invoke(
         app, ["--import", "amount", "compare-methods", "runs/amount", "--data", "digits", "--macs", "0.7"]

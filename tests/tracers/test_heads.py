@@ -68,10 +68,11 @@ def made() -> Any:
     return model
 
 
-def train(out: Path, epochs: int = 10) -> Any:
+def train(out: Path, epochs: int = 24) -> Any:
     config = lv.FitConfig(epochs=epochs, batch_size=32, lr=3e-3)
     result = lv.fit(made(), digits("train"), preprocess=PREPROCESS, config=config, out=out, validate=digits("val"))
-    assert result.task == TASK and result.history[-1]["digit.top1"] == result.last_score
+    last = result.history[-1]
+    assert result.task == TASK and last["digit.top1"] == result.last_score and 0.2 < last["ink.top1"] <= 1
     return result.model
 
 
@@ -100,12 +101,13 @@ def test_each_head_is_measured_counted_and_calibrated(one_thread: None, tmp_path
     )
     macs = {name: lv.count(model, size).macs for name, model in (("dense", dense), ("lean", lean))}
     assert lv.count(dense.at("ink"), size).macs == macs["dense"] > macs["lean"]
-    table = lv.compare({"dense": dense, "rounded": rounded}, digits("val"), rounds=3)
+    runners, val = {"dense": dense, "rounded": rounded}, digits("val")
+    table = lv.compare(runners, val, preprocess=PREPROCESS, rounds=3)
     assert [metric.name for metric in table.metrics] == ["digit.top1", "ink.top1"]
     for head, score in zip(("digit", "ink"), table.row("dense").scores, strict=True):
-        alone = lv.compare({"dense": dense.at(head), "lean": lean.at(head)}, digits("val"), rounds=3)
-        assert alone.row("dense").score == score and score.value > 60
-    assert min(score.value for score in table.row("rounded").scores) > 60
+        alone = lv.compare({name: one.at(head) for name, one in runners.items()}, val, preprocess=PREPROCESS, rounds=3)
+        assert alone.row("dense").score == score and score.value > 25
+        assert alone.row("rounded").agreement_percent.value > 70
 
 
 @pytest.mark.e2e

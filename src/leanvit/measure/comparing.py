@@ -103,7 +103,7 @@ def compare(
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
     task = _common_task(models, data, task)
-    sources = _sources(models, data, preprocess, batch, class_names)
+    sources = _sources(task, models, data, preprocess, batch, class_names)
     outputs = matched_outputs(models, data, class_names, log=progress) if task.label_kind else None
 
     tell(f"accuracy of {', '.join(models)}")
@@ -260,7 +260,7 @@ def _notes(model: Runner, latency_batch: int) -> tuple[str, ...]:
 
 
 def _sources(
-    models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int, class_names: str
+    task: Task, models: Mapping[str, Runner], data: Any, preprocess: Any, batch: int, class_names: str
 ) -> list[tuple[list[str], Any]]:
     """Loaders with the names of the models that read them: one loader for each way of preprocessing."""
     if not hasattr(data, "classes"):
@@ -273,7 +273,7 @@ def _sources(
     for name, model in models.items():
         own = preprocess or _own_preprocess(name, model)
         if isinstance(model, nn.Module):
-            check_fits(model, own, data, convert=True, class_names=class_names)
+            check_fits(model, own, data, convert=True, class_names=class_names, classes=bool(task.label_kind))
         group = next((names for known, names in groups if known == own), None)
         group.append(name) if group is not None else groups.append((own, [name]))
     sizes = {tuple(own.input_size) for own, _ in groups}

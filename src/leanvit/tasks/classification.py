@@ -48,6 +48,10 @@ class LabelTask(Task):
     def recorded(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def logged(self) -> tuple[Metric, ...]:
+        return self.metrics[:1]
+
     def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
         number = int(answer)
         return {"class": classes[number] if classes else str(number)}

@@ -146,6 +146,11 @@ class Task:
         """What a training is judged by."""
         return self.metrics[0] if self.metrics else Metric("score", "score", unit="")
 
+    @property
+    def logged(self) -> tuple[Metric, ...]:
+        """What a training says after each epoch; the first is its score."""
+        return self.metrics or (self.metric,)
+
     def rows(self, outputs: Any, batch: Batch) -> Rows:
         """(B, ...) what each image adds to a score, on the CPU: whole numbers, or floating point."""
         raise BadInput(f"the task {self.name} judges no model: it has no rows(outputs, batch)")

@@ -219,8 +219,8 @@ def _run(
                         break
                     if config.save_every and run.step % config.save_every == 0:
                         save()
-                score = None if validate is None else validated(run, validate, stop=signals.was_heard)
-                improved = _close_epoch(run, score, seconds=time.perf_counter() - begun)
+                scores = {} if validate is None else validated(run, validate, stop=signals.was_heard)
+                improved = _close_epoch(run, scores, seconds=time.perf_counter() - begun)
                 with world.together():
                     notify(callbacks, "end_epoch", run)
                 run.stopped = world.any(run.stopped)
@@ -345,18 +345,17 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
         yield step
 
 
-def _close_epoch(run: Run, score: float | None, *, seconds: float) -> bool:
+def _close_epoch(run: Run, scores: dict[str, float], *, seconds: float) -> bool:
     """Add the epoch's row to the history; returns whether its score is the best so far."""
     counts = {"grad_norm": run.into_epoch - run.skipped}  # the others are summed over all steps
     means = {name: total / counts.get(name, run.into_epoch) for name, total in run.epoch_sums.items()}
     lr = lr_at(run.step - 1, run.config, steps_per_epoch=run.steps_per_epoch)
-    row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means}
-    if score is not None:
-        row[run.metric] = score
+    row: dict[str, Any] = {"epoch": run.epoch, "step": run.step, "lr": lr, **means, **scores}
     if run.config.amp == "fp16":
         row["skipped"] = run.skipped
     run.history.append({**row, "seconds": seconds})
     run.epoch_sums, run.skipped = {}, 0
+    score = scores.get(run.metric)
     improved = score is not None and run.task.metric.improves(score, run.best_score)
     if improved:
         run.best_score = score

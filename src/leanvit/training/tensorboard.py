@@ -45,8 +45,9 @@ class TensorBoardLog:
     def end_epoch(self, run: Run) -> None:
         """Write what validation measured."""
         row = run.history[-1]
-        if run.metric in row:
-            self._writer.add_scalar(f"val/{run.metric}", row[run.metric], run.step)
+        for metric in run.task.logged:
+            if metric.name in row:
+                self._writer.add_scalar(f"val/{metric.name}", row[metric.name], run.step)
         self._writer.flush()
         self._last = (run.step, time.perf_counter())  # validation is no time of steps
 

@@ -42,11 +42,11 @@ def top1_accuracy(
     return _score(task, [_kept(task, outputs, batch) for outputs, batch in given])
 
 
-def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> float:
-    """The score of the averaged model, else the model, by the task of the run.
+def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> dict[str, float]:
+    """What the task of the run says (`Task.logged`) of the averaged model, else the model, by the metrics' names.
 
     Each process looks at its share of every batch, and sums its rows, or sends them where the task needs them all: the
-    figure does not depend on how many processes there are, up to the rounding of sums that are no whole numbers.
+    figures do not depend on how many processes there are, up to the rounding of sums that are no whole numbers.
     `stop()` is asked before each batch. Raises StopRequested on all processes if it is true on one.
     """
     config, task = run.config, run.task
@@ -67,7 +67,8 @@ def validated(run: Run, validate: AnyDataset, *, stop: Callable[[], bool]) -> fl
     every = run.world.gathered((own if task.gathers else [summed(joined(own))] if own else [], stop()))
     if any(stopped for _, stopped in every):
         raise StopRequested
-    return _score(task, [rows for part, _ in every for rows in part])
+    parts = [rows for part, _ in every for rows in part]
+    return {metric.name: _score(task, parts, metric.name) for metric in task.logged}
 
 
 @torch.no_grad()
@@ -101,6 +102,6 @@ def _kept(task: Task, outputs: Any, batch: Batch) -> Rows:
     return rows if task.gathers else summed(rows)
 
 
-def _score(task: Task, parts: list[Rows]) -> float:
+def _score(task: Task, parts: list[Rows], metric: str = "") -> float:
     """Of rows, fewer than the data set has where images that cannot be read are skipped; 0 of none."""
-    return float(task.score(joined(parts))[0]) if parts else 0.0
+    return float(task.score(joined(parts), None, metric)[0]) if parts else 0.0
