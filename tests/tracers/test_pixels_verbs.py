@@ -86,7 +86,8 @@ def test_every_verb(place: Path, one_thread: None) -> None:
     assert "mean IoU" in said and 'metric = "mean IoU"' in (place / "published/reference.toml").read_text()
     run("report dense lean rounded --out page.html")
     page = (place / "page.html").read_text()
-    assert "mean IoU" in page and "faint" in page and "top-1" not in page
+    assert "Mean IoU and cost" in page and "validation mean IoU by epoch" in page and "faint" in page
+    assert "top-1" not in page and "ccuracy" not in page
 
 
 def test_what_does_not_fit_is_refused_before_work(place: Path) -> None:

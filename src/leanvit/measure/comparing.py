@@ -106,7 +106,7 @@ def compare(
     sources = _sources(task, models, data, preprocess, batch, class_names)
     outputs = matched_outputs(models, data, class_names, log=progress) if task.label_kind else None
 
-    tell(f"accuracy of {', '.join(models)}")
+    tell(f"{'accuracy' if task.label_kind else task.metric.title} of {', '.join(models)}")
     with ExitStack() as stack:
         works = {name: stack.enter_context(recording(model)) for name, model in models.items()}
         judged, images = _judge(task, models, sources, outputs, baseline, on_predictions)

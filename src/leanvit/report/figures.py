@@ -16,7 +16,7 @@ from leanvit.measure.table import titled
 from leanvit.runs.evidence import Evidence
 from leanvit.runs.logs import Curve, Points
 from leanvit.runs.token_maps import TokenMaps
-from leanvit.tasks import Metric
+from leanvit.tasks import LABEL_METRICS, Metric
 
 
 class Colours(dict[str, int]):
@@ -83,7 +83,7 @@ def training_curves(curves: Mapping[str, Curve], colours: Colours) -> dict[str, 
     }
     metrics = dict.fromkeys(curve.metric for curve in curves.values())
     for metric in metrics:
-        key = "accuracy" if len(metrics) == 1 else f"validation {metric.title}"
+        key = "accuracy" if len(metrics) == 1 and metric in LABEL_METRICS else f"validation {metric.title}"
         shape = "%{y:.2f} %" if metric.unit == "%" else f"%{{y:.4g}} {plain(metric.unit)}".rstrip()
         wanted[key] = (f"validation {plain(titled(metric))}", partial(_score_of, metric), shape)
     wanted["rate"] = ("learning rate", lambda c: c.lr, "%{y:.3g}")

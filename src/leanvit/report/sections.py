@@ -20,7 +20,7 @@ from leanvit.runs.commands import Command
 from leanvit.runs.compared import COMPARED, MethodComparison
 from leanvit.runs.record import Measurement, RunRecord
 from leanvit.runs.token_maps import TokenMaps
-from leanvit.tasks import Classification
+from leanvit.tasks import LABEL_METRICS, Classification, Metric
 
 Views = dict[str, figures.Figure]
 
@@ -90,6 +90,7 @@ class DataPart:
 
     title: str
     images: int
+    score: str  # what its models are judged by, in words: "accuracy" for labels of images
     benches: tuple[BenchPart, ...]
     answers: tuple[Answers, ...]
     without_answers: tuple[str, ...]  # commands that would make them
@@ -246,6 +247,7 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup], seri
     return DataPart(
         title=f"{_data_name(group, groups)}{apart}",
         images=group.images,
+        score=_score_name([bench.metric for bench in group.benches]),
         benches=tuple(_bench_part(bench, plots, series, several=several) for bench in group.benches),
         answers=tuple(_answers(record, m, plots, series, several=several) for record, m in answered),
         without_answers=tuple(
@@ -259,6 +261,12 @@ def _data_part(group: DataGroup, plots: Plots, groups: Sequence[DataGroup], seri
             if m.maps is not None
         ),
     )
+
+
+def _score_name(metrics: Sequence[Metric]) -> str:
+    if all(one in LABEL_METRICS for one in metrics):
+        return "accuracy"
+    return metrics[0].title if len(set(metrics)) == 1 else "scores"
 
 
 def _bench_part(bench: Bench, plots: Plots, series: Series, *, several: bool) -> BenchPart:

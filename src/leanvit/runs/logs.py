@@ -13,7 +13,7 @@ from leanvit.errors import CheckpointError
 from leanvit.files import write_atomic
 from leanvit.measure import Comparison
 from leanvit.runs.layout import EARLIER_LOG, MEASURED, TRAINING_LOG
-from leanvit.tasks import Classification, Metric, MultiLabel
+from leanvit.tasks import LABEL_METRICS, Metric, MultiLabel
 
 MOST_BYTES = 64 * 2**20
 MOST_STEPS = 800  # drawn; of more, evenly many are left out
@@ -57,7 +57,7 @@ class Curve:
     lr: Points
     epoch_loss: Points
     score: Points  # of the validation split: in percent where the metric's unit is "%", else in its unit
-    metric: Metric = Classification.metrics[0]  # of the score
+    metric: Metric = LABEL_METRICS[0]  # of the score
 
 
 def read_curve(path: Path) -> Curve | None:
@@ -92,9 +92,8 @@ def _metric(rows: list[dict[str, Any]]) -> Metric:
     stated = next((row["metric"] for row in reversed(rows) if row["event"] == "start" and "metric" in row), None)
     if stated is not None:
         return Metric(**{key: str(stated[key]) for key in ("name", "title", "better", "unit")})  # type: ignore[arg-type]
-    of_labels = (*Classification.metrics, *MultiLabel.metrics)
-    known = (one for one in of_labels if any(row["event"] == "epoch" and one.name in row for row in rows))
-    return next(known, of_labels[0])
+    known = (one for one in LABEL_METRICS if any(row["event"] == "epoch" and one.name in row for row in rows))
+    return next(known, LABEL_METRICS[0])
 
 
 def _scores(epochs: list[dict[str, Any]], metric: Metric) -> Points:

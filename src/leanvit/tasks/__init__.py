@@ -19,6 +19,7 @@ from leanvit.tasks.segmentation import Segmentation
 from leanvit.tasks.task import Task
 
 __all__ = [
+    "LABEL_METRICS",
     "Classification",
     "Head",
     "Heads",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 _BY_LABELS = {"one": Classification(), "several": MultiLabel()}
+LABEL_METRICS = (*Classification.metrics, *MultiLabel.metrics)  # of labels of images
 
 
 def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Task:
