@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
 from leanvit.errors import CheckpointError
 from leanvit.files import JSON_LIMIT, read_strict, write_atomic
@@ -81,7 +82,6 @@ def answer_maps(
     `compare` said of them (`on_judged`). Returns None where the task's answers are no maps.
     """
     from leanvit.data import loader
-    from leanvit.measure.judged import judge_all
 
     task = next(iter(judged.values())).task
     if task.label_kind:
@@ -93,13 +93,11 @@ def answer_maps(
     chosen = dataset.limited(IMAGES).cached()  # read once: what cannot be read is left out here and in the pictures
     answers, known = {}, len(task.classes)
     for name, runner in runners.items():
-        batches = list(loader(chosen, runner.preprocess, batch_size=IMAGES))
-        own = judge_all(task, {name: runner}, batches)[name]
-        found = [] if own.answers is None or isinstance(own.answers, Mapping) else [*map(task.picture, own.answers)]
-        maps = [one for one in found if one is not None]
+        found = _maps(task, runner, loader(chosen, runner.preprocess, batch_size=IMAGES))
+        maps = [one for one in found.values() if one is not None]
         if not maps:
             return None
-        answers[name] = dict(zip(own.keys, maps, strict=True))
+        answers[name] = found
         known = max([known, *(int(np.max(one)) + 1 for one in maps)])
     first = next(iter(runners.values())).preprocess
     truths: dict[str, Any] = {}
@@ -125,6 +123,21 @@ def answer_maps(
         per_class=_per_class({name: judged[name] for name in runners}),
         pictures=pictures,
     )
+
+
+def _maps(task: Any, runner: Any, batches: Any) -> dict[str, Any]:
+    """By key the map of each image, None where an answer is none."""
+    from leanvit.measure.runners import evaluating, outputs_of
+
+    found: dict[str, Any] = {}
+    with evaluating(runner), torch.inference_mode():
+        for batch in batches:
+            outputs = outputs_of(runner, batch.images, batch.keys, task.run)
+            answers = task.answers_at(outputs, batch.images.shape[-2:])
+            if isinstance(answers, Mapping):  # of several heads: which one would be drawn?
+                return {}
+            found |= dict(zip(batch.keys, map(task.picture, answers), strict=True))
+    return found
 
 
 def _per_class(judged: Mapping[str, Judged]) -> dict[str, tuple[float | None, ...]]:

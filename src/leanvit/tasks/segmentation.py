@@ -73,7 +73,7 @@ class Segmentation(Task):
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy, a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
-        logits = resized(outputs, mask)
+        logits = resized(outputs, mask.shape[1:])
         total = F.cross_entropy(logits.float(), mask, ignore_index=self.ignored, reduction="sum")
         return total / self._counted(mask).sum().clamp(min=1)
 
@@ -83,7 +83,7 @@ class Segmentation(Task):
     def divergence(self, outputs: Any, taught: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """T² KL(softmax(taught / T) || softmax(outputs / T)), a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
-        student, teacher = (resized(one, mask).float() / temperature for one in (outputs, taught))
+        student, teacher = (resized(one, mask.shape[1:]).float() / temperature for one in (outputs, taught))
         apart = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
         counted = self._counted(mask)
         return temperature**2 * (apart * counted).sum() / counted.sum().clamp(min=1)
@@ -94,7 +94,7 @@ class Segmentation(Task):
     def rows(self, outputs: Any, batch: Batch) -> np.ndarray:
         """(B, 3, classes) int64 pixels of each class: found rightly, answered, in the mask."""
         mask = self._mask(batch).cpu()
-        logits = resized(torch.as_tensor(outputs).cpu(), mask)
+        logits = resized(torch.as_tensor(outputs).cpu(), mask.shape[1:])
         answer, classes, counted = logits.argmax(dim=1), logits.shape[1], self._counted(mask)
         if bool((beyond := counted & ((mask < 0) | (mask >= classes))).any()):
             raise BadInput(
@@ -128,6 +128,10 @@ class Segmentation(Task):
         found = outputs.argmax(dim=1)
         return found.to(torch.uint8) if outputs.shape[1] <= 256 else found
 
+    def answers_at(self, outputs: Any, size: Sequence[int]) -> Tensor:
+        """As it is judged on masks of that size: logits are resized, bilinear."""
+        return self.answers(resized(outputs, size))
+
     def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
         """The share of pixels of each class that the answer holds."""
         pixels = np.asarray(answer)
@@ -155,12 +159,12 @@ def _iou(hits: np.ndarray, answered: np.ndarray, truth: np.ndarray) -> tuple[np.
     return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0), union > 0
 
 
-def resized(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits (B, classes, h, w) at the size of masks (B, H, W). Raises `BadInput` for outputs of another form."""
+def resized(logits: Any, size: Sequence[int]) -> Tensor:
+    """Logits (B, classes, h, w) at (height, width), bilinear. Raises `BadInput` for outputs of another form."""
     logits = of_pixels(logits)
-    if logits.shape[2:] == mask.shape[1:]:
+    if logits.shape[2:] == tuple(size):
         return logits
-    return F.interpolate(logits.float(), mask.shape[1:], mode="bilinear", align_corners=False)
+    return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
 
 
 def of_pixels(outputs: Any) -> Tensor:

@@ -177,6 +177,10 @@ class Task:
         """(B, ...) what a model answers: whole numbers or truth values where it decides, else numbers."""
         return torch.as_tensor(outputs)
 
+    def answers_at(self, outputs: Any, size: Sequence[int]) -> Any:
+        """`answers` as `predict` writes and a report draws them; maps at the (height, width) that the model saw."""
+        return self.answers(outputs)
+
     def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Interval | None:
         """How far two models' answers (N, ...) are the same: the share of decisions. None: it is not said."""
         a, b = np.asarray(one), np.asarray(other)
