@@ -253,6 +253,33 @@ def test_the_task_is_the_given_one_the_models_or_that_of_the_labels() -> None:
     assert tasks.of(SimpleNamespace(task=MultiLabel())) == MultiLabel() and tasks.of() == Classification()
 
 
+def test_a_task_of_other_labels_than_the_data_is_refused() -> None:
+    digits: Any = open_dataset("digits", "val", limit=8)
+    with pytest.raises(BadInput, match=r"the task multi_label is given, and data 'digits' is one class an image"):
+        tasks.of(None, digits, MultiLabel())
+    several = SimpleNamespace(label_kind="several", field_names=("label", "angle"), fields={}, spec="photos")
+    with pytest.raises(BadInput, match=r"head 'class': an image of data 'photos' may have several classes"):
+        heads().check("train", dataset=several)
+
+
+def test_labels_of_images_have_no_task_of_ones_own() -> None:
+    class Focal(Classification):
+        pass
+
+    with pytest.raises(BadInput, match=r"task 'focal': .*Focal is of labels of images.* objective of your own"):
+        tasks.task("focal")(Focal)
+
+
+def test_a_task_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanvit.tasks.registry._TASKS", {})
+
+    @tasks.task("edges")
+    class Edges(Task):
+        pass
+
+    assert Edges().words == "of the task edges" and not Task.words
+
+
 def test_a_task_is_a_registered_class() -> None:
     @dataclass(frozen=True)
     class Unnamed(Task):
@@ -292,6 +319,8 @@ def test_a_metric_knows_its_direction_and_unit() -> None:
     assert top1.text(0.812) == "top-1 81.2 %" and error.text(0.25) == "error 0.25 m" and error.shown(0.25) == 0.25
     with pytest.raises(BadInput, match="better is 'more'"):
         Metric("a", "a", better="more")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="unit is 'percent'; accepted: '%' for a fraction"):
+        Metric("a", "a", unit="percent")
 
 
 def test_a_bootstrapped_change_is_of_the_same_draws() -> None:

@@ -180,8 +180,8 @@ def test_a_task_of_numbers_has_its_columns_and_no_masks(place: Path, tmp_path: P
     [
         (lambda mean: mean[:, None].repeat(1, 5), "segmentation", r"outputs of shape \(5, 5\); accepted: logits"),
         (lambda mean: mean[:, None, None, None].repeat(1, 3, 2, 2), "classification", r"returned shape \(5, 3, 2, 2\)"),
-        (lambda mean: (mean, mean), "predicting_brightness", "the model gave a tuple for 5 images"),
-        (lambda mean: mean[:2], "predicting_brightness", r"the model gave \(2,\) for 5 images"),
+        (lambda mean: (mean, mean), "predicting_brightness", "cannot read the outputs of the model, a tuple"),
+        (lambda mean: mean[:2], "predicting_brightness", r"the image, 5 of them, it returned shape \(2,\)"),
         (lambda mean: mean / 0, "predicting_brightness", "outputs are not finite for 5 of 5 images: '"),
         (lambda mean: mean, "predicting_error", "has a column 'error', which predict writes itself"),
         (lambda mean: mean, "heads", "has no field|heads"),
@@ -197,7 +197,7 @@ def test_outputs_that_a_task_cannot_read_are_refused_at_the_first_batch(
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"task": None}, Refused, "wiring task_models_pixels are something else: say what they mean: --task NAME"),
+        ({"task": None}, Refused, "wiring task_models_pixels are something else: say what they mean, --task NAME"),
         ({"task": "classification"}, Refused, "predict needs a model that tells classes of images apart"),
         ({"task": "multi_label"}, Refused, "predict needs a model that tells classes of images apart"),
         ({"task": "segmentatoin"}, BadInput, "unknown task 'segmentatoin': did you mean 'segmentation'"),

@@ -82,6 +82,7 @@ def answer_maps(
     """
     from leanvit.data import loader
     from leanvit.measure.judged import judge_all
+    from leanvit.measure.table import titled
 
     task = next(iter(judged.values())).task
     if task.label_kind:
@@ -117,11 +118,10 @@ def answer_maps(
         for sample in chosen
         if all(sample.key in own for own in answers.values())  # the loader leaves out what preprocessing cannot take
     )
-    metric = task.metric
     return AnswerMaps(
         classes=tuple(task.classes),
         known=known,
-        title=f"{metric.title} [{metric.unit}]" if metric.unit else metric.title,
+        title=titled(task.metric),
         per_class=_per_class({name: judged[name] for name in runners}),
         pictures=pictures,
     )

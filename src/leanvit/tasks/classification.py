@@ -39,7 +39,7 @@ class LabelTask(Task):
             require_labels(dataset, what, instead=instead)
 
     def stamp(self, model: Any, dataset: AnyDataset | None = None) -> None:
-        if model.classifies and dataset is not None and dataset.labelled:
+        if model.classifies and model.num_classes and dataset is not None and dataset.labelled:
             model.task, model.classes = self, tuple(dataset.classes)
 
     def changes_meaning(self, model: Any) -> bool:
@@ -90,6 +90,8 @@ class Classification(LabelTask):
             Task.check(self, what, model=model, dataset=dataset, instead=instead)
 
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
+        if self.field == LABEL and getattr(dataset, "label_kind", "one") == "several":
+            yield f"an image of data {dataset.spec!r} may have several classes; accepted: data with one class an image"
         outputs = getattr(model, "num_classes", None)
         if self.classes and outputs and outputs != len(self.classes):
             yield f"the model has {outputs} outputs, and the field {self.field!r} {len(self.classes)} classes"
