@@ -87,6 +87,7 @@ def test_a_class_may_be_in_another_field() -> None:
     assert torch.equal(task.loss(logits, batch), nn.functional.cross_entropy(logits, angle))
     assert task.rows(logits, batch)[:, 0].tolist() == (logits.argmax(1) == angle).long().tolist()
     assert task.label_kind == "" and task.recorded()["task"]["field"] == "angle" and not Classification().recorded()
+    assert Classification().mixes and not task.mixes
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------
@@ -241,6 +242,8 @@ def test_records_give_the_task_back() -> None:
     assert MultiLabel().recorded() == {"multi_label": True} and tasks.of_record({}) is None
     with pytest.raises(BadInput, match="registered by the module 'elsewhere': import that module before loading"):
         tasks.of_record({"task": {"name": "edges", "module": "elsewhere"}})
+    with pytest.raises(BadInput, match="registered by the module 'elsewhere'"):
+        tasks.of_record({"task": {"name": "heads", "tasks": {"edges": {"name": "edges", "module": "elsewhere"}}}})
     with pytest.raises(BadInput, match="did you mean"):
         tasks.of_record({"task": {"name": "segmentatio"}})
 

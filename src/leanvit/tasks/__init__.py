@@ -78,12 +78,6 @@ def of_record(info: Mapping[str, Any]) -> Task | None:
         return None
     if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
         raise BadInput(f"task is {found!r:.80}; accepted: a name and its fields")
-    name, module = found["name"], found.get("module", "")
-    if module and name not in task_names():
-        raise BadInput(
-            f"its task {name!r} is not leanvit's, it was registered by the module {module!r}: import that module "
-            f"before loading, on the command line with leanvit --import {module!r}"
-        )
     made: Task = make_of(found)
     return made
 

@@ -72,12 +72,15 @@ class Classification(LabelTask):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"),)
     words: ClassVar[str] = "one class an image"
     objective_words: ClassVar[str] = "a softmax"
-    mixes: ClassVar[bool] = True
     distillations: ClassVar[tuple[str, ...]] = ("soft", "hard")
 
     @property
     def label_kind(self) -> str:  # type: ignore[override]
         return "one" if self.field == LABEL else ""
+
+    @property
+    def mixes(self) -> bool:  # type: ignore[override]
+        return self.field == LABEL  # images are mixed with their labels, not with their fields
 
     @property
     def reads(self) -> tuple[str, ...]:

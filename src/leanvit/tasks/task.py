@@ -215,11 +215,12 @@ class Task:
     # --- kept --------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Name and fields, as JSON."""
+        """Name and fields, as JSON; of a task from outside also the module that registered it."""
         own: Any = self
         named: tuple[Any, ...] = fields(own) if is_dataclass(self) else ()
-        return {"name": self.name, **{f.name: as_lists(getattr(self, f.name)) for f in named}}
+        module = {"module": found} if (found := module_of(self.name)) else {}
+        return {"name": self.name, **{f.name: as_lists(getattr(self, f.name)) for f in named}, **module}
 
     def recorded(self) -> dict[str, Any]:
         """What a saved run says of it."""
-        return {"task": {**self.to_json(), **({"module": module} if (module := module_of(self.name)) else {})}}
+        return {"task": self.to_json()}
