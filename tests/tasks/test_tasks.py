@@ -302,6 +302,9 @@ def test_what_a_task_does_not_say_is_refused_by_name() -> None:
     for call in (lambda: bare.rows(0, batch), lambda: bare.divergence(0, 0, batch)):
         with pytest.raises(BadInput, match=r"judges no model|has no divergence"):
             call()
+    for task in (bare, Heads({"kind": Classification(field="kind"), "own": bare})):
+        with pytest.raises(BadInput, match=r"measure: the task .* judges no model; accepted: one with rows"):
+            task.check_judging("measure")
     with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task segmentation: soft"):
         Segmentation().check_distillation("hard")
     with pytest.raises(BadInput, match="multi-label: a teacher decides for one class"):

@@ -372,7 +372,7 @@ def _check_task(task: Task, models: Mapping[str, Runner], dataset: Any) -> None:
     """Raise `BadInput` where a task that is not of labels of images does not suit a model, or the data."""
     for name, model in models.items():
         try:
-            task.check("compare", model=model, dataset=dataset)
+            task.check_judging("compare", model=model, dataset=dataset)
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from None
 

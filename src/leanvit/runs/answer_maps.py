@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from leanvit.data import AnyDataset
     from leanvit.measure import Comparison
     from leanvit.measure.judged import Judged
+    from leanvit.tasks import Task
 
 FORMAT = 1
 IMAGES = 6
@@ -103,10 +104,7 @@ def answer_maps(
         answers[name] = dict(zip(own.keys, maps, strict=True))
         known = max([known, *(int(np.max(one)) + 1 for one in maps)])
     first = next(iter(runners.values())).preprocess
-    truths: dict[str, Any] = {}
-    for batch in loader(chosen, first, batch_size=IMAGES):
-        truth = task.truth(batch)
-        truths |= {} if truth is None else dict(zip(batch.keys, map(task.picture, truth), strict=True))
+    truths = _truths(task, loader(chosen, first, batch_size=IMAGES))
     transform = first.u8_transform()
     pictures = tuple(
         MapPicture(
@@ -125,6 +123,15 @@ def answer_maps(
         per_class=_per_class({name: judged[name] for name in runners}),
         pictures=pictures,
     )
+
+
+def _truths(task: Task, batches: Iterable[Any]) -> dict[str, Any]:
+    """What the data says of each image, as a map, by key."""
+    found: dict[str, Any] = {}
+    for batch in batches:
+        truth = task.truth(batch)
+        found |= {} if truth is None else dict(zip(batch.keys, map(task.picture, truth), strict=True))
+    return found
 
 
 def _per_class(judged: Mapping[str, Judged]) -> dict[str, tuple[float | None, ...]]:

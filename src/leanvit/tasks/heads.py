@@ -53,6 +53,10 @@ class Heads(Task):
         )
 
     @property
+    def judges(self) -> bool:
+        return all(one.judges for one in self.tasks.values())
+
+    @property
     def reads(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(field for one in self.tasks.values() for field in one.reads))
 

@@ -222,7 +222,7 @@ def check_run(
     own = tasks.of(model, dataset, tasks.read_task(task))
     check_fits(model, preprocess, dataset, convert=convert, trains=True, classes=bool(own.label_kind))
     if validate is not None:
-        own.check("validate=", model=model, dataset=validate)
+        own.check_judging("validate=", model=model, dataset=validate)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "

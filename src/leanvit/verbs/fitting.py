@@ -66,7 +66,7 @@ def require_fit(
     refuses a model, and data, that the task at hand (`tasks.of`) does not fit.
     """
     if judges:
-        tasks.of(loaded.model, dataset).check(judges, model=loaded.model, dataset=dataset)
+        tasks.of(loaded.model, dataset).check_judging(judges, model=loaded.model, dataset=dataset)
     named = loaded.folder is None and not adapted
     convert = convert or not named
     try:
