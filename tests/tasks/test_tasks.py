@@ -87,6 +87,7 @@ def test_a_class_may_be_in_another_field() -> None:
     assert torch.equal(task.loss(logits, batch), nn.functional.cross_entropy(logits, angle))
     assert task.rows(logits, batch)[:, 0].tolist() == (logits.argmax(1) == angle).long().tolist()
     assert task.label_kind == "" and task.recorded()["task"]["field"] == "angle" and not Classification().recorded()
+    assert Classification().mixes and not task.mixes
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------------
@@ -241,6 +242,8 @@ def test_records_give_the_task_back() -> None:
     assert MultiLabel().recorded() == {"multi_label": True} and tasks.of_record({}) is None
     with pytest.raises(BadInput, match="registered by the module 'elsewhere': import that module before loading"):
         tasks.of_record({"task": {"name": "edges", "module": "elsewhere"}})
+    with pytest.raises(BadInput, match="registered by the module 'elsewhere'"):
+        tasks.of_record({"task": {"name": "heads", "tasks": {"edges": {"name": "edges", "module": "elsewhere"}}}})
     with pytest.raises(BadInput, match="did you mean"):
         tasks.of_record({"task": {"name": "segmentatio"}})
 
@@ -251,6 +254,33 @@ def test_the_task_is_the_given_one_the_models_or_that_of_the_labels() -> None:
     assert tasks.of(None, digits) == Classification() == tasks.of(SimpleNamespace(task=MultiLabel()), digits)
     assert tasks.of(own, digits) == Segmentation() and tasks.of(None, digits, heads()) == heads()
     assert tasks.of(SimpleNamespace(task=MultiLabel())) == MultiLabel() and tasks.of() == Classification()
+
+
+def test_a_task_of_other_labels_than_the_data_is_refused() -> None:
+    digits: Any = open_dataset("digits", "val", limit=8)
+    with pytest.raises(BadInput, match=r"the task multi_label is given, and data 'digits' is one class an image"):
+        tasks.of(None, digits, MultiLabel())
+    several = SimpleNamespace(label_kind="several", field_names=("label", "angle"), fields={}, spec="photos")
+    with pytest.raises(BadInput, match=r"head 'class': an image of data 'photos' may have several classes"):
+        heads().check("train", dataset=several)
+
+
+def test_labels_of_images_have_no_task_of_ones_own() -> None:
+    class Focal(Classification):
+        pass
+
+    with pytest.raises(BadInput, match=r"task 'focal': .*Focal is of labels of images.* objective of your own"):
+        tasks.task("focal")(Focal)
+
+
+def test_a_task_without_words_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanvit.tasks.registry._TASKS", {})
+
+    @tasks.task("edges")
+    class Edges(Task):
+        pass
+
+    assert Edges().words == "of the task edges" and not Task.words
 
 
 def test_a_task_is_a_registered_class() -> None:
@@ -272,6 +302,9 @@ def test_what_a_task_does_not_say_is_refused_by_name() -> None:
     for call in (lambda: bare.rows(0, batch), lambda: bare.divergence(0, 0, batch)):
         with pytest.raises(BadInput, match=r"judges no model|has no divergence"):
             call()
+    for task in (bare, Heads({"kind": Classification(field="kind"), "own": bare})):
+        with pytest.raises(BadInput, match=r"measure: the task .* judges no model; accepted: one with rows"):
+            task.check_judging("measure")
     with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task segmentation: soft"):
         Segmentation().check_distillation("hard")
     with pytest.raises(BadInput, match="multi-label: a teacher decides for one class"):
@@ -292,6 +325,8 @@ def test_a_metric_knows_its_direction_and_unit() -> None:
     assert top1.text(0.812) == "top-1 81.2 %" and error.text(0.25) == "error 0.25 m" and error.shown(0.25) == 0.25
     with pytest.raises(BadInput, match="better is 'more'"):
         Metric("a", "a", better="more")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="unit is 'percent'; accepted: '%' for a fraction"):
+        Metric("a", "a", unit="percent")
 
 
 def test_a_bootstrapped_change_is_of_the_same_draws() -> None:

@@ -69,6 +69,7 @@ def test_what_cannot_work_is_refused():
     task = ClassificationTask(make_model(), verbose=False)
     with pytest.raises(BadInput, match="student is not the model that is trained"):
         trained(make_model(), TimmTask(task))
+    assert TimmTask(task).learns == "one"
     task.setup_ema()
     with pytest.raises(BadInput, match="give ema_decay in the recipe"):
         TimmTask(task)

@@ -69,7 +69,11 @@ def command(
         return
     found = result.record
     before = f"{found.number(found.score[0])} {found.unit}".rstrip()
-    alike = f"{found.agreement_percent:.2f} % of {found.images} answers alike" if found.agreement_percent else ""
+    alike = (
+        f"{found.agreement_percent:.2f} % of {found.images} answers alike"
+        if found.agreement_percent is not None
+        else ""
+    )
     output.show(
         f"{result.folder}: {result.size_bytes / 1e6:.2f} MB in {found.stored_as or 'float32'}, "
         + ", ".join(filter(None, (f"{found.figure(found.stored_score)} (the run {before})", alike)))

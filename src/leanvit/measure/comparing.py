@@ -103,6 +103,8 @@ def compare(
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
     task = _common_task(models, data, task)
+    if not task.label_kind:
+        _check_task(task, models, dataset_of(data))
     sources = _sources(task, models, data, preprocess, batch, class_names)
     outputs = matched_outputs(models, data, class_names, log=progress) if task.label_kind else None
 
@@ -159,6 +161,11 @@ def _scores(name: str, own: Judged) -> tuple[Interval, ...]:
     for metric, score in zip(own.task.metrics, found, strict=True):
         if not all(map(math.isfinite, (score.value, score.low, score.high))):
             raise BadInput(f"{name}: {metric.title} is {score.value} ({score.low} … {score.high}), which is no figure")
+        if metric.unit == "%" and not 0 <= score.low <= score.high <= 100:
+            raise BadInput(
+                f"{name}: {metric.title} is {score.value} % ({score.low} … {score.high}); accepted: for a metric in % "
+                "a fraction, 0 to 1"
+            )
     return found
 
 
@@ -359,6 +366,15 @@ def _common_task(models: Mapping[str, Runner], data: Any, given: Task | str | No
                 "them one by one, or give the task"
             )
     return own
+
+
+def _check_task(task: Task, models: Mapping[str, Runner], dataset: Any) -> None:
+    """Raise `BadInput` where a task that is not of labels of images does not suit a model, or the data."""
+    for name, model in models.items():
+        try:
+            task.check_judging("compare", model=model, dataset=dataset)
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}") from None
 
 
 def _checked_baseline(models: Mapping[str, Runner], baseline: str | None) -> str:

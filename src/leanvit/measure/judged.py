@@ -108,7 +108,10 @@ class _Parts:
             return
         found = _arrays(answers)
         self.size += _bytes(found)
-        self.answers = None if self.size > MOST_ANSWERS_BYTES else [*self.answers, found]
+        if self.size > MOST_ANSWERS_BYTES:
+            self.answers = None
+        else:
+            self.answers.append(found)
 
     def whole(self) -> Any:
         return None if self.answers is None else joined(self.answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leanvit.data import AnyDataset
     from leanvit.measure import Comparison
     from leanvit.measure.judged import Judged
+    from leanvit.tasks import Task
 
 FORMAT = 1
 IMAGES = 6
@@ -82,6 +83,7 @@ def answer_maps(
     `compare` said of them (`on_judged`). Returns None where the task's answers are no maps.
     """
     from leanvit.data import loader
+    from leanvit.measure.table import titled
 
     task = next(iter(judged.values())).task
     if task.label_kind:
@@ -100,10 +102,7 @@ def answer_maps(
         answers[name] = found
         known = max([known, *(int(np.max(one)) + 1 for one in maps)])
     first = next(iter(runners.values())).preprocess
-    truths: dict[str, Any] = {}
-    for batch in loader(chosen, first, batch_size=IMAGES):
-        truth = task.truth(batch)
-        truths |= {} if truth is None else dict(zip(batch.keys, map(task.picture, truth), strict=True))
+    truths = _truths(task, loader(chosen, first, batch_size=IMAGES))
     transform = first.u8_transform()
     pictures = tuple(
         MapPicture(
@@ -115,11 +114,10 @@ def answer_maps(
         for sample in chosen
         if all(sample.key in own for own in answers.values())  # the loader leaves out what preprocessing cannot take
     )
-    metric = task.metric
     return AnswerMaps(
         classes=tuple(task.classes),
         known=known,
-        title=f"{metric.title} [{metric.unit}]" if metric.unit else metric.title,
+        title=titled(task.metric),
         per_class=_per_class({name: judged[name] for name in runners}),
         pictures=pictures,
     )
@@ -137,6 +135,15 @@ def _maps(task: Any, runner: Any, batches: Any) -> dict[str, Any]:
             if isinstance(answers, Mapping):  # of several heads: which one would be drawn?
                 return {}
             found |= dict(zip(batch.keys, map(task.picture, answers), strict=True))
+    return found
+
+
+def _truths(task: Task, batches: Iterable[Any]) -> dict[str, Any]:
+    """What the data says of each image, as a map, by key."""
+    found: dict[str, Any] = {}
+    for batch in batches:
+        truth = task.truth(batch)
+        found |= {} if truth is None else dict(zip(batch.keys, map(task.picture, truth), strict=True))
     return found
 
 

@@ -48,12 +48,19 @@ def of(model: Any = None, dataset: Any = None, given: Task | None = None) -> Tas
     """The task at hand: the one that is given, else the model's own, else what the labels of the data are for.
 
     A model of classes of images learns, and is judged, by the labels that the data has: one class an image, or several.
+    Raises `BadInput` where the task that is given is of other labels than the data has.
     """
     own = given if given is not None else stated(model)
     if own is not None and not own.label_kind:
         found: Task = own.fitted(dataset) if dataset is not None else own
         return found
     if dataset is not None and dataset.labelled:
+        if given is not None and given.label_kind != dataset.label_kind:
+            has = _BY_LABELS[dataset.label_kind].words
+            raise BadInput(
+                f"the task {given.name} is given, and data {dataset.spec!r} is {has}; accepted: no task, or data that "
+                "fits it"
+            )
         return _BY_LABELS[dataset.label_kind]
     return _BY_LABELS["one"] if own is None else own
 
@@ -73,12 +80,6 @@ def of_record(info: Mapping[str, Any]) -> Task | None:
         return None
     if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
         raise BadInput(f"task is {found!r:.80}; accepted: a name and its fields")
-    name, module = found["name"], found.get("module", "")
-    if module and name not in task_names():
-        raise BadInput(
-            f"its task {name!r} is not leanvit's, it was registered by the module {module!r}: import that module "
-            f"before loading, on the command line with leanvit --import {module!r}"
-        )
     made: Task = make_of(found)
     return made
 

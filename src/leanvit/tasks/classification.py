@@ -39,7 +39,7 @@ class LabelTask(Task):
             require_labels(dataset, what, instead=instead)
 
     def stamp(self, model: Any, dataset: AnyDataset | None = None) -> None:
-        if model.classifies and dataset is not None and dataset.labelled:
+        if model.classifies and model.num_classes and dataset is not None and dataset.labelled:
             model.task, model.classes = self, tuple(dataset.classes)
 
     def changes_meaning(self, model: Any) -> bool:
@@ -72,12 +72,15 @@ class Classification(LabelTask):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"),)
     words: ClassVar[str] = "one class an image"
     objective_words: ClassVar[str] = "a softmax"
-    mixes: ClassVar[bool] = True
     distillations: ClassVar[tuple[str, ...]] = ("soft", "hard")
 
     @property
     def label_kind(self) -> str:  # type: ignore[override]
         return "one" if self.field == LABEL else ""
+
+    @property
+    def mixes(self) -> bool:  # type: ignore[override]
+        return self.field == LABEL  # images are mixed with their labels, not with their fields
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -90,6 +93,8 @@ class Classification(LabelTask):
             Task.check(self, what, model=model, dataset=dataset, instead=instead)
 
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
+        if self.field == LABEL and getattr(dataset, "label_kind", "one") == "several":
+            yield f"an image of data {dataset.spec!r} may have several classes; accepted: data with one class an image"
         outputs = getattr(model, "num_classes", None)
         if self.classes and outputs and outputs != len(self.classes):
             yield f"the model has {outputs} outputs, and the field {self.field!r} {len(self.classes)} classes"

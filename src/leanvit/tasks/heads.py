@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from leanvit.data import AnyDataset, Batch
 from leanvit.errors import BadInput, unknown
 from leanvit.tasks.metric import Metric, Rows, metric_of
-from leanvit.tasks.registry import make_task, task
+from leanvit.tasks.registry import make_task, task, task_names
 from leanvit.tasks.task import Task
 
 
@@ -51,6 +51,10 @@ class Heads(Task):
             for name, of in self.tasks.items()
             for one in of.metrics
         )
+
+    @property
+    def judges(self) -> bool:
+        return all(one.judges for one in self.tasks.values())
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -139,10 +143,16 @@ class Heads(Task):
 
 
 def make_of(given: Any) -> Any:
-    """A task of its JSON; any other value as it is."""
+    """A task of its JSON; any other value as it is. Raises `BadInput` for a task that is not registered."""
     if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
         return given
-    return make_task(given["name"], {name: value for name, value in given.items() if name not in ("name", "module")})
+    own, module = given["name"], given.get("module", "")
+    if module and own not in task_names():
+        raise BadInput(
+            f"its task {own!r} is not leanvit's, it was registered by the module {module!r}: import that module "
+            f"before loading, on the command line with leanvit --import {module!r}"
+        )
+    return make_task(own, {name: value for name, value in given.items() if name not in ("name", "module")})
 
 
 class Head(nn.Module):

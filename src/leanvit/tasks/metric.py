@@ -27,6 +27,11 @@ class Metric:
         if self.better not in ("higher", "lower"):
             raise BadInput(f"metric {self.name!r}: better is {self.better!r}; accepted: 'higher' or 'lower'")
 
+        if self.unit in ("fraction", "percent", "points"):
+            raise BadInput(
+                f"metric {self.name!r}: unit is {self.unit!r}; accepted: '%' for a fraction, or another unit"
+            )
+
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a figure is better than the best so far; not where they are equal."""
         if best is None:

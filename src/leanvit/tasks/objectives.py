@@ -299,7 +299,7 @@ def _pair(output: Any) -> Any:
         return output
     raise BadInput(
         f"the model gave a {type(output).__name__}; accepted: logits (B, classes), or those of two heads. For other "
-        "outputs give an objective of your own, and in a compression a task (Data.task)"
+        "outputs say by a task what they mean: task=, --task NAME"
     )
 
 

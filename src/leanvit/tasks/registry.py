@@ -18,12 +18,18 @@ def task(name: str) -> Callable[[C], C]:
     """Class decorator: register a task by name, so that a run that has it can be loaded."""
 
     def register(cls: C) -> C:
-        known = _TASKS.get(name)
-        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        known, module = _TASKS.get(name), cls.__module__
+        if known is not None and (known.__module__, known.__qualname__) != (module, cls.__qualname__):
             raise BadInput(f"task {name!r} is registered by {known.__module__} already: give another name")
         if not name.isidentifier():
             raise BadInput(f"task name {name!r}; accepted: a Python name")
-        cls.name = name  # type: ignore[attr-defined]
+        own: Any = cls
+        if getattr(own, "label_kind", "") and not module.startswith("leanvit."):
+            raise BadInput(
+                f"task {name!r}: {cls.__qualname__} is of labels of images, which leanvit judges by its own tasks; "
+                "accepted: a subclass of leanvit.tasks.Task. For another loss give an objective of your own"
+            )
+        own.name, own.words = name, getattr(own, "words", "") or f"of the task {name}"
         _TASKS[name] = cls
         return cls
 

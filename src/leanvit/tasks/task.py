@@ -75,6 +75,15 @@ class Task:
         for problem in self.problems(model, dataset):
             raise BadInput(f"{what} ({self.name}): {problem}")
 
+    def check_judging(self, what: str, *, model: Any = None, dataset: Any = None, instead: str = "") -> None:
+        """`check`, and raise `BadInput` for a task that judges no model."""
+        self.check(what, model=model, dataset=dataset, instead=instead)
+        if not self.judges:
+            raise BadInput(
+                f"{what}: the task {self.name} judges no model; accepted: one with rows(outputs, batch) and "
+                "score(rows, weights, metric)"
+            )
+
     def stamp(self, model: Any, dataset: AnyDataset | None = None) -> None:
         """Say on a trained model what its outputs mean now."""
         model.task = self
@@ -91,7 +100,7 @@ class Task:
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Scalar to minimise: how far outputs are from what the batch says, a mean."""
-        raise TypeError(f"{type(self).__name__} does not define loss(outputs, batch)")
+        raise BadInput(f"the task {self.name} trains no model: it has no loss(outputs, batch)")
 
     def terms(self, batch: Batch) -> int | None:
         """What the loss is the mean over, as `Objective.terms`; None: images."""
@@ -142,6 +151,11 @@ class Task:
     # --- judging -----------------------------------------------------------------------------------------------------
 
     @property
+    def judges(self) -> bool:
+        """Whether it can judge a model: it has rows, and a score of them."""
+        return type(self).rows is not Task.rows and type(self).score is not Task.score
+
+    @property
     def metric(self) -> Metric:
         """What a training is judged by."""
         return self.metrics[0] if self.metrics else Metric("score", "score", unit="")
@@ -160,7 +174,7 @@ class Task:
 
         Unless the task `gathers`, it follows from sums of rows: that of one row, their sum, is that of them all.
         """
-        raise TypeError(f"{type(self).__name__} does not define score(rows, weights, metric)")
+        raise BadInput(f"the task {self.name} judges no model: it has no score(rows, weights, metric)")
 
     def interval(self, rows: Rows, metric: str = "", *, level: float = 0.95) -> Interval:
         """The figure with its confidence interval: by default a bootstrap over images."""
@@ -219,11 +233,12 @@ class Task:
     # --- kept --------------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """Name and fields, as JSON."""
+        """Name and fields, as JSON; of a task from outside also the module that registered it."""
         own: Any = self
         named: tuple[Any, ...] = fields(own) if is_dataclass(self) else ()
-        return {"name": self.name, **{f.name: as_lists(getattr(self, f.name)) for f in named}}
+        module = {"module": found} if (found := module_of(self.name)) else {}
+        return {"name": self.name, **{f.name: as_lists(getattr(self, f.name)) for f in named}, **module}
 
     def recorded(self) -> dict[str, Any]:
         """What a saved run says of it."""
-        return {"task": {**self.to_json(), **({"module": module} if (module := module_of(self.name)) else {})}}
+        return {"task": self.to_json()}

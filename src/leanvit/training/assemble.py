@@ -60,8 +60,8 @@ def assemble(
     if objective is None:
         task.check("training without an objective", model=model)
         task.check("training", dataset=dataset)
-    elif objective.needs_labels:
-        require_labels(dataset, f"objective {type(objective).__name__}")
+    else:
+        _fit_to_data(objective, model, dataset)
     steps_per_epoch = check_run(
         model, dataset, preprocess=preprocess, config=config, validate=validate, convert=convert, task=task
     )
@@ -99,9 +99,20 @@ def assemble(
         raise
 
 
+def _fit_to_data(objective: Objective, model: nn.Module, dataset: AnyDataset) -> None:
+    """Give the task that an objective is made of what the data says of its fields. Raises BadInput for data, or a
+    model, that does not suit it."""
+    what = f"objective {type(objective).__name__}"
+    if objective.needs_labels:
+        require_labels(dataset, what)
+    if (own := tasks.stated(objective)) is not None and not own.label_kind:
+        own.check(what, model=model, dataset=dataset)
+        objective.task = own.fitted(dataset)
+
+
 def task_of_run(model: nn.Module, dataset: AnyDataset, objective: Objective | None, given: Task | str | None) -> Task:
     """What a run learns and is judged by: the task that is given, the objective's, the model's, or the data's."""
-    return tasks.of(model, dataset, tasks.read_task(given) or getattr(objective, "task", None))
+    return tasks.of(model, dataset, tasks.read_task(given) or tasks.stated(objective))
 
 
 def release(model: nn.Module, callbacks: Sequence[object], flags: Mapping[str, bool]) -> None:
@@ -211,7 +222,7 @@ def check_run(
     own = tasks.of(model, dataset, tasks.read_task(task))
     check_fits(model, preprocess, dataset, convert=convert, trains=True, classes=bool(own.label_kind))
     if validate is not None:
-        own.check("validate=", model=model, dataset=validate)
+        own.check_judging("validate=", model=model, dataset=validate)
     if validate is not None and list(validate.classes) != list(dataset.classes):
         raise BadInput(
             f"validate has other classes than the training data: {len(validate.classes)} "

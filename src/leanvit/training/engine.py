@@ -117,7 +117,6 @@ def fit(
         keep: which weights `final` ends with: "last", those of the last epoch, or "best", those of the epoch whose
             validation was the best. It changes no step: a resumed run may ask for the other one.
         about: JSON data that must be equal, too, when the run is resumed: what its objective and callbacks come from.
-
         task: what the outputs mean (`leanvit.tasks`); default: the objective's task, the model's (`model.task`), else
             what the labels of the data are for.
 
@@ -262,7 +261,7 @@ def _result(
 ) -> FitResult[M]:
     """What `fit` gives: the models as they were trained, or with the weights of the best epoch."""
     for trained in (model, ema):
-        if isinstance(trained, OpenModel) and trained.num_classes:
+        if isinstance(trained, OpenModel):
             run.task.stamp(trained, dataset)  # it gave outputs their meaning
     best = None if run.best_epoch is None else run.best_epoch + 1
     last = len(run.history)

@@ -35,7 +35,7 @@ class TimmTask(Objective):
             raise BadInput(f"task={type(task).__name__} is not accepted: give a timm.task.TrainingTask")
         if task.has_ema():
             raise BadInput("task averages weights itself: leave setup_ema() out and give ema_decay in the recipe")
-        self.learns = "several" if getattr(task, "multi_label", False) else ""
+        self.learns = "several" if getattr(task, "multi_label", False) else "one"
         self._task = (task,)  # the tuple hides student and teacher from nn.Module's registration
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:

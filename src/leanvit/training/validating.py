@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from leanvit.data import AnyDataset, Batch, Preprocess, loader
+from leanvit.errors import BadInput
 from leanvit.tasks import Classification, Task
 from leanvit.tasks.metric import Rows, joined, summed
 from leanvit.training.callbacks import Run
@@ -103,5 +104,7 @@ def _kept(task: Task, outputs: Any, batch: Batch) -> Rows:
 
 
 def _score(task: Task, parts: list[Rows], metric: str = "") -> float:
-    """Of rows, fewer than the data set has where images that cannot be read are skipped; 0 of none."""
-    return float(task.score(joined(parts), None, metric)[0]) if parts else 0.0
+    """Of rows, fewer than the data set has where images that cannot be read are skipped. Raises BadInput for none."""
+    if not parts:
+        raise BadInput("no image of the validation data can be read: there is nothing to judge by")
+    return float(task.score(joined(parts), None, metric)[0])

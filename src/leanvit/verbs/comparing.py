@@ -39,7 +39,7 @@ from leanvit.tasks import Task, read_task
 from leanvit.training.world import join_world, training_device
 from leanvit.verbs.applying import Conditions, apply_all, keep_baseline, measure_all, round_all
 from leanvit.verbs.candidates import checked, choose
-from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_labels_of, with_range_of, with_task
 from leanvit.verbs.models import Loaded, Log, load_model, log_bad, open_split, silent
 from leanvit.verbs.runtimes import require
 from leanvit.verbs.stopping import explains_how_to_resume
@@ -151,13 +151,11 @@ def compare_methods(
         seed=seed,
         log=log,
     )
-    judges = "compare-methods"
-    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges=judges, task=given)
+    start = with_task(start, given, val)
+    require_fit(start, some, adapted=adapt, convert=convert, class_names=class_names, judges="compare-methods")
     _refuse_parts(start)
-    judged_by = tasks.of(start.model, val, given)
+    judged_by = tasks.of(start.model, val)
     start = with_labels_of(some, with_range_of(some, start))
-    if not judged_by.label_kind:
-        start.model.task = judged_by
     learned = with_classes_of(start, some, class_names=class_names, log=log)
     train = None if train is None else learned
     chosen, left_out = choose(start, candidates, macs, tolerance=tolerance, controls=controls, log=log)

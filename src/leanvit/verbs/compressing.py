@@ -199,7 +199,7 @@ def compress(
     plan = trainings(methods, recovery, train)
     taught = None if teacher is None else _teacher(teacher, start)
     if validation is not None and measured:
-        tasks.of(start.model, validation).check(
+        tasks.of(start.model, validation).check_judging(
             MEASURING, model=start.model, dataset=validation, instead="or --no-measure"
         )
     if known is not None:

@@ -37,10 +37,7 @@ def with_task(loaded: Loaded, task: Task | None, dataset: AnyDataset | None, *, 
     Raises `BadInput` for a task of other labels than the data has.
     """
     if task is not None:
-        if task.label_kind and dataset is not None and dataset.labelled and dataset.label_kind != task.label_kind:
-            has = tasks.of(None, dataset).words
-            raise BadInput(f"--task {task.name}: data {dataset.spec!r} is {has}; leave it out, or give data that fits")
-        loaded.model.task = task
+        loaded.model.task = tasks.of(None, dataset, task)
     own = loaded.task
     if own is not None and not own.label_kind:
         loaded.model.task = own if dataset is None else own.fitted(dataset)
@@ -58,7 +55,6 @@ def require_fit(
     trains: bool = False,
     class_names: str = "by-name",
     judges: str = "",
-    task: Task | None = None,
 ) -> bool:
     """Raise `BadInput`, before any work, unless model and data fit; names `--adapt` and `--convert` where they help.
 
@@ -67,10 +63,10 @@ def require_fit(
 
     adaptable: whether the verb has `--adapt`. trains: whether that gives runs a new classifier. class_names: how the
     data's classes are found among the model's outputs, see `data.match_classes`. judges: what judges or trains, which
-    refuses a model, and data, that its task (`task`; default: that of the model and the data) does not fit.
+    refuses a model, and data, that the task at hand (`tasks.of`) does not fit.
     """
     if judges:
-        tasks.of(loaded.model, dataset, task).check(judges, model=loaded.model, dataset=dataset)
+        tasks.of(loaded.model, dataset).check_judging(judges, model=loaded.model, dataset=dataset)
     named = loaded.folder is None and not adapted
     convert = convert or not named
     try:
@@ -87,9 +83,9 @@ def require_fit(
     return convert
 
 
-def common_task(loaded: Sequence[Loaded], dataset: AnyDataset, given: Task | None = None) -> Task:
+def common_task(loaded: Sequence[Loaded], dataset: AnyDataset) -> Task:
     """The task that models are judged by side by side. Raises `BadInput` for models of different tasks."""
-    found = [tasks.of(one.model, dataset, given) for one in loaded]
+    found = [tasks.of(one.model, dataset) for one in loaded]
     for one, own in zip(loaded, found, strict=True):
         if own != found[0]:
             raise BadInput(

@@ -15,16 +15,11 @@ import numpy as np
 from PIL import Image
 
 from leanvit.errors import BadInput
+from leanvit.runs.thumbnails import colour
 from leanvit.tasks import Task
 from leanvit.verbs.answers import Answer
 
 LONGEST = 120  # characters of a picture's name; files have room for the number of a second one, and the ending
-# class 0 is black, and classes near one another differ: bits of the class, three by three, from the highest down
-PALETTE = [
-    sum(((value >> 3 * step + channel) & 1) << 7 - step for step in range(3))
-    for value in range(256)
-    for channel in range(3)
-]
 
 
 def masks_folder(file: Path) -> Path:
@@ -121,5 +116,5 @@ def picture_of(answer: np.ndarray, size: Sequence[int], key: str) -> Image.Image
     if values.max() > 255:
         return Image.fromarray(values.astype(np.uint16))
     picture = Image.fromarray(values.astype(np.uint8)).convert("L")
-    picture.putpalette(PALETTE)
+    picture.putpalette(bytes.fromhex("".join(colour(number)[1:] for number in range(256))))
     return picture

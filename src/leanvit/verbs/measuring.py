@@ -21,7 +21,7 @@ from leanvit.runs.layout import MEASURED, TOKENS
 from leanvit.runs.measurements import keep
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.tasks import Task, read_task
-from leanvit.verbs.fitting import common_task, require_fit, with_classes_of
+from leanvit.verbs.fitting import common_task, require_fit, with_classes_of, with_task
 from leanvit.verbs.models import (
     Loaded,
     Log,
@@ -107,12 +107,12 @@ def measure(
     if settings and not any(map(is_built, (*against, run))):
         raise BadInput(f"{', '.join(settings)} can only be given with a timm name: a run has its own preprocessing")
     built = {"model_args": model_args, "pretrained": pretrained, "weights": weights, "preprocess_settings": settings}
-    loaded = [_load(spec, built, log) for spec in (*against, run)]
+    loaded = [with_task(_load(spec, built, log), given, validation) for spec in (*against, run)]
     fitting: dict[str, Any] = {"convert": convert, "adaptable": False, "class_names": class_names}
     for one in loaded:
-        require_fit(one, validation, **fitting, judges="measure", task=given)
+        require_fit(one, validation, **fitting, judges="measure")
     _require_one_size(loaded)
-    judges = common_task(loaded, validation, given)
+    judges = common_task(loaded, validation)
     own = loaded[-1]
     default = own.home / MEASURED if own.home else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from leanvit.data import AnyDataset, Boxes, Dataset, Field, Masks, Sample, UnreadableImage, keyed
 from leanvit.data.label_kinds import KINDS
 from leanvit.files import write_atomic
+from leanvit.runs.thumbnails import colour
 
 COLUMNS = 8  # images of a class
 ROWS = 24  # classes; of more, evenly spread ones are shown
@@ -111,7 +111,9 @@ def _drawn_over(sample: Sample, fields: Mapping[str, Field]) -> Image.Image:
 
 def _masked(image: Image.Image, mask: np.ndarray, ignore: int) -> Image.Image:
     values, place = np.unique(mask, return_inverse=True)
-    colours = np.array([_colour(int(value)) for value in values], dtype=np.uint8)[place.reshape(mask.shape)]
+    colours = np.array([ImageColor.getrgb(colour(int(value))) for value in values], dtype=np.uint8)[
+        place.reshape(mask.shape)
+    ]
     blended = Image.blend(image, Image.fromarray(colours), 0.5)
     blended.paste(image, mask=Image.fromarray(mask == ignore))
     return blended
@@ -122,14 +124,8 @@ def _boxed(image: Image.Image, boxes: list[list[float]], labels: list[int]) -> I
     draw = ImageDraw.Draw(drawn)
     width = max(1, round(2 * max(image.size) / _TILE))  # two pixels of a tile
     for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=_colour(label), width=width)
+        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour(label), width=width)
     return drawn
-
-
-def _colour(number: int) -> tuple[int, int, int]:
-    """A colour of its own for each of the first classes: hues that are the golden ratio apart."""
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.9 - 0.3 * (number % 2), 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _write_name(draw: ImageDraw.ImageDraw, name: str, top: int) -> None:

@@ -31,7 +31,7 @@ from leanvit.runs.layout import RUN
 from leanvit.runs.locking import locked
 from leanvit.runs.logs import training_logs
 from leanvit.tasks import Task, read_task
-from leanvit.verbs.fitting import require_fit
+from leanvit.verbs.fitting import require_fit, with_task
 from leanvit.verbs.models import Loaded, Log, is_built, load_model, log_bad, open_split, silent
 
 PRECISIONS = ("float32", *STORED_AS)
@@ -103,8 +103,9 @@ def publish(
     if one.home.resolve() == Path(out).resolve():
         raise BadInput(f"--out {out} is the run itself: its weights are rounded in the copy, give another path")
     validation = open_split(data, "val", limit=limit, log=log)
-    require_fit(one, validation, class_names=class_names, judges="publish", task=given)
-    judges = tasks.of(one.model, validation, given)
+    one = with_task(one, given, validation)
+    require_fit(one, validation, class_names=class_names, judges="publish")
+    judges = tasks.of(one.model, validation)
     matched = matched_with(one.model, validation, class_names=class_names) if judges.label_kind else None
     if matched is not None and matched.note and not matched.same:
         log(matched.note)

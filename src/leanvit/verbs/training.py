@@ -79,8 +79,10 @@ class Ready:
 
     @property
     def judged(self) -> AnyDataset | None:
-        """What the model is validated on: None where the data does not say what its task asks."""
-        return self.validation if set(self.task.reads) <= set(self.validation.field_names) else None
+        """What the model is validated on: None where its task judges nothing, or the data lacks its fields."""
+        return (
+            self.validation if self.task.judges and set(self.task.reads) <= set(self.validation.field_names) else None
+        )
 
 
 def train(
@@ -201,7 +203,7 @@ def train(
     )
     request = ready.request
     if keep == "best":
-        ready.task.check("--keep best", dataset=ready.validation)
+        ready.task.check_judging("--keep best", dataset=ready.validation)
     if overwrite and out is not None and ready.start.home is not None and _same(ready.start.home, out):
         raise BadInput(f"--out {out} is the run that is trained on, which --overwrite would remove: give another path")
     name = "-".join([ready.start.base, *(m.slug for m in methods)])
