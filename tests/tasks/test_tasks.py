@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -194,12 +194,20 @@ def test_heads_add_losses_and_tell_each_figure() -> None:
         task.at("depth")
 
 
-def test_heads_of_different_means_are_refused() -> None:
-    task = Heads({"class": Classification(), "mask": Segmentation()})
-    with pytest.raises(BadInput, match="means over different numbers of things"):
-        task.terms(batch_of(torch.zeros(2, dtype=torch.long), mask=torch.zeros(2, 4, 4, dtype=torch.long)))
+def test_heads_of_different_means_count_each_their_own() -> None:
+    task, masks = Heads({"class": Classification(), "mask": Segmentation()}), torch.zeros(2, 4, 4, dtype=torch.long)
+    masks[0, :2] = 255
+    batch = batch_of(torch.zeros(2, dtype=torch.long), mask=masks)
+    assert task.terms(batch) == (2, 24)
+    outputs = {"class": torch.randn(2, 3), "mask": torch.randn(2, 3, 4, 4)}
+    losses = [one.loss(outputs[name], batch) for name, one in task.tasks.items()]
+    assert task.loss(outputs, batch) == losses[0] + losses[1]
+    scaled = task.loss(outputs, replace(batch, scales=(0.5, 2.0)))
+    torch.testing.assert_close(scaled, 0.5 * losses[0] + 2 * losses[1])
     with pytest.raises(BadInput, match="needs all rows at once"):
         Heads({"labels": MultiLabel()})
+    with pytest.raises(BadInput, match="is of several tasks itself"):
+        Heads({"both": task})
 
 
 def test_a_head_runs_all_of_the_model() -> None:

@@ -80,6 +80,8 @@ class OneLabel:
         return found, found >= 0
 
     def onto(self, labels: Any, matched: Matched) -> Any:
+        if np.ndim(labels) == 0:  # of one sample, without an array of all classes
+            return matched.positions[int(labels)]
         return np.asarray(matched.positions, dtype=np.int64)[labels]
 
     def first_of_each(self, labels: np.ndarray, value: np.ndarray, shots: int) -> np.ndarray:

@@ -59,6 +59,9 @@ class Batch:
     draws: tuple[int, int] = (0, 0)  # (seed, epoch)
     views: tuple[int, ...] = ()  # of each sample, how often the epoch came to it before; empty: all for the first time
     blanks: Mapping[str, Any] = field(default_factory=lambda: NO_FIELDS)  # of an empty batch: values for `stand_in`
+    scales: tuple[
+        float, ...
+    ] = ()  # of a step whose loss is a sum of means over different things: see `Objective.terms`
 
     def __len__(self) -> int:
         return len(self.keys)

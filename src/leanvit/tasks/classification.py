@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, Batch, Preprocess, require_labels
-from leanvit.data.fields import LABEL
+from leanvit.data.fields import LABEL, Values
 from leanvit.tasks.intervals import Change, Interval, from_pairs, wilson
 from leanvit.tasks.metric import Metric, totals
 from leanvit.tasks.objectives import (
@@ -95,6 +95,12 @@ class Classification(LabelTask):
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
         if self.field == LABEL and getattr(dataset, "label_kind", "one") == "several":
             yield f"an image of data {dataset.spec!r} may have several classes; accepted: data with one class an image"
+        if (
+            self.field != LABEL
+            and dataset is not None
+            and not isinstance(kind := dataset.fields.get(self.field), Values)
+        ):
+            yield f"the field {self.field!r} of data {dataset.spec!r} is {type(kind).__name__}; accepted: Values"
         outputs = getattr(model, "num_classes", None)
         if self.classes and outputs and outputs != len(self.classes):
             yield f"the model has {outputs} outputs, and the field {self.field!r} {len(self.classes)} classes"

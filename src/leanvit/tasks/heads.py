@@ -37,6 +37,8 @@ class Heads(Task):
         for name, one in made.items():
             if not isinstance(name, str) or not name.isidentifier() or not isinstance(one, Task):
                 raise BadInput(f"tasks[{name!r}] is a {type(one).__name__}; accepted: a task by a Python name")
+            if isinstance(one, Heads):
+                raise BadInput(f"head {name!r} is of several tasks itself; accepted: the task of one head")
             if one.gathers:
                 raise BadInput(f"head {name!r}: the task {one.name} needs all rows at once, and heads are summed")
         object.__setattr__(self, "tasks", made)
@@ -75,26 +77,25 @@ class Heads(Task):
             for problem in one.problems(None, dataset):
                 yield f"head {name!r}: {problem}"
 
-    def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        losses = [one.loss(self._of(outputs, name), batch) for name, one in self.tasks.items()]
-        return sum(losses[1:], start=losses[0])
+    def spread(self, outputs: Any) -> int:
+        return sum(one.spread(self._of(outputs, name)) for name, one in self.tasks.items())
 
-    def terms(self, batch: Batch) -> int | None:
-        """Images, or what all heads' losses are means of. Raises `BadInput` where they are of different things."""
-        counts = {one.terms(batch) for one in self.tasks.values()}
-        if len(counts) > 1:
-            raise BadInput(
-                f"heads {', '.join(self.tasks)}: their losses are means over different numbers of things "
-                f"({', '.join(map(str, counts))}): give a task whose loss divides all by one"
-            )
-        return counts.pop()
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return _sum([one.loss(self._of(outputs, name), batch) for name, one in self.tasks.items()], batch)
+
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
+        """None where all heads' losses are means over images; else how many things each head's is the mean of."""
+        counts = [one.terms(batch) for one in self.tasks.values()]
+        if len(counts) == 1 or all(one is None for one in counts):
+            return counts[0]
+        return tuple(len(batch) if one is None else one for one in counts)
 
     def divergence(self, outputs: Any, taught: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         apart = [
             one.divergence(self._of(outputs, name), self._of(taught, name), batch, temperature=temperature)
             for name, one in self.tasks.items()
         ]
-        return sum(apart[1:], start=apart[0])
+        return _sum(apart, batch)
 
     def rows(self, outputs: Any, batch: Batch) -> dict[str, Rows]:
         return {name: one.rows(self._of(outputs, name), batch) for name, one in self.tasks.items()}
@@ -153,6 +154,12 @@ def make_of(given: Any) -> Any:
             f"before loading, on the command line with leanvit --import {module!r}"
         )
     return make_task(own, {name: value for name, value in given.items() if name not in ("name", "module")})
+
+
+def _sum(losses: Sequence[Tensor], batch: Batch) -> Tensor:
+    """The sum of the heads' means, each scaled to the share of its things that this batch has of the step."""
+    scaled = [scale * loss for scale, loss in zip(batch.scales, losses, strict=True)] if batch.scales else losses
+    return sum(scaled[1:], start=scaled[0])
 
 
 class Head(nn.Module):

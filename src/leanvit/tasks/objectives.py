@@ -65,14 +65,15 @@ class Objective(nn.Module):
         `peak_scale` (factor on lr alone: the rate ends at the same min_lr)."""
         return param_groups_weight_decay(self, weight_decay)
 
-    def terms(self, batch: Batch) -> int | None:
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
         """How many things the loss of this batch is the mean of: pixels that are not ignored, tokens, positives.
 
         The step's loss is then the mean over those of all its batches and processes. None, the default: images; the
         `accumulate` batches of a step then count alike. Asked of the batch on the CPU, before it is mixed, also of one
         without images. A batch of 0 terms has no part in the step, whatever its loss. Where a loss adds sums over
         different things, divide them all by one count, and give that count; or take the means of each image first,
-        then their sum is a mean over images.
+        then their sum is a mean over images; or give a number for each of them (the same length always), and scale its
+        mean by the entry of `batch.scales`, which is not empty in a step.
         """
         return None
 

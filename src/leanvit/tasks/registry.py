@@ -29,6 +29,10 @@ def task(name: str) -> Callable[[C], C]:
                 f"task {name!r}: {cls.__qualname__} is of labels of images, which leanvit judges by its own tasks; "
                 "accepted: a subclass of leanvit.tasks.Task. For another loss give an objective of your own"
             )
+        for taken in {"name", "module"} & set(getattr(cls, "__dataclass_fields__", ())):
+            raise BadInput(
+                f"task {name!r}: {cls.__qualname__} has a field {taken!r}, which a run writes itself: rename it"
+            )
         own.name, own.words = name, getattr(own, "words", "") or f"of the task {name}"
         _TASKS[name] = cls
         return cls

@@ -74,6 +74,7 @@ class Segmentation(Task):
         """Cross-entropy, a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
         logits = resized(outputs, mask.shape[1:])
+        self._require_classes(mask, logits.shape[1], batch.keys)
         total = F.cross_entropy(logits.float(), mask, ignore_index=self.ignored, reduction="sum")
         return total / self._counted(mask).sum().clamp(min=1)
 
@@ -96,11 +97,7 @@ class Segmentation(Task):
         mask = self._mask(batch).cpu()
         logits = resized(torch.as_tensor(outputs).cpu(), mask.shape[1:])
         answer, classes, counted = logits.argmax(dim=1), logits.shape[1], self._counted(mask)
-        if bool((beyond := counted & ((mask < 0) | (mask >= classes))).any()):
-            raise BadInput(
-                f"a mask of {batch.keys[int(beyond.flatten(1).any(1).nonzero()[0])]!r} holds {int(mask[beyond][0])}; "
-                f"accepted: 0 to {classes - 1}, the classes of the model, or {self.ignored}, which is ignored"
-            )
+        self._require_classes(mask, classes, batch.keys)
         image = torch.arange(len(mask)).view(-1, 1, 1).expand_as(mask)[counted] * classes
         size = len(mask) * classes
         answered, truth = image + answer[counted], image + mask[counted]
@@ -148,6 +145,14 @@ class Segmentation(Task):
     def _mask(self, batch: Batch) -> Tensor:
         mask: Tensor = batch[self.field]
         return mask
+
+    def _require_classes(self, mask: Tensor, classes: int, keys: Sequence[str]) -> None:
+        beyond = self._counted(mask) & ((mask < 0) | (mask >= classes))
+        if bool(beyond.any()):
+            raise BadInput(
+                f"a mask of {keys[int(beyond.flatten(1).any(1).nonzero()[0])]!r} holds {int(mask[beyond][0])}; "
+                f"accepted: 0 to {classes - 1}, the classes of the model, or {self.ignored}, which is ignored"
+            )
 
     def _counted(self, mask: Tensor) -> Tensor:
         return mask != self.ignored

@@ -102,7 +102,7 @@ class Task:
         """Scalar to minimise: how far outputs are from what the batch says, a mean."""
         raise BadInput(f"the task {self.name} trains no model: it has no loss(outputs, batch)")
 
-    def terms(self, batch: Batch) -> int | None:
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
         """What the loss is the mean over, as `Objective.terms`; None: images."""
         return None
 

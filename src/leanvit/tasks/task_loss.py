@@ -45,8 +45,9 @@ class TaskLoss(Objective):
 
     def extra_repr(self) -> str:
         """What a run to resume must have alike."""
-        taught = f"alpha={self.alpha}, temperature={self.temperature}" if self._teacher[0] is not None else "alpha=0"
-        return f"{name_of(self.task)}, {taught}"
+        alpha = self.alpha if self._teacher[0] is not None else 0
+        softened = f", temperature={self.temperature}" if alpha and self.temperature != 1 else ""
+        return f"{name_of(self.task)}, alpha={alpha}{softened}"
 
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         """Refuse a teacher that would mislead."""
@@ -60,8 +61,8 @@ class TaskLoss(Objective):
         assert self._teacher[0] is not None
         return self.task.run(self._teacher[0].to(images.device), images)
 
-    def terms(self, batch: Batch) -> int | None:
-        found: int | None = self.task.terms(batch)
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
+        found: int | tuple[int, ...] | None = self.task.terms(batch)
         return found
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:

@@ -50,6 +50,7 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     with keyed.global_rng(config.seed, "step", run.step):
         for run.micro, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             batch = mixed(paired(_placed(batch, weight.images, run).to(run.device), run.model), run)
+            batch = replace(batch, scales=weight.scales) if weight.scales else batch
             notify(callbacks, "before_forward", run)
             for name, figure in _differentiated(run, batch, weight, last=run.micro == len(batches) - 1).items():
                 sums[name] = sums.get(name, 0) + figure
@@ -97,24 +98,54 @@ class _Weight:
     of: int  # batches that count alike
     images: int  # of the batch, on all processes
     terms: int | None = None  # of the whole step, where the objective counts them
+    scales: tuple[
+        float, ...
+    ] = ()  # of a sum of means over different things: what each of them counts beside `own / of`
 
 
 def _weights(run: Run, batches: list[Batch]) -> list[_Weight]:
     """The weight of each batch. Raises BadInput for one of which no process has an image."""
     counts = [len(batch) for batch in batches]
     found = [run.objective.terms(batch) for batch in batches]
-    terms = [int(one) * bool(count) for one, count in zip(found, counts, strict=True) if one is not None]
+    if any(isinstance(one, tuple) for one in found):  # as on all processes: it is the same task
+        return _weights_of_sums(run, batches, np.array(found, dtype=np.int64))
+    plain = [one for one in found if not isinstance(one, tuple)]
+    terms = [int(one) * bool(count) for one, count in zip(plain, counts, strict=True) if one is not None]
     sums = [int(total) for total in run.world.sums([*counts, *terms])]
     whole, all_terms = sums[: len(counts)], sums[len(counts) :]
-    for batch, images in zip(batches, whole, strict=True):
-        if not images:
-            raise no_image_left(batch.bad)
+    _require_images(batches, whole)
     if isinstance(run.objective, WholeBatch):
         return [_Weight(1 / run.world.size, 1, whole[0])]
     if not terms:
         return [_Weight(count / images, len(batches), images) for count, images in zip(counts, whole, strict=True)]
     total = sum(all_terms)
     return [_Weight(own / max(total, 1), 1, images, total) for own, images in zip(terms, whole, strict=True)]
+
+
+def _weights_of_sums(run: Run, batches: list[Batch], terms: np.ndarray) -> list[_Weight]:
+    """Of a loss that is a sum of means, each over things of its own: terms (batches, means) of this process.
+
+    A batch weighs by its images, and each mean is scaled from there to its share of all its things of the step.
+    """
+    counts = np.array([len(batch) for batch in batches])
+    terms = terms * (counts > 0)[:, None]
+    sums = run.world.sums([*map(float, counts), *map(float, terms.ravel())])
+    whole = [int(total) for total in sums[: len(counts)]]
+    _require_images(batches, whole)
+    total = np.reshape(sums[len(counts) :], terms.shape).sum(axis=0)
+    own = counts / whole
+    scales = terms / np.maximum(total, 1) * len(batches) / np.where(counts > 0, own, 1)[:, None]
+    return [
+        _Weight(float(share), len(batches), images, scales=tuple(map(float, row)))
+        for share, images, row in zip(own, whole, scales, strict=True)
+    ]
+
+
+def _require_images(batches: list[Batch], images: list[int]) -> None:
+    """Raise BadInput for a batch of which no process has an image; images: on all processes."""
+    for batch, count in zip(batches, images, strict=True):
+        if not count:
+            raise no_image_left(batch.bad)
 
 
 def _placed(batch: Batch, images: int, run: Run) -> Batch:

@@ -85,7 +85,7 @@ class GlobalPruning(Objective):
     def bind(self, model: nn.Module, preprocess: Preprocess) -> None:
         self.teaching.bind(model, preprocess)
 
-    def terms(self, batch: Batch) -> int | None:
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
         return self.task.terms(batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:

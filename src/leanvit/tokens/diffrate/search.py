@@ -258,7 +258,7 @@ class MacsPenalty(Objective):
         """What a run to resume must have alike."""
         return f"macs={self.share}, weight={self.weight}, warmup={self.warmup}, {self.costs}"
 
-    def terms(self, batch: Batch) -> int | None:
+    def terms(self, batch: Batch) -> int | tuple[int, ...] | None:
         return self.task.terms(batch)
 
     def forward(self, model: nn.Module, batch: Batch, step: int, context: Mapping[str, Any]) -> Loss:
