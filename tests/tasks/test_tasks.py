@@ -272,10 +272,16 @@ def test_what_a_task_does_not_say_is_refused_by_name() -> None:
     for call in (lambda: bare.rows(0, batch), lambda: bare.divergence(0, 0, batch)):
         with pytest.raises(BadInput, match=r"judges no model|has no divergence"):
             call()
+    for untaught in (bare, Heads({"a": Segmentation(), "b": bare})):
+        with pytest.raises(BadInput, match=r"has no divergence from a teacher, .* leave the recovery out"):
+            untaught.check_distillation("soft")
     with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task segmentation: soft"):
         Segmentation().check_distillation("hard")
     with pytest.raises(BadInput, match="multi-label: a teacher decides for one class"):
         MultiLabel().check_distillation("hard")
+    with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task classification: soft"):
+        Classification(field="ink").check_distillation("hard")
+    assert Classification().mixes and not Classification(field="ink").mixes
     with pytest.raises(BadInput, match=r"label_smoothing=0\.1: the task segmentation has none"):
         Segmentation().objective(label_smoothing=0.1)
     with pytest.raises(Refused, match="needs a model that tells classes"):

@@ -197,7 +197,7 @@ def test_outputs_that_a_task_cannot_read_are_refused_at_the_first_batch(
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"task": None}, Refused, "wiring task_models_pixels are something else: say what they mean: --task NAME"),
+        ({"task": None}, Refused, "wiring task_models_pixels are something else: say what they mean, --task NAME"),
         ({"task": "classification"}, Refused, "predict needs a model that tells classes of images apart"),
         ({"task": "multi_label"}, Refused, "predict needs a model that tells classes of images apart"),
         ({"task": "segmentatoin"}, BadInput, "unknown task 'segmentatoin': did you mean 'segmentation'"),
@@ -225,3 +225,5 @@ def test_a_model_of_another_task_tells_no_classes(tiny: Any, place: Path) -> Non
     model.task = Brightness()
     with pytest.raises(Refused, match="outputs of a model of the task predicting_brightness are something else"):
         predict(model, place / "photos", task="classification")
+    with pytest.raises(BadInput, match="the model gives one answer an image; accepted: one of each pixel"):
+        predict(model, place / "photos", task="segmentation")

@@ -72,8 +72,14 @@ class Classification(LabelTask):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"),)
     words: ClassVar[str] = "one class an image"
     objective_words: ClassVar[str] = "a softmax"
-    mixes: ClassVar[bool] = True
-    distillations: ClassVar[tuple[str, ...]] = ("soft", "hard")
+
+    @property
+    def mixes(self) -> bool:  # type: ignore[override]
+        return self.field == LABEL
+
+    @property
+    def distillations(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("soft", "hard") if self.field == LABEL else ("soft",)
 
     @property
     def label_kind(self) -> str:  # type: ignore[override]

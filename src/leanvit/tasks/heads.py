@@ -71,6 +71,12 @@ class Heads(Task):
             for problem in one.problems(None, dataset):
                 yield f"head {name!r}: {problem}"
 
+    def check_distillation(self, kind: str) -> None:
+        """Raise `BadInput` for a kind that they do not have together, or that a head does not have."""
+        super().check_distillation(kind)
+        for one in self.tasks.values():
+            one.check_distillation(kind)
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         losses = [one.loss(self._of(outputs, name), batch) for name, one in self.tasks.items()]
         return sum(losses[1:], start=losses[0])

@@ -55,7 +55,7 @@ class Segmentation(Task):
         outputs = getattr(model, "num_classes", None)
         if self.classes and outputs and outputs != len(self.classes):
             yield f"the model tells {outputs} classes of pixels, the masks have {len(self.classes)}"
-        if model is not None and getattr(model, "wiring", None) is None and getattr(model, "classifies", False):
+        if model is not None and getattr(model, "wiring", None) is None and getattr(model, "tells_classes", False):
             yield "the model gives one answer an image; accepted: one of each pixel, as a model with such a head gives"
         masks = None if dataset is None else dataset.fields.get(self.field)
         if masks is None:

@@ -133,7 +133,12 @@ class Task:
         return TaskLoss(self, teacher=teacher, teacher_preprocess=preprocess, **options)
 
     def check_distillation(self, kind: str) -> None:
-        """Raise `BadInput` for a kind of distillation that the task does not have."""
+        """Raise `BadInput` for a kind of distillation that the task does not have, before any work."""
+        if type(self).divergence is Task.divergence:
+            raise BadInput(
+                f"the task {self.name} has no divergence from a teacher, so nothing is learned from one: define "
+                "divergence(outputs, taught, batch), or leave the recovery out"
+            )
         if kind not in self.distillations:
             raise BadInput(
                 f"distillation is {kind!r}; accepted for the task {self.name}: {' or '.join(self.distillations)}"
