@@ -116,6 +116,9 @@ class Heads(Task):
     def answers(self, outputs: Any) -> dict[str, Any]:
         return {name: one.answers(self._of(outputs, name)) for name, one in self.tasks.items()}
 
+    def sized(self, outputs: Any, size: Sequence[int]) -> dict[str, Any]:
+        return {name: one.sized(self._of(outputs, name), size) for name, one in self.tasks.items()}
+
     def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Any:
         head = next(iter(self.tasks))
         return self.tasks[head].agreement(one[head], other[head], level=level)

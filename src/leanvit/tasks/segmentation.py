@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.data import AnyDataset, Batch
+from leanvit.data.classes import listed
 from leanvit.errors import BadInput
 from leanvit.tasks.metric import Metric, metric_of, totals
 from leanvit.tasks.registry import task
@@ -62,6 +63,11 @@ class Segmentation(Task):
             return
         if not hasattr(masks, "ignore"):
             yield f"the field {self.field!r} of data {dataset.spec!r} is {type(masks).__name__}; accepted: Masks"
+        elif self.classes and masks.classes and tuple(masks.classes) != self.classes:
+            yield (
+                f"the classes are {listed(self.classes)}, and those of data {dataset.spec!r} {listed(masks.classes)}: "
+                "pixels are numbers, so give both the same names in the same order, or the data none"
+            )
         elif self.ignore is not None and masks.ignore != self.ignore:
             yield (
                 f"ignore is {self.ignore}, and the masks of data {dataset.spec!r} say {masks.ignore}: give both "
@@ -73,7 +79,8 @@ class Segmentation(Task):
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy, a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
-        logits = resized(outputs, mask)
+        logits = resized(outputs, mask.shape[1:])
+        self._require_known(mask, logits.shape[1], batch)
         total = F.cross_entropy(logits.float(), mask, ignore_index=self.ignored, reduction="sum")
         return total / self._counted(mask).sum().clamp(min=1)
 
@@ -83,7 +90,7 @@ class Segmentation(Task):
     def divergence(self, outputs: Any, taught: Any, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """T² KL(softmax(taught / T) || softmax(outputs / T)), a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
-        student, teacher = (resized(one, mask).float() / temperature for one in (outputs, taught))
+        student, teacher = (resized(one, mask.shape[1:]).float() / temperature for one in (outputs, taught))
         apart = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True).sum(1)
         counted = self._counted(mask)
         return temperature**2 * (apart * counted).sum() / counted.sum().clamp(min=1)
@@ -94,17 +101,16 @@ class Segmentation(Task):
     def rows(self, outputs: Any, batch: Batch) -> np.ndarray:
         """(B, 3, classes) int64 pixels of each class: found rightly, answered, in the mask."""
         mask = self._mask(batch).cpu()
-        logits = resized(torch.as_tensor(outputs).cpu(), mask)
-        answer, classes, counted = logits.argmax(dim=1), logits.shape[1], self._counted(mask)
-        if bool((beyond := counted & ((mask < 0) | (mask >= classes))).any()):
-            raise BadInput(
-                f"a mask of {batch.keys[int(beyond.flatten(1).any(1).nonzero()[0])]!r} holds {int(mask[beyond][0])}; "
-                f"accepted: 0 to {classes - 1}, the classes of the model, or {self.ignored}, which is ignored"
-            )
+        logits, counted = of_pixels(outputs).cpu(), self._counted(mask)
+        classes, size = logits.shape[1], mask.shape[1:]
+        # image by image: logits of a batch at the size of the masks take much memory
+        answer = torch.cat([resized(one, size).argmax(dim=1) for one in logits.split(1)])
+        self._require_known(mask, classes, batch)
         image = torch.arange(len(mask)).view(-1, 1, 1).expand_as(mask)[counted] * classes
-        size = len(mask) * classes
         answered, truth = image + answer[counted], image + mask[counted]
-        found = [torch.bincount(of, minlength=size) for of in (truth[answered == truth], answered, truth)]
+        found = [
+            torch.bincount(of, minlength=len(mask) * classes) for of in (truth[answered == truth], answered, truth)
+        ]
         return torch.stack(found, dim=1).view(len(mask), classes, 3).transpose(1, 2).contiguous().numpy()
 
     def score(self, rows: Any, weights: np.ndarray | None = None, metric: str = "") -> np.ndarray:
@@ -121,12 +127,15 @@ class Segmentation(Task):
         return np.where(occurs, share, np.nan)
 
     def answers(self, outputs: Any) -> Tensor:
-        """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the outputs' own size."""
+        """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the size of the outputs."""
         outputs = of_pixels(outputs)
         if self.classes and outputs.shape[1] != len(self.classes):
             raise BadInput(f"the model tells {outputs.shape[1]} classes of pixels, the task {len(self.classes)}")
         found = outputs.argmax(dim=1)
         return found.to(torch.uint8) if outputs.shape[1] <= 256 else found
+
+    def sized(self, outputs: Any, size: Sequence[int]) -> Tensor:
+        return resized(outputs, size)
 
     def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
         """The share of pixels of each class that the answer holds."""
@@ -145,6 +154,16 @@ class Segmentation(Task):
         mask: Tensor = batch[self.field]
         return mask
 
+    def _require_known(self, mask: Tensor, classes: int, batch: Batch) -> None:
+        """Raise `BadInput`, naming an image, where a mask (B, H, W) holds a class that a model of so many has not."""
+        beyond = self._counted(mask) & ((mask < 0) | (mask >= classes))
+        if bool(beyond.any()):
+            key = batch.keys[int(beyond.flatten(1).any(1).nonzero()[0])]
+            raise BadInput(
+                f"a mask of {key!r} holds {int(mask[beyond][0])}; accepted: 0 to {classes - 1}, the classes of the "
+                f"model, or {self.ignored}, which is ignored (?ignore=N of the data for another value)"
+            )
+
     def _counted(self, mask: Tensor) -> Tensor:
         return mask != self.ignored
 
@@ -155,12 +174,12 @@ def _iou(hits: np.ndarray, answered: np.ndarray, truth: np.ndarray) -> tuple[np.
     return np.divide(hits, union, out=np.zeros_like(hits), where=union > 0), union > 0
 
 
-def resized(logits: Tensor, mask: Tensor) -> Tensor:
-    """Logits (B, classes, h, w) at the size of masks (B, H, W). Raises `BadInput` for outputs of another form."""
+def resized(logits: Any, size: Sequence[int]) -> Tensor:
+    """Logits (B, classes, h, w) at a size (H, W). Raises `BadInput` for outputs of another form."""
     logits = of_pixels(logits)
-    if logits.shape[2:] == mask.shape[1:]:
+    if tuple(logits.shape[2:]) == tuple(size):
         return logits
-    return F.interpolate(logits.float(), mask.shape[1:], mode="bilinear", align_corners=False)
+    return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
 
 
 def of_pixels(outputs: Any) -> Tensor:

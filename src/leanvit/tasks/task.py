@@ -182,6 +182,10 @@ class Task:
         """(B, ...) what a model answers: whole numbers or truth values where it decides, else numbers."""
         return torch.as_tensor(outputs)
 
+    def sized(self, outputs: Any, size: Sequence[int]) -> Any:
+        """Outputs for images of (height, width) as they are judged: maps at that size. By default as they are."""
+        return outputs
+
     def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Interval | None:
         """How far two models' answers (N, ...) are the same: the share of decisions. None: it is not said."""
         a, b = np.asarray(one), np.asarray(other)

@@ -33,11 +33,11 @@ def task_answers(
     Raises `BadInput` for outputs that the task cannot read, or that are not finite.
     """
     outputs = outputs_of(task, runner, images, keys)
-    answers = answers_of(task, outputs, len(keys))
     axis = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else 0
     names = tuple(classes) or tuple(map(str, range(axis)))
     for number, key in enumerate(keys):
-        answer = _of_image(answers, number)
+        alone = task.sized(_alone(outputs, number), images.shape[2:])  # maps of a batch at that size take much memory
+        answer = _of_image(answers_of(task, alone, 1), 0)
         columns = task.columns(answer, names)
         if taken := sorted(OWN_COLUMNS & set(columns)):
             raise BadInput(f"the task {task.name} has a column {taken[0]!r}, which predict writes itself")
@@ -79,6 +79,13 @@ def _joined(pieces: Sequence[Any], keys: Sequence[str]) -> Tensor:
         shown = ", ".join(map(repr, bad[:_NAMED])) + (", …" if len(bad) > _NAMED else "")
         raise BadInput(f"outputs are not finite for {len(bad)} of {len(keys)} images: {shown}")
     return outputs
+
+
+def _alone(outputs: Any, number: int) -> Any:
+    """The outputs of one image, as a batch (1, ...)."""
+    if isinstance(outputs, Mapping):
+        return {name: _alone(one, number) for name, one in outputs.items()}
+    return outputs[number : number + 1]
 
 
 def _of_image(answers: Any, number: int) -> Any:
