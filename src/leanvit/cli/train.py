@@ -135,12 +135,16 @@ def command(
     if as_json:
         output.print_json(result.to_json())
         return
-    score = result.score
-    shown = (
-        "" if score is None else f", {result.metric} {score:.{2 if result.unit == '%' else 4}f} {result.unit} on val"
-    )
     epochs_done = "1 epoch" if result.epochs == 1 else f"{result.epochs} epochs"
-    output.show(f"{result.folder}: {result.label}, {epochs_done} in {result.seconds:.0f} s{shown}")
+    output.show(f"{result.folder}: {result.label}, {epochs_done} in {result.seconds:.0f} s{_scored(result)}")
+
+
+def _scored(result: Any) -> str:
+    """What was reached on the validation split, as in ", top-1 81.25 % on val"; nothing without one."""
+    if result.score is None:
+        return ""
+    number = f"{result.score:.2f}" if result.unit == "%" else f"{result.score:.4f}"
+    return f", {' '.join(filter(None, (result.metric, number, result.unit)))} on val"
 
 
 def _dry_run(name: str | None, spec: str | None, request: dict[str, Any], as_json: bool) -> None:

@@ -131,7 +131,7 @@ def _maps(task: Any, runner: Any, batches: Any) -> dict[str, Any]:
     with evaluating(runner), torch.inference_mode():
         for batch in batches:
             outputs = outputs_of(runner, batch.images, batch.keys, task.run)
-            answers = task.answers_at(outputs, batch.images.shape[-2:])
+            answers = task.answers(task.sized(outputs, batch.images.shape[2:]))
             if isinstance(answers, Mapping):  # of several heads: which one would be drawn?
                 return {}
             found |= dict(zip(batch.keys, map(task.picture, answers), strict=True))

@@ -72,7 +72,10 @@ class Classification(LabelTask):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("top1", "top-1"),)
     words: ClassVar[str] = "one class an image"
     objective_words: ClassVar[str] = "a softmax"
-    distillations: ClassVar[tuple[str, ...]] = ("soft", "hard")
+
+    @property
+    def distillations(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("soft", "hard") if self.field == LABEL else ("soft",)
 
     @property
     def label_kind(self) -> str:  # type: ignore[override]

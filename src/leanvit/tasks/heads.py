@@ -80,6 +80,12 @@ class Heads(Task):
     def spread(self, outputs: Any) -> int:
         return sum(one.spread(self._of(outputs, name)) for name, one in self.tasks.items())
 
+    def check_distillation(self, kind: str) -> None:
+        """Raise `BadInput` for a kind that they do not have together, or that a head does not have."""
+        super().check_distillation(kind)
+        for one in self.tasks.values():
+            one.check_distillation(kind)
+
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         return _sum([one.loss(self._of(outputs, name), batch) for name, one in self.tasks.items()], batch)
 
@@ -115,8 +121,8 @@ class Heads(Task):
     def answers(self, outputs: Any) -> dict[str, Any]:
         return {name: one.answers(self._of(outputs, name)) for name, one in self.tasks.items()}
 
-    def answers_at(self, outputs: Any, size: Sequence[int]) -> dict[str, Any]:
-        return {name: one.answers_at(self._of(outputs, name), size) for name, one in self.tasks.items()}
+    def sized(self, outputs: Any, size: Sequence[int]) -> dict[str, Any]:
+        return {name: one.sized(self._of(outputs, name), size) for name, one in self.tasks.items()}
 
     def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Any:
         head = next(iter(self.tasks))

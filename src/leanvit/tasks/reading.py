@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.tasks.task import Task
 
 
-def answers_of(task: Task, outputs: Any, images: int, size: Sequence[int] | None = None) -> Any:
-    """The task's answers for a number of images. Raises `BadInput` where it cannot read such outputs.
-
-    size: (height, width) for `Task.answers_at`; None: the answers at the outputs' own size.
-    """
+def answers_of(task: Task, outputs: Any, images: int) -> Any:
+    """The task's answers for a number of images. Raises `BadInput` where it cannot read such outputs."""
     try:
-        found = task.answers(outputs) if size is None else task.answers_at(outputs, size)
+        found = task.answers(outputs)
         counts = {len(one) for one in (found.values() if isinstance(found, Mapping) else [found])}
     except LeanvitError:
         raise

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leanvit.data import AnyDataset, Batch
+from leanvit.data.classes import listed
 from leanvit.errors import BadInput
 from leanvit.tasks.metric import Metric, metric_of, totals
 from leanvit.tasks.registry import task
@@ -55,13 +56,18 @@ class Segmentation(Task):
         outputs = getattr(model, "num_classes", None)
         if self.classes and outputs and outputs != len(self.classes):
             yield f"the model tells {outputs} classes of pixels, the masks have {len(self.classes)}"
-        if model is not None and getattr(model, "wiring", None) is None and getattr(model, "classifies", False):
+        if model is not None and getattr(model, "wiring", None) is None and getattr(model, "tells_classes", False):
             yield "the model gives one answer an image; accepted: one of each pixel, as a model with such a head gives"
         masks = None if dataset is None else dataset.fields.get(self.field)
         if masks is None:
             return
         if not hasattr(masks, "ignore"):
             yield f"the field {self.field!r} of data {dataset.spec!r} is {type(masks).__name__}; accepted: Masks"
+        elif self.classes and masks.classes and tuple(masks.classes) != self.classes:
+            yield (
+                f"the classes are {listed(self.classes)}, and those of data {dataset.spec!r} {listed(masks.classes)}: "
+                "pixels are numbers, so give both the same names in the same order, or the data none"
+            )
         elif self.ignore is not None and masks.ignore != self.ignore:
             yield (
                 f"ignore is {self.ignore}, and the masks of data {dataset.spec!r} say {masks.ignore}: give both "
@@ -74,7 +80,7 @@ class Segmentation(Task):
         """Cross-entropy, a mean over the pixels that are not ignored."""
         mask = self._mask(batch)
         logits = resized(outputs, mask.shape[1:])
-        self._require_classes(mask, logits.shape[1], batch.keys)
+        self._require_known(mask, logits.shape[1], batch)
         total = F.cross_entropy(logits.float(), mask, ignore_index=self.ignored, reduction="sum")
         return total / self._counted(mask).sum().clamp(min=1)
 
@@ -95,13 +101,16 @@ class Segmentation(Task):
     def rows(self, outputs: Any, batch: Batch) -> np.ndarray:
         """(B, 3, classes) int64 pixels of each class: found rightly, answered, in the mask."""
         mask = self._mask(batch).cpu()
-        logits = resized(torch.as_tensor(outputs).cpu(), mask.shape[1:])
-        answer, classes, counted = logits.argmax(dim=1), logits.shape[1], self._counted(mask)
-        self._require_classes(mask, classes, batch.keys)
+        logits, counted = of_pixels(outputs).cpu(), self._counted(mask)
+        classes, size = logits.shape[1], mask.shape[1:]
+        # image by image: logits of a batch at the size of the masks take much memory
+        answer = torch.cat([resized(one, size).argmax(dim=1) for one in logits.split(1)])
+        self._require_known(mask, classes, batch)
         image = torch.arange(len(mask)).view(-1, 1, 1).expand_as(mask)[counted] * classes
-        size = len(mask) * classes
         answered, truth = image + answer[counted], image + mask[counted]
-        found = [torch.bincount(of, minlength=size) for of in (truth[answered == truth], answered, truth)]
+        found = [
+            torch.bincount(of, minlength=len(mask) * classes) for of in (truth[answered == truth], answered, truth)
+        ]
         return torch.stack(found, dim=1).view(len(mask), classes, 3).transpose(1, 2).contiguous().numpy()
 
     def score(self, rows: Any, weights: np.ndarray | None = None, metric: str = "") -> np.ndarray:
@@ -118,16 +127,15 @@ class Segmentation(Task):
         return np.where(occurs, share, np.nan)
 
     def answers(self, outputs: Any) -> Tensor:
-        """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the outputs' own size."""
+        """(B, h, w) uint8, or int64 beyond 256 classes: the class of the largest logit, at the size of the outputs."""
         outputs = of_pixels(outputs)
         if self.classes and outputs.shape[1] != len(self.classes):
             raise BadInput(f"the model tells {outputs.shape[1]} classes of pixels, the task {len(self.classes)}")
         found = outputs.argmax(dim=1)
         return found.to(torch.uint8) if outputs.shape[1] <= 256 else found
 
-    def answers_at(self, outputs: Any, size: Sequence[int]) -> Tensor:
-        """As it is judged on masks of that size: logits are resized, bilinear."""
-        return self.answers(resized(outputs, size))
+    def sized(self, outputs: Any, size: Sequence[int]) -> Tensor:
+        return resized(outputs, size)
 
     def columns(self, answer: Any, classes: Sequence[str]) -> dict[str, Any]:
         """The share of pixels of each class that the answer holds."""
@@ -146,12 +154,14 @@ class Segmentation(Task):
         mask: Tensor = batch[self.field]
         return mask
 
-    def _require_classes(self, mask: Tensor, classes: int, keys: Sequence[str]) -> None:
+    def _require_known(self, mask: Tensor, classes: int, batch: Batch) -> None:
+        """Raise `BadInput`, naming an image, where a mask (B, H, W) holds a class that a model of so many has not."""
         beyond = self._counted(mask) & ((mask < 0) | (mask >= classes))
         if bool(beyond.any()):
+            key = batch.keys[int(beyond.flatten(1).any(1).nonzero()[0])]
             raise BadInput(
-                f"a mask of {keys[int(beyond.flatten(1).any(1).nonzero()[0])]!r} holds {int(mask[beyond][0])}; "
-                f"accepted: 0 to {classes - 1}, the classes of the model, or {self.ignored}, which is ignored"
+                f"a mask of {key!r} holds {int(mask[beyond][0])}; accepted: 0 to {classes - 1}, the classes of the "
+                f"model, or {self.ignored}, which is ignored (?ignore=N of the data for another value)"
             )
 
     def _counted(self, mask: Tensor) -> Tensor:
@@ -165,9 +175,9 @@ def _iou(hits: np.ndarray, answered: np.ndarray, truth: np.ndarray) -> tuple[np.
 
 
 def resized(logits: Any, size: Sequence[int]) -> Tensor:
-    """Logits (B, classes, h, w) at (height, width), bilinear. Raises `BadInput` for outputs of another form."""
+    """Logits (B, classes, h, w) at a size (H, W). Raises `BadInput` for outputs of another form."""
     logits = of_pixels(logits)
-    if logits.shape[2:] == tuple(size):
+    if tuple(logits.shape[2:]) == tuple(size):
         return logits
     return F.interpolate(logits.float(), tuple(size), mode="bilinear", align_corners=False)
 

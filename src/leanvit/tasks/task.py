@@ -142,7 +142,12 @@ class Task:
         return TaskLoss(self, teacher=teacher, teacher_preprocess=preprocess, **options)
 
     def check_distillation(self, kind: str) -> None:
-        """Raise `BadInput` for a kind of distillation that the task does not have."""
+        """Raise `BadInput` for a kind of distillation that the task does not have, before any work."""
+        if type(self).divergence is Task.divergence:
+            raise BadInput(
+                f"the task {self.name} has no divergence from a teacher, so nothing is learned from one: define "
+                "divergence(outputs, taught, batch), or leave the recovery out"
+            )
         if kind not in self.distillations:
             raise BadInput(
                 f"distillation is {kind!r}; accepted for the task {self.name}: {' or '.join(self.distillations)}"
@@ -191,9 +196,9 @@ class Task:
         """(B, ...) what a model answers: whole numbers or truth values where it decides, else numbers."""
         return torch.as_tensor(outputs)
 
-    def answers_at(self, outputs: Any, size: Sequence[int]) -> Any:
-        """`answers` as `predict` writes and a report draws them; maps at the (height, width) that the model saw."""
-        return self.answers(outputs)
+    def sized(self, outputs: Any, size: Sequence[int]) -> Any:
+        """Outputs for images of (height, width) as they are judged: maps at that size. By default as they are."""
+        return outputs
 
     def agreement(self, one: Any, other: Any, *, level: float = 0.95) -> Interval | None:
         """How far two models' answers (N, ...) are the same: the share of decisions. None: it is not said."""

@@ -8,7 +8,9 @@ the weights of the run that was not.
 from __future__ import annotations
 
 import copy
+import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -219,7 +221,7 @@ def _run(
                     if config.save_every and run.step % config.save_every == 0:
                         save()
                 scores = {} if validate is None else validated(run, validate, stop=signals.was_heard)
-                improved = _close_epoch(run, scores, seconds=time.perf_counter() - begun)
+                improved = _close_epoch(run, _figures(run, scores), seconds=time.perf_counter() - begun)
                 with world.together():
                     notify(callbacks, "end_epoch", run)
                 run.stopped = world.any(run.stopped)
@@ -342,6 +344,15 @@ def _steps_of_epoch(run: Run, dataset: AnyDataset) -> Iterator[list[Batch]]:
         with run.world.together():
             step = list(islice(batches, config.accumulate))
         yield step
+
+
+def _figures(run: Run, scores: Mapping[str, float]) -> dict[str, float]:
+    """Those of a validation that are figures; a warning names the others, as a correlation of outputs all alike."""
+    wrong = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    if wrong and run.world.first:
+        said = " and ".join(f"{name} is {value}" for name, value in wrong.items())
+        warnings.warn(f"validation of epoch {run.epoch + 1}: {said}, which is no figure and is left out", stacklevel=2)
+    return {name: value for name, value in scores.items() if name not in wrong}
 
 
 def _close_epoch(run: Run, scores: dict[str, float], *, seconds: float) -> bool:

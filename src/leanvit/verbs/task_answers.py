@@ -30,15 +30,24 @@ def task_answers(
     Raises `BadInput` for outputs that the task cannot read, or that are not finite.
     """
     outputs = outputs_of(runner, images, keys, task.run)
-    answers = answers_of(task, outputs, len(keys), images.shape[-2:])
     axis = outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim > 1 else 0
     names = tuple(classes) or tuple(map(str, range(axis)))
     for number, key in enumerate(keys):
-        answer = _of_image(answers, number)
+        alone = task.sized(_alone(outputs, number), images.shape[2:])  # maps of a batch at that size take much memory
+        answer = _of_image(answers_of(task, alone, 1), 0)
         columns = task.columns(answer, names)
         if taken := sorted(OWN_COLUMNS & set(columns)):
             raise BadInput(f"the task {task.name} has a column {taken[0]!r}, which predict writes itself")
         yield Answer(key, answer=answer, columns=columns)
+
+
+def _alone(outputs: Any, number: int) -> Any:
+    """The outputs of one image, as a batch (1, ...)."""
+    if isinstance(outputs, Mapping):
+        return {name: _alone(one, number) for name, one in outputs.items()}
+    if isinstance(outputs, tuple):
+        return tuple(_alone(one, number) for one in outputs)
+    return outputs[number : number + 1]
 
 
 def _of_image(answers: Any, number: int) -> Any:

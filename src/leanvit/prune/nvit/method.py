@@ -199,6 +199,7 @@ class NViT:
         if self.latency is None:
             check_reachable(self._target(model, units, None))
         if data is not None:
+            data.task_of(whole_of(model, data)).check_distillation("soft")  # from the first pruning step on
             data.steps_per_epoch(model, **self._numbers())
 
     def learn(self, model: OpenModel, data: Data) -> Structure:
