@@ -272,7 +272,7 @@ class _First:
 
 class _FirstPlaced(_First):
     def __len__(self) -> int:
-        return self.count
+        return min(self.count, sum(map(len, self.parts)))  # of shards that are drawn again, all may be fewer
 
     def at(self, samples: np.ndarray) -> list[Encoded]:
         return _Places((part, 0) for part in self.parts).at(samples)
