@@ -98,6 +98,12 @@ def test_limit_is_the_first_samples(pattern):
     assert sorted(batch.keys) == [f"{n:04d}" for n in range(8)]
 
 
+def test_a_limit_of_drawn_shards_may_be_more_than_they_hold(pattern):
+    drawn = open_dataset(f"wds:{pattern}?resampled&epoch=100&buffer=3", "train", limit=30)
+    keys = [key for batch in loader(drawn, SMALL, batch_size=10, train=True) for key in batch.keys]
+    assert len(keys) == 30 and set(keys) == {f"{n:04d}" for n in range(24)}
+
+
 def test_keys_that_come_in_several_shards_get_the_shards_name(tmp_path):
     for name in "ab":
         write_shard(tmp_path / f"{name}.tar", numbered(range(2)))

@@ -126,6 +126,14 @@ class ShardIndex:
             raise BadInput(f"shard {self.path.name}: sample {lone!r} has no image beside {', '.join(besides)}")
         return rows[first]
 
+    def apart(self, endings: Collection[str]) -> int | None:
+        """The first sample whose members of these endings do not lie side by side among all of these; None for none."""
+        rows = self.rows(endings)
+        owners = self.samples[rows][np.argsort(self._numbers(self._column("header"))[rows], kind="stable")]
+        begins = owners[np.flatnonzero(np.diff(owners, prepend=-1))]
+        again = np.flatnonzero(np.bincount(begins, minlength=1) > 1)
+        return int(again[0]) if again.size else None
+
     def stored(self, rows: np.ndarray) -> list[Stored]:
         """The places of members."""
         names = list(map(name_of, self._column("key").take(rows).to_pylist()))
