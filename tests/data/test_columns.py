@@ -344,6 +344,8 @@ def test_options_that_are_refused_before_anything_is_opened(spec, text):
     [
         ("mask=masc", r"t\.csv: mask='masc' is no column: did you mean 'mask'"),
         ("mask=mask&ignore=-1", r"ignore='-1'; accepted: a whole number >= 0"),
+        (f"mask=mask&ignore={2**63}", "ignore=9223372036854775808; accepted: up to 9223372036854775807"),
+        ("mask=mask&depth=Mask", "column 'mask' is used twice, for mask= and depth="),
         ("mask=mask&mask_classes=a,b,a", "mask_classes=a,b,a names 'a' twice; accepted: each once"),
         ("objects=objects&boxes=cxcywh", "unknown boxes of data .* 'cxcywh': .*Known: xywh, xyxy"),
         ("objects=objects&object_classes=a,a", "object_classes=a,a names 'a' twice"),

@@ -19,7 +19,6 @@ import numpy as np
 
 from leanvit.data.dataset import Dataset, Sample
 from leanvit.data.decode import UnreadableImage
-from leanvit.data.depth import number_text
 from leanvit.data.fields import BOX_FORMS, Boxes, Depths, Field, Masks, Source, Texts
 from leanvit.data.labels import sorted_names
 from leanvit.data.specs import Spec
@@ -187,6 +186,8 @@ def _field(
         return Depths(source, parse=pixels, scale=_depth_scale(spec))
     ignore = spec.whole("ignore", 255, least=0)
     assert ignore is not None
+    if ignore >= 2**63:
+        raise BadInput(f"data {spec.text!r}: ignore={ignore}; accepted: up to {2**63 - 1}")
     return Masks(source, parse=pixels, ignore=ignore, classes=_distinct(spec, "mask_classes"))
 
 
@@ -281,7 +282,7 @@ def check_values(dataset: AnyDataset, spec: Spec) -> None:
     largest = max((float(one.max()) for one in boxes if len(one)), default=2.0)
     if largest <= 1:
         raise BadInput(
-            f"data {spec.text!r}: boxes of column {spec.columns['objects']!r} reach to {number_text(largest)} at most, "
+            f"data {spec.text!r}: boxes of column {spec.columns['objects']!r} reach to {largest:.3g} at most, "
             "as fractions of an image do; accepted: pixels"
         )
 
