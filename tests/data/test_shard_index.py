@@ -399,6 +399,17 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {"t.tar", "t.tar.index"}
 
 
+def test_files_that_may_not_be_read(shard, monkeypatch):
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shard_index, "_content", denied)
+    assert opened(shard).note.endswith("s-0.tar.index cannot be read (Permission denied)")
+    monkeypatch.setattr(tarfile, "open", denied)
+    with pytest.raises(BadInput, match=r"shard s-0\.tar cannot be read: Permission denied"):
+        opened(shard)
+
+
 def test_several_at_once(tmp_path):
     pattern = write_shards(tmp_path, "s", count=4, size=5)
     with ThreadPoolExecutor(3) as pool:

@@ -355,6 +355,8 @@ def _loaded(path: Path) -> ShardIndex:
         raise _Unfit
     try:
         batch, about = _content(beside)
+    except PermissionError as error:
+        raise _Unfit(f"cannot be read ({error.strerror})") from error
     except (OSError, CheckpointError, require("pyarrow").ArrowException) as error:
         raise _Unfit("is damaged") from error
     if (about.size, about.mtime_ns) != (file.size, file.mtime_ns) or beside.stat().st_mtime_ns <= file.mtime_ns:

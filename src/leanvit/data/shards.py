@@ -307,10 +307,10 @@ def _files(spec: Spec, pattern: str) -> list[Path]:
     found: list[Path] = []
     for name in names:
         matches = [name]
-        if any(mark in name for mark in "*[") and not Path(name).exists():
+        if any(mark in name for mark in "*[") and not os.path.exists(name):
             matches = sorted(match for match in glob(name) if not match.endswith(INDEX))
         found += map(Path, matches)
-    missing = [path.name for path in found if not path.is_file()]
+    missing = [path.name for path in found if not os.path.isfile(path)]
     if missing or not found:
         what = f"{len(missing)} of its {len(found)} shards do not exist: {', '.join(missing[:5])}" if found else "none"
         raise BadInput(
