@@ -328,6 +328,7 @@ def test_samples_with_a_bad_cell_can_be_left_out(folder):
         ("x.csv?mask=a&label=b,a", "column 'a' is used twice, for mask= and label="),
         ("x.csv?mask=a&image=a", "column 'a' is used twice, for mask= and image="),
         ("x.csv?mask=a&depth=a", "column 'a' is used twice, for mask= and depth="),
+        ("wds:x.tar?caption=txt&caption=json.a", "caption= is given twice, as txt and as json.a; leave one out"),
         ("x.csv?ignore=3", "ignore= is about a field that is not there; add mask=COLUMN"),
         ("x.parquet?boxes=xyxy&mask=m", "boxes= is about a field that is not there; add objects=COLUMN"),
         ("x.csv?mask=", "option mask needs a value"),
