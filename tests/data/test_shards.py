@@ -79,6 +79,7 @@ def test_resampled_epochs_have_a_fixed_length_and_fresh_augmentation(pattern):
     with pytest.raises(BadInput, match="epoch=100, but a pass has 24 samples: give at most that, or resampled"):
         open_dataset(f"wds:{pattern}?epoch=100")
     assert len(open_dataset(f"wds:{pattern}?epoch=10")) == 10
+    assert [sample.key for sample in stream] == [f"{n:04d}" for n in range(24)], "looked at in their order, each once"
 
 
 def test_train_and_val_by_pattern(pattern, tmp_path):

@@ -123,7 +123,7 @@ def parse_spec(text: str) -> Spec:
     known = (*_EVERYWHERE, *_BY_KIND[kind])
     if kind == "parquet" and not os.path.exists(_path(where)):  # a folder may be meant; opening says that there is none
         known = (*known, *_BY_KIND["folder"])
-    options = {}
+    options: dict[str, str] = {}
     for part in filter(None, (rest or "").split("&")):
         name, equals, value = part.partition("=")
         if name not in known:
