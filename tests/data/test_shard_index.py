@@ -410,6 +410,15 @@ def test_files_that_may_not_be_read(shard, monkeypatch):
         opened(shard)
 
 
+def test_a_shard_whose_name_is_no_utf_8(tmp_path):
+    path = write_shard(tmp_path / "s-\udcff.tar", numbered(range(3)))
+    for _ in range(2):  # made, then read
+        stream = opened(tmp_path / "s-*.tar")
+        assert len(list(stream)) == 3 and not stream.note
+    os.utime(path)
+    assert "s-\udcff.tar.index was made before its shard was changed" in opened(tmp_path / "s-*.tar").note
+
+
 def test_several_at_once(tmp_path):
     pattern = write_shards(tmp_path, "s", count=4, size=5)
     with ThreadPoolExecutor(3) as pool:

@@ -376,7 +376,7 @@ def _content(beside: Path) -> tuple[Any, _About]:
     with beside.open("rb") as file:  # read, not mapped: what is not looked up later takes no memory
         file.seek(_HEAD)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with pa.memory_map(str(beside)) as mapped:
+    with pa.memory_map(os.fsencode(beside)) as mapped:  # names of files need not be UTF-8
         content = mapped.read_buffer()
     head = read_strict(_Head, content.slice(0, _HEAD).to_pybytes(), beside.name)
     if head.kind == KIND and head.format > FORMAT:
