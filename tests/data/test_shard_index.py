@@ -410,6 +410,13 @@ def test_files_that_may_not_be_read(shard, monkeypatch):
         opened(shard)
 
 
+def test_a_shard_from_the_future(shard):
+    later = shard.stat().st_mtime_ns + 3600 * 10**9
+    os.utime(shard, ns=(later, later))
+    for _ in range(2):
+        assert opened(shard).note.endswith("is no newer than its shard, whose time of change lies in the future")
+
+
 def test_a_shard_whose_name_is_no_utf_8(tmp_path):
     path = write_shard(tmp_path / "s-\udcff.tar", numbered(range(3)))
     for _ in range(2):  # made, then read

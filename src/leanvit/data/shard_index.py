@@ -360,7 +360,12 @@ def _loaded(path: Path) -> ShardIndex:
     except (OSError, CheckpointError, require("pyarrow").ArrowException) as error:
         raise _Unfit("is damaged") from error
     if (about.size, about.mtime_ns) != (file.size, file.mtime_ns) or beside.stat().st_mtime_ns <= file.mtime_ns:
-        raise _Unfit("was made before its shard was changed")
+        ahead = file.mtime_ns > time.time_ns()
+        raise _Unfit(
+            "is no newer than its shard, whose time of change lies in the future"
+            if ahead
+            else "was made before its shard was changed"
+        )
     index = ShardIndex(file, about.seekable, about.left_out, batch)
     if not _is_sound(index):
         raise _Unfit("does not fit its shard")
