@@ -328,6 +328,7 @@ def test_samples_with_a_bad_cell_can_be_left_out(folder):
         ("x.csv?mask=a&label=b,a", "column 'a' is used twice, for mask= and label="),
         ("x.csv?mask=a&image=a", "column 'a' is used twice, for mask= and image="),
         ("x.csv?mask=a&depth=a", "column 'a' is used twice, for mask= and depth="),
+        ("wds:x.tar?caption=txt&caption=json.a", "caption= is given twice, as txt and as json.a; leave one out"),
         ("x.csv?ignore=3", "ignore= is about a field that is not there; add mask=COLUMN"),
         ("x.parquet?boxes=xyxy&mask=m", "boxes= is about a field that is not there; add objects=COLUMN"),
         ("x.csv?mask=", "option mask needs a value"),
@@ -344,6 +345,8 @@ def test_options_that_are_refused_before_anything_is_opened(spec, text):
     [
         ("mask=masc", r"t\.csv: mask='masc' is no column: did you mean 'mask'"),
         ("mask=mask&ignore=-1", r"ignore='-1'; accepted: a whole number >= 0"),
+        (f"mask=mask&ignore={2**63}", "ignore=9223372036854775808; accepted: up to 9223372036854775807"),
+        ("mask=mask&depth=Mask", "column 'mask' is used twice, for mask= and depth="),
         ("mask=mask&mask_classes=a,b,a", "mask_classes=a,b,a names 'a' twice; accepted: each once"),
         ("objects=objects&boxes=cxcywh", "unknown boxes of data .* 'cxcywh': .*Known: xywh, xyxy"),
         ("objects=objects&object_classes=a,a", "object_classes=a,a names 'a' twice"),
@@ -620,6 +623,8 @@ def test_members_that_cannot_be_the_field(members, text):
         ("caption=jpg", "caption=jpg; accepted: txt, NAME.txt, json.FIELD or NAME.json"),
         ("objects=txt", "objects=txt; accepted: json.FIELD or NAME.json"),
         ("objects=json.a&label=json.a", "column 'json.a' is used twice, for objects= and label="),
+        ("caption=JSON.a&label=json.a", "member 'JSON.a' is used twice, for label= and caption="),
+        ("mask=M.PNG&depth=m.png", "member 'm.png' is used twice, for mask= and depth="),
     ],
 )
 def test_members_that_are_refused(option, text):
@@ -693,6 +698,27 @@ def test_members_that_are_missing(tmp_path):
         list(stream)
     skipping = open_dataset(f"{stream.spec}&on_bad=skip")
     assert [sample.key for sample in skipping] == ["1"] and [bad.key for bad in skipping.bad] == ["2"]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_members_that_come_twice_or_apart_are_seen_when_the_shard_is_opened(tmp_path, compressed):
+    def said(members: dict[str, bytes], options: str) -> str:
+        path = write_shard(tmp_path / "t.tar", members)
+        if compressed:
+            path.write_bytes(gzip.compress(path.read_bytes()))
+        with pytest.raises(BadInput) as caught:
+            open_dataset(f"wds:{path}?labels=none&{options}", "train")
+        return str(caught.value)
+
+    mask, first, second = encoded(mask_of(1)), members_of(0, image="jpg"), members_of(1, image="jpg")
+    assert "sample '0' has two mask.png members" in said({**first, **second, "0.Mask.PNG": mask}, "mask=mask.png")
+    assert "sample '1' has no image beside png" in said({**first, "0.png": mask, "1.png": mask}, "mask=png")
+    apart = {"1.mask.png": mask, **first, **{name: one for name, one in second.items() if name != "1.mask.png"}}
+    if compressed:
+        assert "the members of sample '1' are not side by side, and it is read from" in said(apart, "mask=mask.png")
+    else:
+        stream = open_dataset(f"wds:{write_shard(tmp_path / 't.tar', apart)}?labels=none&mask=mask.png&ignore=9")
+        assert [np.array_equal(one.fields["mask"], mask_of(row)) for row, one in enumerate(stream)] == [True, True]
 
 
 def test_cells_in_python():

@@ -399,6 +399,33 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert {one.name for one in tmp_path.iterdir()} == {"t.tar", "t.tar.index"}
 
 
+def test_files_that_may_not_be_read(shard, monkeypatch):
+    def denied(*args, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shard_index, "_content", denied)
+    assert opened(shard).note.endswith("s-0.tar.index cannot be read (Permission denied)")
+    monkeypatch.setattr(tarfile, "open", denied)
+    with pytest.raises(BadInput, match=r"shard s-0\.tar cannot be read: Permission denied"):
+        opened(shard)
+
+
+def test_a_shard_from_the_future(shard):
+    later = shard.stat().st_mtime_ns + 3600 * 10**9
+    os.utime(shard, ns=(later, later))
+    for _ in range(2):
+        assert opened(shard).note.endswith("is no newer than its shard, whose time of change lies in the future")
+
+
+def test_a_shard_whose_name_is_no_utf_8(tmp_path):
+    path = write_shard(tmp_path / "s-\udcff.tar", numbered(range(3)))
+    for _ in range(2):  # made, then read
+        stream = opened(tmp_path / "s-*.tar")
+        assert len(list(stream)) == 3 and not stream.note
+    os.utime(path)
+    assert "s-\udcff.tar.index was made before its shard was changed" in opened(tmp_path / "s-*.tar").note
+
+
 def test_several_at_once(tmp_path):
     pattern = write_shards(tmp_path, "s", count=4, size=5)
     with ThreadPoolExecutor(3) as pool:

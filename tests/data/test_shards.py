@@ -79,6 +79,7 @@ def test_resampled_epochs_have_a_fixed_length_and_fresh_augmentation(pattern):
     with pytest.raises(BadInput, match="epoch=100, but a pass has 24 samples: give at most that, or resampled"):
         open_dataset(f"wds:{pattern}?epoch=100")
     assert len(open_dataset(f"wds:{pattern}?epoch=10")) == 10
+    assert [sample.key for sample in stream] == [f"{n:04d}" for n in range(24)], "looked at in their order, each once"
 
 
 def test_train_and_val_by_pattern(pattern, tmp_path):
@@ -96,6 +97,12 @@ def test_limit_is_the_first_samples(pattern):
     assert [s.key for s in few] == [f"{n:04d}" for n in range(8)]
     (batch,) = loader(few, SMALL, batch_size=8, train=True)
     assert sorted(batch.keys) == [f"{n:04d}" for n in range(8)]
+
+
+def test_a_limit_of_drawn_shards_may_be_more_than_they_hold(pattern):
+    drawn = open_dataset(f"wds:{pattern}?resampled&epoch=100&buffer=3", "train", limit=30)
+    keys = [key for batch in loader(drawn, SMALL, batch_size=10, train=True) for key in batch.keys]
+    assert len(keys) == 30 and set(keys) == {f"{n:04d}" for n in range(24)}
 
 
 def test_keys_that_come_in_several_shards_get_the_shards_name(tmp_path):

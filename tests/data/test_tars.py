@@ -71,6 +71,13 @@ def test_compressed_shards_are_read_and_said(tmp_path, whole):
     assert len(list(stream)) == 4 and stream.note == "compressed shards are unpacked in every pass"
 
 
+def test_files_without_a_name_are_no_sample_in_a_compressed_shard(tmp_path):
+    write_shard(tmp_path / "t.tar", {"a/.png": PNG, **pairs(2)})
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress((tmp_path / "t.tar").read_bytes()))
+    for name in ("t.tar", "t.tar.gz"):
+        assert [sample.key for sample in opened(tmp_path / name)] == ["0", "1"]
+
+
 def special(kind: bytes, name: str, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, target

@@ -19,7 +19,6 @@ import numpy as np
 
 from leanvit.data.dataset import Dataset, Sample
 from leanvit.data.decode import UnreadableImage
-from leanvit.data.depth import number_text
 from leanvit.data.fields import BOX_FORMS, Boxes, Depths, Field, Masks, Source, Texts
 from leanvit.data.labels import sorted_names
 from leanvit.data.specs import Spec
@@ -140,7 +139,7 @@ class Member:
         if self.kind == "pixels":
             return content
         try:
-            text = content.decode("utf-8").strip()
+            text = content.decode("utf-8-sig").strip()
         except UnicodeDecodeError:
             raise BadInput("its member is no UTF-8 text") from None
         if self.kind == "text":
@@ -187,6 +186,8 @@ def _field(
         return Depths(source, parse=pixels, scale=_depth_scale(spec))
     ignore = spec.whole("ignore", 255, least=0)
     assert ignore is not None
+    if ignore >= 2**63:
+        raise BadInput(f"data {spec.text!r}: ignore={ignore}; accepted: up to {2**63 - 1}")
     return Masks(source, parse=pixels, ignore=ignore, classes=_distinct(spec, "mask_classes"))
 
 
@@ -274,14 +275,14 @@ def check_values(dataset: AnyDataset, spec: Spec) -> None:
         except UnreadableImage as error:
             failure = failure or error
     if failure is not None and not seen and dataset.on_bad == "error":
-        unsaid = "objects" in spec.columns and "boxes" not in spec.options and " box " in str(failure)
+        unsaid = "objects" in spec.columns and "boxes" not in spec.options and BOX_FORMS["xywh"] in str(failure)
         mend = " (boxes=xyxy: left, top, right, bottom)" if unsaid else ""
         raise BadInput(f"data {spec.text!r}, {dataset.split}: {failure}{mend}")
     boxes = [sample.fields["objects"]["boxes"] for sample in seen if "objects" in sample.fields]
     largest = max((float(one.max()) for one in boxes if len(one)), default=2.0)
     if largest <= 1:
         raise BadInput(
-            f"data {spec.text!r}: boxes of column {spec.columns['objects']!r} reach to {number_text(largest)} at most, "
+            f"data {spec.text!r}: boxes of column {spec.columns['objects']!r} reach to {largest:.3g} at most, "
             "as fractions of an image do; accepted: pixels"
         )
 
@@ -329,12 +330,17 @@ def fields_of_members(spec: Spec) -> dict[str, tuple[str, Field]]:
     `Encoded.fields`.
 
     `caption=txt`, `caption=json.FIELD`, `mask=mask.png`, `depth=depth.tif`, `objects=json.FIELD`, `objects=boxes.json`.
-    Raises BadInput for endings of members that cannot be such a field, and other options that are not accepted.
+    Raises BadInput for endings of members that cannot be such a field, members that are used twice, and other options
+    that are not accepted.
     """
     made = fields_of(spec, dict.fromkeys(spec.columns), classes=_distinct(spec, "object_classes"))
     found = {}
+    ending, _, value = spec.options.get("label", "").partition(".")
+    taken = {(ending, value): "label"}
     for name, given in spec.columns.items():
         ending, kind, value = _member(spec, name, given)
+        if (before := taken.setdefault((ending, value), name)) != name:
+            raise BadInput(f"data {spec.text!r}: member {given!r} is used twice, for {before}= and {name}=")
         found[name] = (ending, replace(made[name], parse=Member(made[name].parse, kind, value)))
     return found
 

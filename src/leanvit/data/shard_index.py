@@ -126,6 +126,14 @@ class ShardIndex:
             raise BadInput(f"shard {self.path.name}: sample {lone!r} has no image beside {', '.join(besides)}")
         return rows[first]
 
+    def apart(self, endings: Collection[str]) -> int | None:
+        """The first sample whose members of these endings do not lie side by side among all of these; None for none."""
+        rows = self.rows(endings)
+        owners = self.samples[rows][np.argsort(self._numbers(self._column("header"))[rows], kind="stable")]
+        begins = owners[np.flatnonzero(np.diff(owners, prepend=-1))]
+        again = np.flatnonzero(np.bincount(begins, minlength=1) > 1)
+        return int(again[0]) if again.size else None
+
     def stored(self, rows: np.ndarray) -> list[Stored]:
         """The places of members."""
         names = list(map(name_of, self._column("key").take(rows).to_pylist()))
@@ -347,10 +355,17 @@ def _loaded(path: Path) -> ShardIndex:
         raise _Unfit
     try:
         batch, about = _content(beside)
+    except PermissionError as error:
+        raise _Unfit(f"cannot be read ({error.strerror})") from error
     except (OSError, CheckpointError, require("pyarrow").ArrowException) as error:
         raise _Unfit("is damaged") from error
     if (about.size, about.mtime_ns) != (file.size, file.mtime_ns) or beside.stat().st_mtime_ns <= file.mtime_ns:
-        raise _Unfit("was made before its shard was changed")
+        ahead = file.mtime_ns > time.time_ns()
+        raise _Unfit(
+            "is no newer than its shard, whose time of change lies in the future"
+            if ahead
+            else "was made before its shard was changed"
+        )
     index = ShardIndex(file, about.seekable, about.left_out, batch)
     if not _is_sound(index):
         raise _Unfit("does not fit its shard")
@@ -366,7 +381,7 @@ def _content(beside: Path) -> tuple[Any, _About]:
     with beside.open("rb") as file:  # read, not mapped: what is not looked up later takes no memory
         file.seek(_HEAD)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    with pa.memory_map(str(beside)) as mapped:
+    with pa.memory_map(os.fsencode(beside)) as mapped:  # names of files need not be UTF-8
         content = mapped.read_buffer()
     head = read_strict(_Head, content.slice(0, _HEAD).to_pybytes(), beside.name)
     if head.kind == KIND and head.format > FORMAT:

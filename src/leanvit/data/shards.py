@@ -266,7 +266,8 @@ def _open(
 
 
 def _check_members(spec: Spec, split: str, indexes: Sequence[ShardIndex], endings: Mapping[str, str]) -> None:
-    """Raises BadInput for the ending of a field that no member has, and for members that are too large to be read."""
+    """Raises BadInput for the ending of a field that no member has, members that are too large to be read or come
+    twice, samples without an image beside them, and members apart from their image in what is read front to back."""
     for name, ending in endings.items():
         rows = [index.rows([ending]) for index in indexes]
         if not sum(map(len, rows)):
@@ -281,6 +282,15 @@ def _check_members(spec: Spec, split: str, indexes: Sequence[ShardIndex], ending
                     f"shard {index.path.name}: a {ending} member has {index.sizes(of_index).max()} bytes; accepted: up "
                     f"to {tars.MEMBER_BYTES}"
                 )
+            index.members(ending)
+    for index in indexes if endings else ():
+        index.images(besides=endings.values())
+        if not index.seekable and (apart := index.apart({*SAMPLED, *endings.values()})) is not None:
+            raise BadInput(
+                f"shard {index.path.name}: the members of sample {index.key(apart)!r} are not side by side, and it is "
+                "read from front to back; accepted: members side by side, or a shard that is not compressed and has no "
+                "sparse members"
+            )
 
 
 def _files(spec: Spec, pattern: str) -> list[Path]:
@@ -297,10 +307,10 @@ def _files(spec: Spec, pattern: str) -> list[Path]:
     found: list[Path] = []
     for name in names:
         matches = [name]
-        if any(mark in name for mark in "*[") and not Path(name).exists():
+        if any(mark in name for mark in "*[") and not os.path.exists(name):
             matches = sorted(match for match in glob(name) if not match.endswith(INDEX))
         found += map(Path, matches)
-    missing = [path.name for path in found if not path.is_file()]
+    missing = [path.name for path in found if not os.path.isfile(path)]
     if missing or not found:
         what = f"{len(missing)} of its {len(found)} shards do not exist: {', '.join(missing[:5])}" if found else "none"
         raise BadInput(
@@ -331,7 +341,7 @@ def _samples(path: Path, endings: frozenset[str]) -> Iterator[dict[str, Any]]:
     with tars.damage(path), path.open("rb") as stream:
         members = tar_file_expander(
             iter([{"url": str(path), "stream": stream}]),
-            select_files=lambda name: tars.ending_of(name) in SAMPLED | endings,
+            select_files=lambda name: bool(tars.key_of(name)) and tars.ending_of(name) in SAMPLED | endings,
             rename_files=tars.normal_name,
         )
         yield from group_by_keys(members)

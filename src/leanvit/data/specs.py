@@ -123,7 +123,7 @@ def parse_spec(text: str) -> Spec:
     known = (*_EVERYWHERE, *_BY_KIND[kind])
     if kind == "parquet" and not os.path.exists(_path(where)):  # a folder may be meant; opening says that there is none
         known = (*known, *_BY_KIND["folder"])
-    options = {}
+    options: dict[str, str] = {}
     for part in filter(None, (rest or "").split("&")):
         name, equals, value = part.partition("=")
         if name not in known:
@@ -135,7 +135,9 @@ def parse_spec(text: str) -> Spec:
             raise BadInput(f"data {text!r}: {name} is a switch; write it without a value")
         if not switch and not value:
             raise BadInput(f"data {text!r}: option {name} needs a value, as in {name}=…")
-        options[name] = value if name in _WITH_COMMAS else unquote(value)
+        value = value if name in _WITH_COMMAS else unquote(value)
+        if options.setdefault(name, value) != value:
+            raise BadInput(f"data {text!r}: {name}= is given twice, as {options[name]} and as {value}; leave one out")
     _check_labels(text, options)
     _check_columns(text, options)
     return Spec(text, kind, where, options)

@@ -176,15 +176,19 @@ class Stream(Labelled):
         return Sample.of(image, item.target, key, found)
 
     def pass_over(self) -> Iterator[Encoded]:
-        """`len` samples in the stored order. Raises BadInput where the shards hold fewer."""
-        return iter(self.passing())
+        """`len` samples in the stored order. Raises BadInput where the shards hold fewer, unless they are resampled:
+        then all come once."""
+        return iter(self.passing(fewer=self.resampled))
 
     def epoch(self, *, seed: int, epoch: int) -> Iterator[Encoded]:
         """`len` samples in the training order of (seed, epoch): shards shuffled, then samples within a buffer."""
         return iter(self.passing((seed, epoch)))
 
-    def passing(self, drawn: tuple[int, int] | None = None) -> Pass:
-        """`epoch` of (seed, epoch), or `pass_over` for None, as what its samples are made of."""
+    def passing(self, drawn: tuple[int, int] | None = None, *, fewer: bool = False) -> Pass:
+        """`epoch` of (seed, epoch), or `pass_over` for None, as what its samples are made of.
+
+        fewer: whether less than `len` samples may come.
+        """
         parts = self._in_stored_order() if drawn is None else self._in_training_order(*drawn)
         placed = [part for part in self.parts if isinstance(part, PlacedPart)]
         if len(placed) == len(self.parts):
@@ -197,7 +201,7 @@ class Stream(Labelled):
             several, made = 1, list
         if drawn is not None:
             items = _shuffled(items, self.buffer, *drawn, several)
-        return Pass(self._counted(items), lambda items: self._with_targets(made(items)), several)
+        return Pass(self._counted(items, fewer), lambda items: self._with_targets(made(items)), several)
 
     def onto(self, matched: Matched, classes: Sequence[str]) -> Stream:
         """The same samples with a model's outputs as their classes, which `classes` names: targets are outputs."""
@@ -237,12 +241,12 @@ class Stream(Labelled):
         value = keyed.ranks(keyed.hashes([part.name for part in self.parts]), "shards", seed, epoch)
         yield from (int(number) for number in np.argsort(value, kind="stable"))
 
-    def _counted(self, items: Iterator[Any]) -> Iterator[Any]:
+    def _counted(self, items: Iterator[Any], fewer: bool) -> Iterator[Any]:
         count = 0
         for item in islice(items, self.length):
             count += 1
             yield item
-        if count < self.length:
+        if count < self.length and not fewer:
             raise BadInput(f"data {self.spec!r}, {self.split}: an epoch of {self.length} ended after {count} samples")
 
     def _with_targets(self, items: list[Encoded]) -> list[Encoded]:
@@ -272,7 +276,7 @@ class _First:
 
 class _FirstPlaced(_First):
     def __len__(self) -> int:
-        return self.count
+        return min(self.count, sum(map(len, self.parts)))  # of shards that are drawn again, all may be fewer
 
     def at(self, samples: np.ndarray) -> list[Encoded]:
         return _Places((part, 0) for part in self.parts).at(samples)

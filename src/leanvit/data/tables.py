@@ -130,6 +130,10 @@ def chosen_columns(spec: Spec, table: Table) -> tuple[Table, Chosen]:
     With `labels=none` there are no label columns.
     """
     fields = {name: table.column(name, given) for name, given in spec.columns.items()}
+    taken: dict[str, str] = {}
+    for name, column in fields.items():
+        if (before := taken.setdefault(column, name)) != name:
+            raise BadInput(f"{table.where}: column {column!r} is used twice, for {before}= and {name}=")
     free = replace(table, columns={name: cells for name, cells in table.columns.items() if name not in fields.values()})
     free, image = _image_column(spec, free)
     split = next((name for name in free.columns if _plain(name) == "split" and name != image), None)

@@ -138,6 +138,8 @@ def damage(path: Path) -> Iterator[None]:
     except BadInput:
         raise
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise BadInput(f"shard {path.name} cannot be read: {error.strerror}") from None
         reason = error.args[0] if error.args else type(error).__name__
         raise BadInput(f"shard {path.name} is damaged or no tar file: {reason}") from None
 
