@@ -280,6 +280,8 @@ def test_a_task_is_a_registered_class() -> None:
     class Unnamed(Task):
         pass
 
+    with pytest.raises(BadInput, match="the task heads needs its field 'tasks', as heads:tasks=VALUE"):
+        read_task("heads")
     for given, says in ((Unnamed(), "is not registered"), (object(), "is a object; accepted: a task")):
         with pytest.raises(BadInput, match=says):
             tasks.require_task(given)
