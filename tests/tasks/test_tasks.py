@@ -165,6 +165,15 @@ def test_maps_are_shown_as_they_are_judged() -> None:
     assert both["a"].shape[2:] == (12, 12) and both["b"].shape == (2, 3)
 
 
+def test_a_task_of_other_labels_than_the_data_has_is_refused() -> None:
+    digits = open_dataset("digits", "val", limit=8)
+    with pytest.raises(BadInput, match="task multi_label: data 'digits' is one class an image; leave it out"):
+        tasks.require_labels_for(MultiLabel(), digits)
+    for given in (None, Classification(), Segmentation()):
+        tasks.require_labels_for(given, digits)
+    tasks.require_labels_for(MultiLabel(), open_dataset("digits", "val", limit=8, labels=False))
+
+
 def test_masks_whose_classes_are_others_are_refused() -> None:
     data: Any = open_dataset("digits", "val", limit=8, labels=False)
     masks = [np.zeros((8, 8), int)] * len(data)

@@ -348,6 +348,7 @@ def _common_task(models: Mapping[str, Runner], data: Any, given: Task | str | No
     """The task of all models; those that say nothing of theirs go by the others."""
     given = read_task(given)
     dataset = dataset_of(data)
+    tasks.require_labels_for(given, dataset)
     found = {name: tasks.of(m, dataset, given) for name, m in models.items() if hasattr(m, "task")}
     if not found:
         return tasks.of(None, dataset, given)

@@ -32,6 +32,7 @@ __all__ = [
     "of",
     "of_record",
     "read_task",
+    "require_labels_for",
     "require_task",
     "shapes_of",
     "stated",
@@ -86,6 +87,14 @@ def read_task(given: Task | str | None, name: str = "task") -> Task | None:
     found: Task | None = task_of_text(given) if isinstance(given, str) else given
     require_task(found, name)
     return found
+
+
+def require_labels_for(given: Task | None, dataset: Any, name: str = "task") -> None:
+    """Raise `BadInput` where a task that is given is one of labels, and those of the data are of the other kind."""
+    if given is None or not given.label_kind or getattr(dataset, "label_kind", "") in ("", given.label_kind):
+        return
+    has = of(None, dataset).words
+    raise BadInput(f"{name} {given.name}: data {dataset.spec!r} is {has}; leave it out, or give data that fits")
 
 
 def require_task(given: object, name: str = "task") -> None:

@@ -37,9 +37,7 @@ def with_task(loaded: Loaded, task: Task | None, dataset: AnyDataset | None, *, 
     Raises `BadInput` for a task of other labels than the data has.
     """
     if task is not None:
-        if task.label_kind and dataset is not None and dataset.labelled and dataset.label_kind != task.label_kind:
-            has = tasks.of(None, dataset).words
-            raise BadInput(f"--task {task.name}: data {dataset.spec!r} is {has}; leave it out, or give data that fits")
+        tasks.require_labels_for(task, dataset, "--task")
         loaded.model.task = task
     own = loaded.task
     if own is not None and not own.label_kind:
@@ -70,6 +68,7 @@ def require_fit(
     refuses a model, and data, that its task (`task`; default: that of the model and the data) does not fit.
     """
     if judges:
+        tasks.require_labels_for(task, dataset, "--task")
         tasks.of(loaded.model, dataset, task).check(judges, model=loaded.model, dataset=dataset)
     named = loaded.folder is None and not adapted
     convert = convert or not named
