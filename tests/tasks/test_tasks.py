@@ -166,6 +166,15 @@ def test_maps_are_shown_as_they_are_judged() -> None:
     assert both["a"].shape[2:] == (12, 12) and both["b"].shape == (2, 3)
 
 
+def test_a_task_of_other_labels_than_the_data_has_is_refused() -> None:
+    digits = open_dataset("digits", "val", limit=8)
+    with pytest.raises(BadInput, match="the task multi_label is given, and data 'digits' is one class an image"):
+        tasks.of(None, digits, MultiLabel())
+    for given in (None, Classification(), Segmentation()):
+        tasks.of(None, digits, given)
+    assert tasks.of(None, open_dataset("digits", "val", limit=8, labels=False), MultiLabel()) == MultiLabel()
+
+
 def test_masks_whose_classes_are_others_are_refused() -> None:
     data: Any = open_dataset("digits", "val", limit=8, labels=False)
     masks = [np.zeros((8, 8), int)] * len(data)
@@ -282,7 +291,7 @@ def test_the_task_is_the_given_one_the_models_or_that_of_the_labels() -> None:
     digits: Any = open_dataset("digits", "val", limit=8)
     own = SimpleNamespace(task=Segmentation())
     assert tasks.of(None, digits) == Classification() == tasks.of(SimpleNamespace(task=MultiLabel()), digits)
-    assert tasks.of(own, digits) == Segmentation() and tasks.of(None, digits, heads()) == heads()
+    assert tasks.of(own, digits) == Segmentation() and tasks.of(None, digits, heads()) == heads().fitted(digits)
     assert tasks.of(SimpleNamespace(task=MultiLabel())) == MultiLabel() and tasks.of() == Classification()
 
 
@@ -318,6 +327,8 @@ def test_a_task_is_a_registered_class() -> None:
     class Unnamed(Task):
         pass
 
+    with pytest.raises(BadInput, match="the task heads needs its field 'tasks', as heads:tasks=VALUE"):
+        read_task("heads")
     for given, says in ((Unnamed(), "is not registered"), (object(), "is a object; accepted: a task")):
         with pytest.raises(BadInput, match=says):
             tasks.require_task(given)
@@ -376,3 +387,15 @@ def test_a_bootstrapped_change_is_of_the_same_draws() -> None:
     assert change.value == pytest.approx(100 * (task.score(better)[0] - before.value)) and change.low > 0
     assert isinstance(before, Interval) and before.low < before.value < before.high and before.unit == "fraction"
     assert resamples(30).sum(axis=1).tolist() == [30.0] * 200
+
+
+def test_a_head_of_labels_has_their_names_and_goes_by_their_order() -> None:
+    digits = open_dataset("digits", "val", limit=30)
+    task = Heads({"digit": Classification(), "mask": Segmentation(classes=("none", "some"))}).fitted(digits)
+    assert task.at("digit").classes == tuple(digits.classes) and task.map_classes == ("none", "some")
+    assert not list(task.at("digit").problems(None, digits))
+    other = Classification(classes=tuple(reversed(digits.classes)))
+    assert any("give both the same names in the same order" in one for one in other.problems(None, digits))
+    answer = {"digit": 3, "mask": np.ones((2, 2), np.uint8)}
+    assert np.array_equal(task.picture(answer), answer["mask"])
+    assert task.columns(answer, ()) == {"digit_class": "3", "mask_share_none": 0.0, "mask_share_some": 1.0}

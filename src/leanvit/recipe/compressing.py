@@ -135,7 +135,6 @@ def compress(
     _check_teacher(teacher, dense)
     check_teachers(methods, recovery, dense, teacher or dense)
     if isinstance(data, Data):
-        tasks.require_task(data.task, "data.task")
         data = replace(data, task=data.task_of(dense))
         _require_task(dense, methods, replace(data, teacher=teacher or dense), recovery)
         data = replace(data, dataset=_of_classes(data.dataset, dense, methods, recovery), teacher=teacher or dense)

@@ -42,7 +42,10 @@ class Data:
     bound_to: str = ""  # what state in `out` is of; `compress` gives the digest of the compression
     whole: OpenModel | None = None  # of a model of parts: the whole, whose part `part` the method is applied to
     part: str = ""
-    task: Task | None = None  # what the outputs mean; None: what the model says, or else the labels of the data
+    task: Task | None = None  # what the outputs mean, also as text; None: what the model or the labels of the data say
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", tasks.read_task(self.task, "data.task"))
 
     def inside(self, whole: OpenModel, part: str) -> Data:
         """For a method that is applied to a part of a whole: images reach the part through the whole."""

@@ -93,7 +93,7 @@ def answer_maps(
         firsts.setdefault(row.model, row.name)
     runners = {name: runners[name] for name in firsts.values()}
     chosen = dataset.limited(IMAGES).cached()  # read once: what cannot be read is left out here and in the pictures
-    answers, known = {}, len(task.classes)
+    answers, known = {}, len(task.map_classes)
     for name, runner in runners.items():
         found = _maps(task, runner, loader(chosen, runner.preprocess, batch_size=IMAGES))
         maps = [one for one in found.values() if one is not None]
@@ -115,7 +115,7 @@ def answer_maps(
         if all(sample.key in own for own in answers.values())  # the loader leaves out what preprocessing cannot take
     )
     return AnswerMaps(
-        classes=tuple(task.classes),
+        classes=tuple(task.map_classes),
         known=known,
         title=titled(task.metric),
         per_class=_per_class({name: judged[name] for name in runners}),
@@ -126,24 +126,26 @@ def answer_maps(
 def _maps(task: Any, runner: Any, batches: Any) -> dict[str, Any]:
     """By key the map of each image, None where an answer is none."""
     from leanvit.measure.runners import evaluating, outputs_of
+    from leanvit.tasks import image_by_image
 
     found: dict[str, Any] = {}
     with evaluating(runner), torch.inference_mode():
         for batch in batches:
             outputs = outputs_of(runner, batch.images, batch.keys, task.run)
             answers = task.answers(task.sized(outputs, batch.images.shape[2:]))
-            if isinstance(answers, Mapping):  # of several heads: which one would be drawn?
-                return {}
-            found |= dict(zip(batch.keys, map(task.picture, answers), strict=True))
+            each = image_by_image(answers, len(batch.keys))
+            found |= dict(zip(batch.keys, map(task.picture, each), strict=True))
     return found
 
 
 def _truths(task: Task, batches: Iterable[Any]) -> dict[str, Any]:
     """What the data says of each image, as a map, by key."""
+    from leanvit.tasks import image_by_image
+
     found: dict[str, Any] = {}
     for batch in batches:
-        truth = task.truth(batch)
-        found |= {} if truth is None else dict(zip(batch.keys, map(task.picture, truth), strict=True))
+        each = image_by_image(task.truth(batch), len(batch.keys))
+        found |= {key: task.picture(one) for key, one in zip(batch.keys, each, strict=True) if one is not None}
     return found
 
 

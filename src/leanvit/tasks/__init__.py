@@ -13,7 +13,7 @@ from leanvit.tasks.classification import Classification
 from leanvit.tasks.heads import Head, Heads, make_of
 from leanvit.tasks.metric import Metric
 from leanvit.tasks.multilabel import MultiLabel
-from leanvit.tasks.reading import answers_of, shapes_of
+from leanvit.tasks.reading import answers_of, image_by_image, shapes_of
 from leanvit.tasks.registry import make_task, module_of, task, task_names, task_of_text
 from leanvit.tasks.segmentation import Segmentation
 from leanvit.tasks.task import Task
@@ -28,6 +28,7 @@ __all__ = [
     "Segmentation",
     "Task",
     "answers_of",
+    "image_by_image",
     "make_task",
     "module_of",
     "of",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from leanvit.arguments import require_classifier
 from leanvit.data import AnyDataset, Batch, Preprocess, require_labels
+from leanvit.data.classes import listed
 from leanvit.data.fields import LABEL, Values
 from leanvit.tasks.intervals import Change, Interval, from_pairs, wilson
 from leanvit.tasks.metric import Metric, totals
@@ -95,7 +96,18 @@ class Classification(LabelTask):
         else:
             Task.check(self, what, model=model, dataset=dataset, instead=instead)
 
+    def fitted(self, dataset: AnyDataset) -> Self:
+        """The names of the data's classes, of a head that learns them; fields have none."""
+        return self if self.field != LABEL or self.classes else replace(self, classes=tuple(dataset.classes))
+
     def problems(self, model: Any, dataset: Any) -> Iterator[str]:
+        """Of a head: outputs are the classes in their order."""
+        has = tuple(getattr(dataset, "classes", ()))
+        if self.field == LABEL and self.classes and has and has != self.classes:
+            yield (
+                f"the classes are {listed(self.classes)}, and those of data {dataset.spec!r} {listed(has)}: give both "
+                "the same names in the same order"
+            )
         if self.field == LABEL and getattr(dataset, "label_kind", "one") == "several":
             yield f"an image of data {dataset.spec!r} may have several classes; accepted: data with one class an image"
         if (

@@ -135,6 +135,19 @@ class Heads(Task):
             for name, value in one.columns(answer[head], one.classes).items()
         }
 
+    def picture(self, answer: Any) -> np.ndarray | None:
+        """The map of the first head that has one."""
+        pictures = (one.picture(answer[name]) for name, one in self.tasks.items() if answer[name] is not None)
+        return next((one for one in pictures if one is not None), None)
+
+    @property
+    def map_classes(self) -> tuple[str, ...]:
+        drawn = (one for one in self.tasks.values() if type(one).picture is not Task.picture)
+        return next((one.map_classes for one in drawn), ())
+
+    def truth(self, batch: Batch) -> dict[str, Any]:
+        return {name: one.truth(batch) for name, one in self.tasks.items()}
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "tasks": {name: one.to_json() for name, one in self.tasks.items()}}
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from leanvit.errors import BadInput, LeanvitError
 from leanvit.tasks.task import Task
 
@@ -27,6 +30,16 @@ def answers_of(task: Task, outputs: Any, images: int) -> Any:
             f"{shapes_of(outputs)}; accepted: one an image"
         )
     return found
+
+
+def image_by_image(answers: Any, images: int) -> list[Any]:
+    """Answers (images, ...) of a task, or of each head, as a list with that of each image."""
+    if isinstance(answers, Mapping):
+        heads = {name: image_by_image(one, images) for name, one in answers.items()}
+        return [{name: found[number] for name, found in heads.items()} for number in range(images)]
+    if answers is None:
+        return [None] * images
+    return [np.array(one) if isinstance(one, Tensor) else one for one in (answers[number] for number in range(images))]
 
 
 def shapes_of(outputs: Any) -> str:

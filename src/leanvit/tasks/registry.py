@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 from leanvit.cards import builders, import_code
@@ -57,10 +57,14 @@ def task_class(name: str) -> type:
 def make_task(name: str, arguments: Mapping[str, Any]) -> Any:
     """A task of its name and fields. Raises `BadInput` for an unknown name, field or value."""
     cls: Any = task_class(name)
-    accepted = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+    known = fields(cls) if is_dataclass(cls) else ()
+    accepted = [f.name for f in known]
     for key in arguments:
         if key not in accepted:
             raise BadInput(f"the task {name} has no field {key!r}: {nearest(key, accepted)}")
+    needed = [f.name for f in known if f.default is f.default_factory is MISSING and f.name not in arguments]
+    if needed:
+        raise BadInput(f"the task {name} needs its field {needed[0]!r}, as {name}:{needed[0]}=VALUE")
     try:
         return cls(**{key: as_tuples(value) for key, value in arguments.items()})
     except TypeError as error:

@@ -226,6 +226,11 @@ class Task:
         """One image's answer, or truth, as a map (h, w) of whole numbers to draw over the image; None: it is no map."""
         return None
 
+    @property
+    def map_classes(self) -> tuple[str, ...]:
+        """Names of the values in its pictures, where they are known."""
+        return self.classes
+
     def per_class(self, rows: Rows) -> np.ndarray | None:
         """(classes,) the share of `metrics[0]` that each class has of rows (N, ...), NaN where it is not there; None:
         the task has no classes to tell apart."""

@@ -152,8 +152,9 @@ def _write(
 
         write_atomic(file, fill)
     if masks.count:
-        named = ", ".join(f"{number} {name}" for number, name in enumerate(by.classes[:_NAMED])) or "by number"
-        more = ", …" if len(by.classes) > _NAMED else ""
+        names = by.classes or by.task.map_classes
+        named = ", ".join(f"{number} {name}" for number, name in enumerate(names[:_NAMED])) or "by number"
+        more = ", …" if len(names) > _NAMED else ""
         log(f"{masks.folder}: {counted(masks.count, 'mask')}, whose values are the classes: {named}{more}")
     return tally
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from leanvit.errors import BadInput
 from leanvit.measure.runners import outputs_of
-from leanvit.tasks import Task, answers_of
+from leanvit.tasks import Task, answers_of, image_by_image
 from leanvit.verbs.answers import OWN_COLUMNS, Answer
 
 
@@ -34,7 +33,7 @@ def task_answers(
     names = tuple(classes) or tuple(map(str, range(axis)))
     for number, key in enumerate(keys):
         alone = task.sized(_alone(outputs, number), images.shape[2:])  # maps of a batch at that size take much memory
-        answer = _of_image(answers_of(task, alone, 1), 0)
+        (answer,) = image_by_image(answers_of(task, alone, 1), 1)
         columns = task.columns(answer, names)
         if taken := sorted(OWN_COLUMNS & set(columns)):
             raise BadInput(f"the task {task.name} has a column {taken[0]!r}, which predict writes itself")
@@ -48,11 +47,3 @@ def _alone(outputs: Any, number: int) -> Any:
     if isinstance(outputs, tuple):
         return tuple(_alone(one, number) for one in outputs)
     return outputs[number : number + 1]
-
-
-def _of_image(answers: Any, number: int) -> Any:
-    """One image's answer: an array, or one by the name of each head."""
-    if isinstance(answers, Mapping):
-        return {name: _of_image(one, number) for name, one in answers.items()}
-    one = answers[number]
-    return np.array(one) if isinstance(one, Tensor) else one
