@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from leanvit import tasks
 from leanvit.anatomy import OpenModel, open_model
 from leanvit.anatomy.composite import Composite
 from leanvit.arguments import require_methods, require_model, require_training_data
