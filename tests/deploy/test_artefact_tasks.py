@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def test_a_map_of_classes_travels_with_its_task(tmp_path: Path, to: str) -> None
 
 
 @pytest.mark.parametrize("to", ["openvino", pytest.param("onnx", marks=pytest.mark.extra("onnxruntime", of="onnx"))])
-@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("batch", [pytest.param(None, marks=pytest.mark.e2e), 2])
 def test_several_heads_are_outputs_by_name(tmp_path: Path, to: str, batch: int | None) -> None:
     model = two_heads()
     made = export(model, tmp_path / "a", to=to, preprocess=PREPROCESS, batch=batch)
@@ -120,6 +121,12 @@ def test_labels_of_images_are_written_as_before(tmp_path: Path) -> None:
     assert several.task == load_artefact(several).task == MultiLabel()
 
 
+@pytest.fixture(scope="module")
+def of_pixels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made: Path = export(pixels(), tmp_path_factory.mktemp("pixels") / "a", to="torch", preprocess=PREPROCESS).path
+    return made
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -129,13 +136,13 @@ def test_labels_of_images_are_written_as_before(tmp_path: Path) -> None:
         ({"task": "segmentation"}, "task"),
     ],
 )
-def test_an_unknown_task_of_a_file_is_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    made = export(pixels(), tmp_path / "a", to="torch", preprocess=PREPROCESS)
-    changed = content(made.path) | change
+def test_an_unknown_task_of_a_file_is_named(tmp_path: Path, of_pixels: Path, change: dict[str, Any], says: str) -> None:
+    folder = Path(shutil.copytree(of_pixels, tmp_path / "a"))
+    changed = content(folder) | change
     changed["seal"] = seal_of(changed)
-    (made.path / "artefact.json").write_text(json.dumps(changed))
+    (folder / "artefact.json").write_text(json.dumps(changed))
     with pytest.raises(CheckpointError, match=says):
-        read_artefact(made.path)
+        read_artefact(folder)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_the_baseline_may_be_any(batches) -> None:
 def test_stages_are_told(batches) -> None:
     payload: list[str] = []
     compare({"a": lean()}, batches, progress=payload.append, meter=NoMeter("not requested"), **QUICK)
-    assert [line.split()[0] for line in payload] == ["top-1", "latency:", "MACs"]
+    assert [line.split()[0] for line in payload] == ["accuracy", "latency:", "MACs"]
 
 
 @pytest.mark.parametrize(
