@@ -87,7 +87,7 @@ def test_every_verb(place: Path, one_thread: None) -> None:
     run("report dense lean rounded --out page.html")
     page = (place / "page.html").read_text()
     assert "Mean IoU and cost" in page and "validation mean IoU by epoch" in page and "faint" in page
-    assert "top-1" not in page and "ccuracy" not in page
+    assert "top-1" not in page and "Accuracy and cost" not in page and "validation accuracy" not in page
 
 
 def test_what_does_not_fit_is_refused_before_work(place: Path) -> None:
