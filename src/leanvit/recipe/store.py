@@ -23,6 +23,7 @@ from torch import nn
 
 from leanvit import __version__, tasks
 from leanvit.anatomy import OpenModel
+from leanvit.anatomy.sparse import sparse_tensors
 from leanvit.arguments import require_model, require_path
 from leanvit.cards import known_papers
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
@@ -185,6 +186,10 @@ def _proven_history(model: OpenModel) -> History:
     problem = _first_mismatch(built.state_dict(), model.state_dict())
     if problem:
         raise Refused(f"the model is not what its history builds ({problem}): it was changed after its methods ran")
+    here, planned = sparse_tensors(model).keys(), sparse_tensors(built).keys()
+    for name in sorted(here ^ planned):
+        where = "sparse here, but not by its plans" if name in here else "sparse by its plans, but not here"
+        raise Refused(f"{name} is {where}: a method names what it prunes to zeros in shape (model.sparse)")
     return model.history
 
 
