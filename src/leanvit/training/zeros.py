@@ -27,7 +27,7 @@ def sparse_of(*modules: nn.Module) -> tuple[nn.Parameter, ...]:
 
 @torch.no_grad()
 def mask_gradients(sparse: Sequence[nn.Parameter]) -> None:
-    """Set the gradients of pruned weights to zero, in place. One that is not finite stays so: it is met as any other."""
+    """Set the gradients of pruned weights to zero, in place. One that is not finite stays so."""
     for p in sparse:
         if p.grad is not None:
             own_part(p.grad).mul_(own_part(p) != 0)
