@@ -29,6 +29,8 @@ def is_sparse(module: nn.Module, key: str) -> bool:
 def sparse_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The sparse parameters by their names in `named_parameters()`, sorted; shared ones once."""
     ids = {id(tensor) for tensor in _marked(model)}
+    if not ids:
+        return {}
     return dict(sorted((name, p) for name, p in model.named_parameters() if id(p) in ids))
 
 
@@ -36,6 +38,8 @@ def sparse_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The sparse parameters, and the sparse buffers of weights that are kept as integers, by their names in the state
     dict, sorted. Shared tensors stand under each of their names."""
     ids = {id(tensor) for tensor in _marked(model)}
+    if not ids:
+        return {}
     every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return dict(sorted((name, tensor) for name, tensor in every if id(tensor) in ids))
 

@@ -110,7 +110,8 @@ def save(
 ) -> Path:
     """Write a run folder. Other files in the folder are left alone.
 
-    Of sparse tensors (`model.sparse`) the elements that are not zero are stored, and which these are, a bit each.
+    Of sparse tensors (`model.sparse`) the elements that are not zero are stored, and which these are, a bit each. Such
+    a weights file is read by `load` and by `--weights`, not by plain timm.
 
     Args:
         model: an opened model with a history (from `compress`, `load` or `create`).
