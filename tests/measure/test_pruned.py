@@ -113,6 +113,26 @@ def test_convolutions_and_linears(layer: nn.Module, size: tuple[int, ...], outpu
     assert cost.kept_macs == int(weight.count_nonzero()) * outputs
 
 
+SWIN = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "window_size": 4, "depths": (1, 1), "num_heads": (2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("eva02_tiny_patch14_224", {"img_size": 28, "depth": 1}),  # gated MLP, q, k and v apart
+        ("pvt_v2_b0", {}),  # a traced graph with depthwise convolutions
+    ],
+)
+def test_products_of_attention_are_kept_whole_in_any_architecture(name: str, arguments: dict[str, Any]) -> None:
+    model = open_model(timm.create_model(name, num_classes=5, **arguments).eval())
+    model.sparse = [f"{site}.weight" for site in model.sites()]
+    zero_smallest(model, model.sparse, 1.0)
+    cost = count(model, (3, arguments.get("img_size", 64), arguments.get("img_size", 64)))
+    attention = sum(macs for op, macs in cost.by_op.items() if op == "bmm" or "attention" in op)
+    assert 0 < attention == cost.kept_macs < cost.macs
+
+
 def test_activations_that_are_zero_are_no_pruned_weights() -> None:
     model = pruned()
     cost = count(model, SIZE, make_input=lambda batch: torch.zeros(batch, *SIZE))

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from gates import Gated
+from gates import Gated, Gates, digits
 from test_composites import headed
 
 from leanvit import Int8, NViT, ToMe
 from leanvit.anatomy import open_model
 from leanvit.anatomy.sparse import sparse_parameters, sparse_tensors
+from leanvit.data import Preprocess
 from leanvit.errors import BadInput, Refused
-from leanvit.recipe import compatibility, compose, compress, load, rebuilt, save
+from leanvit.recipe import Data, Recovery, Root, compatibility, compose, compress, create, load, rebuilt, save
 from leanvit.recipe.compat import TRAITS
 from zeroing import NAMES, Zeros, zeros_of
 
@@ -63,6 +64,21 @@ def test_a_module_that_is_wrapped_for_a_while_stays_sparse(tiny) -> None:
     assert model.sparse == ("blocks.0.attn.qkv.weight", "blocks.1.mlp.mlp.fc1.weight")
     model.load_state_dict(model.state_dict(), assign=True)
     assert [*sparse_parameters(copy.deepcopy(model))] == [*model.sparse]
+
+
+def test_temporary_modules_of_a_recovery_keep_zeros(tmp_path: Path) -> None:
+    """The steps are saved while an MLP with a sparse weight lies in a gate; `finish` multiplies that weight."""
+    small = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1}
+    dense = create(Root("vit_tiny_patch16_224", {**small, "num_classes": 10}))
+    data = Data(digits(), Preprocess.of(dense))
+    lean = compress(dense, [Zeros()], data)
+    methods, recovery = [Gates(epochs=1)], Recovery(epochs=1, batch_size=10, lr=1e-2)
+    gated = compress(lean, methods, data, recovery=recovery, out=tmp_path / "run")
+    assert gated.sparse == lean.sparse
+    for name, zeros in zeros_of(lean).items():
+        assert torch.equal(zeros, zeros_of(gated)[name]) and not torch.equal(
+            gated.get_parameter(name), lean.get_parameter(name)
+        )
 
 
 def test_a_tensor_that_is_shared_has_one_name(tiny) -> None:
