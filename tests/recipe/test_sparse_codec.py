@@ -228,7 +228,7 @@ def test_without_a_new_hash_any_change_is_met(tiny, tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_hundred_damaged_tensors_fail_clearly_or_are_sound(tiny, tmp_path: Path, monkeypatch) -> None:
+def test_sixty_damaged_tensors_fail_clearly_or_are_sound(tiny, tmp_path: Path, monkeypatch) -> None:
     """Whatever stands in a weights file whose hash is right: an error of ours, or a model of the right shapes."""
 
     def never(*args: object, **kwargs: object) -> None:
@@ -240,7 +240,7 @@ def test_a_hundred_damaged_tensors_fail_clearly_or_are_sound(tiny, tmp_path: Pat
     shapes_of_good = {name: p.shape for name, p in good.named_parameters()}
     save(good, tmp_path / "good")
     failed = 0
-    for seed in range(100):
+    for seed in range(60):
         run, rng = tmp_path / "bad", random.Random(seed)
         shutil.copytree(tmp_path / "good", run)
         tensors, shapes = opened(run)
@@ -252,7 +252,7 @@ def test_a_hundred_damaged_tensors_fail_clearly_or_are_sound(tiny, tmp_path: Pat
             assert 20 < len(str(error)) < 2000
             failed += 1
         shutil.rmtree(run)
-    assert failed >= 75
+    assert failed >= 45
 
 
 def _damaged(tensors: dict, shapes: dict, rng: random.Random) -> tuple[dict, Any]:

@@ -49,8 +49,9 @@ def assert_kept(trained, before) -> None:
         assert (parameter[~zeros] != 0).all(), name
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("clip_mode", ["norm", "value", "agc"])
+@pytest.mark.parametrize(
+    ("optimizer", "clip_mode"), [*((name, "norm") for name in OPTIMIZERS), ("adamw", "value"), ("lamb", "agc")]
+)
 def test_every_optimiser_leaves_a_zero_at_zero(optimizer, clip_mode):
     model = pruned()
     before, start = zeros_of(model), copy.deepcopy(model.state_dict())
