@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from leanvit.data import Preprocess, open_dataset
 from leanvit.deploy.artefact import Artefact, write_artefact
 from leanvit.files import file_sha256, sealed_text
 from leanvit.quantize.int8 import Int8
 from leanvit.recipe import Data, Recovery, Root, compress, create, load_run, save
+from leanvit.recipe.sparse_codec import pack
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 from shards import exchange, numbered, rewrite_index, write_shard
@@ -102,7 +103,7 @@ def _damaged_runs(folder: Path) -> None:
     (copy("measure-swapped") / "measure.json").write_text(text)
     (copy("tokens-damaged") / "tokens.json").write_text("{}")
     _edited(folder, "format-newer", lambda c: c.update(format=99))
-    _edited(folder, "feature-unknown", lambda c: c.update(format=3, features=["sparse"]))
+    _edited(folder, "feature-unknown", lambda c: c.update(format=3, features=["streams"]))
     gone = {"wiring": "gone", "arguments": {}, "parts": {}, "module": "my_heads"}
     _edited(folder, "wiring-unknown", lambda c: c.update(format=3, features=["parts"], root=gone))
     _edited(folder, "kind-foreign", lambda c: c.update(kind="leanvit-artefact"))
@@ -125,6 +126,21 @@ def _damaged_runs(folder: Path) -> None:
     pickled = _edited(folder, "weights-pickled", lambda c: None)
     torch.save({"a": torch.zeros(1)}, pickled / "weights-p.safetensors")
     _point_to(pickled, "weights-p.safetensors")
+    _damaged_bitmaps(folder)
+
+
+def _damaged_bitmaps(folder: Path) -> None:
+    """Weights files with a sparse tensor whose bitmap is cut, or keeps other elements than there are values for."""
+    tensors = load_file(_weights_of(folder / "run"))
+    name = "blocks.0.mlp.fc1.weight"
+    tensors[name][::2] = 0
+    packed, metadata = pack(tensors, [name])
+    bitmap = packed[f"{name}:bitmap"]
+    for run, damaged in {"bitmap-truncated": bitmap[:-1], "bitmap-tampered": bitmap | 1}.items():
+        copy = _edited(folder, run, lambda c: c.update(format=3, features=["sparse"]))
+        file = "weights-sparse.safetensors"
+        save_file({**packed, f"{name}:bitmap": damaged.clone()}, copy / file, metadata=metadata)
+        _point_to(copy, file)
 
 
 def _point_to(run: Path, file: str) -> None:

@@ -26,6 +26,8 @@ DAMAGED: dict[str, tuple[str, ...]] = {  # run -> what must be said of it
     "weights-swapped": ("weights-.* was truncated or changed", "sha256"),
     "weights-of-another": ("weights-of-another: the weights do not fit the plans", r"is \(.*24.*\), not"),
     "weights-pickled": ("weights-p.safetensors is not a safetensors file",),
+    "bitmap-truncated": (r"blocks\.0\.mlp\.fc1\.weight is a sparse tensor of shape \(48, 12\)", r"72 bytes.*\(71,\)"),
+    "bitmap-tampered": (r"fc1\.weight is a sparse tensor that keeps \d+ elements", r"there are \(288,\) values"),
     "weights-outside": ("'../foreign.safetensors' is not a plain file name",),
     "root-unknown": ("unknown timm model 'vit_tinny_patch16_224'", "did you mean"),
     "root-loads": ("argument 'pretrained'", "it does not build"),

@@ -42,7 +42,7 @@ CLI = [
         ("compress", "run", "--with", "evit", "--part", "head"),
         ("part is 'head'; accepted: none, the model is no model of parts",),
     ),
-    Cli("unknown feature", ("measure", "feature-unknown", "--data", "digits"), ("uses the feature 'sparse'",), 1),
+    Cli("unknown feature", ("measure", "feature-unknown", "--data", "digits"), ("uses the feature 'streams'",), 1),
     Cli(
         "unknown wiring",
         ("measure", "wiring-unknown", "--data", "digits"),

@@ -269,7 +269,10 @@ def test_wrong_parts_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(features=["parts", "sparse"]), "uses the feature 'sparse'; this leanvit .* knows parts"),
+        (
+            lambda c: c.update(features=["parts", "streams"]),
+            "uses the feature 'streams'; this leanvit .* knows parts, sparse",
+        ),
         (lambda c: c.update(format=4), "has format 4; this leanvit .* reads up to 3"),
         (lambda c: c["root"].update(wiring="gone", module="my.heads"), "registered by the module 'my.heads': import"),
         (lambda c: c["root"]["parts"].pop("head"), "wiring test_headed needs the part 'head'"),

@@ -16,6 +16,7 @@ from leanvit.runs.logs import training_logs
 from leanvit.tokens.evit import EViT
 from leanvit.training import FitConfig, fit
 from leanvit.verbs import train
+from zeroing import Zeros, zeros_of
 
 
 def test_the_second_stage_starts_from_the_weights_of_the_first(stages: Stages, tmp_path) -> None:
@@ -67,6 +68,22 @@ def test_the_run_says_both_stages(stages: Stages) -> None:
     logs = training_logs(stages.second)
     assert [log.name for log in logs] == ["train-1.jsonl", "train.jsonl"]
     assert logs[0].read_bytes() == (stages.first / "train.jsonl").read_bytes()
+
+
+def test_a_run_with_pruned_weights_is_trained_on_and_keeps_its_zeros(stages: Stages, tmp_path) -> None:
+    """Its structure is that of the dense model; what else made a model lean is refused."""
+    lean = compress(load_run(stages.first).model, [Zeros()])
+    save(lean, tmp_path / "lean", classes=load_run(stages.first).classes)
+    settings = {"epochs": 1, "batch_size": 10, "lr": 1e-3}
+    train(tmp_path / "lean", "digits", settings=settings, limit=20, out=tmp_path / "on")
+    model = load_run(tmp_path / "on").model
+    assert model.sparse == lean.sparse and [plan.slug for plan in model.history.plans] == ["test_zeros"]
+    after = zeros_of(model)
+    assert all(torch.equal(zeros, after[name]) for name, zeros in zeros_of(lean).items())
+    assert not torch.equal(model.get_parameter("head.weight"), lean.get_parameter("head.weight"))
+    save(compress(lean, [EViT(keep_rate=0.5, blocks=(1,))]), tmp_path / "both")
+    with pytest.raises(Refused, match=r"both is not dense \(test_zeros \+ evit\)"):
+        train(tmp_path / "both", "digits", settings=settings, limit=20, out=tmp_path / "off")
 
 
 def test_a_run_gets_a_fresh_classifier_for_other_classes(stages: Stages, tmp_path) -> None:

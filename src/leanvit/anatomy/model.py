@@ -222,6 +222,7 @@ class OpenModel(Opened, ABC):
             and not any(block.drops_prefix for block in self.blocks),
             "full_grid": not self.reduces_tokens,
             "float": self.float_weights,
+            "whole_weights": self.whole_weights,
             "static_tokens": True,
             "token_blocks": len(self.blocks) > 0 and not replaced and self.exits is None,
             "places": not any(step.blends for step in self.steps()),

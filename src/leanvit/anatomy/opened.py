@@ -10,6 +10,7 @@ from torch import nn
 
 from leanvit.anatomy.arithmetic.ops import TORCH, Ops
 from leanvit.anatomy.parts.blocks import Step
+from leanvit.anatomy.sparse import set_sparse, sparse_parameters, sparse_tensors
 
 WIDTH = "width"  # a trait that is kept on demand: methods that change the width of the stream ask `kept_traits`
 
@@ -78,13 +79,33 @@ class Opened(nn.Module):
         for block in self.blocks:
             yield from block.steps()
 
+    @property
+    def sparse(self) -> tuple[str, ...]:
+        """Names of the parameters whose exact zeros are pruned weights, as in `named_parameters()`, sorted.
+
+        A method that zeroes sets them in `shape`: `model.sparse = (*model.sparse, ...)`; raises `BadInput` for a name
+        that is none. Training keeps these zeros, counting and storage leave them out. A model of parts has those of its
+        parts, with their prefixes.
+        """
+        return tuple(sparse_parameters(self))
+
+    @sparse.setter
+    def sparse(self, names: Iterable[str]) -> None:
+        set_sparse(self, names)
+
+    @property
+    def whole_weights(self) -> bool:
+        """Whether none of its weights were pruned to zeros, those that are kept as integers included."""
+        return not sparse_tensors(self)
+
     def lost_traits(self) -> list[str]:
         """Traits that must be kept and that it does not have."""
         return sorted(self.kept_traits - self.traits() - {WIDTH}) if self.kept_traits else []
 
     def traits(self) -> frozenset[str]:
         """What it offers to the next method (see `recipe/compat.py`)."""
-        return frozenset({"float"}) if self.float_weights else frozenset()
+        has = {"float": self.float_weights, "whole_weights": self.whole_weights}
+        return frozenset(name for name, true in has.items() if true)
 
     @contextmanager
     def whole_depth(self) -> Iterator[None]:

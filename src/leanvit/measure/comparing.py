@@ -17,7 +17,7 @@ from leanvit import tasks
 from leanvit.arguments import require_dataset, require_named_models
 from leanvit.errors import BadInput, unknown
 from leanvit.measure.comparison import Comparison
-from leanvit.measure.counting import count, parameters
+from leanvit.measure.counting import count
 from leanvit.measure.energy import ROUNDS, Energy, find_meter, paired_energy
 from leanvit.measure.judged import MOST_ANSWERS_BYTES, Judged, judge_all
 from leanvit.measure.latency import Latency, Spread, paired_latency
@@ -25,6 +25,7 @@ from leanvit.measure.machine import environment
 from leanvit.measure.memory import peak_memory
 from leanvit.measure.meter import Meter, NoMeter, NotMeasurable
 from leanvit.measure.predictions import Batch, Predictions, dataset_of, matched_outputs, predict_all
+from leanvit.measure.pruned import kept_parameters, parameters
 from leanvit.measure.rows import Row
 from leanvit.measure.runners import (
     Runner,
@@ -211,10 +212,12 @@ def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]
     if not run_in_torch(model):
         unseen = ("params", "macs_per_image", "weights_bytes", "peak_memory_bytes")
         return {"notes": notes, **dict.fromkeys(unseen)}
-    macs, gaps = _macs(model, x) if fits else (None, ())
+    macs, kept_macs, gaps = _macs(model, x) if fits else (None, None, ())
     return {
         "params": parameters(model),
+        "kept_params": kept_parameters(model),
         "macs_per_image": macs,
+        "kept_macs_per_image": kept_macs,
         "weights_bytes": _weights_bytes(model),
         "peak_memory_bytes": _peak_bytes(model, x) if fits else None,
         "notes": notes + gaps,
@@ -222,8 +225,11 @@ def _torch_costs(model: Runner, x: Tensor, *, fits: bool, notes: tuple[str, ...]
 
 
 def _mean_macs(work: Any) -> dict[str, Any]:
-    """Of a model whose work depends on the image: the mean over all images that were predicted."""
-    return {"macs_per_image": round(work.mean_macs)} if work is not None and work.macs else {}
+    """Of a model whose work depends on the image: the mean over all images that were predicted. What zeros leave of it
+    is not known."""
+    if work is None or not work.macs:
+        return {}
+    return {"macs_per_image": round(work.mean_macs), "kept_macs_per_image": None}
 
 
 def _unkept(own: Judged) -> tuple[str, ...]:
@@ -238,13 +244,14 @@ def _left(work: Any) -> tuple[str, ...]:
     return (f"MACs are the mean over {work.images} images: {work}; latency is that of the first images",)
 
 
-def _macs(model: nn.Module, x: Tensor) -> tuple[int | None, tuple[str, ...]]:
+def _macs(model: nn.Module, x: Tensor) -> tuple[int | None, int | None, tuple[str, ...]]:
+    """(MACs of an image, those that zeros leave of them, notes)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="MACs are a lower bound")  # said in the row's notes
         cost = count(model, x.shape[1:], batch=len(x), make_input=lambda _: as_taken(model, x))
     if cost.uncounted:
-        return None, (f"MACs at least {cost.gmacs:.4g} G; not counted: {cost.gaps()}",)
-    return cost.macs, ()
+        return None, None, (f"MACs at least {cost.gmacs:.4g} G; not counted: {cost.gaps()}",)
+    return cost.macs, cost.kept_macs, ()
 
 
 def _weights_bytes(model: nn.Module) -> int:

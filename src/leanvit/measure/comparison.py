@@ -23,8 +23,13 @@ class Comparison(Rows):
     """Rows that are written to a file, read from one, and shown."""
 
     def to_json(self) -> str:
-        """JSON text; `from_json` gives an equal Comparison back."""
-        return json.dumps(asdict(self), indent=1, allow_nan=False)
+        """JSON text; `from_json` gives an equal Comparison back. What zeros leave stands there where it is known."""
+        content = asdict(self)
+        for row in content["rows"]:
+            for key in _KEPT:
+                if row[key] is None:
+                    del row[key]
+        return json.dumps(content, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Comparison:
@@ -64,6 +69,9 @@ def _implausible(comparison: Comparison) -> Iterator[tuple[str, str]]:
     if len(timed) > 1 or timed & {1}:
         yield "rows", f"samples_s of {sorted(timed)} rounds; accepted: as many in every row, 2 or more"
     for i, row in enumerate(content["rows"]):
+        for kept, of in _KEPT.items():
+            if row[kept] is not None and (row[of] is None or row[kept] > row[of]):
+                yield f"rows.{i}.{kept}", f"more than {of}"
         yield from ((f"rows.{i}.{key}", reason) for key, reason in _implausible_figures(row))
         if any(of and not _is_share(score) for of, score in zip(percent, row["scores"], strict=True)):
             yield f"rows.{i}.scores", "not between 0 and 100 %"
@@ -87,7 +95,8 @@ def _is_share(interval: dict[str, Any]) -> bool:
 
 
 _TIMES = ("images_per_s", "latency_ms", "samples_s", "speedup_vs_baseline")
-_COUNTS = ("params", "macs_per_image", "weights_bytes", "disk_bytes", "peak_memory_bytes")
+_KEPT = {"kept_params": "params", "kept_macs_per_image": "macs_per_image"}  # what they are of
+_COUNTS = (*_KEPT, "params", "macs_per_image", "weights_bytes", "disk_bytes", "peak_memory_bytes")
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanvit.errors import BadInput
 from leanvit.measure.formulas import FORMULAS, macs_of, qualified_name, tensors_in
+from leanvit.measure.pruned import Zeros, kept_parameters, parameters
 from leanvit.measure.runners import device_of, evaluating, float_dtype_of, whole_depth
 
 
@@ -45,6 +46,9 @@ class Cost:
 
     `by_op` maps an operator's name to its MACs; `by_module` maps a module's path to the MACs executed inside it, its
     children included (`""` is the whole model). `macs` is a lower bound when `uncounted` is not empty.
+
+    `params` and `macs` are of what is executed: they never fall because of a zero. What zeros of sparse tensors
+    (`model.sparse`) leave of them are `kept_params` and `kept_macs`; no runtime is said to save the difference.
     """
 
     params: int  # elements of weights, shared ones once (`parameters`)
@@ -52,6 +56,8 @@ class Cost:
     by_op: dict[str, int]
     by_module: dict[str, int]
     uncounted: tuple[Uncounted, ...] = ()
+    kept_params: int | None = None  # without the zeros of sparse tensors; None: no tensor of the model is sparse
+    kept_macs: int | None = None  # likewise: a product with a sparse weight by its non-zero entries, all others whole
 
     @property
     def gmacs(self) -> float:
@@ -98,7 +104,8 @@ def count(
     """
     _check(model, input_size, batch)
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper hides the modules' own paths
-    recorder = _Recorder({id(module): name for name, module in model.named_modules()})
+    zeros = Zeros(model)
+    recorder = _Recorder({id(module): name for name, module in model.named_modules()}, zeros)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(torch.random.fork_rng(devices=_cuda_devices(model)))
@@ -111,15 +118,11 @@ def count(
         stack.enter_context(recorder)
         model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     cost = recorder.cost(params=parameters(model), batch=batch)
+    if zeros.are_known:
+        cost = replace(cost, kept_params=kept_parameters(model), kept_macs=recorder.kept(batch))
     if cost.uncounted:
         warnings.warn(f"MACs are a lower bound; not counted: {cost.gaps()}", stacklevel=2)
     return cost
-
-
-def parameters(model: nn.Module) -> int:
-    """Elements of parameters, shared ones once, and of weights kept as int8 (buffers of two and more dimensions)."""
-    integers = (b for b in model.buffers() if b.dtype == torch.int8 and b.dim() > 1)
-    return sum(t.numel() for t in (*model.parameters(), *integers))
 
 
 class _Recorder(TorchDispatchMode):
@@ -127,8 +130,10 @@ class _Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True  # they run, and are named as not counted
 
-    def __init__(self, paths: dict[int, str]) -> None:
+    def __init__(self, paths: dict[int, str], zeros: Zeros) -> None:
         super().__init__()
+        self._zeros = zeros
+        self._kept = 0
         self._paths = paths  # id of a module -> its path in the model
         self._inside: list[str] = []  # paths of the modules being executed, outermost first
         self._by_op: Counter[str] = Counter()
@@ -154,8 +159,11 @@ class _Recorder(TorchDispatchMode):
         if macs is None:
             shapes = tuple(tuple(t.shape) if not t.is_nested else () for t in tensors_in((args, kwargs)))
             self._unknown[name, module, shapes] += 1
-        elif macs:
+        elif not macs:
+            self._zeros.follow((args, kwargs), out)
+        else:
             self._by_op[name] += macs
+            self._kept += self._zeros.kept(name, args, macs)
             for path in {"", *self._inside}:  # a set: a module that calls itself counts once
                 self._by_module[path] += macs
 
@@ -180,6 +188,10 @@ class _Recorder(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def kept(self, batch: int) -> int:
+        """MACs of one image with zeros of sparse tensors left out."""
+        return round(self._kept / batch)
 
     def cost(self, *, params: int, batch: int) -> Cost:
         per_image = {name.removeprefix("aten."): round(n / batch) for name, n in self._by_op.most_common()}

@@ -104,6 +104,15 @@ FORMULAS: dict[str, Formula] = {
     "aten._transformer_encoder_layer_fwd": _native_encoder_layer,
 }
 
+# where a call has its two operands; of a convolution, and beside a packed weight: the weight alone. Attention kernels
+# multiply no weight, and fused layers, which hold several, count whole.
+OPERANDS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("mm", "bmm", "_int_mm", "_scaled_mm", "_scaled_mm_v2", "mv", "dot", "vdot"), (0, 1)),
+    **dict.fromkeys(("addmm", "addbmm", "baddbmm", "_addmm_activation", "addmv"), (1, 2)),
+    **{name: (1,) for name in FORMULAS if FORMULAS[name] in (_linear_by_output, _convolution, _convolve)},
+}
+OPERANDS = {name if "." in name else f"aten.{name}": places for name, places in OPERANDS.items()}
+
 # aten operators that move, compare, normalise, pool or resample; a trailing underscore (in place) is the same operator.
 # Views, operators that torch tags as pointwise or reduction, and those that take no tensor need no entry.
 _NO_MACS = """

@@ -38,6 +38,8 @@ class Row:
     notes: tuple[str, ...]
     joules_per_image: Spread | None = None  # counted, idle power included; never an estimate
     energy_source: str = ""  # what was read and what is in it, or "not measurable here: ..."; "": not asked for
+    kept_params: int | None = None  # without pruned weights: exact zeros of sparse tensors; None: none are sparse
+    kept_macs_per_image: int | None = None  # likewise (`measure.Cost`): `macs_per_image` are those that are executed
     model: str = ""  # what ran: rows of one model in several runtimes share it; by default the name without the runtime
 
     def __post_init__(self) -> None:

@@ -88,7 +88,26 @@ def _short_caption(comparison: Rows) -> Iterator[str]:
     yield f"{comparison.images} images, changes with 95 % intervals; latency of a batch of {comparison.latency_batch}"
     yield from metric_lines(comparison)
     yield from speed_lines(comparison)
+    yield from kept_lines(comparison)
     yield from (f"{row.name}: {note}" for row in comparison.rows for note in row.notes)
+
+
+KEPT = "kept: without weights that were pruned to zeros. All MACs are executed: what that gives in speed is the latency"
+
+
+def kept_lines(comparison: Rows) -> Iterator[str]:
+    """What zeros of sparse tensors leave of parameters and MACs, of each model that has some."""
+    told = set()
+    for row in comparison.rows:
+        if row.kept_params is None or row.params is None or row.model in told:
+            continue
+        told.add(row.model)
+        macs = ""
+        if row.kept_macs_per_image is not None and row.macs_per_image is not None:
+            macs = f", {_number(row.kept_macs_per_image, 1e9)} of {_number(row.macs_per_image, 1e9)} G MACs"
+        yield f"{row.model} keeps {_number(row.kept_params, 1e6)} of {_number(row.params, 1e6)} M parameters{macs}"
+    if told:
+        yield KEPT
 
 
 def speed_lines(comparison: Rows) -> Iterator[str]:
@@ -143,7 +162,9 @@ def _columns(comparison: Rows) -> dict[str, Callable[[Row], str]]:
         _change_title(comparison): lambda r: _interval(r.change_points, sign=True),
         "agreement [%]": lambda r: _interval(r.agreement_percent),
         "params [M]": lambda r: _number(r.params, 1e6),
+        "kept params [M]": lambda r: _number(r.kept_params, 1e6),
         "MACs [G/image]": lambda r: _number(r.macs_per_image, 1e9),
+        "kept MACs [G/image]": lambda r: _number(r.kept_macs_per_image, 1e9),
         f"latency [ms/batch of {batch}]": lambda r: _spread(r.latency_ms),
         "throughput [images/s]": lambda r: _number(r.images_per_s),
         f"speed-up [x {comparison.row(comparison.baseline).model}]": lambda r: _spread(r.speedup_vs_baseline),
@@ -161,6 +182,8 @@ def _caption(comparison: Rows) -> Iterator[str]:
     yield f"{machine.get('cpu')}, {machine.get('threads')} threads of torch"
     yield from metric_lines(comparison)
     yield from speed_lines(comparison)
+    if any(row.kept_params is not None for row in comparison.rows):
+        yield KEPT
     yield from energy_lines(comparison)
     for row in comparison.rows:
         yield from (f"{row.name}: {note}" for note in row.notes)

@@ -20,6 +20,7 @@ TRAITS = {  # what a model can offer, in words
     "class_token": "a class token",
     "full_grid": "the full grid of patches",
     "float": "float weights and activations",
+    "whole_weights": "weights not pruned to zeros",
     "token_blocks": "transformer blocks that tokens of patches run through (none in a traced graph, none left behind "
     "semantic tokens or early exits)",
     "maps": "feature maps on the full grid (`model.maps`)",

@@ -125,6 +125,7 @@ def rebuilt(
     _check_plans(model.history.plans, old, new, changed)
     lean = _replayed(root, model.history.plans, seed, model)
     moved = _moved(model.state_dict(), lean, old._source[0], new._source[0])
+    moved.problems += _filled(moved, lean)
     if moved.problems:
         more = f" (and {len(moved.problems) - _SHOWN} more)" if len(moved.problems) > _SHOWN else ""
         raise Refused(
@@ -254,6 +255,11 @@ def _moved(before: Mapping[str, Tensor], lean: OpenModel, old: Any, new: Any) ->
     found.left = [key for key in before if key not in taken]
     found.problems += [f"{key} would be left" for key in found.left if not key.startswith(free)]
     return found
+
+
+def _filled(found: _Moved, lean: OpenModel) -> list[str]:
+    """Sparse parameters that were resized: what is interpolated is zero no more."""
+    return [f"{key} holds pruned weights, which resizing would fill" for key in lean.sparse if key in found.resized]
 
 
 def _follow(found: _Moved, key: str, there: Tensor, fresh: Tensor, old: Any, new: Any) -> None:

@@ -17,12 +17,12 @@ import timm
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from leanvit import __version__, tasks
 from leanvit.anatomy import OpenModel
+from leanvit.anatomy.sparse import sparse_tensors
 from leanvit.arguments import require_model, require_path
 from leanvit.cards import known_papers
 from leanvit.errors import BadInput, CheckpointError, LeanvitError, Refused, unknown
@@ -32,6 +32,8 @@ from leanvit.recipe.history import History, replay
 from leanvit.recipe.plan import Plan
 from leanvit.recipe.registry import outside_module
 from leanvit.recipe.roots import CompositeRoot, ForeignRoot, Root, root_from_json
+from leanvit.recipe.sparse_codec import FEATURE as SPARSE
+from leanvit.recipe.sparse_codec import pack, read_tensors
 
 if TYPE_CHECKING:
     from leanvit.data import Preprocess
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 KIND = "leanvit-run"
 FORMAT = 3  # the newest that is read: 3 where `features` names what a reader must know, 2 where `weights.stored_as`
 # says how parameters were rounded, else 1
-FEATURES = ("parts",)  # that are read; "parts": a model of parts
+PARTS = "parts"  # a model of parts
+FEATURES = (PARTS, SPARSE)  # that are read; sparse tensors: see `sparse_codec`
 STORED_AS = {"float16": torch.float16, "bfloat16": torch.bfloat16}  # what float32 parameters may be rounded to
 JSON_NAME = "leanvit.json"
 
@@ -107,6 +110,9 @@ def save(
 ) -> Path:
     """Write a run folder. Other files in the folder are left alone.
 
+    Of sparse tensors (`model.sparse`) the elements that are not zero are stored, and which these are, a bit each. Such
+    a weights file is read by `load` and by `--weights`, not by plain timm.
+
     Args:
         model: an opened model with a history (from `compress`, `load` or `create`).
         preprocess: how images are prepared for it; it travels with the run. Default: what the model says itself
@@ -146,14 +152,14 @@ def save(
     names = own_names(model, classes)
     history = _proven_history(model)
     preprocess = preprocess or Preprocess.of(model)
-    tensors = _tensors(model, stored_as)
+    tensors, metadata = pack(_tensors(model, stored_as), sparse_tensors(model))
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"cannot write to {path}: {error.strerror or error}") from error
-    weights = _write_weights(tensors, path) | ({"stored_as": stored_as} if stored_as else {})
+    weights = _write_weights(tensors, metadata, path) | ({"stored_as": stored_as} if stored_as else {})
     made_with = {p: version(p) for p in ("torch", "timm")} | {"leanvit": __version__}
-    features = ["parts"] if isinstance(history.root, CompositeRoot) else []
+    features = [PARTS] * isinstance(history.root, CompositeRoot) + [SPARSE] * bool(metadata)
     written = {
         "kind": KIND,
         "format": 3 if features else 2 if stored_as else 1,  # an older leanvit reads what it can read rightly
@@ -185,6 +191,10 @@ def _proven_history(model: OpenModel) -> History:
     problem = _first_mismatch(built.state_dict(), model.state_dict())
     if problem:
         raise Refused(f"the model is not what its history builds ({problem}): it was changed after its methods ran")
+    here, planned = sparse_tensors(model).keys(), sparse_tensors(built).keys()
+    for name in sorted(here ^ planned):
+        where = "sparse here, but not by its plans" if name in here else "sparse by its plans, but not here"
+        raise Refused(f"{name} is {where}: a method names what it prunes to zeros in shape (model.sparse)")
     return model.history
 
 
@@ -207,8 +217,8 @@ def _tensors(model: OpenModel, stored_as: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _write_weights(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, str]:
-    content = to_safetensors(tensors)
+def _write_weights(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> dict[str, str]:
+    content = to_safetensors(tensors, metadata=metadata or None)
     digest = hashlib.sha256(content).hexdigest()
     name = f"weights-{digest[:12]}.safetensors"  # by content: the JSON, written last, says which one counts
     write_atomic(path / name, content)
@@ -309,7 +319,7 @@ def _checked_weights(path: Path, file: RunFile) -> Path:
 
 def _read_tensors(weights: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(weights)
+        return read_tensors(weights)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{weights} is not a safetensors file: {error}") from error
 

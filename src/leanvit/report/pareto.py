@@ -141,6 +141,8 @@ def _details(point: Point) -> list[str]:
         lines.append(f"{faster.median:.2f}× as fast as {reference.model}{at} in {row.runtime}")
     if row.macs_per_image is not None:
         lines.append(f"{row.macs_per_image / 1e6:,.4g} M MACs / image")
+    if row.kept_macs_per_image is not None:
+        lines.append(f"{row.kept_macs_per_image / 1e6:,.4g} M of them kept")
     if row.disk_bytes is not None:
         lines.append(f"{row.disk_bytes / 2**20:,.3g} MiB on disk")
     return lines

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from leanvit.measure import Change, Comparison, Interval, Row
 from leanvit.measure.latency import Spread
 from leanvit.measure.rows import RuntimeChange, runtime_name
-from leanvit.measure.table import change_unit, energy_lines, figure
+from leanvit.measure.table import KEPT, change_unit, energy_lines, figure
 from leanvit.tasks import Metric
 
 NONE = "–"
@@ -179,8 +179,8 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         *map(interval_cell, row.scores),
         change_cell(change),
         interval_cell(row.agreement_percent),
-        Cell(_number(twin.macs_per_image, 1e6), title=own if twin.macs_per_image else ""),
-        Cell(_number(twin.params, 1e6), title=own if twin.params else ""),
+        Cell(_number(twin.macs_per_image, 1e6), _kept(twin.kept_macs_per_image), own if twin.macs_per_image else ""),
+        Cell(_number(twin.params, 1e6), _kept(twin.kept_params), own if twin.params else ""),
         _spread(row.latency_ms),
         Cell(NONE if row.images_per_s is None else f"{row.images_per_s:,.0f}"),
         Cell("1" if row is reference else NONE)
@@ -191,6 +191,11 @@ def _cells(comparison: Comparison, row: Row) -> tuple[Cell, ...]:
         Cell(_number(row.weights_bytes, 2**20)),
         Cell(_number(row.disk_bytes, 2**20)),
     )
+
+
+def _kept(value: int | None) -> str:
+    """What zeros leave, for the small print under what is executed."""
+    return "" if value is None else f"kept {_number(value, 1e6)}"
 
 
 def _against(row: Row, reference: Row) -> str:
@@ -266,7 +271,8 @@ def reach(change: Interval) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What was not measured, and why."""
     sentences = [f"{row.name}: {note}" for row in comparison.rows for note in row.notes]
-    return sentences + _missing(comparison.rows) + list(energy_lines(comparison))
+    kept = [KEPT] if any(row.kept_params is not None for row in comparison.rows) else []
+    return sentences + _missing(comparison.rows) + kept + list(energy_lines(comparison))
 
 
 def _missing(rows: Sequence[Row]) -> list[str]:

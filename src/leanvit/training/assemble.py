@@ -35,6 +35,7 @@ from leanvit.training.parallel import TrainStep, replicated, sharded_copy
 from leanvit.training.schedule import check_course
 from leanvit.training.whole_batch import WholeBatch
 from leanvit.training.world import World, join_world
+from leanvit.training.zeros import sparse_of
 
 FREE_ON_RESUME = ("workers", "save_every", "parallel")  # these never change a result, beyond rounding
 
@@ -156,6 +157,7 @@ def _built(
         averager=averager,
         saved=saved,
         flags=flags,
+        sparse=sparse_of(trained, objective),
         mix=mixup if config.mixes else None,
         task=task,
         world=world,

@@ -79,6 +79,7 @@ class Run:
     averager: ModelEmaV3 | None = None
     saved: Mapping[str, nn.Module] = field(default_factory=dict)  # callbacks that are saved with the run, by name
     flags: Mapping[str, bool] = field(default_factory=dict)  # which parameters of `given` required a gradient
+    sparse: Sequence[nn.Parameter] = ()  # whose exact zeros stay (`leanvit.training.zeros`)
     mix: Mixup | None = None
     task: Task = field(default_factory=Classification)  # what outputs mean, and how validation judges them
     step: int = 0  # optimiser steps taken so far

@@ -51,6 +51,7 @@ from leanvit.training.schedule import lr_at
 from leanvit.training.signals import Interrupted, StopRequested, StopSignals
 from leanvit.training.step import take_step
 from leanvit.training.validating import validated
+from leanvit.training.zeros import count_zeros, require_zeros
 
 M = TypeVar("M", bound=nn.Module)
 KEEPS = ("last", "best")
@@ -104,6 +105,8 @@ def fit(
 
     Every process makes the same call; the first one writes. The result is that of one process, up to rounding.
 
+    Weights that were pruned to zeros (`model.sparse`) stay exact zeros.
+
     Classes: where the outputs of an opened model have names (`model.classes`), the data's are matched with them by
     name; else there are as many classes as outputs, in order, and the outputs get the data's names.
 
@@ -126,6 +129,7 @@ def fit(
         BadInput: arguments, data or the folder do not fit (before the first step).
         CheckpointError: the state to resume is damaged.
         NonFiniteLoss: the loss or its gradient is not finite.
+        LeanvitError: a callback filled weights that were pruned to zeros.
         Interrupted: after Ctrl-C or SIGTERM, with the state saved (a KeyboardInterrupt).
     """
     out = None if out is None else Path(out)
@@ -141,6 +145,7 @@ def fit(
         if validate is not None and sorted(validate.classes) == sorted(dataset.classes):
             validate = for_model(validate, model, exact=True, log=lambda line: None)
         dataset = for_model(dataset, model, exact=True)
+    zeros = count_zeros(model)
     run = assemble(
         model,
         dataset,
@@ -163,6 +168,8 @@ def fit(
         model.eval()
     if ema is not None:
         release(ema, callbacks, run.flags)
+    for trained in (model, *([] if ema is None else [ema])):
+        require_zeros(trained, zeros)
     return _result(run, model, ema, dataset, out=out, validate=validate, keep=keep)
 
 

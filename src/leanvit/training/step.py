@@ -26,6 +26,7 @@ from leanvit.training.parallel import average_replicated, gradient_norm, own_par
 from leanvit.training.schedule import lr_at
 from leanvit.training.validating import autocast
 from leanvit.training.whole_batch import WholeBatch
+from leanvit.training.zeros import mask_gradients
 
 
 class NonFiniteLoss(LeanvitError):
@@ -55,6 +56,7 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
             for name, figure in _differentiated(run, batch, weight, last=run.micro == len(batches) - 1).items():
                 sums[name] = sums.get(name, 0) + figure
     average_replicated(run.forward, world)
+    mask_gradients(run.sparse)
     run.scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = gradient_norm(trained, world)
@@ -69,6 +71,7 @@ def take_step(run: Run, batches: list[Batch], callbacks: Sequence[object]) -> bo
     if taken and has_hook(callbacks, "before_step"):
         with world.together():
             notify(callbacks, "before_step", run)
+        mask_gradients(run.sparse)  # a callback may have put others there
         norm = gradient_norm(trained, world)
         run.losses["grad_norm"] = float(norm)
         _refuse_non_finite(run, batches, but=())

@@ -16,6 +16,7 @@ from leanvit.errors import BadInput, LeanvitError, Refused
 from leanvit.models.registry import require_model
 from leanvit.recipe import Data, History, Root, compress
 from leanvit.recipe.protocol import BringsObjective, ChecksTeacher
+from leanvit.recipe.registry import method_class
 from leanvit.recipe.text import as_text
 from leanvit.recipe.training_methods import (
     as_rows,
@@ -194,7 +195,7 @@ def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: L
             f"recipe {request.recipe.name if request.recipe else ''} starts from a run, not from a timm name: give a "
             f"run folder (leanvit train {request.model} makes one)"
         )
-    if wanted not in applied and not all(is_for_training(slug) for slug in applied):
+    if wanted not in applied and not all(is_for_training(slug) or _only_zeroes(slug) for slug in applied):
         raise Refused(
             f"{start.folder} is not dense ({start.name}): train makes dense models; use compress --recover to train "
             "a lean one, or a recipe that starts from it (leanvit recipes)"
@@ -206,6 +207,11 @@ def start_model(request: TrainingRequest, *, adapt_to: AnyDataset | None, log: L
     if request.distill is not None:
         request.distill.check_student(start.model)
     return start
+
+
+def _only_zeroes(slug: str) -> bool:
+    """Whether a method prunes weights to zeros and builds nothing: a training keeps them."""
+    return method_class(slug).destroys == {"whole_weights"}  # type: ignore[attr-defined]
 
 
 def _with_classes_of(dataset: AnyDataset, start: Loaded, seed: int, log: Log) -> Loaded:

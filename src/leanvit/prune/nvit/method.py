@@ -136,7 +136,7 @@ class NViT:
     amp: Annotated[str, Choice(AMPS)] = knob("fp32", "of the forwards; bf16 is quicker where the processor has it")
 
     structure_model: ClassVar[type] = _Structure
-    requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks"})
+    requires: ClassVar[frozenset[str]] = frozenset({"float", "token_blocks", "whole_weights"})
     needs_data: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     open_knobs: ClassVar[tuple[str, ...]] = ("max_steps", "batch_size")

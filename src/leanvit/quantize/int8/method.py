@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from leanvit.anatomy import OpenModel
 from leanvit.anatomy.arithmetic.quant_ops import OPERANDS, ObserverOps, QuantOps
 from leanvit.anatomy.arithmetic.quantizers import RANGES, ActQuantizer, SignedActQuantizer, WeightQuantizer, range_rule
+from leanvit.anatomy.sparse import is_sparse, mark_sparse
 from leanvit.errors import BadInput, Refused, nearest
 from leanvit.knobs import DISTINCT, Choice, Count, Words, check, check_fields, knob
 from leanvit.recipe.learning import Data, whole_of
@@ -117,7 +118,10 @@ class Int8:
                         f"the plan quantizes site {site!r}, which this model lacks: {nearest(site, modules)}"
                     )
                 weight = _weight(modules[site])
-                quantizers[site]["weight"] = WeightQuantizer(tuple(weight.shape))
+                rounded = WeightQuantizer(tuple(weight.shape))
+                if is_sparse(modules[site], "weight"):  # zeros stay zeros
+                    mark_sparse(rounded, "values")
+                quantizers[site]["weight"] = rounded
                 modules[site].register_parameter("weight", None)
         device = next(model.parameters()).device
         ops = QuantOps(quantizers).to(device)

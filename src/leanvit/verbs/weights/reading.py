@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from leanvit.errors import BadInput, CheckpointError
 from leanvit.files import check_sealed_tensors
 from leanvit.measure.machine import memory_bytes
+from leanvit.recipe.sparse_codec import read_tensors
 
 _HASHED = re.compile(r"(?:^|-)([0-9a-f]{64})(?:\.|$)")  # a name that says the sha256 of the file: runs, hub caches
 _ACCEPTED = "accepted: .safetensors, a file of torch.save, .npz"
@@ -189,7 +189,7 @@ def _checked_members(path: Path, what: str) -> set[str]:
 def _safetensors(path: Path, what: str) -> Held:
     try:
         check_sealed_tensors(path)  # of a training of ours
-        return Held(path, what, load_file(path))
+        return Held(path, what, read_tensors(path))  # of a run of ours with sparse tensors, too
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{what} is not a safetensors file: {_line(error)}") from error
 
