@@ -103,7 +103,7 @@ def compare(
         if not isinstance(value, int) or value < least:
             raise BadInput(f"{argument} must be an integer of at least {least}, got {value!r}")
     tell = progress or (lambda line: None)
-    task = _common_task(models, data, task)
+    task = common_task(models, data, task)
     if not task.label_kind:
         _check_task(task, models, dataset_of(data))
     sources = _sources(task, models, data, preprocess, batch, class_names)
@@ -358,8 +358,9 @@ def _check_models(models: Mapping[str, Runner]) -> None:
             raise BadInput(f"models must map names to callables, got {name!r}: {type(model).__name__}")
 
 
-def _common_task(models: Mapping[str, Runner], data: Any, given: Task | str | None) -> Task:
-    """The task of all models; those that say nothing of theirs go by the others."""
+def common_task(models: Mapping[str, Runner], data: Any, given: Task | str | None = None) -> Task:
+    """The task that models are judged by side by side; runners that have no `task` go by the others. Raises BadInput
+    for models of different tasks."""
     given = read_task(given)
     dataset = dataset_of(data)
     found = {name: tasks.of(m, dataset, given) for name, m in models.items() if hasattr(m, "task")}
@@ -369,8 +370,8 @@ def _common_task(models: Mapping[str, Runner], data: Any, given: Task | str | No
     for name, other in found.items():
         if other != own and (type(other) is not type(own) or other.to_json() != own.to_json()):
             raise BadInput(
-                f"models are compared by one task, that of {first} is {own!r} and that of {name} {other!r}: measure "
-                "them one by one, or give the task"
+                f"models are judged by one task, that of {first} is {own!r} and that of {name} {other!r}: measure "
+                "them one by one, or give the task (--task)"
             )
     return own
 

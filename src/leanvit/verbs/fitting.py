@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from leanvit import tasks
@@ -81,18 +80,6 @@ def require_fit(
             hints.append("\nOr take the images as preprocessing makes them: --convert (convert=True)")
         raise BadInput(f"{error}{''.join(hints)}") from None
     return convert
-
-
-def common_task(loaded: Sequence[Loaded], dataset: AnyDataset) -> Task:
-    """The task that models are judged by side by side. Raises `BadInput` for models of different tasks."""
-    found = [tasks.of(one.model, dataset) for one in loaded]
-    for one, own in zip(loaded, found, strict=True):
-        if own != found[0]:
-            raise BadInput(
-                f"models are judged by one task, that of {loaded[0].base} is {found[0]!r} and that of {one.base} "
-                f"{own!r}: measure them one by one, or give the task (--task)"
-            )
-    return found[0]
 
 
 def _bridged(loaded: Loaded, dataset: AnyDataset, class_names: str, trains: bool) -> bool:

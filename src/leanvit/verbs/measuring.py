@@ -13,6 +13,7 @@ from leanvit.data.preprocess import own_settings
 from leanvit.errors import BadInput, MissingExtra, Refused
 from leanvit.knobs import Count, Rounds, check
 from leanvit.measure import Comparison, Predictions, compare
+from leanvit.measure.comparing import common_task
 from leanvit.measure.judged import Judged
 from leanvit.runs.answer_maps import answer_maps
 from leanvit.runs.commands import Stopwatch
@@ -21,7 +22,7 @@ from leanvit.runs.layout import MEASURED, TOKENS
 from leanvit.runs.measurements import keep
 from leanvit.runs.token_maps import keep_tokens
 from leanvit.tasks import Task, read_task
-from leanvit.verbs.fitting import common_task, require_fit, with_classes_of, with_task
+from leanvit.verbs.fitting import require_fit, with_classes_of, with_task
 from leanvit.verbs.models import (
     Loaded,
     Log,
@@ -112,7 +113,9 @@ def measure(
     for one in loaded:
         require_fit(one, validation, **fitting, judges="measure")
     _require_one_size(loaded)
-    judges = common_task(loaded, validation)
+    bases, specs = [one.base for one in loaded], [*map(str, (*against, run))]
+    names = bases if len(set(bases)) == len(bases) else specs
+    judges = common_task({name: one.model for name, one in zip(names, loaded, strict=True)}, validation)
     own = loaded[-1]
     default = own.home / MEASURED if own.home else None
     file = None if default is None and out is None else new_file(out, default, overwrite=overwrite)
